@@ -1,0 +1,173 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/fairlead/fairlead/internal/delta"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Backend programs one dataplane of the node.
+type Backend interface {
+	// Update takes in changes of the table, in memory.
+	Update(fwd.Changes)
+	// Apply writes what is pending, for each family by itself. The Result counts what was written, also where an error is
+	// returned; what failed stays pending. The error joins a *FamilyError for each family that failed.
+	Apply(context.Context) (Result, error)
+	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
+	// what was believed to have been written.
+	Observe(context.Context) (drifted int, err error)
+	// Cleanup removes from the kernel all that is ours. It is harmless to call it twice.
+	Cleanup(context.Context) error
+}
+
+// Result counts what an Apply wrote: objects of the backend's own kind (a chain, a virtual server).
+type Result struct {
+	Written, Deleted int
+}
+
+// Add adds up two results.
+func (r Result) Add(o Result) Result {
+	return Result{Written: r.Written + o.Written, Deleted: r.Deleted + o.Deleted}
+}
+
+// FamilyError is the failure of one family.
+type FamilyError struct {
+	Family fwd.Family
+	// Refused says that the kernel or its tools will not accept what was written, however often it is tried; otherwise
+	// the failure may pass.
+	Refused bool
+	// Culprits are the Services whose objects were refused, where that is known.
+	Culprits []fwd.Service
+	Err      error
+}
+
+func (e *FamilyError) Error() string { return fmt.Sprintf("%s: %v", e.Family, e.Err) }
+
+// Unwrap returns the cause.
+func (e *FamilyError) Unwrap() error { return e.Err }
+
+// Edit is what a Renderer wants of one object.
+type Edit[K comparable, V any] struct {
+	Key    K
+	Value  V
+	Delete bool
+}
+
+// Renderer turns changes of the table into wanted objects. It may keep an index of its own, but has no effects.
+type Renderer[K comparable, V any] interface {
+	Render(fwd.Changes) []Edit[K, V]
+}
+
+// Plan is what a Target is to write, in no order.
+type Plan[K comparable, V any] struct {
+	// Upserts are objects to make or to change.
+	Upserts map[K]V
+	// Deletes are objects to remove, with the value that they are believed to have.
+	Deletes map[K]V
+	// Actual returns the value that an object is believed to have.
+	Actual func(K) (V, bool)
+}
+
+// Target reads and writes the kernel.
+type Target[K comparable, V any] interface {
+	// Read returns all objects in the kernel that are ours, and no others.
+	Read(context.Context) (map[K]V, error)
+	// Write carries out a plan in an order in which every state between forwards correctly or rejects. It calls done for
+	// each key that was written, also where it returns an error. An error is a *FamilyError or counts as one that may pass.
+	Write(ctx context.Context, plan Plan[K, V], done func(K)) error
+}
+
+// Engine drives one Renderer and one Target.
+type Engine[K comparable, V any] struct {
+	family   fwd.Family
+	renderer Renderer[K, V]
+	target   Target[K, V]
+	tracker  *delta.Tracker[K, V]
+}
+
+// NewEngine returns an Engine that believes the kernel to hold nothing of ours.
+func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, V], equal func(a, b V) bool) *Engine[K, V] {
+	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal)}
+}
+
+// Update renders changes.
+func (e *Engine[K, V]) Update(ch fwd.Changes) {
+	for _, ed := range e.renderer.Render(ch) {
+		if ed.Delete {
+			e.tracker.DeleteDesired(ed.Key)
+		} else {
+			e.tracker.SetDesired(ed.Key, ed.Value)
+		}
+	}
+}
+
+// Pending is the number of objects that differ from what is wanted.
+func (e *Engine[K, V]) Pending() int {
+	_, _, n := e.tracker.Len()
+	return n
+}
+
+// Apply writes what is pending.
+func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
+	_, _, n := e.tracker.Len()
+	if n == 0 {
+		return Result{}, nil
+	}
+	plan := Plan[K, V]{Upserts: make(map[K]V), Deletes: make(map[K]V), Actual: e.tracker.Actual}
+	for k := range e.tracker.Pending() {
+		if v, ok := e.tracker.Desired(k); ok {
+			plan.Upserts[k] = v
+		} else {
+			plan.Deletes[k], _ = e.tracker.Actual(k)
+		}
+	}
+	var res Result
+	err := e.target.Write(ctx, plan, func(k K) {
+		if v, ok := plan.Upserts[k]; ok {
+			e.tracker.SetActual(k, v)
+			res.Written++
+		} else {
+			e.tracker.DeleteActual(k)
+			res.Deleted++
+		}
+	})
+	return res, e.wrap(err)
+}
+
+// Observe reads the kernel. It returns how many objects are otherwise than they were believed to be; after the first
+// Observe that number says nothing.
+func (e *Engine[K, V]) Observe(ctx context.Context) (int, error) {
+	actual, err := e.target.Read(ctx)
+	if err != nil {
+		return 0, e.wrap(err)
+	}
+	_, _, before := e.tracker.Len()
+	e.tracker.ReplaceActual(actual)
+	_, _, after := e.tracker.Len()
+	return max(0, after-before), nil
+}
+
+// Cleanup reads the kernel and removes all that is ours. The renderer's wishes are kept in the renderer alone: an Engine
+// that cleaned up is not used again.
+func (e *Engine[K, V]) Cleanup(ctx context.Context) error {
+	if _, err := e.Observe(ctx); err != nil {
+		return err
+	}
+	e.tracker.ClearDesired()
+	_, err := e.Apply(ctx)
+	return err
+}
+
+func (e *Engine[K, V]) wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	var fe *FamilyError
+	if errors.As(err, &fe) {
+		return err
+	}
+	return &FamilyError{Family: e.family, Err: err}
+}

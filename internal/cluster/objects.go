@@ -1,0 +1,154 @@
+package cluster
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// ServiceName names a Service.
+type ServiceName struct {
+	Namespace string
+	Name      string
+}
+
+func (n ServiceName) String() string { return n.Namespace + "/" + n.Name }
+
+// SliceName names an EndpointSlice.
+type SliceName struct {
+	Namespace string
+	Name      string
+}
+
+func (n SliceName) String() string { return n.Namespace + "/" + n.Name }
+
+// Protocol is a transport protocol by its IANA number: 6 (TCP), 17 (UDP) or 132 (SCTP).
+type Protocol uint8
+
+// The protocols.
+const (
+	TCP  Protocol = 6
+	UDP  Protocol = 17
+	SCTP Protocol = 132
+)
+
+// ServiceType is the field spec.type as far as it matters here.
+type ServiceType uint8
+
+// The types of Services; ExternalName never gets here.
+const (
+	TypeClusterIP ServiceType = iota
+	TypeNodePort
+	TypeLoadBalancer
+)
+
+// ServicePort is one entry of spec.ports.
+type ServicePort struct {
+	// Name is unique among the ports of a protocol; it may be empty.
+	Name     string
+	Protocol Protocol
+	// Port is the port of virtual IPs, from 1 to 65535.
+	Port uint16
+	// NodePort is 0 where there is none.
+	NodePort uint16
+}
+
+// Service is what is used of a v1.Service. Fields by family have IPv4 at index 0 and IPv6 at index 1.
+type Service struct {
+	Name ServiceName
+	// CreatedUnix is the creation time in seconds since 1970.
+	CreatedUnix int64
+	Type        ServiceType
+	// ClusterIPs are zero in a family in which the Service is not handled at all.
+	ClusterIPs [2]netip.Addr
+	Ports      []ServicePort
+	// ExternalIPs are of either family, in the order of the object, without duplicates.
+	ExternalIPs []netip.Addr
+	// LoadBalancerIPs are the ingress addresses of mode VIP; those of mode Proxy are left out.
+	LoadBalancerIPs []netip.Addr
+	// SourceRanges restricts clients of LoadBalancerIPs; a family without a range is not restricted.
+	SourceRanges []netip.Prefix
+	// InternalLocal is internalTrafficPolicy: Local.
+	InternalLocal bool
+	// ExternalLocal is the field externalTrafficPolicy: Local, whether or not it counts for this Service.
+	ExternalLocal bool
+	// HealthCheckNodePort is the field, 0 for none, whether or not it counts for this Service.
+	HealthCheckNodePort uint16
+	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for none.
+	AffinitySec uint32
+}
+
+// Equal compares all fields.
+func (s *Service) Equal(o *Service) bool {
+	return s.Name == o.Name && s.CreatedUnix == o.CreatedUnix && s.Type == o.Type && s.ClusterIPs == o.ClusterIPs &&
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
+		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.SourceRanges, o.SourceRanges) &&
+		s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&
+		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinitySec == o.AffinitySec
+}
+
+// SlicePort is one entry of an EndpointSlice's ports that has a name and a number.
+type SlicePort struct {
+	Name     string
+	Protocol Protocol
+	Port     uint16
+}
+
+// Endpoint is one entry of an EndpointSlice's endpoints, with the defaults of its conditions filled in.
+type Endpoint struct {
+	// Addr is the first address of the entry; the others are never used.
+	Addr        netip.Addr
+	Ready       bool
+	Serving     bool
+	Terminating bool
+	// Node is empty where the object names none.
+	Node string
+	// ZoneHints and NodeHints are sorted.
+	ZoneHints []string
+	NodeHints []string
+}
+
+// Equal compares all fields.
+func (e Endpoint) Equal(o Endpoint) bool {
+	return e.Addr == o.Addr && e.Ready == o.Ready && e.Serving == o.Serving && e.Terminating == o.Terminating && e.Node == o.Node &&
+		slices.Equal(e.ZoneHints, o.ZoneHints) && slices.Equal(e.NodeHints, o.NodeHints)
+}
+
+// Slice is what is used of a discovery/v1 EndpointSlice. All its addresses are of one family.
+type Slice struct {
+	Name    SliceName
+	Service ServiceName
+	// IPv6 tells the family.
+	IPv6      bool
+	Ports     []SlicePort
+	Endpoints []Endpoint
+	// TriggerUnixNano is the time of the change that made this version of the slice (annotation
+	// endpoints.kubernetes.io/last-change-trigger-time), in nanoseconds since 1970; 0 if it says none. Equal leaves it out.
+	TriggerUnixNano int64
+}
+
+// Equal compares what matters for forwarding: all but TriggerUnixNano.
+func (s *Slice) Equal(o *Slice) bool {
+	return s.Name == o.Name && s.Service == o.Service && s.IPv6 == o.IPv6 &&
+		slices.Equal(s.Ports, o.Ports) && slices.EqualFunc(s.Endpoints, o.Endpoints, Endpoint.Equal)
+}
+
+// Node is what is used of the node's own v1.Node.
+type Node struct {
+	Name string
+	// Zone is the label topology.kubernetes.io/zone.
+	Zone string
+	// Addrs are the internal addresses, then the external ones, in the order of the object.
+	Addrs []netip.Addr
+	// PodCIDRs in the order of the object, masked.
+	PodCIDRs []netip.Prefix
+	// Deleting says that the Node has a deletion timestamp, or is gone.
+	Deleting bool
+	// ToBeDeleted says that the cluster autoscaler is about to remove the Node (taint ToBeDeletedByClusterAutoscaler).
+	ToBeDeleted bool
+}
+
+// Equal compares all fields.
+func (n *Node) Equal(o *Node) bool {
+	return n.Name == o.Name && n.Zone == o.Zone && n.Deleting == o.Deleting && n.ToBeDeleted == o.ToBeDeleted &&
+		slices.Equal(n.Addrs, o.Addrs) && slices.Equal(n.PodCIDRs, o.PodCIDRs)
+}

@@ -1,0 +1,132 @@
+package cluster
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// Store remembers the cluster's objects. The zero Store is empty and ready to use.
+type Store struct {
+	services map[ServiceName]*Service
+	// slices by the Service that they belong to, since that is how they are read.
+	slices map[ServiceName]map[SliceName]*Slice
+	// owner finds the Service of a slice whose label changes or that is deleted.
+	owner map[SliceName]ServiceName
+	node  Node
+	dirty map[ServiceName]struct{}
+}
+
+func (s *Store) init() {
+	if s.services == nil {
+		s.services = make(map[ServiceName]*Service)
+		s.slices = make(map[ServiceName]map[SliceName]*Slice)
+		s.owner = make(map[SliceName]ServiceName)
+		s.dirty = make(map[ServiceName]struct{})
+	}
+}
+
+// SetService adds or replaces a Service.
+func (s *Store) SetService(v *Service) {
+	s.init()
+	if old := s.services[v.Name]; old != nil && old.Equal(v) {
+		return
+	}
+	s.services[v.Name] = v
+	s.dirty[v.Name] = struct{}{}
+}
+
+// DeleteService forgets a Service; one that is not there is no error.
+func (s *Store) DeleteService(name ServiceName) {
+	if s.services[name] == nil {
+		return
+	}
+	delete(s.services, name)
+	s.dirty[name] = struct{}{}
+}
+
+// SetSlice adds or replaces an EndpointSlice. A slice that moves to another Service makes both dirty.
+func (s *Store) SetSlice(v *Slice) {
+	s.init()
+	if prev, ok := s.owner[v.Name]; ok && prev != v.Service {
+		s.DeleteSlice(v.Name)
+	}
+	byName := s.slices[v.Service]
+	if old := byName[v.Name]; old != nil && old.Equal(v) {
+		return
+	}
+	if byName == nil {
+		byName = make(map[SliceName]*Slice, 1)
+		s.slices[v.Service] = byName
+	}
+	byName[v.Name] = v
+	s.owner[v.Name] = v.Service
+	s.dirty[v.Service] = struct{}{}
+}
+
+// DeleteSlice forgets an EndpointSlice; one that is not there is no error.
+func (s *Store) DeleteSlice(name SliceName) {
+	svc, ok := s.owner[name]
+	if !ok {
+		return
+	}
+	delete(s.owner, name)
+	delete(s.slices[svc], name)
+	if len(s.slices[svc]) == 0 {
+		delete(s.slices, svc)
+	}
+	s.dirty[svc] = struct{}{}
+}
+
+// SetNode replaces the facts about the node. It makes every Service dirty when the zone changed, the only one of them
+// that decides about endpoints; it reports whether anything changed.
+func (s *Store) SetNode(n Node) bool {
+	if s.node.Equal(&n) {
+		return false
+	}
+	if s.node.Zone != n.Zone {
+		s.MarkAllDirty()
+	}
+	s.node = n
+	return true
+}
+
+// MarkAllDirty makes every Service dirty.
+func (s *Store) MarkAllDirty() {
+	s.init()
+	for name := range s.services {
+		s.dirty[name] = struct{}{}
+	}
+}
+
+// Node returns the facts about the node.
+func (s *Store) Node() Node { return s.node }
+
+// Service returns a Service, or nil.
+func (s *Store) Service(name ServiceName) *Service { return s.services[name] }
+
+// Slices returns the EndpointSlices of a Service, sorted by name.
+func (s *Store) Slices(name ServiceName) []*Slice {
+	return slices.SortedFunc(maps.Values(s.slices[name]), func(a, b *Slice) int {
+		return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
+	})
+}
+
+// Len returns the numbers of Services and of EndpointSlices.
+func (s *Store) Len() (services, endpointSlices int) { return len(s.services), len(s.owner) }
+
+// Dirty says whether TakeDirty would return anything.
+func (s *Store) Dirty() bool { return len(s.dirty) > 0 }
+
+// TakeDirty returns the names of the Services that changed since the last call, or whose EndpointSlices did, sorted. A
+// name may belong to a Service that does not exist, or no longer.
+func (s *Store) TakeDirty() []ServiceName {
+	if len(s.dirty) == 0 {
+		return nil
+	}
+	names := slices.SortedFunc(maps.Keys(s.dirty), func(a, b ServiceName) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	clear(s.dirty)
+	return names
+}

@@ -1,0 +1,109 @@
+package fwd
+
+import (
+	"net/netip"
+)
+
+// Packet is the first packet of a connection, as it reaches this node or as the node sends it.
+type Packet struct {
+	Src netip.Addr
+	// Dst is the address and port that the client dials.
+	Dst   netip.AddrPort
+	Proto Proto
+	// InInterface is the name of the interface on which the packet arrived; empty for a packet that this host sends.
+	InInterface string
+}
+
+// Verdict is the fate of a packet.
+type Verdict uint8
+
+// The verdicts. Pass means that the Service datapath does not touch the packet.
+const (
+	VerdictPass Verdict = iota
+	VerdictDrop
+	VerdictReject
+	VerdictForward
+)
+
+func (v Verdict) String() string { return [...]string{"pass", "drop", "reject", "forward"}[v] }
+
+// Outcome is what the node does with a packet.
+type Outcome struct {
+	Verdict Verdict
+	// Class is the class of the packet's source.
+	Class Class
+	// Endpoints may be chosen, each with positive probability, nothing else ever; sorted, and only for VerdictForward.
+	Endpoints []Endpoint
+	// Masquerade says that the source is rewritten whichever endpoint is chosen. Hairpin connections are masqueraded
+	// beyond that, see MasqueradeTo.
+	Masquerade bool
+	// AffinitySec is the pool's session affinity in seconds; 0 for none.
+	AffinitySec uint32
+	// Key and Owner are of the frontend that matched; Owner is the zero ServicePort where none did.
+	Key    Key
+	Owner  ServicePort
+	Reason Reason
+}
+
+// MasqueradeTo says whether the source is rewritten when the connection goes to that endpoint.
+func (o *Outcome) MasqueradeTo(src netip.Addr, ep netip.AddrPort) bool {
+	return o.Verdict == VerdictForward && (o.Masquerade || ep.Addr() == src)
+}
+
+// Class returns the class of a packet's source on this node.
+func (h *Header) Class(p Packet) Class {
+	switch {
+	case h.Detector[FamilyOf(p.Dst.Addr()).Index()].Matches(p.Src, p.InInterface):
+		return Pod
+	case h.IsLocal(p.Src):
+		return Host
+	}
+	return Outside
+}
+
+// Lookup says what the node does with a packet that opens a connection. It is the reference for every backend.
+//
+// An exact frontend (virtual IP and port) is looked for before a node port. A packet whose addresses are of different
+// families, or that is not sent to a frontend, passes.
+func (t *Table) Lookup(p Packet) Outcome {
+	out := Outcome{Class: t.header.Class(p)}
+	dst := p.Dst.Addr()
+	if !dst.IsValid() || !p.Src.IsValid() || FamilyOf(p.Src) != FamilyOf(dst) {
+		return out
+	}
+	fam := FamilyOf(dst)
+	np := t.header.NodePorts[fam.Index()]
+	fromHost := t.header.IsLocal(p.Src)
+
+	f := t.Frontend(Key{Family: fam, Addr: dst, Proto: p.Proto, Port: p.Dst.Port()})
+	if f == nil && t.header.IsLocal(dst) && np.Serves(dst, fromHost) {
+		f = t.Frontend(Key{Family: fam, Proto: p.Proto, Port: p.Dst.Port()})
+	}
+	if f == nil {
+		// Serving node ports on 127.0.0.0/8 needs route_localnet, which would let neighbours reach loopback sockets; that
+		// is closed again here (CVE-2020-8558).
+		if np.Loopback && dst.IsLoopback() && !p.Src.IsLoopback() {
+			out.Verdict, out.Reason = VerdictDrop, ReasonLoopback
+		}
+		return out
+	}
+
+	out.Key, out.Owner = f.Key, f.Owner
+	if !f.Admits(p.Src) {
+		out.Verdict, out.Reason = VerdictDrop, ReasonSourceRanges
+		return out
+	}
+	r := f.Routes[out.Class]
+	out.Reason = r.Reason
+	switch r.Action {
+	case Drop:
+		out.Verdict = VerdictDrop
+	case Reject:
+		out.Verdict = VerdictReject
+	case Forward:
+		pool := t.Pool(f.Pool(r))
+		out.Verdict, out.Masquerade = VerdictForward, r.Masquerade
+		out.Endpoints, out.AffinitySec = pool.Endpoints, pool.AffinitySec
+	}
+	return out
+}

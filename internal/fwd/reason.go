@@ -1,0 +1,52 @@
+package fwd
+
+import "fmt"
+
+// Reason names the rule that decided an outcome. docs/datapath.md lists them.
+type Reason uint8
+
+// The reasons. The String of each is what users read.
+const (
+	// ReasonNotService: the destination is no frontend of this node.
+	ReasonNotService Reason = iota
+	// ReasonNoEndpoints: the service port has no usable endpoint anywhere.
+	ReasonNoEndpoints
+	// ReasonSourceRanges: the source is outside of the Service's loadBalancerSourceRanges.
+	ReasonSourceRanges
+	// ReasonCluster: the traffic policy is Cluster.
+	ReasonCluster
+	// ReasonInternalLocal: internal traffic policy Local with endpoints on this node.
+	ReasonInternalLocal
+	// ReasonInternalLocalEmpty: internal traffic policy Local, endpoints exist, none on this node.
+	ReasonInternalLocalEmpty
+	// ReasonExternalLocal: external traffic policy Local with endpoints on this node.
+	ReasonExternalLocal
+	// ReasonExternalLocalEmpty: external traffic policy Local, endpoints exist, none on this node.
+	ReasonExternalLocalEmpty
+	// ReasonShortCircuit: external traffic policy Local, but the source is in the cluster: as if through the load balancer.
+	ReasonShortCircuit
+	// ReasonLoopback: the destination is a loopback address and the source is not this host.
+	ReasonLoopback
+	numReasons
+)
+
+var reasonText = [numReasons]string{
+	ReasonNotService:         "not-a-service: no frontend of this node has this address, protocol and port",
+	ReasonNoEndpoints:        "no-endpoints: the service port has no usable endpoint on any node, so everybody is rejected",
+	ReasonSourceRanges:       "source-ranges: the source is in none of loadBalancerSourceRanges, so it is dropped",
+	ReasonCluster:            "policy-cluster: the traffic policy is Cluster, so all usable endpoints are candidates",
+	ReasonInternalLocal:      "internal-local: internalTrafficPolicy is Local, so only endpoints on this node are candidates",
+	ReasonInternalLocalEmpty: "internal-local-empty: internalTrafficPolicy is Local and no endpoint is on this node, so everybody is dropped",
+	ReasonExternalLocal:      "external-local: externalTrafficPolicy is Local, so outside clients reach only endpoints on this node",
+	ReasonExternalLocalEmpty: "external-local-empty: externalTrafficPolicy is Local and no endpoint is on this node, so outside clients are dropped",
+	ReasonShortCircuit:       "short-circuit: externalTrafficPolicy is Local, but a source inside the cluster is served as if by the load balancer, from all usable endpoints",
+	ReasonLoopback:           "loopback: a source that is not this host may not reach loopback addresses",
+}
+
+// String is the handle of the rule, a colon, and the rule in one sentence.
+func (r Reason) String() string {
+	if r < numReasons {
+		return reasonText[r]
+	}
+	return fmt.Sprintf("reason(%d)", uint8(r))
+}
