@@ -1,0 +1,197 @@
+package compile
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// candidate is an endpoint of a service port before policy looks at it.
+type candidate struct {
+	addr  netip.AddrPort
+	ep    *cluster.Endpoint
+	local bool
+	// seq is the place of the endpoint in the slices, sorted by name.
+	seq int
+}
+
+// draining says that the endpoint serves while it shuts down: it is used where no ready one is left (KEP-1669).
+func (c *candidate) draining() bool { return !c.ep.Ready && c.ep.Serving && c.ep.Terminating }
+
+// sets is what endpoint selection gives for one service port.
+type sets struct {
+	// cluster and local are the C-set and the L-set; empty as well where no frontend of the port can use them.
+	cluster, local []fwd.Endpoint
+	// any says that there is a usable endpoint somewhere.
+	any bool
+}
+
+func sortedByName(s []*cluster.Slice) []*cluster.Slice {
+	byName := func(a, b *cluster.Slice) int {
+		return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
+	}
+	if slices.IsSortedFunc(s, byName) {
+		return s
+	}
+	return slices.SortedFunc(slices.Values(s), byName)
+}
+
+func isOf(s *cluster.Slice, fam fwd.Family) bool { return s.IPv6 == (fam == fwd.IPv6) }
+
+// reportEndpoints tells of endpoints with addresses that cannot be used, once for each slice.
+func (c *compiler) reportEndpoints(fam fwd.Family) {
+	for _, s := range c.slices {
+		if !isOf(s, fam) {
+			continue
+		}
+		bad, first, reason := 0, 0, ""
+		for i := range s.Endpoints {
+			if why := unusable(s.Endpoints[i].Addr, fam); why != "" {
+				if bad++; bad == 1 {
+					first, reason = i, why
+				}
+			}
+		}
+		if bad == 0 {
+			continue
+		}
+		more := ""
+		if bad > 1 {
+			more = fmt.Sprintf(" (and %d more of this EndpointSlice)", bad-1)
+		}
+		c.problem(fmt.Sprintf("EndpointSlice %s: endpoints[%d].addresses", s.Name, first),
+			"%s is left out: %s%s", s.Endpoints[first].Addr, reason, more)
+	}
+}
+
+// endpoints returns the endpoints of a service port: found by port name and protocol, sorted by address and port, each
+// once. Of doubles a local one wins, then the one of the first slice by name, then the first in the slice. The result is
+// valid until the next call.
+func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate {
+	all := c.candidates[:0]
+	for _, s := range c.slices {
+		if !isOf(s, fam) {
+			continue
+		}
+		for _, sp := range s.Ports {
+			if sp.Name != p.Name || sp.Protocol != p.Protocol {
+				continue
+			}
+			for i := range s.Endpoints {
+				e := &s.Endpoints[i]
+				if unusable(e.Addr, fam) != "" {
+					continue
+				}
+				local := e.Node != "" && e.Node == c.facts.NodeName
+				all = append(all, candidate{netip.AddrPortFrom(e.Addr, sp.Port), e, local, len(all)})
+			}
+		}
+	}
+	c.candidates = all
+	slices.SortFunc(all, func(a, b candidate) int {
+		if d := a.addr.Compare(b.addr); d != 0 {
+			return d
+		}
+		if a.local != b.local {
+			if a.local {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a.seq, b.seq)
+	})
+	return slices.CompactFunc(all, func(a, b candidate) bool { return a.addr == b.addr })
+}
+
+// choose selects the C-set and the L-set. Each falls back on draining endpoints by itself, and the C-set does so without
+// regard to topology. If usesCluster, the C-set is empty only where no usable endpoint exists at all: a topology mode is
+// on only if it leaves an endpoint.
+func (c *compiler) choose(found []candidate, usesCluster, usesLocal bool) sets {
+	var s sets
+	if usesCluster {
+		hinted := c.topology(found)
+		s.cluster = pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
+		if len(s.cluster) == 0 {
+			s.cluster = pick(found, (*candidate).draining)
+		}
+	}
+	if usesLocal {
+		s.local = pick(found, func(e *candidate) bool { return e.ep.Ready && e.local })
+		if len(s.local) == 0 {
+			s.local = pick(found, func(e *candidate) bool { return e.draining() && e.local })
+		}
+	}
+	s.any = len(s.cluster) > 0 || len(s.local) > 0 ||
+		usesLocal && slices.ContainsFunc(found, func(e candidate) bool { return e.ep.Ready || e.draining() })
+	return s
+}
+
+// topology returns which ready endpoints the hints leave to this node. One ready endpoint without a hint turns a mode
+// off, since hints are then being rolled out; so does a mode that would leave this node none (KEP-2433, KEP-3015).
+func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
+	forNode := func(e *cluster.Endpoint) bool { return slices.Contains(e.NodeHints, c.facts.NodeName) }
+	forZone := func(e *cluster.Endpoint) bool { return slices.Contains(e.ZoneHints, c.facts.Zone) }
+	byNode, byZone := !c.facts.IgnoreNodeHints && c.facts.NodeName != "", c.facts.Zone != ""
+	someNode, someZone := false, false
+	for i := range found {
+		e := found[i].ep
+		if !e.Ready {
+			continue
+		}
+		byNode = byNode && len(e.NodeHints) > 0
+		byZone = byZone && len(e.ZoneHints) > 0
+		if !byNode && !byZone {
+			break
+		}
+		someNode = someNode || byNode && forNode(e)
+		someZone = someZone || byZone && forZone(e)
+	}
+	switch {
+	case byNode && someNode:
+		return forNode
+	case byZone && someZone:
+		return forZone
+	}
+	return func(*cluster.Endpoint) bool { return true }
+}
+
+// pick returns the endpoints to keep, in the order found; nil if none.
+func pick(found []candidate, keep func(*candidate) bool) []fwd.Endpoint {
+	n := 0
+	for i := range found {
+		if keep(&found[i]) {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	out := make([]fwd.Endpoint, 0, n)
+	for i := range found {
+		if e := &found[i]; keep(e) {
+			out = append(out, fwd.Endpoint{Addr: e.addr, Weight: 1, Local: e.local, Terminating: e.draining()})
+		}
+	}
+	return out
+}
+
+// serving lists the endpoints whose flows are good, whatever policy makes of them for new ones.
+func serving(found []candidate) []netip.AddrPort {
+	var out []netip.AddrPort
+	for i := range found {
+		if found[i].ep.Ready || found[i].ep.Serving {
+			out = append(out, found[i].addr)
+		}
+	}
+	return out
+}
+
+// countDistinct sorts the addresses in place and counts the different ones.
+func countDistinct(a []netip.Addr) int {
+	slices.SortFunc(a, netip.Addr.Compare)
+	return len(slices.Compact(a))
+}
