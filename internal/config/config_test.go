@@ -1,0 +1,166 @@
+package config
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+func hostname() (string, error) { return "Host.Example\n", nil }
+
+var compareNetip = cmp.Options{
+	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
+}
+
+func TestDefaults(t *testing.T) {
+	got, err := Parse(nil, hostname)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Config{
+		Mode: "iptables", ContentType: "application/vnd.kubernetes.protobuf", QPS: 5, Burst: 10, NodeName: "host.example",
+		BindAddress:    netip.MustParseAddr("0.0.0.0"),
+		HealthzAddress: netip.MustParseAddrPort("0.0.0.0:10256"), MetricsAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
+		DetectMode: "ClusterCIDR", MasqueradeBit: 14, LocalhostNodePorts: true,
+		SyncPeriod: 30 * time.Second, MinSyncPeriod: time.Second, Resync: 15 * time.Minute,
+		Gates: Gates{true, true, true}, OOMScoreAdj: -999,
+	}
+	if d := cmp.Diff(want, got, compareNetip); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestFlags(t *testing.T) {
+	tests := []struct {
+		name string
+		args string
+		want func(*Config)
+	}{
+		{"words joined with underscores", "--cluster_cidr=10.1.2.3/8 --masquerade_all", func(c *Config) {
+			c.ClusterCIDRs, c.MasqueradeAll = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, true
+		}},
+		{"mode by its old name", "--proxy-mode iptables", func(*Config) {}},
+		{"empty mode", "--mode=", func(*Config) {}},
+		{"node name is trimmed and lower-cased", "--hostname-override=\u00a0AbC\u00a0", func(c *Config) { c.NodeName = "abc" }},
+		{"empty node name is the host name", "--hostname-override=", func(*Config) {}},
+		{"pair of cluster CIDRs", "--cluster-cidr fd00::1/64,10.0.0.0/8", func(c *Config) {
+			c.ClusterCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00::/64"), netip.MustParsePrefix("10.0.0.0/8")}
+		}},
+		{"cluster CIDRs do not matter in other modes", "--detect-local-mode NodeCIDR --cluster-cidr 10.0.0.0/16,10.1.0.0/16", func(c *Config) {
+			c.DetectMode = DetectNodeCIDR
+			c.ClusterCIDRs = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("10.1.0.0/16")}
+		}},
+		{"bridge", "--detect-local-mode BridgeInterface --pod-bridge-interface cni0", func(c *Config) {
+			c.DetectMode, c.PodBridge = DetectBridgeInterface, "cni0"
+		}},
+		{"interface prefix", "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth", func(c *Config) {
+			c.DetectMode, c.PodInterfacePrefix = DetectInterfacePrefix, "veth"
+		}},
+		{"IPv6 bind address moves the servers", "--bind-address=fd00::1", func(c *Config) {
+			c.BindAddress = netip.MustParseAddr("fd00::1")
+			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("[::]:10256"), netip.MustParseAddrPort("[::1]:10249")
+		}},
+		{"servers without ports and off", "--healthz-bind-address=10.0.0.1 --metrics-bind-address=", func(c *Config) {
+			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("10.0.0.1:10256"), netip.AddrPort{}
+		}},
+		{"periods", "--iptables-sync-period 1m --iptables-min-sync-period 0 --config-sync-period 1h", func(c *Config) {
+			c.SyncPeriod, c.MinSyncPeriod, c.Resync = time.Minute, 0, time.Hour
+		}},
+		{"node port addresses, repeated", "--nodeport-addresses primary,10.0.0.1/8 --nodeport-addresses all,localhost", func(c *Config) {
+			c.NodePortAddresses = NodePortAddresses{Primary: true, All: true, Localhost: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+		}},
+		{"gates", "--feature-gates LoadBalancerIPMode=false,Zeta=true --feature-gates=AllAlpha=false,AllowServiceExternalIPs=false", func(c *Config) {
+			c.Gates = Gates{PreferSameTrafficDistribution: true}
+			c.UnknownGates = []string{"AllAlpha", "Zeta"}
+		}},
+		{"the rest", "-v4 --logging-format json --oom-score-adj=-1000 --kube-api-qps 0.5 --kube-api-burst 1 --iptables-masquerade-bit 0 --iptables-localhost-nodeports=false --objects o.yaml --kubeconfig k --master m --kube-api-content-type c",
+			func(c *Config) {
+				c.Verbosity, c.LogJSON, c.OOMScoreAdj, c.QPS, c.Burst, c.MasqueradeBit, c.LocalhostNodePorts = 4, true, -1000, 0.5, 1, 0, false
+				c.Objects, c.Kubeconfig, c.Master, c.ContentType = "o.yaml", "k", "m", "c"
+			}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			want, err := Parse(nil, hostname)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.want(want)
+			got, err := Parse(strings.Split(tt.args, " "), hostname)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got, compareNetip); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	tests := []struct {
+		name string
+		args []string
+		// want are the parts of the one line: flag, value, what is allowed.
+		want []string
+	}{
+		{"argument", []string{"start"}, []string{`"start"`, "flags only"}},
+		{"unknown flag", []string{"--no-such"}, []string{"--no-such"}},
+		{"mode", []string{"--mode=userspace"}, []string{"--mode", `"userspace"`, "want iptables"}},
+		{"mode by its old name", []string{"--proxy-mode=userspace"}, []string{"--proxy-mode", `"userspace"`, "want iptables"}},
+		{"cluster CIDR", []string{"--cluster-cidr=10.0.0.0"}, []string{"--cluster-cidr", `"10.0.0.0"`, "CIDR such as"}},
+		{"mapped cluster CIDR", []string{"--cluster-cidr=::ffff:10.0.0.0/104"}, []string{"--cluster-cidr", "CIDR such as"}},
+		{"two cluster CIDRs of a family", []string{"--cluster-cidr=10.0.0.0/8,11.0.0.0/8"}, []string{"--cluster-cidr 10.0.0.0/8,11.0.0.0/8", "one of IPv4 and one of IPv6"}},
+		{"three cluster CIDRs", []string{"--cluster-cidr=10.0.0.0/8,fd00::/64,fd01::/64"}, []string{"--cluster-cidr", "one of IPv4 and one of IPv6"}},
+		{"detector", []string{"--detect-local-mode=clustercidr"}, []string{"--detect-local-mode", `"clustercidr"`, "want ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"}},
+		{"bridge without name", []string{"--detect-local-mode=BridgeInterface"}, []string{`--pod-bridge-interface ""`, "name of an interface"}},
+		{"prefix without name", []string{"--detect-local-mode=InterfaceNamePrefix"}, []string{`--pod-interface-name-prefix ""`, "beginning"}},
+		{"masquerade bit", []string{"--iptables-masquerade-bit=32"}, []string{"--iptables-masquerade-bit", `"32"`, "0 to 31"}},
+		{"bool", []string{"--masquerade-all=maybe"}, []string{"--masquerade-all", `"maybe"`, "true or false"}},
+		{"sync period", []string{"--iptables-sync-period=0s"}, []string{"--iptables-sync-period", `"0s"`, "above 0"}},
+		{"min sync period", []string{"--iptables-min-sync-period=-1s"}, []string{"--iptables-min-sync-period", `"-1s"`, "or 0"}},
+		{"min above sync", []string{"--iptables-min-sync-period=31s"}, []string{"--iptables-min-sync-period 31s", "at most", "30s"}},
+		{"resync", []string{"--config-sync-period=5"}, []string{"--config-sync-period", `"5"`, "unit"}},
+		{"node port addresses", []string{"--nodeport-addresses=primary,10.0.0.1"}, []string{"--nodeport-addresses", "10.0.0.1", "primary, localhost or all"}},
+		{"gate", []string{"--feature-gates=LoadBalancerIPMode"}, []string{"--feature-gates", "LoadBalancerIPMode", "true or false"}},
+		{"oom", []string{"--oom-score-adj=1001"}, []string{"--oom-score-adj", `"1001"`, "-1000 to 1000"}},
+		{"verbosity", []string{"-v=x"}, []string{"-v", `"x"`, "whole number"}},
+		{"format", []string{"--logging-format=xml"}, []string{"--logging-format", `"xml"`, "text, json"}},
+		{"qps", []string{"--kube-api-qps=NaN"}, []string{"--kube-api-qps", `"NaN"`, "want a number"}},
+		{"burst", []string{"--kube-api-burst=-1"}, []string{"--kube-api-burst", `"-1"`, "whole number from 0"}},
+		{"bind address", []string{"--bind-address=eth0"}, []string{"--bind-address", `"eth0"`, "IPv4 or IPv6 address"}},
+		{"healthz address", []string{"--healthz-bind-address=:10256"}, []string{"--healthz-bind-address", `":10256"`, "IP:port"}},
+		{"blank node name", []string{"--hostname-override=  "}, []string{"--hostname-override", `"  "`, "not blanks"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := Parse(tt.args, hostname)
+			if err == nil {
+				t.Fatalf("Parse accepts %q: %+v", tt.args, c)
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than one line: %q", err)
+			}
+			for _, part := range tt.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not say %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+func TestNoHostName(t *testing.T) {
+	broken := errors.New("broken")
+	if _, err := Parse(nil, func() (string, error) { return "", broken }); !errors.Is(err, broken) {
+		t.Errorf("got %v, want the cause", err)
+	}
+	if _, err := Parse(nil, func() (string, error) { return " ", nil }); err == nil || !strings.Contains(err.Error(), "--hostname-override") {
+		t.Errorf("got %v, want advice to set --hostname-override", err)
+	}
+}

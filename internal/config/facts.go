@@ -1,0 +1,24 @@
+package config
+
+import (
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/compile"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Facts is what the compiler needs to know of this node. Facts are comparable: Services are compiled again when they
+// differ from those of the last time.
+func (c *Config) Facts(node cluster.Node) compile.Facts {
+	f := compile.Facts{
+		NodeName:          c.NodeName,
+		Zone:              node.Zone,
+		MasqueradeAll:     c.MasqueradeAll,
+		IgnoreExternalIPs: !c.Gates.AllowServiceExternalIPs,
+		IgnoreNodeHints:   !c.Gates.PreferSameTrafficDistribution,
+	}
+	for _, fam := range fwd.Families {
+		f.PrimaryIP[fam.Index()] = c.PrimaryIP(node, fam)
+		f.DetectsPods[fam.Index()] = c.detector(node, fam).Implemented()
+	}
+	return f
+}

@@ -1,0 +1,192 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Header is the header of the forwarding table on that node. local are the addresses of the node's interfaces, in any
+// order.
+func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
+	h := fwd.Header{MasqueradeBit: c.MasqueradeBit}
+	for _, f := range fwd.Families {
+		h.Detector[f.Index()] = c.detector(node, f)
+		h.NodePorts[f.Index()], _ = c.nodePorts(node, f)
+	}
+	for _, a := range local {
+		if a = a.Unmap().WithZone(""); a.IsValid() && !a.IsLoopback() {
+			h.LocalAddrs = append(h.LocalAddrs, a)
+		}
+	}
+	slices.SortFunc(h.LocalAddrs, netip.Addr.Compare)
+	h.LocalAddrs = slices.Compact(h.LocalAddrs)
+	return h
+}
+
+// Warnings lists what the operator probably did not mean, one sentence each.
+func (c *Config) Warnings(node cluster.Node) []string {
+	var out []string
+	if len(c.UnknownGates) > 0 {
+		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(c.UnknownGates, ", "))
+	}
+	if c.NodePortAddresses.Unset() {
+		out = append(out, "--nodeport-addresses is not set: node ports are served on all addresses of the node; consider primary")
+	}
+	for _, f := range fwd.Families {
+		if !c.detector(node, f).Implemented() {
+			out = append(out, c.noDetector(f))
+		}
+		_, w := c.nodePorts(node, f)
+		out = append(out, w...)
+	}
+	return out
+}
+
+// primary is the node's address of the family: the bind address if it is a specific one, else the first of the Node
+// object, else the zero Addr.
+func (c *Config) primary(node cluster.Node, f fwd.Family) netip.Addr {
+	if b := c.BindAddress; b.IsValid() && !b.IsUnspecified() && fwd.FamilyOf(b) == f {
+		return b
+	}
+	for _, a := range node.Addrs {
+		if fwd.FamilyOf(a) == f {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// PrimaryIP is the node's address of the family where a rule asks for one address: loopback if there is no other.
+func (c *Config) PrimaryIP(node cluster.Node, f fwd.Family) netip.Addr {
+	if a := c.primary(node, f); a.IsValid() {
+		return a
+	}
+	if f == fwd.IPv6 {
+		return netip.IPv6Loopback()
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
+
+// PodCIDR is the node's first pod network of the family, the zero Prefix if there is none.
+func PodCIDR(node cluster.Node, f fwd.Family) netip.Prefix { return firstOf(node.PodCIDRs, f) }
+
+// firstOf returns the first prefix of a family, since only that one counts (datapath.md 4.2).
+func firstOf(ps []netip.Prefix, f fwd.Family) netip.Prefix {
+	for _, p := range ps {
+		if fwd.FamilyOf(p.Addr()) == f {
+			return p
+		}
+	}
+	return netip.Prefix{}
+}
+
+func (c *Config) detector(node cluster.Node, f fwd.Family) fwd.Detector {
+	switch c.DetectMode {
+	case DetectNodeCIDR:
+		return fwd.Detector{Prefix: PodCIDR(node, f)}
+	case DetectBridgeInterface:
+		return fwd.Detector{Bridge: c.PodBridge}
+	case DetectInterfacePrefix:
+		return fwd.Detector{InterfacePrefix: c.PodInterfacePrefix}
+	}
+	return fwd.Detector{Prefix: firstOf(c.ClusterCIDRs, f)}
+}
+
+func (c *Config) noDetector(f fwd.Family) string {
+	why := fmt.Sprintf("--cluster-cidr has no %s CIDR", f)
+	if c.DetectMode == DetectNodeCIDR {
+		why = fmt.Sprintf("the Node has no %s podCIDR", f)
+	}
+	return fmt.Sprintf("%s: %s pods are not told from other sources, so nothing is masqueraded for coming from outside of the cluster", why, f)
+}
+
+// nodePorts works out where node ports of a family are served, and what to warn of (datapath.md 3.5).
+func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, []string) {
+	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if f == fwd.IPv6 {
+		loopback = netip.IPv6Loopback()
+	}
+	wanted, warnings := c.nodePortPrefixes(node, f)
+	var out fwd.NodePortAddrs
+	if len(wanted) == 0 {
+		if c.NodePortAddresses.Primary {
+			return out, warnings
+		}
+		if !c.NodePortAddresses.Unset() {
+			warnings = append(warnings, fmt.Sprintf("--nodeport-addresses names no %s address: %s node ports are served on all addresses of the node", f, f))
+		}
+		out.All = true
+	}
+	loops := out.All
+	explicit := false
+	for _, p := range wanted {
+		switch {
+		case p.Bits() == 0:
+			out.All, loops = true, true
+			continue
+		case p.Contains(loopback):
+			loops, explicit = true, true
+		}
+		if !p.Addr().IsLoopback() {
+			out.Prefixes = append(out.Prefixes, p)
+		}
+	}
+	if out.All {
+		out.Prefixes = nil
+	}
+	slices.SortFunc(out.Prefixes, netip.Prefix.Compare)
+	out.Prefixes = slices.Compact(out.Prefixes)
+	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4
+	if explicit && !out.Loopback {
+		warnings = append(warnings, c.noLoopback(f, loopback))
+	}
+	return out, warnings
+}
+
+// nodePortPrefixes expands the words of --nodeport-addresses for one family.
+func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) ([]netip.Prefix, []string) {
+	n := c.NodePortAddresses
+	var out []netip.Prefix
+	var warnings []string
+	for _, p := range n.Prefixes {
+		if fwd.FamilyOf(p.Addr()) == f {
+			out = append(out, p)
+		}
+	}
+	if n.All {
+		out = append(out, zeroPrefix(f))
+	}
+	if n.Localhost && f == fwd.IPv4 {
+		out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8))
+	}
+	if n.Localhost && f == fwd.IPv6 {
+		out = append(out, netip.PrefixFrom(netip.IPv6Loopback(), 128))
+	}
+	if n.Primary {
+		if a := c.primary(node, f); a.IsValid() && !a.IsLoopback() {
+			out = append(out, netip.PrefixFrom(a, a.BitLen()))
+		} else {
+			warnings = append(warnings, fmt.Sprintf("--nodeport-addresses has primary, but the node has no %s address: it adds no %s node ports", f, f))
+		}
+	}
+	return out, warnings
+}
+
+func zeroPrefix(f fwd.Family) netip.Prefix {
+	if f == fwd.IPv6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+func (c *Config) noLoopback(f fwd.Family, loopback netip.Addr) string {
+	if f == fwd.IPv6 {
+		return fmt.Sprintf("--nodeport-addresses has %s: node ports cannot be served on it, so it is left out", loopback)
+	}
+	return fmt.Sprintf("--nodeport-addresses has %s, but --iptables-localhost-nodeports is false: it is left out", loopback)
+}
