@@ -1,0 +1,147 @@
+package iptables
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// FamilyOptions is what the backend needs to know of one family.
+type FamilyOptions struct {
+	// Tables are the kernel's tables.
+	Tables xtables.Interface
+	// HairpinBPF says that the kernel has xt_bpf (xtables.Tables.SupportsBPF). Without it hairpin connections are
+	// recognised by one rule for each endpoint on this node.
+	HairpinBPF bool
+	// RandomFully says that masquerade can choose source ports at random (xtables.Tables.RandomFully).
+	RandomFully bool
+	// DropInvalid drops forwarded packets of conntrack state INVALID: unless net.netfilter.nf_conntrack_tcp_be_liberal
+	// is set, they would make a peer reset its connection.
+	DropInvalid bool
+}
+
+// Backend programs iptables. Make one with New, or with Open for this node's own kernel.
+type Backend struct {
+	families []family
+}
+
+type family struct {
+	family fwd.Family
+	engine *backend.Engine[ChainID, Chain]
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// New returns a Backend for the families that the map names.
+func New(opts map[fwd.Family]FamilyOptions) *Backend {
+	b := &Backend{}
+	for _, f := range fwd.Families {
+		o, ok := opts[f]
+		if !ok {
+			continue
+		}
+		r := newRenderer(f, o.options())
+		t := &target{family: f, tables: o.Tables, culprit: r.culprit}
+		b.families = append(b.families, family{f, backend.NewEngine(f, r, t, sameRules)})
+	}
+	return b
+}
+
+func (o FamilyOptions) options() options {
+	return options{bpf: o.HairpinBPF, randomFully: o.RandomFully, dropInvalid: o.DropInvalid}
+}
+
+// Open finds out which iptables the node uses and returns a Backend on it, for the families that the kernel and the
+// tools offer; at least one. The error says what is missing and what to do.
+func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, error) {
+	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
+	if err != nil {
+		return nil, err
+	}
+	opts := make(map[fwd.Family]FamilyOptions)
+	var errs []error
+	for _, f := range fwd.Families {
+		tables, err := xtables.New(flavour, f == fwd.IPv6)
+		if err == nil {
+			err = tables.Usable(ctx)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f, err))
+			continue
+		}
+		o := FamilyOptions{
+			Tables:      tables,
+			HairpinBPF:  tables.SupportsBPF(ctx),
+			RandomFully: tables.RandomFully(),
+			DropInvalid: dropInvalid,
+		}
+		opts[f] = o
+		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
+			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully)
+	}
+	if len(opts) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	for _, err := range errs {
+		log.Warn("one address family is left out", "error", err)
+	}
+	return New(opts), nil
+}
+
+// Update implements backend.Backend.
+func (b *Backend) Update(ch fwd.Changes) {
+	for _, f := range b.families {
+		f.engine.Update(ch)
+	}
+}
+
+// Apply implements backend.Backend.
+func (b *Backend) Apply(ctx context.Context) (backend.Result, error) {
+	var sum backend.Result
+	var errs []error
+	for _, f := range b.families {
+		res, err := f.engine.Apply(ctx)
+		sum = sum.Add(res)
+		errs = append(errs, err)
+	}
+	return sum, errors.Join(errs...)
+}
+
+// Observe implements backend.Backend.
+func (b *Backend) Observe(ctx context.Context) (int, error) {
+	drifted := 0
+	var errs []error
+	for _, f := range b.families {
+		n, err := f.engine.Observe(ctx)
+		drifted += n
+		errs = append(errs, err)
+	}
+	return drifted, errors.Join(errs...)
+}
+
+// Cleanup implements backend.Backend.
+func (b *Backend) Cleanup(ctx context.Context) error {
+	var errs []error
+	for _, f := range b.families {
+		errs = append(errs, f.engine.Cleanup(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// Render prints the whole program of a table for one family as input for iptables-restore --noflush, as a kernel and
+// tools with everything that FamilyOptions asks for would get it. The same table gives the same bytes.
+func Render(w io.Writer, family fwd.Family, o FamilyOptions, t *fwd.Table) error {
+	p := plan{Upserts: chainsOf(family, o.options(), t), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
+	bw := bufio.NewWriter(w)
+	if _, err := bw.Write(restoreInput(p)); err != nil {
+		return err
+	}
+	return bw.Flush()
+}

@@ -1,0 +1,134 @@
+package iptables
+
+import (
+	"crypto/sha256"
+	"encoding/base32"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Table is an iptables table that Fairlead uses.
+type Table uint8
+
+// The tables, in the order in which their objects are listed.
+const (
+	Filter Table = iota
+	NAT
+)
+
+func (t Table) String() string { return [...]string{"filter", "nat"}[t] }
+
+// ChainID identifies a chain of one family.
+type ChainID struct {
+	Table Table
+	Name  string
+}
+
+func (c ChainID) String() string { return c.Table.String() + "/" + c.Name }
+
+// chainPrefix begins the name of every chain that is ours; no other chain is ever written.
+const chainPrefix = "FAIRLEAD-"
+
+// The chains that every node has. What jumps to them from the built-in chains is in static.go.
+const (
+	chainServices    = chainPrefix + "SERVICES"
+	chainNodePorts   = chainPrefix + "NODEPORTS"
+	chainMarkNonPod  = chainPrefix + "MARK-NONPOD"
+	chainPostrouting = chainPrefix + "POSTROUTING"
+	chainMasquerade  = chainPrefix + "MASQUERADE"
+	chainHairpin     = chainPrefix + "HAIRPIN"
+	chainInput       = chainPrefix + "INPUT"
+	chainForward     = chainPrefix + "FORWARD"
+	chainOutput      = chainPrefix + "OUTPUT"
+	chainFilter      = chainPrefix + "FILTER"
+	chainHealth      = chainPrefix + "HEALTHCHECKS"
+)
+
+// The letters of chains that there are many of: FAIRLEAD-<letter>-<hash>.
+const (
+	letterFrontend  = "F" // nat: routes by class of source, then the pool
+	letterAdmit     = "A" // nat: source ranges, then F
+	letterPool      = "P" // nat: a pool that more than one place goes to
+	letterGroup     = "G" // nat: a part of a large pool
+	letterVerdict   = "R" // filter: reject or drop by class of source
+	letterUnadmit   = "U" // filter: source ranges, then R
+	letterAffinity  = "E" // name of the xt_recent list of an endpoint, no chain
+	letterVIPTree   = "V" // both: dispatch by virtual IP
+	letterPortTree  = "N" // both: dispatch by node port
+	letterHealth    = "H" // filter: dispatch of health-check node ports
+	letterLocalTree = "L" // nat: dispatch by endpoint address, for hairpin without xt_bpf
+)
+
+// hashedName makes a chain name that stands for the parts. A chain name has at most 28 bytes (XT_EXTENSION_MAXNAMELEN
+// less the final zero): 9 for the prefix, 1 for the letter, 1 for the dash, 16 for 80 bits of the hash leave one to spare.
+// This is the only way by which a name that a user chose gets into a rule, apart from comments.
+func hashedName(letter string, parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return chainPrefix + letter + "-" + base32.StdEncoding.EncodeToString(sum[:10])
+}
+
+// portName names a chain of a service port of one family. what tells apart the chains of one letter.
+func portName(letter string, p fwd.ServicePort, f fwd.Family, what string) string {
+	return hashedName(letter, p.Namespace, p.Name, p.Port, p.Proto.String(), f.String(), what)
+}
+
+// commentOf is the comment of a rule that belongs to a service port: namespace/name:port. Names that the API server
+// would not have let in (objects can come from files) are made harmless, and long ones are cut: iptables takes 255 bytes.
+func commentOf(p fwd.ServicePort) string {
+	s := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune("-._/:", r):
+			return r
+		}
+		return '?'
+	}, p.String())
+	if len(s) > 200 {
+		s = s[:200]
+	}
+	return `-m comment --comment "` + s + `"`
+}
+
+// Rule fragments are written as iptables-save prints them, token for token, so that what was read compares equal to
+// what was wanted.
+
+func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
+
+func dport(p fwd.Proto, lo, hi uint16) string {
+	if lo == hi {
+		return fmt.Sprintf("-p %s -m %s --dport %d", p, p, lo)
+	}
+	return fmt.Sprintf("-p %s -m %s --dport %d:%d", p, p, lo, hi)
+}
+
+const matchHostSource = "-m addrtype --src-type LOCAL"
+
+// matchPod is the match of packets from local pods; empty if there is no detector.
+func matchPod(d fwd.Detector) string {
+	switch {
+	case d.Prefix.IsValid():
+		return "-s " + d.Prefix.String()
+	case d.Bridge != "":
+		return "-i " + d.Bridge
+	case d.InterfacePrefix != "":
+		return "-i " + d.InterfacePrefix + "+"
+	}
+	return ""
+}
+
+// and joins the parts of a rule, leaving out empty ones.
+func and(parts ...string) string {
+	var b strings.Builder
+	for _, p := range parts {
+		if p == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(p)
+	}
+	return b.String()
+}

@@ -1,0 +1,185 @@
+package iptables
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// renderer turns changes of the table into wanted chains of one family. What it keeps is derived from the table: the
+// dispatch trees, and the fragments, to render them again when the header changes.
+type renderer struct {
+	opt       options
+	family    fwd.Family
+	header    fwd.Header
+	fragments map[fwd.Service]*fwd.Fragment
+	trees     [numTrees]*tree
+	// hairpin counts the pools in which an endpoint address of this node is; hairpins dispatches by it. Only where xt_bpf
+	// is missing.
+	hairpin  map[netip.Addr]int
+	hairpins *tree
+	begun    bool
+}
+
+func newRenderer(family fwd.Family, opt options) *renderer {
+	digits := family.Bits() / 4
+	return &renderer{
+		opt:       opt,
+		family:    family,
+		fragments: make(map[fwd.Service]*fwd.Fragment),
+		trees: [numTrees]*tree{
+			treeVIP:        {table: NAT, root: chainServices, letter: letterVIPTree, addrDigits: digits},
+			treePort:       {table: NAT, root: chainNodePorts, letter: letterPortTree},
+			treeVIPFilter:  {table: Filter, root: chainFilter, letter: letterVIPTree, addrDigits: digits, head: []string{forwarded}},
+			treePortFilter: {table: Filter, root: chainNodePorts, letter: letterPortTree},
+			treeHealth:     {table: Filter, root: chainHealth, letter: letterHealth},
+		},
+		hairpin:  make(map[netip.Addr]int),
+		hairpins: &tree{table: NAT, root: chainHairpin, letter: letterLocalTree, addrDigits: digits},
+	}
+}
+
+type edits = []backend.Edit[ChainID, Chain]
+
+// Render implements backend.Renderer.
+func (r *renderer) Render(ch fwd.Changes) edits {
+	var out edits
+	all := !r.begun
+	if ch.Header != nil {
+		all = true
+		out = r.setHeader(*ch.Header, out)
+	}
+	if all {
+		s := staticsOf(&r.opt, r.family, &r.header)
+		for id, c := range s.chains {
+			out = append(out, backend.Edit[ChainID, Chain]{Key: id, Value: c})
+		}
+		r.trees[treeVIP].tail = s.natTail
+		r.trees[treeVIPFilter].tail = s.filterEnd
+		r.begun = true
+	}
+	for _, sc := range ch.Services {
+		was := programOf(&r.opt, r.family, &r.header, sc.Old)
+		is := programOf(&r.opt, r.family, &r.header, sc.New)
+		out = r.replace(was, is, out)
+		if sc.New == nil {
+			delete(r.fragments, sc.Owner)
+		} else {
+			r.fragments[sc.Owner] = sc.New
+		}
+	}
+	set := func(id ChainID, rules []string) {
+		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Value: Chain{Rules: strings.Join(rules, "\n")}})
+	}
+	gone := func(id ChainID) {
+		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Delete: true})
+	}
+	for _, t := range r.trees {
+		t.edits(all, set, gone)
+	}
+	if !r.opt.bpf {
+		r.hairpins.edits(all, set, gone)
+	}
+	return out
+}
+
+// setHeader renders every Service again where its rules depend on what changed.
+func (r *renderer) setHeader(h fwd.Header, out edits) edits {
+	i := r.family.Index()
+	old := r.header
+	r.header = h
+	if old.Detector[i] == h.Detector[i] && old.MasqueradeBit == h.MasqueradeBit {
+		return out
+	}
+	for _, f := range r.fragments {
+		out = r.replace(programOf(&r.opt, r.family, &old, f), programOf(&r.opt, r.family, &h, f), out)
+	}
+	return out
+}
+
+// replace changes the program of one Service.
+func (r *renderer) replace(was, is program, out edits) edits {
+	for id := range was.chains {
+		if _, stays := is.chains[id]; !stays {
+			out = append(out, backend.Edit[ChainID, Chain]{Key: id, Delete: true})
+		}
+	}
+	for id, c := range is.chains {
+		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Value: c})
+	}
+	for i, t := range r.trees {
+		for k := range was.trees[i] {
+			if is.trees[i][k] == nil {
+				t.remove(k)
+			}
+		}
+		for k, e := range is.trees[i] {
+			if o := was.trees[i][k]; o == nil || *o != *e {
+				t.set(k, e)
+			}
+		}
+	}
+	r.countHairpin(was.hairpin, -1)
+	r.countHairpin(is.hairpin, 1)
+	return out
+}
+
+func (r *renderer) countHairpin(addrs []netip.Addr, by int) {
+	if r.opt.bpf {
+		return
+	}
+	for _, a := range addrs {
+		before := r.hairpin[a]
+		after := before + by
+		r.hairpin[a] = after
+		switch {
+		case after == 0:
+			delete(r.hairpin, a)
+			r.hairpins.remove(addrKey(a))
+		case before == 0:
+			p := hostPrefix(a)
+			r.hairpins.set(addrKey(a), &entry{rule: and("-s "+p, "-d "+p, "-j "+chainMasquerade)})
+		}
+	}
+}
+
+// culprit finds the Service that a refused rule belongs to.
+func (r *renderer) culprit(id ChainID, rule string, c Chain) (fwd.Service, bool) {
+	if c.Owner != (fwd.Service{}) {
+		return c.Owner, true
+	}
+	for _, t := range r.trees {
+		if t.table != id.Table {
+			continue
+		}
+		if s, ok := t.owner(rule); ok {
+			return s, true
+		}
+	}
+	return fwd.Service{}, false
+}
+
+// chainsOf renders a whole table for one family.
+func chainsOf(family fwd.Family, opt options, t *fwd.Table) map[ChainID]Chain {
+	r := newRenderer(family, opt)
+	out := make(map[ChainID]Chain)
+	take := func(es edits) {
+		for _, e := range es {
+			if e.Delete {
+				delete(out, e.Key)
+			} else {
+				out[e.Key] = e.Value
+			}
+		}
+	}
+	h := t.Header()
+	take(r.Render(fwd.Changes{Header: &h}))
+	var all fwd.Changes
+	for f := range t.Services() {
+		all.Services = append(all.Services, fwd.ServiceChange{Owner: f.Owner, New: f})
+	}
+	take(r.Render(all))
+	return out
+}

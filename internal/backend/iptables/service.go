@@ -1,0 +1,514 @@
+package iptables
+
+import (
+	"fmt"
+	"hash/fnv"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Chain is the content of a chain: its rules without the leading "-A NAME", joined by newlines. In a built-in chain it
+// is our rules alone.
+type Chain struct {
+	Rules string
+	// Owner is the Service that the chain belongs to; the zero Service for shared chains and for chains that were read.
+	Owner fwd.Service
+}
+
+// lines returns the rules.
+func (c Chain) lines() []string {
+	if c.Rules == "" {
+		return nil
+	}
+	return strings.Split(c.Rules, "\n")
+}
+
+// sameRules compares what the kernel holds.
+func sameRules(a, b Chain) bool { return a.Rules == b.Rules }
+
+// program is all that a Service contributes to one family: chains of its own and entries of the shared trees.
+type program struct {
+	chains map[ChainID]Chain
+	trees  [numTrees]map[treeKey]*entry
+	// hairpin are the addresses of endpoints on this node.
+	hairpin []netip.Addr
+}
+
+// The shared trees of a family.
+const (
+	treeVIP        = iota // nat, by virtual IP
+	treePort              // nat, by node port
+	treeVIPFilter         // filter, by virtual IP: what is rejected or dropped
+	treePortFilter        // filter, by node port: what is rejected or dropped
+	treeHealth            // filter, by health-check node port: what is accepted
+	numTrees
+)
+
+// writer collects the program of one Service.
+type writer struct {
+	opt    *options
+	family fwd.Family
+	header *fwd.Header
+	frag   *fwd.Fragment
+	out    program
+}
+
+// programOf renders a Service for one family. It is pure: the same fragment, header and options give the same program.
+func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment) program {
+	w := writer{opt: opt, family: family, header: h, frag: f, out: program{chains: make(map[ChainID]Chain)}}
+	for i := range w.out.trees {
+		w.out.trees[i] = make(map[treeKey]*entry)
+	}
+	if f == nil {
+		return w.out
+	}
+	for fes := range byPort(f.Frontends, family) {
+		w.servicePort(fes)
+	}
+	for _, p := range f.Pools {
+		if p.Key.Family != family {
+			continue
+		}
+		for _, e := range p.Endpoints {
+			if e.Local {
+				w.out.hairpin = append(w.out.hairpin, e.Addr.Addr())
+			}
+		}
+	}
+	slices.SortFunc(w.out.hairpin, netip.Addr.Compare)
+	w.out.hairpin = slices.Compact(w.out.hairpin)
+	if p := f.HealthCheck.Port; p != 0 {
+		w.enter(treeHealth, portKey(fwd.TCP, p), and(dport(fwd.TCP, p, p), "-j ACCEPT"))
+	}
+	return w.out
+}
+
+// byPort yields the frontends of one family grouped by service port, in the order in which the ports first occur.
+func byPort(all []fwd.Frontend, family fwd.Family) func(func([]*fwd.Frontend) bool) {
+	var ports []fwd.ServicePort
+	groups := make(map[fwd.ServicePort][]*fwd.Frontend)
+	for i := range all {
+		f := &all[i]
+		if f.Key.Family != family {
+			continue
+		}
+		if groups[f.Owner] == nil {
+			ports = append(ports, f.Owner)
+		}
+		groups[f.Owner] = append(groups[f.Owner], f)
+	}
+	return func(yield func([]*fwd.Frontend) bool) {
+		for _, p := range ports {
+			if !yield(groups[p]) {
+				return
+			}
+		}
+	}
+}
+
+func (w *writer) enter(tree int, k treeKey, rule string) {
+	w.out.trees[tree][k] = &entry{rule: rule, owner: w.frag.Owner}
+}
+
+func (w *writer) chain(t Table, name string, rules []string) {
+	w.out.chains[ChainID{t, name}] = Chain{Rules: strings.Join(rules, "\n"), Owner: w.frag.Owner}
+}
+
+// group is a set of frontends of one service port with the same routes; they share a chain.
+type group struct {
+	routes    [fwd.NumClasses]fwd.Route
+	frontends []*fwd.Frontend
+	// name tells the groups of a service port apart: the kind of the first frontend, and a number where several groups
+	// begin with the same kind. It does not depend on the routes, so that a change of these changes one chain only.
+	name string
+}
+
+// groupsOf groups the frontends by routes. It changes nothing in them; a route's reason does not count.
+func groupsOf(fes []*fwd.Frontend) []*group {
+	fes = slices.Clone(fes)
+	slices.SortStableFunc(fes, func(a, b *fwd.Frontend) int { return int(a.Kind) - int(b.Kind) })
+	var groups []*group
+	names := make(map[string]int)
+	for _, f := range fes {
+		routes := f.Routes
+		for i := range routes {
+			routes[i].Reason = 0
+		}
+		i := slices.IndexFunc(groups, func(g *group) bool { return g.routes == routes })
+		if i < 0 {
+			kind := f.Kind.String()
+			names[kind]++
+			g := &group{routes: routes, name: kind}
+			if n := names[kind]; n > 1 {
+				g.name = fmt.Sprintf("%s-%d", kind, n)
+			}
+			groups = append(groups, g)
+			i = len(groups) - 1
+		}
+		groups[i].frontends = append(groups[i].frontends, f)
+	}
+	return groups
+}
+
+// servicePort renders the frontends of one service port.
+func (w *writer) servicePort(fes []*fwd.Frontend) {
+	port := fes[0].Owner
+	groups := groupsOf(fes)
+
+	// A pool that is used in one place stands in that place; otherwise it gets a chain of its own.
+	uses := make(map[fwd.Scope]int)
+	for _, g := range groups {
+		tail, jumps := w.scopes(g.routes)
+		for _, s := range jumps {
+			uses[s] += 2 // a chain is needed to go to
+		}
+		if tail != nil {
+			uses[*tail]++
+		}
+	}
+	for s := range fwd.NumScopes {
+		if uses[s] > 1 {
+			w.chain(NAT, w.poolChain(port, s), w.pool(port, s))
+		}
+	}
+	for _, g := range groups {
+		w.nat(port, g, uses)
+		w.filter(port, g)
+	}
+}
+
+func (w *writer) poolChain(p fwd.ServicePort, s fwd.Scope) string {
+	return portName(letterPool, p, w.family, s.String())
+}
+
+// detector returns the match of local pods, empty if there is none.
+func (w *writer) detector() string { return matchPod(w.header.Detector[w.family.Index()]) }
+
+// uniform says that all classes that can occur go the same way, and how the source decides about masquerade then: all of
+// them, none of them, or all but pods. Other mixtures are not uniform.
+func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
+	pods := w.detector() != ""
+	out, pod, host := r[fwd.Outside], r[fwd.Pod], r[fwd.Host]
+	if !pods {
+		pod = out
+	}
+	if out.Action != pod.Action || out.Action != host.Action || out.Scope != pod.Scope || out.Scope != host.Scope {
+		return "", false
+	}
+	switch {
+	case out.Masquerade && pod.Masquerade && host.Masquerade:
+		return w.setMark(), true
+	case out.Masquerade && host.Masquerade:
+		return "-j " + chainMarkNonPod, true
+	case !out.Masquerade && !pod.Masquerade && !host.Masquerade:
+		return "", true
+	}
+	return "", false
+}
+
+func (w *writer) setMark() string {
+	return fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", w.header.Mark(), w.header.Mark())
+}
+
+// scopes returns the pool at the end of the group's chain, if any, and those that the chain goes to before.
+func (w *writer) scopes(r [fwd.NumClasses]fwd.Route) (tail *fwd.Scope, jumps []fwd.Scope) {
+	if out := r[fwd.Outside]; out.Action == fwd.Forward {
+		tail = &out.Scope
+	}
+	if _, ok := w.uniform(r); ok {
+		return tail, nil
+	}
+	for _, c := range w.special() {
+		if r[c.class].Action == fwd.Forward {
+			jumps = append(jumps, r[c.class].Scope)
+		}
+	}
+	return tail, jumps
+}
+
+// classMatch is a class of sources with the match that recognises it.
+type classMatch struct {
+	class fwd.Class
+	match string
+}
+
+// special returns the classes other than Outside that can occur, in the order in which they are tested: a node address
+// that the detector recognises counts as a pod.
+func (w *writer) special() []classMatch {
+	if d := w.detector(); d != "" {
+		return []classMatch{{fwd.Pod, d}, {fwd.Host, matchHostSource}}
+	}
+	return []classMatch{{fwd.Host, matchHostSource}}
+}
+
+// stop ends the traversal of the nat table for a connection that no pool is for: the filter table rejects or drops it.
+// Without it the packet could still be taken for one to a node port.
+const stop = "-j ACCEPT"
+
+// nat renders the group's chain in the nat table and the entries of its frontends.
+func (w *writer) nat(port fwd.ServicePort, g *group, uses map[fwd.Scope]int) {
+	forwards := g.routes[fwd.Outside].Action == fwd.Forward
+	for _, c := range w.special() {
+		forwards = forwards || g.routes[c.class].Action == fwd.Forward
+	}
+	name := portName(letterFrontend, port, w.family, g.name)
+	if forwards {
+		w.chain(NAT, name, w.routes(port, g.routes, uses))
+	}
+	for _, f := range g.frontends {
+		target := "-g " + name
+		switch {
+		case !forwards:
+			target = stop
+		case len(f.Sources) > 0:
+			target = "-g " + w.gate(NAT, letterAdmit, port, g, f, "-g "+name, stop)
+		}
+		w.dispatch(treeVIP, treePort, f, target)
+	}
+}
+
+// dispatch enters a frontend into one of two trees, by virtual IP or by node port.
+func (w *writer) dispatch(vips, ports int, f *fwd.Frontend, target string) {
+	k := f.Key
+	if k.IsNodePort() {
+		w.enter(ports, frontendKey(k), and(dport(k.Proto, k.Port, k.Port), commentOf(f.Owner), target))
+		return
+	}
+	w.enter(vips, frontendKey(k), and("-d "+hostPrefix(k.Addr), dport(k.Proto, k.Port, k.Port), commentOf(f.Owner), target))
+}
+
+// gate renders a chain that goes one way for the frontend's Sources and another for everybody else, and returns its
+// name. Frontends of a group with the same Sources share it.
+func (w *writer) gate(t Table, letter string, port fwd.ServicePort, g *group, f *fwd.Frontend, admitted, refused string) string {
+	rules := make([]string, 0, len(f.Sources)+1)
+	what := g.name
+	for _, p := range f.Sources {
+		rules = append(rules, and("-s "+p.String(), admitted))
+		what += " " + p.String()
+	}
+	name := portName(letter, port, w.family, what)
+	w.chain(t, name, append(rules, refused))
+	return name
+}
+
+// routes renders the body of a group's chain in the nat table.
+func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses map[fwd.Scope]int) []string {
+	var rules []string
+	if mark, ok := w.uniform(r); ok {
+		if mark != "" {
+			rules = append(rules, mark)
+		}
+	} else {
+		for _, c := range w.special() {
+			route := r[c.class]
+			if route.Action != fwd.Forward {
+				rules = append(rules, and(c.match, stop))
+				continue
+			}
+			if route.Masquerade {
+				rules = append(rules, and(c.match, w.setMark()))
+			}
+			rules = append(rules, and(c.match, "-g "+w.poolChain(port, route.Scope)))
+		}
+		if r[fwd.Outside].Masquerade {
+			rules = append(rules, w.setMark())
+		}
+	}
+	out := r[fwd.Outside]
+	switch {
+	case out.Action != fwd.Forward:
+		return append(rules, stop)
+	case uses[out.Scope] > 1:
+		return append(rules, "-g "+w.poolChain(port, out.Scope))
+	}
+	return append(rules, w.pool(port, out.Scope)...)
+}
+
+// filter enters the group's frontends into the filter table as far as they reject or drop anybody. The rules there meet
+// only connections that were not forwarded.
+func (w *writer) filter(port fwd.ServicePort, g *group) {
+	verdicts := []string{w.verdict(g.routes[fwd.Outside])}
+	for _, c := range w.special() {
+		verdicts = append(verdicts, w.verdict(g.routes[c.class]))
+	}
+	denies := slices.DeleteFunc(slices.Clone(verdicts), func(v string) bool { return v == "" })
+	slices.Sort(denies)
+	denies = slices.Compact(denies)
+
+	target := ""
+	switch len(denies) {
+	case 0:
+	case 1:
+		target = denies[0]
+	default:
+		var rules []string
+		for i, c := range w.special() {
+			if v := verdicts[i+1]; v != "" {
+				rules = append(rules, and(c.match, v))
+			} else {
+				rules = append(rules, and(c.match, "-j RETURN"))
+			}
+		}
+		if verdicts[0] != "" {
+			rules = append(rules, verdicts[0])
+		}
+		name := portName(letterVerdict, port, w.family, g.name)
+		w.chain(Filter, name, rules)
+		target = "-g " + name
+	}
+	for _, f := range g.frontends {
+		t := target
+		switch {
+		case len(f.Sources) == 0 || t == drop:
+		case t == "":
+			t = drop // whoever was admitted has been forwarded
+		default:
+			t = "-g " + w.gate(Filter, letterUnadmit, port, g, f, t, drop)
+		}
+		if t != "" {
+			w.dispatch(treeVIPFilter, treePortFilter, f, t)
+		}
+	}
+}
+
+const drop = "-j DROP"
+
+// verdict is the target of a route in the filter table, empty if it forwards.
+func (w *writer) verdict(r fwd.Route) string {
+	switch r.Action {
+	case fwd.Forward:
+		return ""
+	case fwd.Reject:
+		if w.family == fwd.IPv6 {
+			return "-j REJECT --reject-with icmp6-port-unreachable"
+		}
+		return "-j REJECT --reject-with icmp-port-unreachable"
+	}
+	return drop
+}
+
+// maxFlatPool is the size up to which a pool is one list of rules. A larger one is chosen from in two steps, a group and
+// then an endpoint of it, so that a thousand endpoints are not a thousand rules for a first packet.
+const maxFlatPool = 32
+
+// pool renders the choice of an endpoint.
+func (w *writer) pool(port fwd.ServicePort, s fwd.Scope) []string {
+	key := fwd.PoolKey{Port: port, Family: w.family, Scope: s}
+	p := w.frag.Pool(key)
+	if p == nil || len(p.Endpoints) == 0 {
+		panic("BUG: a route of " + port.String() + " forwards to the pool " + s.String() + ", which is not there")
+	}
+	var rules []string
+	if p.AffinitySec > 0 {
+		rules = w.remembered(p)
+	}
+	if len(p.Endpoints) <= maxFlatPool {
+		return append(rules, w.spread(p, p.Endpoints)...)
+	}
+	// An endpoint's group depends on the endpoint and on the power of two that is the number of groups, so that adding one
+	// endpoint rewrites one group.
+	n := 1
+	for n*n*2 < len(p.Endpoints) {
+		n *= 2
+	}
+	members := make([][]fwd.Endpoint, n)
+	for _, e := range p.Endpoints {
+		h := fnv.New32a()
+		h.Write([]byte(e.Addr.String()))
+		i := int(mix(h.Sum32()) % uint32(n))
+		members[i] = append(members[i], e)
+	}
+	var names []string
+	var weights []uint64
+	for i, m := range members {
+		if len(m) == 0 {
+			continue
+		}
+		name := portName(letterGroup, port, w.family, fmt.Sprintf("%s %d/%d", s, i, n))
+		w.chain(NAT, name, w.spread(p, m))
+		names = append(names, name)
+		weights = append(weights, total(m))
+	}
+	for i, prob := range chances(weights) {
+		rules = append(rules, and(prob, "-g "+names[i]))
+	}
+	return rules
+}
+
+// mix spreads the low bits of an FNV sum, which differ little between similar addresses.
+func mix(x uint32) uint32 {
+	x ^= x >> 16
+	x *= 0x85ebca6b
+	x ^= x >> 13
+	x *= 0xc2b2ae35
+	return x ^ x>>16
+}
+
+func total(eps []fwd.Endpoint) uint64 {
+	var sum uint64
+	for _, e := range eps {
+		sum += uint64(e.Weight)
+	}
+	return sum
+}
+
+// remembered are the rules that send a client back to the endpoint that it had (session affinity): one for each endpoint,
+// in the order of the pool; a match refreshes the record.
+func (w *writer) remembered(p *fwd.Pool) []string {
+	rules := make([]string, len(p.Endpoints))
+	for i, e := range p.Endpoints {
+		rules[i] = fmt.Sprintf("-p %s -m recent --update --seconds %d --reap --name %s --mask %s --rsource -j DNAT --to-destination %s",
+			p.Key.Port.Proto, p.AffinitySec, w.affinityList(p, e), w.fullMask(), e.Addr)
+	}
+	return rules
+}
+
+// affinityList is the name of the xt_recent list of an endpoint. All frontends and both pools of a service port share it.
+func (w *writer) affinityList(p *fwd.Pool, e fwd.Endpoint) string {
+	return portName(letterAffinity, p.Key.Port, w.family, e.Addr.String())
+}
+
+func (w *writer) fullMask() string {
+	if w.family == fwd.IPv6 {
+		return "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
+	}
+	return "255.255.255.255"
+}
+
+// spread chooses one of the endpoints at random by weight.
+func (w *writer) spread(p *fwd.Pool, eps []fwd.Endpoint) []string {
+	weights := make([]uint64, len(eps))
+	for i, e := range eps {
+		weights[i] = uint64(e.Weight)
+	}
+	rules := make([]string, len(eps))
+	for i, prob := range chances(weights) {
+		record := ""
+		if p.AffinitySec > 0 {
+			record = fmt.Sprintf("-m recent --set --name %s --mask %s --rsource", w.affinityList(p, eps[i]), w.fullMask())
+		}
+		rules[i] = and("-p "+p.Key.Port.Proto.String(), prob, record, "-j DNAT --to-destination "+eps[i].Addr.String())
+	}
+	return rules
+}
+
+// chances gives, for a list of rules of which the first that matches is taken, the match with which each is taken in
+// proportion to its weight: its share of what is left. The last one always matches. Probabilities are rounded as the
+// kernel does (xt_statistic: 31 bits) and printed as iptables-save prints them.
+func chances(weights []uint64) []string {
+	out := make([]string, len(weights))
+	var left uint64
+	for _, x := range weights {
+		left += x
+	}
+	for i, x := range weights[:len(weights)-1] {
+		nth := math.Round(float64(x) / float64(left) * (1 << 31))
+		out[i] = fmt.Sprintf("-m statistic --mode random --probability %.11f", nth/(1<<31))
+		left -= x
+	}
+	return out
+}

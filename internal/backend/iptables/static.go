@@ -1,0 +1,135 @@
+package iptables
+
+import (
+	"fmt"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// options is what the node's kernel and tools offer to one family, as far as the rules depend on it.
+type options struct {
+	// bpf says that the kernel has xt_bpf: hairpin connections are then recognised by one rule that compares source and
+	// destination. Otherwise there is a rule for each endpoint on this node.
+	bpf bool
+	// randomFully says that MASQUERADE can choose ports at random.
+	randomFully bool
+	// dropInvalid drops forwarded packets that conntrack cannot place. Otherwise they would reach the peer untranslated
+	// and make it reset the connection; with net.netfilter.nf_conntrack_tcp_be_liberal they are not INVALID.
+	dropInvalid bool
+}
+
+// equalAddrs is the classic BPF program for -m bpf that is true where the source address of a packet is its destination:
+// load a word of the source, keep it in X, load the word of the destination, compare; one such step for IPv4, four for
+// IPv6, where the addresses are at 8 and 24.
+func equalAddrs(f fwd.Family) string {
+	src, dst, words := 12, 16, 1
+	if f == fwd.IPv6 {
+		src, dst, words = 8, 24, 4
+	}
+	n := 4*words + 2
+	prog := fmt.Sprintf("%d", n)
+	for i := range words {
+		toFail := n - 1 - (4*i + 4)
+		prog += fmt.Sprintf(",32 0 0 %d,7 0 0 0,32 0 0 %d,29 0 %d 0", src+4*i, dst+4*i, toFail)
+	}
+	return prog + ",6 0 0 65535,6 0 0 0"
+}
+
+// statics renders the chains whose content depends on the header and the options alone, the jumps from the built-in
+// chains, and the last rules of the dispatch roots.
+type statics struct {
+	chains    map[ChainID]Chain
+	natTail   []string // last rules of FAIRLEAD-SERVICES
+	filterEnd []string // last rules of FAIRLEAD-FILTER
+}
+
+func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
+	s := statics{chains: make(map[ChainID]Chain)}
+	np := h.NodePorts[family.Index()]
+	mark := fmt.Sprintf("-m mark --mark 0x%x/0x%x", h.Mark(), h.Mark())
+	setMark := fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", h.Mark(), h.Mark())
+	masquerade := "-j MASQUERADE"
+	if opt.randomFully {
+		masquerade += " --random-fully"
+	}
+	set := func(t Table, name string, rules ...string) {
+		text := ""
+		for _, r := range rules {
+			if r == "" {
+				continue
+			}
+			if text != "" {
+				text += "\n"
+			}
+			text += r
+		}
+		s.chains[ChainID{t, name}] = Chain{Rules: text}
+	}
+
+	set(NAT, "PREROUTING", "-j "+chainServices)
+	set(NAT, "OUTPUT", "-j "+chainServices)
+	set(NAT, "POSTROUTING", "-j "+chainPostrouting)
+	s.natTail = nodePortMatches(family, np)
+
+	if pod := matchPod(h.Detector[family.Index()]); pod != "" {
+		set(NAT, chainMarkNonPod, and(pod, "-j RETURN"), setMark)
+	} else {
+		set(NAT, chainMarkNonPod, setMark)
+	}
+
+	dnat := "-m conntrack --ctstate DNAT"
+	hairpin := and(dnat, "-j "+chainHairpin)
+	if opt.bpf {
+		hairpin = and(dnat, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(family)), masquerade)
+	}
+	set(NAT, chainPostrouting, and(mark, "-g "+chainMasquerade), hairpin)
+	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
+	set(NAT, chainMasquerade, fmt.Sprintf("-j MARK --set-xmark 0x%x/0x0", h.Mark()), masquerade)
+
+	set(Filter, "INPUT", "-j "+chainInput)
+	set(Filter, "FORWARD", "-j "+chainForward)
+	set(Filter, "OUTPUT", "-j "+chainOutput)
+	isNew := "-m conntrack --ctstate NEW -j " + chainFilter
+	martian, invalid := "", ""
+	if np.Loopback {
+		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.
+		martian = "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
+	}
+	if opt.dropInvalid {
+		invalid = "-m conntrack --ctstate INVALID -j DROP"
+	}
+	set(Filter, chainInput, martian, isNew, "-p tcp -m conntrack --ctstate NEW -j "+chainHealth)
+	set(Filter, chainForward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", invalid, isNew, and(mark, "-j ACCEPT"))
+	set(Filter, chainOutput, martian, isNew)
+	s.filterEnd = nodePortMatches(family, np)
+	return s
+}
+
+// forwarded is the first rule of FAIRLEAD-FILTER: a connection that was sent to an endpoint has had its verdict.
+const forwarded = "-m conntrack --ctstate DNAT -j RETURN"
+
+// nodePortMatches are the rules that lead to the node ports, the same in both tables. The kernel knows the addresses of
+// the node, so one that appears later is served at once.
+func nodePortMatches(family fwd.Family, np fwd.NodePortAddrs) []string {
+	jump := "-j " + chainNodePorts
+	local := "-m addrtype --dst-type LOCAL"
+	var rules []string
+	loopback := "-d 127.0.0.0/8"
+	if family == fwd.IPv6 {
+		loopback = "-d ::1/128"
+	}
+	if np.Loopback {
+		rules = append(rules, and(loopback, matchHostSource, jump))
+	}
+	if !np.All && len(np.Prefixes) == 0 {
+		return rules
+	}
+	rules = append(rules, and(loopback, "-j RETURN"))
+	if np.All {
+		return append(rules, and(local, jump))
+	}
+	for _, p := range np.Prefixes {
+		rules = append(rules, and("-d "+p.String(), local, jump))
+	}
+	return rules
+}

@@ -1,0 +1,345 @@
+package iptables
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// maxLinear bounds the length of every chain of a dispatch tree: up to this many entries stand in one chain, more are
+// split by the next four bits of their keys, which makes at most sixteen jumps. A packet therefore meets some tens of
+// rules however many frontends there are, and a changed frontend rewrites one short chain.
+const maxLinear = 16
+
+// treeKey is the key of a tree entry as a string of 4-bit digits: those of the address (none in a tree by port), one for
+// the protocol, four for the port. A tree by address alone has just the first part.
+type treeKey string
+
+var protoDigit = map[fwd.Proto]byte{fwd.TCP: 0, fwd.UDP: 1, fwd.SCTP: 2}
+var digitProto = [...]fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP}
+
+func addrKey(a netip.Addr) treeKey {
+	raw := a.AsSlice()
+	k := make([]byte, 0, 2*len(raw)+5)
+	for _, b := range raw {
+		k = append(k, b>>4, b&15)
+	}
+	return treeKey(k)
+}
+
+func portKey(p fwd.Proto, port uint16) treeKey {
+	return treeKey([]byte{protoDigit[p], byte(port >> 12), byte(port>>8) & 15, byte(port>>4) & 15, byte(port) & 15})
+}
+
+// frontendKey is the key of a frontend in the tree of virtual IPs or in that of node ports.
+func frontendKey(k fwd.Key) treeKey {
+	if k.IsNodePort() {
+		return portKey(k.Proto, k.Port)
+	}
+	return addrKey(k.Addr) + portKey(k.Proto, k.Port)
+}
+
+// entry is one rule of a tree with the Service that it belongs to.
+type entry struct {
+	rule  string
+	owner fwd.Service
+}
+
+// tree dispatches to entries by key. Its chains are a function of its entries alone, whatever the order in which they
+// came: a compressed radix tree over the digits, of which subtrees of up to maxLinear entries are written as one chain.
+type tree struct {
+	table  Table
+	root   string // chain at which the tree begins; it always exists
+	letter string // of the other chains
+	// addrDigits is the number of digits of the address in each key: 0, 8 or 32.
+	addrDigits int
+	// head and tail are the rules before and after those of the tree in the root chain.
+	head, tail []string
+
+	top   *treeNode
+	dirty map[treeKey]struct{}
+}
+
+// treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and prefix its key.
+type treeNode struct {
+	prefix   treeKey
+	count    int
+	children [16]*treeNode
+	entry    *entry
+}
+
+// set adds or replaces an entry.
+func (t *tree) set(k treeKey, e *entry) {
+	t.touch(k)
+	t.top = insert(t.top, k, e)
+	t.touch(k)
+}
+
+// remove takes an entry out; one that is not there changes nothing.
+func (t *tree) remove(k treeKey) {
+	t.touch(k)
+	t.top = without(t.top, k)
+	t.touch(k)
+}
+
+// touch notes every chain whose rules can differ before and after a change at the key: those on the way to it, and,
+// where a subtree is so small that it is written as one chain or was a moment ago, those inside of it.
+func (t *tree) touch(k treeKey) {
+	if t.dirty == nil {
+		t.dirty = make(map[treeKey]struct{})
+	}
+	for n := t.top; n != nil && strings.HasPrefix(string(k), string(n.prefix)); {
+		if n.count <= maxLinear+1 {
+			t.touchAll(n)
+			return
+		}
+		t.dirty[n.prefix] = struct{}{}
+		if len(n.prefix) == len(k) {
+			return
+		}
+		next := n.children[k[len(n.prefix)]]
+		if next != nil && next.count > 1 {
+			// Also where the key does not lie below it: it may be about to get a parent between.
+			t.dirty[next.prefix] = struct{}{}
+		}
+		n = next
+	}
+}
+
+func (t *tree) touchAll(n *treeNode) {
+	if n == nil || n.count < 2 {
+		return
+	}
+	t.dirty[n.prefix] = struct{}{}
+	for _, c := range n.children {
+		t.touchAll(c)
+	}
+}
+
+func insert(n *treeNode, k treeKey, e *entry) *treeNode {
+	if n == nil {
+		return &treeNode{prefix: k, count: 1, entry: e}
+	}
+	common := commonPrefix(n.prefix, k)
+	if common == len(n.prefix) {
+		if common == len(k) {
+			return &treeNode{prefix: k, count: 1, entry: e}
+		}
+		c := &n.children[k[common]]
+		before := 0
+		if *c != nil {
+			before = (*c).count
+		}
+		*c = insert(*c, k, e)
+		n.count += (*c).count - before
+		return n
+	}
+	branch := &treeNode{prefix: k[:common], count: n.count + 1}
+	branch.children[n.prefix[common]] = n
+	branch.children[k[common]] = &treeNode{prefix: k, count: 1, entry: e}
+	return branch
+}
+
+func without(n *treeNode, k treeKey) *treeNode {
+	if n == nil || !strings.HasPrefix(string(k), string(n.prefix)) {
+		return n
+	}
+	if len(n.prefix) == len(k) {
+		return nil
+	}
+	c := &n.children[k[len(n.prefix)]]
+	if *c == nil {
+		return n
+	}
+	before := (*c).count
+	*c = without(*c, k)
+	after := 0
+	if *c != nil {
+		after = (*c).count
+	}
+	n.count += after - before
+	if after > 0 {
+		return n
+	}
+	var only *treeNode
+	for _, c := range n.children {
+		if c == nil {
+			continue
+		}
+		if only != nil {
+			return n
+		}
+		only = c
+	}
+	return only
+}
+
+func commonPrefix(a, b treeKey) int {
+	n := min(len(a), len(b))
+	for i := range n {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return n
+}
+
+// edits calls set for each chain whose rules may have changed since the last call, and gone for each that is no more.
+// all takes in every chain.
+func (t *tree) edits(all bool, set func(ChainID, []string), gone func(ChainID)) {
+	if all {
+		t.touchAll(t.top)
+	}
+	if len(t.dirty) == 0 && !all {
+		return
+	}
+	for p := range t.dirty {
+		id := ChainID{t.table, t.name(p)}
+		if n := t.chainAt(p); n != nil {
+			set(id, t.rules(n))
+		} else {
+			gone(id)
+		}
+	}
+	t.dirty = nil
+	set(ChainID{t.table, t.root}, slices.Concat(t.head, t.rootRules(), t.tail))
+}
+
+// rootRules are those of the root chain: everything where that is little, otherwise one jump, so that a packet for none
+// of the entries is done with one comparison.
+func (t *tree) rootRules() []string {
+	switch {
+	case t.top == nil:
+		return nil
+	case t.top.count <= maxLinear || len(t.top.prefix) == 0:
+		return t.rules(t.top)
+	}
+	return []string{t.jump(t.top)}
+}
+
+// chainAt returns the node with that prefix if it has a chain of its own now.
+func (t *tree) chainAt(p treeKey) *treeNode {
+	parentIsSplit := t.top != nil && t.top.count > maxLinear && len(t.top.prefix) > 0
+	for n := t.top; n != nil && strings.HasPrefix(string(p), string(n.prefix)); n = n.children[p[len(n.prefix)]] {
+		if len(n.prefix) == len(p) {
+			if n.count > 1 && parentIsSplit {
+				return n
+			}
+			return nil
+		}
+		parentIsSplit = n.count > maxLinear
+	}
+	return nil
+}
+
+// rules are the rules of a node's chain.
+func (t *tree) rules(n *treeNode) []string {
+	if n.count <= maxLinear {
+		return leaves(n, make([]string, 0, n.count))
+	}
+	out := make([]string, 0, 16)
+	for _, c := range n.children {
+		switch {
+		case c == nil:
+		case c.count == 1:
+			out = append(out, c.entry.rule)
+		default:
+			out = append(out, t.jump(c))
+		}
+	}
+	return out
+}
+
+func leaves(n *treeNode, out []string) []string {
+	if n.count == 1 {
+		return append(out, n.entry.rule)
+	}
+	for _, c := range n.children {
+		if c != nil {
+			out = leaves(c, out)
+		}
+	}
+	return out
+}
+
+func (t *tree) jump(n *treeNode) string {
+	return and(t.match(n.prefix), "-j "+t.name(n.prefix))
+}
+
+// owner returns the Service of the entry whose rule this is, in the chain of that name.
+func (t *tree) owner(rule string) (fwd.Service, bool) {
+	var find func(n *treeNode) *entry
+	find = func(n *treeNode) *entry {
+		if n == nil {
+			return nil
+		}
+		if n.count == 1 {
+			if n.entry.rule == rule {
+				return n.entry
+			}
+			return nil
+		}
+		for _, c := range n.children {
+			if e := find(c); e != nil {
+				return e
+			}
+		}
+		return nil
+	}
+	if e := find(t.top); e != nil {
+		return e.owner, true
+	}
+	return fwd.Service{}, false
+}
+
+// name is the chain of a prefix: its digits where they fit into 16 bytes, as they do for IPv4, otherwise a hash.
+func (t *tree) name(p treeKey) string {
+	if len(p) <= 16 {
+		digits := make([]byte, len(p))
+		for i := range p {
+			digits[i] = "0123456789ABCDEF"[p[i]]
+		}
+		return chainPrefix + t.letter + "-" + string(digits)
+	}
+	return hashedName(t.letter, hex.EncodeToString([]byte(p)))
+}
+
+// match is the match of packets whose key begins with the prefix.
+func (t *tree) match(p treeKey) string {
+	n := len(p)
+	addr := ""
+	if t.addrDigits > 0 && n > 0 {
+		addr = "-d " + digitsPrefix(p[:min(n, t.addrDigits)], t.addrDigits)
+	}
+	rest := p[min(n, t.addrDigits):]
+	if len(rest) == 0 {
+		return addr
+	}
+	proto := digitProto[rest[0]]
+	var lo, hi uint16 = 0, 0xffff
+	for i, d := range []byte(rest[1:]) {
+		lo |= uint16(d) << (12 - 4*i)
+		hi = lo | 0xffff>>(4*(i+1))
+	}
+	if len(rest) == 1 {
+		return and(addr, "-p "+proto.String())
+	}
+	return and(addr, dport(proto, lo, hi))
+}
+
+// digitsPrefix is the CIDR of addresses that begin with the digits.
+func digitsPrefix(p treeKey, addrDigits int) string {
+	raw := make([]byte, addrDigits/2)
+	for i := range p {
+		raw[i/2] |= p[i] << (4 * (1 - i%2))
+	}
+	a, ok := netip.AddrFromSlice(raw)
+	if !ok {
+		panic(fmt.Sprintf("BUG: tree with %d address digits", addrDigits))
+	}
+	return netip.PrefixFrom(a, 4*len(p)).String()
+}
