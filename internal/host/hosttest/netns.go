@@ -1,0 +1,50 @@
+package hosttest
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Env is the environment variable that asks for kernel tests.
+const Env = "FAIRLEAD_KERNEL_TESTS"
+
+// Netns moves the calling goroutine into a new network namespace until it ends, with lo up. Children that it starts are
+// in the namespace too; other goroutines, those of t.Run included, are not. The test fails if a program is missing.
+func Netns(t testing.TB, programs ...string) {
+	t.Helper()
+	if os.Getenv(Env) != "1" {
+		t.Skipf("kernel test: needs root and %s=1", Env)
+	}
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Fatalf("kernel test: %v", err)
+		}
+	}
+	// A thread that is locked when its goroutine ends is destroyed, so no other goroutine ever runs in the namespace.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("kernel test: make a network namespace (needs root): %v", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		t.Fatalf("kernel test: %v", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		t.Fatalf("kernel test: set lo up: %v", err)
+	}
+}
+
+// Run runs a program in the namespace of the calling goroutine and fails the test if it fails.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}

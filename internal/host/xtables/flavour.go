@@ -1,0 +1,194 @@
+package xtables
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+)
+
+// Flavour names the userland that is used. A node's rules must all be written by the same one: both flavours' rules are
+// live at once, and in which order packets meet them does not follow from what the rules say.
+type Flavour string
+
+// The flavours.
+const (
+	// Legacy speaks to ip_tables in the kernel (iptables-legacy).
+	Legacy Flavour = "legacy"
+	// NFT speaks to nf_tables in the kernel (iptables-nft).
+	NFT Flavour = "nft"
+	// Plain is the one userland of a node that has only an unsuffixed iptables, whichever it is.
+	Plain Flavour = "plain"
+)
+
+// command returns the name of a binary: main has suffix "", the others "save" and "restore".
+func (f Flavour) command(ipv6 bool, suffix string) string {
+	name := "iptables"
+	if ipv6 {
+		name = "ip6tables"
+	}
+	if f != Plain {
+		name += "-" + string(f)
+	}
+	if suffix != "" {
+		name += "-" + suffix
+	}
+	return name
+}
+
+// Finder finds and runs programs. Host is the real one.
+type Finder interface {
+	// LookPath returns the path of a program; the error is exec.ErrNotFound where there is none.
+	LookPath(name string) (string, error)
+	// Run runs a program and writes what it prints to stdout. The error holds what the program says on stderr.
+	Run(ctx context.Context, stdout io.Writer, path string, args ...string) error
+}
+
+// Host runs the programs of this machine.
+type Host struct{}
+
+// LookPath searches $PATH.
+func (Host) LookPath(name string) (string, error) { return exec.LookPath(name) }
+
+// Run runs the program with messages in English.
+func (Host) Run(ctx context.Context, stdout io.Writer, path string, args ...string) error {
+	res := run(ctx, nil, stdout, path, args...)
+	return res.err()
+}
+
+// ErrNotInstalled says that no flavour of iptables is on the node.
+var ErrNotInstalled = errors.New("no iptables found: install the iptables package (iptables-nft or iptables-legacy, with -save and -restore)")
+
+// Detect finds the flavour that this node uses. why says in a sentence what decided.
+//
+// Where one userland alone is installed and can read its rules, it is that one. Otherwise, in this order: the flavour
+// with kubelet's hint chain in table mangle (KEP-3178), nft first; the flavour with more rules, both families counted;
+// nft. The container in which this runs may have both, so what is installed says nothing of the node.
+func Detect(ctx context.Context, f Finder) (flavour Flavour, why string, err error) {
+	var found []survey
+	var failures []error
+	for _, fl := range []Flavour{NFT, Legacy} {
+		switch s, err := look(ctx, f, fl); {
+		case errors.Is(err, exec.ErrNotFound):
+		case ctx.Err() != nil:
+			return "", "", fmt.Errorf("detect the flavour of iptables: %w", ctx.Err())
+		case err != nil:
+			failures = append(failures, err)
+		default:
+			found = append(found, s)
+		}
+	}
+	switch {
+	case len(found) == 2:
+		return choose(found[0], found[1])
+	case len(found) == 1 && len(failures) == 1:
+		return found[0].flavour, fmt.Sprintf("the other cannot be read: %v", failures[0]), nil
+	case len(found) == 1:
+		return found[0].flavour, "it is the only one installed", nil
+	case len(failures) > 0:
+		return "", "", fmt.Errorf("detect the flavour of iptables: %w", errors.Join(failures...))
+	}
+	if installed(f, Plain, false) == nil {
+		return Plain, "only an iptables without a suffix is installed", nil
+	}
+	return "", "", ErrNotInstalled
+}
+
+func choose(nft, legacy survey) (Flavour, string, error) {
+	switch {
+	case nft.hint != "":
+		return NFT, "it has kubelet's chain " + nft.hint, nil
+	case legacy.hint != "":
+		return Legacy, "it has kubelet's chain " + legacy.hint, nil
+	case legacy.rules > nft.rules:
+		return Legacy, fmt.Sprintf("it has %d rules, nft has %d", legacy.rules, nft.rules), nil
+	case nft.rules > 0:
+		return NFT, fmt.Sprintf("it has %d rules, legacy has %d", nft.rules, legacy.rules), nil
+	}
+	return NFT, "neither flavour has rules", nil
+}
+
+// installed says whether the three programs of a flavour are there.
+func installed(f Finder, fl Flavour, ipv6 bool) error {
+	for _, suffix := range []string{"", "save", "restore"} {
+		if _, err := f.LookPath(fl.command(ipv6, suffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// survey is what one flavour holds, both families together.
+type survey struct {
+	flavour Flavour
+	hint    string // the name of kubelet's chain, if it is there
+	rules   int
+}
+
+// look reads what one flavour holds. All tables are read at once, since asking legacy for one would create it.
+func look(ctx context.Context, f Finder, fl Flavour) (survey, error) {
+	s := survey{flavour: fl}
+	if err := installed(f, fl, false); err != nil {
+		return s, err
+	}
+	for _, ipv6 := range []bool{false, true} {
+		path, err := f.LookPath(fl.command(ipv6, "save"))
+		if err != nil {
+			continue // IPv6 may be missing
+		}
+		if err := f.Run(ctx, lineWriter(s.line()), path); err != nil {
+			if ipv6 { // a kernel without IPv6 refuses this family alone
+				continue
+			}
+			return s, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return s, nil
+}
+
+// line returns a function that counts one line of iptables-save after another.
+func (s *survey) line() func([]byte) {
+	mangle := false
+	return func(l []byte) {
+		switch {
+		case len(l) == 0:
+		case l[0] == '*':
+			mangle = string(l) == "*mangle"
+		case l[0] == ':' && mangle && s.hint == "":
+			switch name, _, _ := strings.Cut(string(l[1:]), " "); name {
+			case "KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY":
+				s.hint = name
+			}
+		case bytes.HasPrefix(l, []byte("-A ")):
+			s.rules++
+		}
+	}
+}
+
+// lineWriter calls itself for each full line that is written to it; it keeps no more than one line.
+func lineWriter(each func([]byte)) io.Writer { return &lines{each: each} }
+
+type lines struct {
+	each func([]byte)
+	rest []byte
+}
+
+func (w *lines) Write(p []byte) (int, error) {
+	n := len(p)
+	for {
+		advance, line, _ := bufio.ScanLines(p, false)
+		if advance == 0 {
+			w.rest = append(w.rest, p...)
+			return n, nil
+		}
+		if len(w.rest) > 0 {
+			line = append(w.rest, line...)
+		}
+		w.each(line)
+		w.rest, p = w.rest[:0], p[advance:]
+	}
+}

@@ -1,0 +1,183 @@
+package xtables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+)
+
+// Interface reads and writes the tables of one family. Tables and Fake implement it.
+type Interface interface {
+	// Save returns one table in the format of iptables-save, without counters that mean anything.
+	Save(ctx context.Context, table string) ([]byte, error)
+	// Restore carries out input in the format of iptables-restore --noflush. An error that has to do with the input or
+	// the state of the tables is a *RestoreError.
+	Restore(ctx context.Context, input []byte) error
+}
+
+// Tables are the tables of one family in this network namespace, as one flavour sees them. It is immutable and safe for
+// concurrent use; the kernel and the xtables lock serialise writers.
+type Tables struct {
+	flavour             Flavour
+	main, save, restore string // paths
+	info                *iptables.IPTables
+}
+
+// New finds the programs of a flavour for one family. The error is exec.ErrNotFound where one of them is missing.
+func New(flavour Flavour, ipv6 bool) (*Tables, error) {
+	t := &Tables{flavour: flavour}
+	for suffix, path := range map[string]*string{"": &t.main, "save": &t.save, "restore": &t.restore} {
+		p, err := exec.LookPath(flavour.command(ipv6, suffix))
+		if err != nil {
+			return nil, fmt.Errorf("find iptables: %w", err)
+		}
+		*path = p
+	}
+	family := iptables.ProtocolIPv4
+	if ipv6 {
+		family = iptables.ProtocolIPv6
+	}
+	info, err := iptables.New(iptables.Path(t.main), iptables.IPFamily(family))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s for its version: %w", t.main, err)
+	}
+	t.info = info
+	// iptables-restore can wait for the lock since 1.6.2; an older one could lose rules that another program writes.
+	if major, minor, patch := info.GetIptablesVersion(); major*10000+minor*100+patch < 10602 {
+		return nil, fmt.Errorf("%s is version %s: want at least 1.6.2", t.main, t.Version())
+	}
+	return t, nil
+}
+
+// Flavour returns the flavour.
+func (t *Tables) Flavour() Flavour { return t.flavour }
+
+// Version returns the version of the userland, like "1.8.9".
+func (t *Tables) Version() string {
+	major, minor, patch := t.info.GetIptablesVersion()
+	return fmt.Sprintf("%d.%d.%d", major, minor, patch)
+}
+
+// RandomFully says whether the userland knows --random-fully for MASQUERADE and SNAT.
+func (t *Tables) RandomFully() bool { return t.info.HasRandomFully() }
+
+// Save runs iptables-save for one table. In the legacy flavour this creates the table if the kernel does not have it.
+func (t *Tables) Save(ctx context.Context, table string) ([]byte, error) {
+	out := &limited{max: maxSave, fail: true}
+	if err := run(ctx, nil, out, t.save, "-t", table).err(); err != nil {
+		return nil, fmt.Errorf("read table %s: %w", table, err)
+	}
+	return out.buf.Bytes(), nil
+}
+
+// Restore runs iptables-restore --noflush once. The lock is awaited for 5 seconds; the end of the context kills the
+// child, which leaves each table either written or not.
+func (t *Tables) Restore(ctx context.Context, input []byte) error {
+	res := run(ctx, bytes.NewReader(input), nil, t.restore, "--noflush", "--wait=5")
+	if res.cause == nil {
+		return nil
+	}
+	return newRestoreError(res, input)
+}
+
+// SupportsBPF says whether userland and kernel both have the match bpf (xt_bpf). It writes a rule into a chain that
+// nothing jumps to, and removes both. These are two restores: within one, legacy takes the rule back in the userland and
+// the kernel never sees it; and --test does not ask the kernel in either flavour.
+func (t *Tables) SupportsBPF(ctx context.Context) bool {
+	err := t.Restore(ctx, []byte(`*nat
+:FAIRLEAD-PROBE - [0:0]
+-A FAIRLEAD-PROBE -m bpf --bytecode "1,6 0 0 65535" -j RETURN
+COMMIT
+`))
+	if err != nil {
+		return false
+	}
+	return t.Restore(context.WithoutCancel(ctx), []byte("*nat\n-F FAIRLEAD-PROBE\n-X FAIRLEAD-PROBE\nCOMMIT\n")) == nil
+}
+
+// ErrPermission says that the process may not use iptables.
+var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
+
+// Usable says why the tables cannot be used, or nil. The error is ErrPermission where the process lacks the right.
+func (t *Tables) Usable(ctx context.Context) error {
+	res := run(ctx, nil, nil, t.main, "--wait", "5", "-t", "nat", "-S", "POSTROUTING")
+	switch {
+	case res.cause == nil:
+		return nil
+	case strings.Contains(res.stderr, "Permission denied"), strings.Contains(res.stderr, "Operation not permitted"),
+		strings.Contains(res.stderr, "you must be root"):
+		return fmt.Errorf("%w (%w)", ErrPermission, res.err())
+	case strings.Contains(res.stderr, "Table does not exist"), strings.Contains(res.stderr, "not supported"):
+		return fmt.Errorf("the kernel has no table nat for this flavour (modules iptable_nat, ip6table_nat or nft_compat): %w", res.err())
+	}
+	return fmt.Errorf("list nat POSTROUTING: %w", res.err())
+}
+
+// RestoreError is a restore that failed.
+type RestoreError struct {
+	// Line is the line of the input that failed, from 1, or 0 if that is not known. Where LineText is COMMIT the whole
+	// table was refused and which line is at fault is not known: legacy always says so of what the kernel refuses, nft
+	// of a jump to a chain that is not there.
+	Line     int
+	LineText string
+	// Stderr is what the program printed, at most 64 KiB.
+	Stderr string
+	// Transient says that the same input may succeed later: the lock was held, memory was short, the child was killed.
+	// Otherwise the input is refused.
+	Transient bool
+	// Err is how the program ended.
+	Err error
+}
+
+func (e *RestoreError) Error() string {
+	s := "iptables-restore"
+	if e.Line > 0 {
+		s += fmt.Sprintf(" at line %d (%s)", e.Line, e.LineText)
+	}
+	return fmt.Sprintf("%s: %v: %s", s, e.Err, e.Stderr)
+}
+
+// Unwrap returns how the program ended.
+func (e *RestoreError) Unwrap() error { return e.Err }
+
+// failedLine finds the line in the messages of both flavours:
+// "Error occurred at line: 3", "iptables-restore: line 7 failed", "COMMIT expected at line 3",
+// "line 6: RULE_APPEND failed (Too many links)".
+var failedLine = regexp.MustCompile(`(?m)(?:at line: |at line |line )(\d+)(?:$| failed|: \w+ failed)`)
+
+func newRestoreError(res result, input []byte) *RestoreError {
+	e := &RestoreError{Stderr: res.stderr, Transient: res.passing(), Err: fmt.Errorf("%s: %w", res.path, res.cause)}
+	m := failedLine.FindStringSubmatch(res.stderr)
+	if m == nil {
+		return e
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil {
+		return e
+	}
+	if text, ok := lineAt(input, n); ok {
+		e.Line, e.LineText = n, text
+	}
+	return e
+}
+
+// lineAt returns a line of the input, counted from 1.
+func lineAt(input []byte, n int) (string, bool) {
+	for i := 1; ; i++ {
+		line, rest, more := bytes.Cut(input, []byte("\n"))
+		if i == n {
+			return string(line), true
+		}
+		if !more {
+			return "", false
+		}
+		input = rest
+	}
+}
