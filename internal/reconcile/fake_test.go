@@ -1,0 +1,281 @@
+package reconcile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// fakeFeed is a Feed that the test fills. Tests and loop take turns (synctest.Wait), so it needs no mutex.
+type fakeFeed struct {
+	wake   chan struct{}
+	synced bool
+	puts   []func(*cluster.Store)
+	d      Drained
+}
+
+func (f *fakeFeed) Wake() <-chan struct{} { return f.wake }
+func (f *fakeFeed) Synced() bool          { return f.synced }
+func (f *fakeFeed) Drain(s *cluster.Store) Drained {
+	d := f.d
+	for _, put := range f.puts {
+		put(s)
+	}
+	f.puts, f.d = nil, Drained{}
+	return d
+}
+
+func (f *fakeFeed) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (f *fakeFeed) put(fn func(*cluster.Store)) {
+	f.puts = append(f.puts, fn)
+	f.signal()
+}
+
+// fakeKernel is one family's kernel: one object for each Service that has a frontend of the family.
+type fakeKernel struct {
+	family  fwd.Family
+	objects map[fwd.Service]string
+	// fail is returned by the next writes and reads, refuse by writes that hold one of the Services.
+	failWrite, failRead error
+	refuse              map[fwd.Service]bool
+	// slow is how long a write takes.
+	slow time.Duration
+	// reads and writes count calls; at is when writes began.
+	reads, writes int
+	at            []time.Time
+}
+
+func (k *fakeKernel) Read(context.Context) (map[fwd.Service]string, error) {
+	k.reads++
+	return maps.Clone(k.objects), k.failRead
+}
+
+func (k *fakeKernel) Write(ctx context.Context, plan backend.Plan[fwd.Service, string], done func(fwd.Service)) error {
+	k.writes++
+	k.at = append(k.at, time.Now())
+	if k.slow > 0 {
+		select {
+		case <-time.After(k.slow):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if k.failWrite != nil {
+		return k.failWrite
+	}
+	for _, s := range slices.SortedFunc(maps.Keys(plan.Upserts), fwd.Service.Compare) {
+		if k.refuse[s] {
+			return &backend.FamilyError{Family: k.family, Refused: true, Culprits: []fwd.Service{s}, Err: fmt.Errorf("no such match %s", s)}
+		}
+	}
+	for s, v := range plan.Upserts {
+		k.objects[s] = v
+		done(s)
+	}
+	for s := range plan.Deletes {
+		delete(k.objects, s)
+		done(s)
+	}
+	return nil
+}
+
+// Render makes an object of each Service's frontends of the family.
+func (k *fakeKernel) Render(ch fwd.Changes) []backend.Edit[fwd.Service, string] {
+	var out []backend.Edit[fwd.Service, string]
+	for _, s := range ch.Services {
+		var text strings.Builder
+		if s.New != nil {
+			for _, f := range s.New.Frontends {
+				if f.Key.Family == k.family {
+					fmt.Fprintln(&text, f.Key, f.Routes)
+				}
+			}
+			for _, p := range s.New.Pools {
+				if p.Key.Family == k.family {
+					fmt.Fprintln(&text, p.Endpoints)
+				}
+			}
+		}
+		out = append(out, backend.Edit[fwd.Service, string]{Key: s.Owner, Value: text.String(), Delete: text.Len() == 0})
+	}
+	return out
+}
+
+// fakeBackend is a Backend on two fake kernels.
+type fakeBackend struct {
+	engines [2]*backend.Engine[fwd.Service, string]
+}
+
+func newFakeBackend(kernels *[2]fakeKernel) *fakeBackend {
+	b := &fakeBackend{}
+	for i := range kernels {
+		k := &kernels[i]
+		k.family = fwd.Families[i]
+		if k.objects == nil {
+			k.objects = make(map[fwd.Service]string)
+		}
+		b.engines[i] = backend.NewEngine(k.family, k, k, func(a, b string) bool { return a == b })
+	}
+	return b
+}
+
+func (b *fakeBackend) Update(ch fwd.Changes) {
+	for _, e := range b.engines {
+		e.Update(ch)
+	}
+}
+
+func (b *fakeBackend) Apply(ctx context.Context) (backend.Result, error) {
+	var res backend.Result
+	var errs []error
+	for _, e := range b.engines {
+		r, err := e.Apply(ctx)
+		res, errs = res.Add(r), append(errs, err)
+	}
+	return res, errors.Join(errs...)
+}
+
+func (b *fakeBackend) Observe(ctx context.Context) (int, error) {
+	total := 0
+	var errs []error
+	for _, e := range b.engines {
+		n, err := e.Observe(ctx)
+		total, errs = total+n, append(errs, err)
+	}
+	return total, errors.Join(errs...)
+}
+
+func (b *fakeBackend) Cleanup(context.Context) error { return errors.New("the loop never cleans up") }
+
+// follower records what the loop tells others.
+type follower struct {
+	queued  []time.Time
+	syncs   []Sync
+	nodes   int
+	events  []string
+	flows   int
+	updates int
+}
+
+func (f *follower) Queued(t time.Time)                { f.queued = append(f.queued, t) }
+func (f *follower) Synced(s Sync)                     { f.syncs = append(f.syncs, s) }
+func (f *follower) Node(cluster.Node)                 { f.nodes++ }
+func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
+func (f *follower) Update(fwd.Changes)                { f.updates++ }
+func (f *follower) Submit()                           { f.flows++ }
+
+// house is a Loop with its surroundings, running in a synctest bubble.
+type house struct {
+	feed    *fakeFeed
+	kernels *[2]fakeKernel
+	follow  *follower
+	log     *bytes.Buffer
+	addrs   chan struct{}
+	first   int
+	cancel  context.CancelFunc
+	done    chan error
+}
+
+// start runs a Loop. Its feed has not synced yet.
+func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
+	t.Helper()
+	args = append([]string{"--cluster-cidr=10.0.0.0/8,fd00::/8", "--nodeport-addresses=all"}, args...)
+	cfg, err := config.Parse(args, func() (string, error) { return "n1", nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{
+		feed:    &fakeFeed{wake: make(chan struct{}, 1)},
+		kernels: kernels, follow: &follower{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), done: make(chan error, 1),
+	}
+	l := New(Options{
+		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Events: h.follow, Monitor: h.follow,
+		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
+		AddrChanges: h.addrs, OnFirstSync: func() { h.first++ },
+		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	h.cancel = cancel
+	go func() { h.done <- l.Run(ctx) }()
+	return h
+}
+
+// settle lets the loop do what it can do at this moment.
+func (h *house) settle() { synctest.Wait() }
+
+// after lets time pass.
+func (h *house) after(d time.Duration) {
+	time.Sleep(d) // the clock of the bubble
+	synctest.Wait()
+}
+
+// sync says that the first lists are complete.
+func (h *house) sync() {
+	h.feed.synced = true
+	h.feed.signal()
+	h.settle()
+}
+
+// stop ends the loop and returns its error.
+func (h *house) stop(t *testing.T) error {
+	t.Helper()
+	began := time.Now()
+	h.cancel()
+	err := <-h.done
+	if took := time.Since(began); took >= time.Second {
+		t.Errorf("ended after %v", took)
+	}
+	return err
+}
+
+// count counts lines of the log with that text.
+func (h *house) count(text string) int {
+	n := 0
+	for line := range strings.Lines(h.log.String()) {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
+func name(i int) cluster.ServiceName {
+	return cluster.ServiceName{Namespace: "ns", Name: fmt.Sprintf("s%d", i)}
+}
+
+// service puts a dual-stack UDP Service without endpoints; version changes it.
+func service(i, version int) func(*cluster.Store) {
+	return func(s *cluster.Store) {
+		s.SetService(&cluster.Service{
+			Name:       name(i),
+			ClusterIPs: [2]netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", i))},
+			Ports:      []cluster.ServicePort{{Name: "dns", Protocol: cluster.UDP, Port: uint16(1000 + version)}},
+		})
+	}
+}
+
+func (h *house) has(i int) [2]bool {
+	_, v4 := h.kernels[0].objects[fwd.Service(name(i))]
+	_, v6 := h.kernels[1].objects[fwd.Service(name(i))]
+	return [2]bool{v4, v6}
+}

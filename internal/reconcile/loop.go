@@ -1,0 +1,253 @@
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/compile"
+	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Drained says what a Feed put into the store.
+type Drained struct {
+	// Services and Slices count the events.
+	Services, Slices int
+	// Triggers are the times of the changes that made the endpoint slices, as the control plane noted them.
+	Triggers []time.Time
+	// NodeChanged says that facts about the node changed.
+	NodeChanged bool
+}
+
+// Feed collects changes of the cluster's objects from other goroutines.
+type Feed interface {
+	// Wake receives when there is something to drain, and when Synced becomes true.
+	Wake() <-chan struct{}
+	// Drain moves what was collected into the store.
+	Drain(*cluster.Store) Drained
+	// Synced says that the first lists of Services, EndpointSlices and the node are complete.
+	Synced() bool
+}
+
+// Flows removes connection-tracking entries that still lead to endpoints which are gone.
+type Flows interface {
+	// Update takes in changes of the table, in memory.
+	Update(fwd.Changes)
+	// Submit asks for removal according to all updates so far; it does not wait. The kernel has the rules by now.
+	Submit()
+}
+
+// Events tells users about their Services. It does not wait.
+type Events interface {
+	// Warn makes a Warning event on a Service; reason is one word in CamelCase.
+	Warn(s fwd.Service, reason, message string)
+}
+
+// Monitor follows what the loop does, for metrics and health. It does not wait.
+type Monitor interface {
+	// Queued says that a change waits to be written, since then.
+	Queued(since time.Time)
+	// Synced reports a sync.
+	Synced(Sync)
+	// Node reports new facts about the node.
+	Node(cluster.Node)
+}
+
+// Sync is the report of one attempt to bring the kernel up to date.
+type Sync struct {
+	Start, End time.Time
+	// Failed says by fwd.Family.Index what could not be written completely.
+	Failed [2]bool
+	// Services and Frontends count what is in the table.
+	Services, Frontends int
+	// ServiceEvents and SliceEvents count changes of objects that this sync took in.
+	ServiceEvents, SliceEvents int
+	// Triggers are the times of the endpoint changes that are in the kernel since this sync.
+	Triggers []time.Time
+	// LocalPolicyEmpty counts service ports and families whose internal (0) or external (1) policy Local has no endpoint on
+	// this node.
+	LocalPolicyEmpty [2]int
+	// Quarantined counts the Services that the kernel refuses.
+	Quarantined int
+	// Result counts what was written.
+	Result backend.Result
+	// Drifted counts objects that others had changed.
+	Drifted int
+}
+
+// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges and OnFirstSync may be nil.
+type Options struct {
+	Config  *config.Config
+	Feed    Feed
+	Backend backend.Backend
+	Flows   Flows
+	Events  Events
+	Monitor Monitor
+	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
+	LocalAddrs  func() ([]netip.Addr, error)
+	AddrChanges <-chan struct{}
+	// OnFirstSync is called once, after everything was written for the first time.
+	OnFirstSync func()
+	Logger      *slog.Logger
+}
+
+// podCIDRWait is how long a node may be without podCIDRs in mode NodeCIDR (datapath.md 4.2).
+const podCIDRWait = 5 * time.Minute
+
+// firstBackoff is the wait after the first failure.
+const firstBackoff = 100 * time.Millisecond
+
+// Loop is the loop. Make one with New; only Run's goroutine touches its fields.
+type Loop struct {
+	Options
+	log *slog.Logger
+
+	store cluster.Store
+	table fwd.Table
+	facts compile.Facts
+	addrs []netip.Addr
+	// podCIDRs are those that mode NodeCIDR works with, once known.
+	podCIDRs *[2]netip.Prefix
+
+	started time.Time
+	// woken says that the feed or the addresses have news; addrsStale that it is the addresses.
+	woken, addrsStale bool
+	// unread says that the kernel has to be read before it is written.
+	unread bool
+	// headerSent says that the backend knows the header.
+	headerSent bool
+	// complete says that everything was written at least once.
+	complete bool
+	// lastEnd is the end of the last sync that did anything.
+	lastEnd  time.Time
+	verifyAt time.Time
+	// queuedSince is the time of the oldest change that is not in the kernel yet.
+	queuedSince time.Time
+	// flowsDue says that a UDP Service changed since flows were last submitted.
+	flowsDue bool
+
+	failure    failure
+	quarantine quarantine
+	reports    reports
+	// localPolicyEmpty is the sum over the table.
+	localPolicyEmpty [2]int
+	// pending is what was drained and not reported yet.
+	pending Drained
+}
+
+// New returns a Loop that has done nothing yet.
+func New(o Options) *Loop {
+	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true, flowsDue: true}
+	l.quarantine.held = make(map[fwd.Service]*refusal)
+	l.reports.problems = make(map[fwd.Service]string)
+	return l
+}
+
+// Run works until the context ends, which is no error. An error means that the process must be restarted to go on.
+func (l *Loop) Run(ctx context.Context) error {
+	l.started = time.Now()
+	l.woken = true
+	changes := l.AddrChanges
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.Feed.Wake():
+			l.woken = true
+		case _, ok := <-changes:
+			if !ok {
+				changes = nil // the watch ended, as it does when the context ends
+			}
+			l.woken, l.addrsStale = true, true
+		case <-timer.C:
+		}
+		if err := l.act(ctx, time.Now()); err != nil {
+			return err
+		}
+		if at, ok := l.next(); ok {
+			timer.Reset(time.Until(at))
+		} else {
+			timer.Stop()
+		}
+	}
+}
+
+// act does what is due at that time.
+func (l *Loop) act(ctx context.Context, now time.Time) error {
+	if err := l.checkNode(now); err != nil {
+		return err
+	}
+	if l.failure.failing() {
+		if l.changeDue(now) || !now.Before(l.failure.retryAt) {
+			return l.sync(ctx, true, false)
+		}
+		return nil
+	}
+	late := now.Sub(l.verifyAt)
+	switch {
+	case l.complete && late >= l.Config.SyncPeriod: // changes came without a pause for a whole period
+		return l.sync(ctx, l.changeDue(now), true)
+	case l.changeDue(now):
+		return l.sync(ctx, true, false)
+	case l.complete && late >= 0:
+		return l.sync(ctx, false, true)
+	}
+	return nil
+}
+
+func (l *Loop) changeDue(now time.Time) bool { return l.woken && !now.Before(l.changeAt()) }
+
+// changeAt is the earliest time at which a change may be applied.
+func (l *Loop) changeAt() time.Time {
+	if l.lastEnd.IsZero() {
+		return l.lastEnd
+	}
+	return l.lastEnd.Add(l.Config.MinSyncPeriod)
+}
+
+// next is when act has to be called again without news, if ever.
+func (l *Loop) next() (time.Time, bool) {
+	var at time.Time
+	consider := func(t time.Time, when bool) {
+		if when && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	consider(l.changeAt(), l.woken)
+	consider(l.failure.retryAt, l.failure.failing())
+	consider(l.verifyAt, l.complete && !l.failure.failing())
+	consider(l.started.Add(podCIDRWait), l.Config.DetectMode == config.DetectNodeCIDR && l.podCIDRs == nil)
+	return at, !at.IsZero()
+}
+
+// checkNode gives up in mode NodeCIDR when the node has no podCIDRs for too long, or other ones than at the start: the
+// rules depend on them, and pods with addresses of the old ones may still run (datapath.md 8.7).
+func (l *Loop) checkNode(now time.Time) error {
+	if l.Config.DetectMode != config.DetectNodeCIDR {
+		return nil
+	}
+	node := l.store.Node()
+	have := [2]netip.Prefix{config.PodCIDR(node, fwd.IPv4), config.PodCIDR(node, fwd.IPv6)}
+	none := have == [2]netip.Prefix{}
+	switch {
+	case l.podCIDRs == nil && !none:
+		l.podCIDRs = &have
+	case l.podCIDRs == nil && now.Sub(l.started) >= podCIDRWait:
+		return fmt.Errorf("node %q has no podCIDR after %v, which --detect-local-mode NodeCIDR needs: let the controller manager allocate one or choose another mode", l.Config.NodeName, podCIDRWait)
+	case l.podCIDRs != nil && !none && *l.podCIDRs != have:
+		return fmt.Errorf("the podCIDRs of node %q changed from %v to %v: restart to work with the new ones", l.Config.NodeName, *l.podCIDRs, have)
+	}
+	return nil
+}
+
+// ready says that enough is known of the cluster and the node to decide about packets.
+func (l *Loop) ready() bool {
+	return l.Config.DetectMode != config.DetectNodeCIDR || l.podCIDRs != nil
+}

@@ -1,0 +1,473 @@
+package reconcile
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+var both, neither = [2]bool{true, true}, [2]bool{false, false}
+
+// running starts a loop with one Service in the kernel, and lets quiet time pass.
+func running(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
+	t.Helper()
+	h := start(t, kernels, args...)
+	h.feed.put(service(1, 0))
+	h.sync()
+	h.after(5 * time.Second)
+	if h.has(1) != both {
+		t.Fatalf("Service not written at the start\n%s", h.log)
+	}
+	return h
+}
+
+func TestNothingBeforeSyncedAndObserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		k[0].failRead = errors.New("lock held")
+		h := start(t, k)
+		h.feed.put(service(1, 0))
+		h.after(time.Hour)
+		if k[0].reads+k[0].writes+k[1].writes > 0 {
+			t.Fatalf("touched the kernel before the feed synced: %d reads", k[0].reads)
+		}
+		h.sync()
+		h.after(time.Minute)
+		if k[0].writes+k[1].writes > 0 {
+			t.Fatal("wrote without having read")
+		}
+		if n := h.count("sync failed"); n < 2 || n > 4 {
+			t.Errorf("failure logged %d times in a minute, want about once in a SyncPeriod\n%s", n, h.log)
+		}
+		k[0].failRead = nil
+		h.after(30 * time.Second)
+		if h.has(1) != both || h.count("sync works again") != 1 || h.first != 1 {
+			t.Errorf("no recovery: %v, first %d\n%s", h.has(1), h.first, h.log)
+		}
+		if err := h.stop(t); err != nil {
+			t.Error(err)
+		}
+		if h.has(1) != both {
+			t.Error("rules removed at the end")
+		}
+	})
+}
+
+func TestCoalescing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].slow = 3 * time.Second
+		writes := k[0].writes
+
+		h.feed.put(service(2, 0))
+		h.settle()
+		if k[0].writes != writes+1 {
+			t.Fatal("the first change after a quiet time is not applied at once")
+		}
+		for i := range 50 { // while the backend is busy, and within MinSyncPeriod after it
+			h.feed.put(service(3, i))
+			h.after(75 * time.Millisecond)
+		}
+		h.after(10 * time.Second)
+		if k[0].writes != writes+2 {
+			t.Errorf("%d syncs for a burst, want one", k[0].writes-writes-1)
+		}
+		if gap := k[0].at[writes+1].Sub(k[0].at[writes]); gap != 4*time.Second {
+			t.Errorf("second write began %v after the first began, want 3s of writing and 1s of pause", gap)
+		}
+		if h.has(3) != both {
+			t.Error("burst not written")
+		}
+	})
+}
+
+func TestSteadyStateIsSilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		h.log.Reset()
+		writes, reads, syncs := k[0].writes, k[0].reads, len(h.follow.syncs)
+		for range 20 { // events without a meaning
+			h.feed.put(service(1, 0))
+			h.after(15 * time.Second)
+		}
+		if k[0].writes != writes || h.log.Len() > 0 || len(h.follow.syncs) != syncs {
+			t.Errorf("%d writes, %d reports, log %q", k[0].writes-writes, len(h.follow.syncs)-syncs, h.log)
+		}
+		if n := k[0].reads - reads; n != 10 {
+			t.Errorf("verified %d times in five minutes, want 10", n)
+		}
+	})
+}
+
+func TestRestartWritesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		h.stop(t)
+		k[0].writes, k[1].writes = 0, 0
+		h = running(t, k)
+		defer h.stop(t)
+		if k[0].writes+k[1].writes > 0 {
+			t.Error("a restart without a change wrote")
+		}
+		if h.first != 1 || h.follow.flows != 1 {
+			t.Errorf("first sync reported %d times, flows %d", h.first, h.follow.flows)
+		}
+	})
+}
+
+func TestRestartRemovesWhatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		running(t, k).stop(t)
+		h := start(t, k)
+		defer h.stop(t)
+		h.sync()
+		if h.has(1) != neither {
+			t.Error("the rules of a Service that was deleted meanwhile are still there")
+		}
+	})
+}
+
+func TestFamiliesAreIndependent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[1].failWrite = errors.New("ip6tables broken")
+		for i := 2; i < 5; i++ {
+			h.feed.put(service(i, 0))
+			h.after(2 * time.Second)
+			if got := h.has(i); got != [2]bool{true, false} {
+				t.Errorf("Service %d: %v, want IPv4 alone", i, got)
+			}
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Failed != [2]bool{false, true} {
+			t.Errorf("reported failed families %v", s.Failed)
+		}
+		k[1].failWrite = nil
+		h.after(time.Minute)
+		if h.has(4) != both {
+			t.Error("IPv6 not written after recovery")
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Failed != neither {
+			t.Errorf("reported failed families %v", s.Failed)
+		}
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].failWrite = errors.New("lock held")
+		h.feed.put(service(2, 0))
+		h.settle()
+		began := time.Now()
+		h.after(5 * time.Minute)
+		at := k[0].at[1:]
+		want := 100 * time.Millisecond
+		for i := 1; i < len(at); i++ {
+			wait := at[i].Sub(at[i-1])
+			if wait > want || wait < want*4/5 {
+				t.Errorf("attempt %d after %v, want %v less at most a fifth", i, wait, want)
+			}
+			want = min(2*want, 30*time.Second)
+		}
+		if len(at) < 15 {
+			t.Errorf("only %d attempts in five minutes", len(at))
+		}
+		if n := h.count("sync failed"); n < 5 || n > 11 {
+			t.Errorf("logged %d times in five minutes, want at most once in 30s", n)
+		}
+		// A later change tries again at once, and takes everything that is pending with it.
+		attempts := k[0].writes
+		k[0].failWrite = nil
+		h.feed.put(service(3, 0))
+		h.after(time.Second)
+		if k[0].writes != attempts+1 || h.has(2) != both || h.has(3) != both {
+			t.Errorf("a change did not retry: %d attempts, %v, %v", k[0].writes-attempts, h.has(2), h.has(3))
+		}
+		if len(h.follow.queued) != 2 || !h.follow.queued[1].Equal(began) {
+			t.Errorf("queued since %v, want the time of the first failure %v", h.follow.queued, began)
+		}
+	})
+}
+
+func TestQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		bad := fwd.Service(name(2))
+		k[0].refuse = map[fwd.Service]bool{bad: true, fwd.Service(name(4)): true}
+		for i := 2; i < 6; i++ {
+			h.feed.put(service(i, 0))
+		}
+		h.settle()
+		for i, want := range map[int][2]bool{1: both, 2: neither, 3: both, 4: neither, 5: both} {
+			if h.has(i) != want {
+				t.Errorf("Service %d in the kernel: %v, want %v", i, h.has(i), want)
+			}
+		}
+		h.after(5 * time.Minute)
+		if n := h.count("the kernel refuses a Service"); n != 2 {
+			t.Errorf("logged %d refusals of 2 Services\n%s", n, h.log)
+		}
+		if !strings.Contains(h.log.String(), "ns/s2") || !strings.Contains(h.log.String(), "no such match") {
+			t.Errorf("log names neither Service nor answer\n%s", h.log)
+		}
+		if got := strings.Join(h.follow.events, ","); got != "ns/s2 Quarantined,ns/s4 Quarantined" {
+			t.Errorf("events %q", got)
+		}
+		if h.count("sync failed") > 0 {
+			t.Errorf("a refusal counts as failure\n%s", h.log)
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Quarantined != 2 || s.Failed != neither {
+			t.Errorf("reported %+v", s)
+		}
+
+		// The object changes to something acceptable.
+		k[0].refuse = map[fwd.Service]bool{bad: true}
+		h.feed.put(service(4, 1))
+		h.after(time.Second)
+		if h.has(4) != both {
+			t.Error("a changed Service is still set aside")
+		}
+		// The kernel learns to accept the other one.
+		k[0].refuse = nil
+		h.after(30 * time.Second)
+		if h.has(2) != both || h.count("accepts the Service again") != 1 {
+			t.Errorf("not tried again at the verification: %v\n%s", h.has(2), h.log)
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Quarantined != 0 {
+			t.Errorf("reported %d in quarantine", s.Quarantined)
+		}
+	})
+}
+
+func TestRefusedServiceIsDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].refuse = map[fwd.Service]bool{fwd.Service(name(2)): true}
+		h.feed.put(service(2, 0))
+		h.after(2 * time.Second)
+		h.feed.put(func(s *cluster.Store) { s.DeleteService(name(2)) })
+		h.after(2 * time.Second)
+		k[0].refuse = nil
+		h.after(time.Minute)
+		if h.has(2) != neither {
+			t.Error("a deleted Service came out of quarantine")
+		}
+	})
+}
+
+func TestDriftRepair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		clear(k[0].objects)
+		k[1].objects[fwd.Service{Name: "stranger"}] = "left over"
+		h.after(30 * time.Second)
+		if h.has(1) != both || len(k[1].objects) != 1 {
+			t.Errorf("not repaired: %v %v", k[0].objects, k[1].objects)
+		}
+		if h.count("repaired drift") != 1 {
+			t.Errorf("log %s", h.log)
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Drifted != 2 {
+			t.Errorf("reported %d drifted objects, want 2", s.Drifted)
+		}
+	})
+}
+
+func TestVerifyUnderConstantChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k, "--iptables-min-sync-period=0")
+		defer h.stop(t)
+		reads := k[0].reads
+		for i := range 1200 {
+			h.feed.put(service(2, i))
+			h.after(100 * time.Millisecond)
+		}
+		if n := k[0].reads - reads; n < 2 || n > 4 {
+			t.Errorf("verified %d times in two minutes", n)
+		}
+	})
+}
+
+func TestVerifyDoesNotHurryChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		h.after(24*time.Second + 500*time.Millisecond) // the verification is due in half a second
+		h.feed.put(service(2, 0))
+		h.settle()
+		h.feed.put(service(2, 1))
+		h.after(time.Second)
+		n := len(k[0].at)
+		if gap := k[0].at[n-1].Sub(k[0].at[n-2]); gap != time.Second {
+			t.Errorf("two syncs %v apart, want MinSyncPeriod", gap)
+		}
+	})
+}
+
+func TestNodeCIDR(t *testing.T) {
+	node := func(cidr string) func(*cluster.Store) {
+		return func(s *cluster.Store) {
+			n := cluster.Node{Name: "n1"}
+			if cidr != "" {
+				n.PodCIDRs = []netip.Prefix{netip.MustParsePrefix(cidr)}
+			}
+			s.SetNode(n)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := start(t, k, "--detect-local-mode=NodeCIDR")
+		h.feed.put(node(""))
+		h.feed.put(service(1, 0))
+		h.sync()
+		h.after(4 * time.Minute)
+		if k[0].writes > 0 {
+			t.Fatal("wrote before podCIDRs were known")
+		}
+		h.feed.put(node("10.1.0.0/24"))
+		h.settle()
+		if h.has(1) != both {
+			t.Fatal("not written when podCIDRs came")
+		}
+		h.after(time.Hour)
+		h.feed.put(node("10.2.0.0/24"))
+		h.after(time.Second)
+		select {
+		case err := <-h.done:
+			if err == nil || !strings.Contains(err.Error(), "restart") {
+				t.Errorf("error %v, want advice to restart", err)
+			}
+		default:
+			t.Error("still running with other podCIDRs")
+		}
+		h.cancel()
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, &[2]fakeKernel{}, "--detect-local-mode=NodeCIDR")
+		h.sync()
+		h.after(podCIDRWait - time.Second)
+		select {
+		case err := <-h.done:
+			t.Fatalf("ended early: %v", err)
+		default:
+		}
+		h.after(time.Second)
+		select {
+		case err := <-h.done:
+			if err == nil || !strings.Contains(err.Error(), "podCIDR") || !strings.Contains(err.Error(), "n1") {
+				t.Errorf("error %v", err)
+			}
+		default:
+			t.Error("waits for ever")
+		}
+		h.cancel()
+	})
+}
+
+func TestFlows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		tcp := func(s *cluster.Store) {
+			s.SetService(&cluster.Service{
+				Name: name(9), ClusterIPs: [2]netip.Addr{netip.MustParseAddr("10.96.0.9")},
+				Ports: []cluster.ServicePort{{Protocol: cluster.TCP, Port: 80}},
+			})
+		}
+		if h.follow.flows != 1 {
+			t.Errorf("%d submissions at the start, want 1", h.follow.flows)
+		}
+		h.feed.put(tcp)
+		h.after(2 * time.Second)
+		if h.follow.flows != 1 {
+			t.Error("submitted for a TCP Service")
+		}
+		k[0].failWrite = errors.New("lock held")
+		h.feed.put(service(2, 0))
+		h.after(2 * time.Second)
+		if h.follow.flows != 1 {
+			t.Error("submitted before the rules were in the kernel")
+		}
+		k[0].failWrite = nil
+		h.after(time.Minute)
+		if h.follow.flows != 2 {
+			t.Errorf("%d submissions, want one more after recovery", h.follow.flows)
+		}
+	})
+}
+
+func TestReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		// A younger Service claims the same address and port.
+		clash := func(version int) func(*cluster.Store) {
+			return func(s *cluster.Store) {
+				v := *s.Service(name(1))
+				v.Name, v.CreatedUnix = name(7), 100
+				v.AffinitySec = uint32(version)
+				s.SetService(&v)
+			}
+		}
+		h.feed.put(clash(1))
+		h.after(2 * time.Second)
+		h.feed.put(clash(2))
+		h.after(2 * time.Second)
+		if n := h.count("two Services claim"); n != 2 || len(h.follow.events) != 2 { // one for each family
+			t.Errorf("%d conflicts logged, events %v, want one for each of two keys", n, h.follow.events)
+		}
+		trigger := time.Now()
+		h.feed.d = Drained{Services: 1, Slices: 2, Triggers: []time.Time{trigger}}
+		h.feed.put(service(1, 5))
+		h.after(2 * time.Second)
+		s := h.follow.syncs[len(h.follow.syncs)-1]
+		if s.ServiceEvents != 1 || s.SliceEvents != 2 || len(s.Triggers) != 1 || !s.Triggers[0].Equal(trigger) {
+			t.Errorf("reported %+v", s)
+		}
+		if s.Services != 2 || s.Frontends != 4 {
+			t.Errorf("reported %d Services and %d frontends", s.Services, s.Frontends)
+		}
+	})
+}
+
+func TestSlowBackendEndsWithContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		k[0].slow = time.Hour
+		h.feed.put(service(2, 0))
+		h.settle()
+		if err := h.stop(t); err != nil {
+			t.Error(err)
+		}
+		if h.count("failed") > 0 {
+			t.Errorf("the end of the process is logged as a failure\n%s", h.log)
+		}
+	})
+}

@@ -1,0 +1,272 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/compile"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// sync writes what is pending. take says that it takes in what the feed has before, read that it reads the kernel before;
+// it does so in any case if that is needed. An error ends Run.
+func (l *Loop) sync(ctx context.Context, take, read bool) error {
+	rep := Sync{Start: time.Now()}
+	if take {
+		l.woken = false
+		if !l.Feed.Synced() {
+			return nil
+		}
+		l.drain()
+		if err := l.checkNode(rep.Start); err != nil || !l.ready() {
+			return err
+		}
+	}
+	read = read || l.unread
+	if read {
+		l.verifyAt = rep.Start.Add(l.Config.SyncPeriod)
+		n, err := l.Backend.Observe(ctx)
+		if err != nil {
+			l.end(ctx, rep, false, err)
+			return nil
+		}
+		l.unread = false
+		if l.complete { // before everything was written once the number says nothing
+			rep.Drifted = n
+		}
+	}
+	changed := l.refresh()
+	if read {
+		changed = l.release() || changed
+	}
+	if changed {
+		l.queued(rep.Start)
+	}
+	var err error
+	rep.Result, err = l.apply(ctx)
+	l.end(ctx, rep, changed, err)
+	return nil
+}
+
+// drain moves the feed's news into the store.
+func (l *Loop) drain() {
+	d := l.Feed.Drain(&l.store)
+	l.pending.Services += d.Services
+	l.pending.Slices += d.Slices
+	l.pending.Triggers = append(l.pending.Triggers, d.Triggers...)
+	if d.NodeChanged {
+		l.pending.NodeChanged = true
+		if l.Monitor != nil {
+			l.Monitor.Node(l.store.Node())
+		}
+	}
+}
+
+// queued notes that something waits to be written.
+func (l *Loop) queued(at time.Time) {
+	if !l.queuedSince.IsZero() {
+		return
+	}
+	l.queuedSince = at
+	if l.Monitor != nil {
+		l.Monitor.Queued(at)
+	}
+}
+
+// refresh brings table and backend up to date with the store. It reports whether anything changed in them.
+func (l *Loop) refresh() bool {
+	changed := l.refreshNode()
+	dirty := l.store.TakeDirty()
+	for _, name := range dirty {
+		l.quarantine.forget(fwd.Service(name))
+		changed = l.compile(name) || changed
+	}
+	if len(dirty) > 0 {
+		l.reportConflicts()
+	}
+	return changed
+}
+
+// compile brings the table up to date with one Service. It reports whether anything changed.
+func (l *Loop) compile(name cluster.ServiceName) bool {
+	owner := fwd.Service(name)
+	svc := l.store.Service(name)
+	if svc == nil {
+		l.reports.forget(owner)
+		return l.update(l.table.Remove(owner))
+	}
+	f, problems := compile.Compile(svc, l.store.Slices(name), &l.facts)
+	l.reportProblems(owner, problems)
+	return l.update(l.table.Put(f))
+}
+
+// refreshNode works out the header and the facts again if what they come from changed.
+func (l *Loop) refreshNode() bool {
+	if l.headerSent && !l.addrsStale && !l.pending.NodeChanged {
+		return false
+	}
+	if l.addrsStale && l.LocalAddrs != nil {
+		if addrs, err := l.LocalAddrs(); err != nil {
+			l.log.Warn("cannot list the node's addresses, working with those known before", "err", err)
+		} else {
+			l.addrs = addrs
+		}
+	}
+	l.addrsStale, l.pending.NodeChanged = false, false
+	node := l.store.Node()
+	l.reportWarnings(l.Config.Warnings(node))
+	if facts := l.Config.Facts(node); facts != l.facts {
+		l.facts = facts
+		l.store.MarkAllDirty()
+	}
+	h := l.Config.Header(node, l.addrs)
+	ch := l.table.SetHeader(h)
+	if !l.headerSent { // also a header that happens to be the zero one
+		l.headerSent = true
+		ch.Header = &h
+	}
+	return l.update(ch)
+}
+
+// update hands changes of the table on.
+func (l *Loop) update(ch fwd.Changes) bool {
+	if ch.Empty() {
+		return false
+	}
+	for _, s := range ch.Services {
+		l.count(s.Old, -1)
+		l.count(s.New, 1)
+		l.flowsDue = l.flowsDue || hasUDP(s.Old) || hasUDP(s.New)
+	}
+	l.Backend.Update(ch)
+	if l.Flows != nil {
+		l.Flows.Update(ch)
+	}
+	return true
+}
+
+func (l *Loop) count(f *fwd.Fragment, by int) {
+	if f != nil {
+		l.localPolicyEmpty[0] += by * f.LocalPolicyEmpty[0]
+		l.localPolicyEmpty[1] += by * f.LocalPolicyEmpty[1]
+	}
+}
+
+func hasUDP(f *fwd.Fragment) bool { return f != nil && len(f.Serving) > 0 }
+
+// apply writes what is pending. Where the kernel refuses Services, it sets them aside and writes the rest.
+func (l *Loop) apply(ctx context.Context) (backend.Result, error) {
+	res, err := l.Backend.Apply(ctx)
+	if len(culprits(err)) > 0 {
+		// The kernel may refuse because others changed what is in it: read it before anybody is blamed.
+		if n, oerr := l.Backend.Observe(ctx); oerr == nil && n > 0 {
+			var more backend.Result
+			more, err = l.Backend.Apply(ctx)
+			res = res.Add(more)
+		}
+	}
+	for {
+		blamed := false
+		for _, c := range culprits(err) {
+			blamed = l.setAside(c.owner, c.err) || blamed
+		}
+		if !blamed {
+			return res, err
+		}
+		var more backend.Result
+		more, err = l.Backend.Apply(ctx)
+		res = res.Add(more)
+	}
+}
+
+// end records how a sync went: timers, log and those who follow.
+func (l *Loop) end(ctx context.Context, rep Sync, changed bool, err error) {
+	if err != nil && ctx.Err() != nil {
+		return // the process ends, that is no failure
+	}
+	rep.End = time.Now()
+	wrote := rep.Result != backend.Result{}
+	first := err == nil && !l.complete
+	eventful := changed || wrote || err != nil || first || !l.queuedSince.IsZero()
+	if changed || wrote || err != nil {
+		l.lastEnd = rep.End
+	}
+	if err != nil {
+		l.unread = true
+		l.queued(rep.Start)
+		l.logFailure(rep.End, err)
+	} else {
+		l.succeeded(rep.End, first)
+	}
+	if !eventful {
+		return
+	}
+	rep.Services, rep.Frontends = l.table.Len()
+	l.logSync(rep, first, err)
+	if l.Monitor != nil {
+		l.monitor(rep, err)
+	}
+}
+
+// succeeded records that nothing is pending any more.
+func (l *Loop) succeeded(now time.Time, first bool) {
+	l.complete = true
+	l.queuedSince = time.Time{}
+	l.logRecovery(now)
+	l.quarantine.settle(l.log)
+	if l.Flows != nil && l.flowsDue {
+		l.flowsDue = false
+		l.Flows.Submit()
+	}
+	if first && l.OnFirstSync != nil {
+		l.OnFirstSync()
+	}
+}
+
+// monitor completes a report and hands it on.
+func (l *Loop) monitor(rep Sync, err error) {
+	rep.Failed = failedFamilies(err)
+	rep.LocalPolicyEmpty = l.localPolicyEmpty
+	rep.Quarantined = len(l.quarantine.held)
+	rep.ServiceEvents, rep.SliceEvents = l.pending.Services, l.pending.Slices
+	l.pending.Services, l.pending.Slices = 0, 0
+	if err == nil {
+		rep.Triggers = l.pending.Triggers
+		l.pending.Triggers = nil
+	}
+	l.Monitor.Synced(rep)
+}
+
+// familyErrors finds the failures of single families in what Apply returned. whole says that there is another error too.
+func familyErrors(err error) (out []*backend.FamilyError, whole bool) {
+	switch e := err.(type) {
+	case nil:
+		return nil, false
+	case *backend.FamilyError:
+		return []*backend.FamilyError{e}, false
+	case interface{ Unwrap() []error }:
+		for _, sub := range e.Unwrap() {
+			fe, w := familyErrors(sub)
+			out, whole = append(out, fe...), whole || w
+		}
+		return out, whole
+	}
+	if sub := errors.Unwrap(err); sub != nil {
+		return familyErrors(sub)
+	}
+	return nil, true
+}
+
+func failedFamilies(err error) (failed [2]bool) {
+	fes, whole := familyErrors(err)
+	for _, fe := range fes {
+		failed[fe.Family.Index()] = true
+	}
+	if whole {
+		return [2]bool{true, true}
+	}
+	return failed
+}
