@@ -1,0 +1,236 @@
+package probe
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Entrance runs a function inside a network namespace, on its own thread.
+type Entrance interface {
+	Do(func() error) error
+}
+
+// Target is a question to ask.
+type Target struct {
+	// Proto is "tcp", "udp" or "sctp".
+	Proto string
+	// Src is the address to ask from; where it or its port is zero, the kernel chooses.
+	Src netip.AddrPort
+	Dst netip.AddrPort
+	// Timeout is for all of the exchange; zero means DefaultTimeout, or DefaultTimeoutTCP6 for TCP over IPv6.
+	Timeout time.Duration
+}
+
+// DefaultTimeout is long for what stays on one machine, and short to wait for what never comes.
+const DefaultTimeout = 300 * time.Millisecond
+
+// DefaultTimeoutTCP6 is longer than Linux takes for its second SYN, 1 s. Between namespaces the answer to the first one
+// arrives while connect(2) still holds the socket, and an ICMPv6 port unreachable is then only noted: the connection is
+// refused by the answer to the second SYN. IPv4 is refused by the first (seen with Linux 6.18).
+const DefaultTimeoutTCP6 = 1400 * time.Millisecond
+
+func (t Target) String() string {
+	src := "any"
+	if t.Src.IsValid() {
+		src = t.Src.String()
+	}
+	return fmt.Sprintf("%s %s -> %s", t.Proto, src, t.Dst)
+}
+
+func (t Target) timeout() time.Duration {
+	switch {
+	case t.Timeout != 0:
+		return t.Timeout
+	case t.Proto == "tcp" && t.Dst.Addr().Is6():
+		return DefaultTimeoutTCP6
+	}
+	return DefaultTimeout
+}
+
+// Verdict is how an exchange ended.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Failed Verdict = iota
+	Answered
+	Refused
+	Lost
+)
+
+func (v Verdict) String() string { return [...]string{"failed", "answered", "refused", "lost"}[v] }
+
+// Result is what became of a question.
+type Result struct {
+	Verdict Verdict
+	// Server is the name of the server that answered; At is where it was reached and Saw the client as it saw it.
+	Server  string
+	At, Saw netip.AddrPort
+	// Err says more where the verdict is not Answered.
+	Err error
+	// Took is the time from the first packet to the end.
+	Took time.Duration
+}
+
+func (r Result) String() string {
+	if r.Verdict == Answered {
+		return fmt.Sprintf("answered by %s at %s, which saw %s", r.Server, r.At, r.Saw)
+	}
+	return fmt.Sprintf("%s: %v", r.Verdict, r.Err)
+}
+
+// Dialer asks from one namespace. It may be used by several goroutines.
+type Dialer struct {
+	in   Entrance
+	last atomic.Uint64
+	// sctp lets one SCTP exchange run at a time: ICMP errors reach every raw socket with the same addresses.
+	sctp sync.Mutex
+}
+
+// NewDialer asks from the namespace.
+func NewDialer(in Entrance) *Dialer { return &Dialer{in: in} }
+
+// Dial opens a connection, exchanges one question and closes it.
+func (d *Dialer) Dial(ctx context.Context, t Target) Result {
+	start := time.Now()
+	res := d.dial(ctx, t)
+	res.Took = time.Since(start)
+	return res
+}
+
+func (d *Dialer) dial(ctx context.Context, t Target) Result {
+	if t.Proto == "sctp" {
+		return d.dialSCTP(t)
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.timeout())
+	defer cancel()
+	c, err := d.Open(ctx, t)
+	if err != nil {
+		return failure(err)
+	}
+	defer c.Close()
+	return c.Ask(ctx)
+}
+
+// DialAll asks all questions, so many at a time, and returns the results in the order of the targets.
+func (d *Dialer) DialAll(ctx context.Context, targets []Target, parallel int) []Result {
+	results := make([]Result, len(targets))
+	slots := make(chan struct{}, max(parallel, 1))
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		slots <- struct{}{}
+		wg.Go(func() {
+			results[i] = d.Dial(ctx, t)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+// Conn is an open TCP connection, or a UDP socket with a fixed peer. It belongs to one goroutine.
+type Conn struct {
+	conn   net.Conn
+	read   *bufio.Reader
+	dialer *Dialer
+}
+
+// Open connects. The error of a UDP connection comes with the first answer.
+func (d *Dialer) Open(ctx context.Context, t Target) (*Conn, error) {
+	nd := net.Dialer{}
+	switch {
+	case t.Proto == "tcp" && t.Src.IsValid():
+		nd.LocalAddr = net.TCPAddrFromAddrPort(t.Src)
+	case t.Proto == "udp" && t.Src.IsValid():
+		nd.LocalAddr = net.UDPAddrFromAddrPort(t.Src)
+	}
+	var c net.Conn
+	err := d.in.Do(func() error {
+		var err error
+		c, err = nd.DialContext(ctx, t.Proto, t.Dst.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{conn: c, read: bufio.NewReader(c), dialer: d}, nil
+}
+
+// Ask exchanges one question over the connection, until the context's deadline or DefaultTimeout.
+func (c *Conn) Ask(ctx context.Context) Result {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(DefaultTimeout)
+	}
+	if err := c.conn.SetDeadline(deadline); err != nil {
+		return failure(err)
+	}
+	question := fmt.Sprint(c.dialer.last.Add(1))
+	if _, err := c.conn.Write([]byte(question + "\n")); err != nil {
+		return failure(err)
+	}
+	for {
+		line, err := c.read.ReadString('\n')
+		if err != nil {
+			return failure(err)
+		}
+		if res, ok := parse(line, question); ok {
+			return res
+		}
+	}
+}
+
+// Local is the connection's own address.
+func (c *Conn) Local() netip.AddrPort {
+	a, _ := netip.ParseAddrPort(c.conn.LocalAddr().String())
+	return a
+}
+
+// Close closes the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
+
+// failure classifies an error.
+func failure(err error) Result {
+	res := Result{Verdict: Failed, Err: err}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		res.Verdict = Refused
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), isTimeout(err):
+		res.Verdict = Lost
+	}
+	return res
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// answer is the line with which a server replies to a question.
+func answer(question, name string, at, saw netip.AddrPort) string {
+	return fmt.Sprintf("%s %s %s %s\n", question, name, at, saw)
+}
+
+// parse reads an answer to this question; other lines are not ok.
+func parse(line, question string) (Result, bool) {
+	f := strings.Fields(line)
+	if len(f) != 4 || f[0] != question {
+		return Result{}, false
+	}
+	at, err := netip.ParseAddrPort(f[2])
+	saw, err2 := netip.ParseAddrPort(f[3])
+	if err := errors.Join(err, err2); err != nil {
+		return Result{Verdict: Failed, Err: fmt.Errorf("answer %q: %w", line, err)}, true
+	}
+	return Result{Verdict: Answered, Server: f[1], At: at, Saw: saw}, true
+}
