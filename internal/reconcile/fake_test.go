@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,7 +21,11 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// fakeFeed is a Feed that the test fills. Tests and loop take turns (synctest.Wait), so it needs no mutex.
+// turn makes what a test changes visible to the loop that runs next. Test and loop take turns, and synctest.Wait makes
+// what the loop did visible to the test; in the other direction, a timer of the bubble does not count as synchronization.
+var turn atomic.Int64
+
+// fakeFeed is a Feed that the test fills.
 type fakeFeed struct {
 	wake   chan struct{}
 	synced bool
@@ -29,7 +34,11 @@ type fakeFeed struct {
 }
 
 func (f *fakeFeed) Wake() <-chan struct{} { return f.wake }
-func (f *fakeFeed) Synced() bool          { return f.synced }
+func (f *fakeFeed) Synced() bool {
+	turn.Load()
+	return f.synced
+}
+
 func (f *fakeFeed) Drain(s *cluster.Store) Drained {
 	d := f.d
 	for _, put := range f.puts {
@@ -66,11 +75,13 @@ type fakeKernel struct {
 }
 
 func (k *fakeKernel) Read(context.Context) (map[fwd.Service]string, error) {
+	turn.Load()
 	k.reads++
 	return maps.Clone(k.objects), k.failRead
 }
 
 func (k *fakeKernel) Write(ctx context.Context, plan backend.Plan[fwd.Service, string], done func(fwd.Service)) error {
+	turn.Load()
 	k.writes++
 	k.at = append(k.at, time.Now())
 	if k.slow > 0 {
@@ -217,14 +228,19 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	go func() { h.done <- l.Run(ctx) }()
+	h.settle()
 	return h
 }
 
 // settle lets the loop do what it can do at this moment.
-func (h *house) settle() { synctest.Wait() }
+func (h *house) settle() {
+	turn.Add(1)
+	synctest.Wait()
+}
 
 // after lets time pass.
 func (h *house) after(d time.Duration) {
+	turn.Add(1)
 	time.Sleep(d) // the clock of the bubble
 	synctest.Wait()
 }
