@@ -98,6 +98,7 @@ func TestParseTextErrors(t *testing.T) {
 		{"endpoint twice", svc + pool + "10.0.0.1:1,10.0.0.1:1/local\n", "line 2: endpoints"},
 		{"endpoint weight", svc + pool + "10.0.0.1:1/weight:0\n", "line 2: endpoints"},
 		{"endpoint family", svc + pool + "[fd00::1]:1\n", "line 2: endpoints"},
+		{"family", svc + "pool ns/a:p/tcp family=Family(5) scope=local endpoints=10.0.0.1:1\n", "line 2: family"},
 		{"endpoint flag", svc + pool + "10.0.0.1:1/fast\n", "line 2: endpoints"},
 		{"affinity", svc + "pool ns/a:p/tcp family=IPv4 scope=local affinity=86401 endpoints=10.0.0.1:1\n", "line 2: affinity"},
 		{"serving twice", svc + strings.Repeat("serving ns/a:p/udp family=IPv4 endpoints=\n", 2), "line 3: the same list is in line 2"},

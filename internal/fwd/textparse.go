@@ -371,7 +371,7 @@ func (f *fields) frontend() (fe Frontend) {
 	if fe.Key, err = parseKey(f.key); err != nil {
 		f.fail("%w", err)
 	}
-	fe.Kind = enum(f, "kind", ClusterIP, NodePort)
+	fe.Kind = enum(f, "kind", ClusterIP, ExternalIP, LoadBalancer, NodePort)
 	fe.Owner = f.port("owner", f.must("owner"))
 	if s, ok := f.take("all"); ok {
 		r := f.route("all", s)
@@ -469,19 +469,16 @@ func (f *fields) port(name, s string) ServicePort {
 	return p
 }
 
-// enum takes a field whose values are from first to last, by their names.
-func enum[T interface {
-	~uint8
-	fmt.Stringer
-}](f *fields, name string, first, last T) T {
+// enum takes a field that has one of a few values, by their names.
+func enum[T fmt.Stringer](f *fields, name string, values ...T) T {
 	s := f.must(name)
-	for v := first; v <= last; v++ {
+	for _, v := range values {
 		if s == v.String() {
 			return v
 		}
 	}
-	f.fail("%s: %q is not known", name, s)
-	return first
+	f.fail("%s: %q is none of %v", name, s, values)
+	return values[0]
 }
 
 // list converts, sorts, and refuses what is there twice.
