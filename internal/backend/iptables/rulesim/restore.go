@@ -131,7 +131,7 @@ func (rs *Ruleset) command(t *table, line string) error {
 	}
 	cmd, name, args := w[0], w[1], w[2:]
 	switch cmd {
-	case "-A", "-I", "-D", "-R":
+	case "-A", "-I", "-D":
 		return rs.ruleCommand(t, cmd, name, args)
 	case "-P":
 		if len(args) != 1 {
@@ -162,7 +162,8 @@ func (t *table) chainCommand(cmd, name string) error {
 	return nil
 }
 
-// ruleCommand carries out -A CHAIN rule, -I CHAIN [n] rule, -D CHAIN n, -D CHAIN rule and -R CHAIN n rule.
+// ruleCommand carries out -A CHAIN rule, -I CHAIN [n] rule, -D CHAIN n and -D CHAIN rule. (-R is not known: the nft
+// userland refuses it for a rule that the same section made.)
 func (rs *Ruleset) ruleCommand(t *table, cmd, name string, args []string) error {
 	c := t.own(name)
 	if c == nil {
@@ -180,9 +181,7 @@ func (rs *Ruleset) ruleCommand(t *table, cmd, name string, args []string) error 
 	switch {
 	case cmd == "-D" && given && len(args) > 0:
 		return fmt.Errorf("unexpected %q", args[0])
-	case cmd == "-R" && !given:
-		return errors.New("-R needs a rule number")
-	case (cmd == "-D" && given || cmd == "-R") && at > len(c.rules), cmd == "-I" && at > len(c.rules)+1:
+	case cmd == "-D" && given && at > len(c.rules), cmd == "-I" && at > len(c.rules)+1:
 		return fmt.Errorf("rule number %d, the chain has %d", at, len(c.rules))
 	}
 	if cmd == "-D" && given {
@@ -197,9 +196,6 @@ func (rs *Ruleset) ruleCommand(t *table, cmd, name string, args []string) error 
 	case "-A":
 		c.rules = append(c.rules, r)
 	case "-I":
-		c.rules = slices.Insert(c.rules, at-1, r)
-	case "-R":
-		t.deleteRule(c, at-1)
 		c.rules = slices.Insert(c.rules, at-1, r)
 	case "-D":
 		i := slices.IndexFunc(c.rules, func(o *rule) bool { return o.text == r.text })

@@ -1,0 +1,333 @@
+package rulesim
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Host is what the rules can ask of the machine that they are on.
+type Host struct {
+	// Local are the addresses of type LOCAL; loopback ones need not be named.
+	Local []netip.Addr
+	// Recent are the lists of xt_recent.
+	Recent RecentState
+}
+
+// RecentState holds, for the name of each list and each address in it, the seconds since it was last seen.
+type RecentState map[string]map[netip.Addr]uint32
+
+func (h *Host) isLocal(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Local, a) }
+
+// Result is one way that a packet can go.
+type Result struct {
+	// Verdict is forward if the destination was rewritten and the packet not dropped or rejected.
+	Verdict fwd.Verdict
+	// Endpoint is the new destination, for forward alone.
+	Endpoint   netip.AddrPort
+	Masquerade bool
+	// Probability is above 0 and at most 1.
+	Probability float64
+	// Trace are the rules that matched, with table and chain, on the first of the ways that end so.
+	Trace []string
+	// Recent are the names of the xt_recent lists in which the packet's address is noted or refreshed on any of the
+	// ways that end so, sorted.
+	Recent []string
+}
+
+// Cost is the number of rules that are evaluated for a packet, in all tables.
+type Cost struct {
+	// Max is that of the longest way.
+	Max int
+	// Mean weighs each way by its probability.
+	Mean float64
+}
+
+// stage is one base chain on the way of a packet.
+type stage struct{ table, chain string }
+
+// The ways of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again by
+// the loopback interface with its connection's address translation decided, so no nat chain sees it a second time.
+var (
+	wayIn      = []stage{{"mangle", "PREROUTING"}, {"nat", "PREROUTING"}}
+	wayLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, {"nat", "INPUT"}}
+	wayForward = []stage{{"mangle", "FORWARD"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
+	wayOut     = []stage{{"mangle", "OUTPUT"}, {"nat", "OUTPUT"}, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
+	wayLoop    = []stage{{"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}
+)
+
+// elsewhere is the outgoing interface of a packet that leaves this host: it is not loopback, more is not known.
+const elsewhere = "?"
+
+// frame is a position in a chain.
+type frame struct {
+	chain *chain
+	at    int
+}
+
+type recentNote struct {
+	list string
+	addr netip.Addr
+	gone bool
+}
+
+// walk is a packet on its way. Slices in it are shared between branches and therefore only ever appended to after Clip.
+type walk struct {
+	rs   *Ruleset
+	host *Host
+
+	src          netip.Addr
+	origDst, dst netip.AddrPort
+	proto        fwd.Proto
+	// in is the interface on which the packet came in, out that by which it leaves, as the present hook sees them.
+	in, out          string
+	arrivedOn        string
+	mark             uint32
+	dnat, masquerade bool
+	recent           []recentNote
+
+	// stages are still to pass, the first one is being passed; routed says that the last leg has begun.
+	stages []stage
+	stack  []frame
+	policy string
+	routed bool
+
+	prob  float64
+	steps int
+	trace []string
+}
+
+// Run says everything that may become of the first packet of a connection: one Result for each verdict, endpoint and
+// masquerading, sorted by these. A packet of the other family, or a rule that asks what is not simulated, is an error.
+func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
+	type key struct {
+		verdict    fwd.Verdict
+		endpoint   netip.AddrPort
+		masquerade bool
+	}
+	at := make(map[key]int)
+	var out []Result
+	err := rs.walks(h, p, func(w *walk, v fwd.Verdict) {
+		k := key{verdict: v}
+		if v == fwd.VerdictForward {
+			k.endpoint = w.dst
+		}
+		if v == fwd.VerdictForward || v == fwd.VerdictPass {
+			k.masquerade = w.masquerade
+		}
+		i, seen := at[k]
+		if !seen {
+			i = len(out)
+			at[k] = i
+			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Trace: w.trace})
+		}
+		out[i].Probability += w.prob
+		for _, n := range w.recent {
+			if !n.gone {
+				out[i].Recent = append(out[i].Recent, n.list)
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		slices.Sort(out[i].Recent)
+		out[i].Recent = slices.Compact(out[i].Recent)
+	}
+	slices.SortFunc(out, func(a, b Result) int {
+		masq := func(r Result) int {
+			if r.Masquerade {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Or(cmp.Compare(a.Verdict, b.Verdict), a.Endpoint.Compare(b.Endpoint), cmp.Compare(masq(a), masq(b)))
+	})
+	return out, nil
+}
+
+// Cost counts the rules that are evaluated for the first packet of a connection. Errors are those of Run.
+func (rs *Ruleset) Cost(h Host, p fwd.Packet) (Cost, error) {
+	var c Cost
+	err := rs.walks(h, p, func(w *walk, _ fwd.Verdict) {
+		c.Max = max(c.Max, w.steps)
+		c.Mean += w.prob * float64(w.steps)
+	})
+	return c, err
+}
+
+// walks calls end for every way that the packet can go.
+func (rs *Ruleset) walks(h Host, p fwd.Packet, end func(*walk, fwd.Verdict)) error {
+	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != rs.family || fwd.FamilyOf(p.Dst.Addr()) != rs.family {
+		return fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, rs.family)
+	}
+	first := &walk{rs: rs, host: &h, src: p.Src, origDst: p.Dst, dst: p.Dst, proto: p.Proto, arrivedOn: p.InInterface, stages: wayIn, prob: 1}
+	if p.InInterface == "" {
+		first.stages = wayOut
+	}
+	todo := []*walk{first}
+	fork := func(w *walk) { todo = append(todo, w) }
+	for len(todo) > 0 {
+		w := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		v, err := w.run(fork)
+		if err != nil {
+			return fmt.Errorf("after %q: %w", w.trace, err)
+		}
+		end(w, v)
+	}
+	return nil
+}
+
+// run takes the packet to the end of its way; fork is given the branches not taken.
+func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
+	for len(w.stages) > 0 || w.route() {
+		f, err := w.hook(fork)
+		switch {
+		case err != nil:
+			return 0, err
+		case f == drop:
+			return fwd.VerdictDrop, nil
+		case f == reject:
+			return fwd.VerdictReject, nil
+		}
+		w.stages, w.stack = w.stages[1:], nil
+	}
+	if w.dnat {
+		return fwd.VerdictForward, nil
+	}
+	return fwd.VerdictPass, nil
+}
+
+// route chooses the second leg of the way by the present destination; it returns false if there is none.
+func (w *walk) route() bool {
+	local := w.host.isLocal(w.dst.Addr())
+	switch {
+	case w.routed || w.arrivedOn == "" && !local:
+		return false
+	case w.arrivedOn == "":
+		w.stages = wayLoop
+	case local:
+		w.stages = wayLocal
+	default:
+		w.stages = wayForward
+	}
+	w.routed = true
+	return true
+}
+
+// enter prepares the walk for its present base chain.
+func (w *walk) enter() {
+	s := w.stages[0]
+	c := w.rs.tables[s.table].chains[s.chain]
+	w.stack, w.policy = []frame{{chain: c}}, c.policy
+	w.in, w.out = "", ""
+	if s.chain == "PREROUTING" || s.chain == "INPUT" || s.chain == "FORWARD" {
+		w.in = cmp.Or(w.arrivedOn, "lo")
+	}
+	if s.chain == "FORWARD" || s.chain == "OUTPUT" || s.chain == "POSTROUTING" {
+		w.out = elsewhere
+		if w.host.isLocal(w.dst.Addr()) {
+			w.out = "lo"
+		}
+	}
+}
+
+// hook takes the packet through one base chain, or the rest of it if the walk was forked there.
+func (w *walk) hook(fork func(*walk)) (fate, error) {
+	if len(w.stack) == 0 {
+		w.enter()
+	}
+	for len(w.stack) > 0 {
+		top := &w.stack[len(w.stack)-1]
+		if top.at == len(top.chain.rules) {
+			w.stack = w.stack[:len(w.stack)-1]
+			continue
+		}
+		c, r := top.chain, top.chain.rules[top.at]
+		top.at++
+		w.steps++
+		ok, err := w.eval(r, fork)
+		if err != nil {
+			return 0, fmt.Errorf("%s %s, rule %q: %w", w.stages[0].table, c.name, r.text, err)
+		}
+		if !ok {
+			continue
+		}
+		w.trace = append(slices.Clip(w.trace), w.stages[0].table+" -A "+c.name+" "+r.text)
+		if f := w.follow(r); f != next {
+			return f, nil
+		}
+	}
+	if w.policy == "DROP" {
+		w.trace = append(slices.Clip(w.trace), w.stages[0].table+" "+w.stages[0].chain+" policy DROP")
+		return drop, nil
+	}
+	return accept, nil
+}
+
+// follow does what a rule that matched says.
+func (w *walk) follow(r *rule) fate {
+	if r.jump != "" {
+		to := frame{chain: w.rs.tables[w.stages[0].table].chains[r.jump]}
+		if r.isGoto {
+			w.stack[len(w.stack)-1] = to
+		} else {
+			w.stack = append(w.stack, to)
+		}
+		return next
+	}
+	if r.target == nil {
+		return next
+	}
+	f := r.target.apply(w)
+	if f == leave {
+		w.stack = w.stack[:len(w.stack)-1]
+		return next
+	}
+	return f
+}
+
+// eval says whether a rule matches. Where that is chance, the walk becomes the one in which it does, and fork is given
+// the other.
+func (w *walk) eval(r *rule, fork func(*walk)) (bool, error) {
+	if !r.src.ok(w.src) || !r.dst.ok(w.dst.Addr()) || !r.in.ok(w.in) || !r.proto.ok(w.proto) {
+		return false, nil
+	}
+	if r.out != nil && w.out == elsewhere && (r.out.wild || r.out.name != "lo") && r.out.String() != "+" {
+		return false, errors.New("the outgoing interface is not simulated, except for loopback")
+	}
+	if !r.out.ok(w.out) {
+		return false, nil
+	}
+	for _, m := range r.matches {
+		p, err := m.matches(w)
+		if err != nil || p <= 0 {
+			return false, err
+		}
+		if p < 1 {
+			other := *w
+			other.stack = slices.Clone(w.stack)
+			other.prob *= 1 - p
+			fork(&other)
+			w.prob *= p
+		}
+	}
+	return true, nil
+}
+
+// age is how long ago an address was noted in a list.
+func (w *walk) age(list string, a netip.Addr) (seconds uint32, listed bool) {
+	for _, n := range slices.Backward(w.recent) {
+		if n.list == list && n.addr == a {
+			return 0, !n.gone
+		}
+	}
+	seconds, listed = w.host.Recent[list][a]
+	return seconds, listed
+}

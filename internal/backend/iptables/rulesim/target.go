@@ -1,0 +1,249 @@
+package rulesim
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// fate is what becomes of a packet after a rule's target.
+type fate uint8
+
+const (
+	// next goes on with the following rule.
+	next fate = iota
+	// accept ends the traversal of this hook.
+	accept
+	// leave returns to the calling chain.
+	leave
+	drop
+	reject
+)
+
+// newTarget returns an empty target, or nil if there is none of that name.
+func newTarget(name string) target {
+	switch name {
+	case "ACCEPT":
+		return verdictTarget{name, accept}
+	case "DROP":
+		return verdictTarget{name, drop}
+	case "RETURN":
+		return verdictTarget{name, leave}
+	case "REJECT":
+		return &rejectTarget{}
+	case "DNAT":
+		return &dnatTarget{}
+	case "MASQUERADE":
+		return &masqueradeTarget{}
+	case "MARK":
+		return &markTarget{}
+	}
+	return nil
+}
+
+func isTarget(name string) bool { return newTarget(name) != nil || name == "QUEUE" }
+
+type verdictTarget struct {
+	name string
+	fate fate
+}
+
+func (t verdictTarget) option(*args, string, bool) error { return errUnknown }
+func (t verdictTarget) done(*rule) error                 { return nil }
+func (t verdictTarget) String() string                   { return t.name }
+func (t verdictTarget) table() string                    { return "" }
+func (t verdictTarget) hooks() []string                  { return nil }
+func (t verdictTarget) apply(*walk) fate                 { return t.fate }
+
+type rejectTarget struct{ with string }
+
+var rejectTypes = map[fwd.Family][]string{
+	fwd.IPv4: {"icmp-port-unreachable", "icmp-net-unreachable", "icmp-host-unreachable", "icmp-proto-unreachable",
+		"icmp-net-prohibited", "icmp-host-prohibited", "icmp-admin-prohibited", "tcp-reset"},
+	fwd.IPv6: {"icmp6-port-unreachable", "icmp6-no-route", "icmp6-adm-prohibited", "icmp6-addr-unreachable",
+		"icmp6-policy-fail", "icmp6-reject-route", "tcp-reset"},
+}
+
+func (t *rejectTarget) option(a *args, opt string, neg bool) error {
+	if opt != "--reject-with" {
+		return errUnknown
+	}
+	s, err := a.next(opt)
+	if err != nil {
+		return err
+	}
+	if neg || t.with != "" || !slices.Contains(rejectTypes[a.family], s) {
+		return fmt.Errorf("--reject-with %q: once, a type of %s", s, a.family)
+	}
+	t.with = s
+	return nil
+}
+
+func (t *rejectTarget) done(r *rule) error {
+	if t.with == "" {
+		t.with = rejectTypes[r.family][0]
+	}
+	if t.with == "tcp-reset" && (r.proto == nil || r.proto.neg || protoName(r.proto.number) != "tcp") {
+		return errors.New("--reject-with tcp-reset needs -p tcp")
+	}
+	return nil
+}
+
+func (t *rejectTarget) String() string   { return "REJECT --reject-with " + t.with }
+func (t *rejectTarget) table() string    { return "filter" }
+func (t *rejectTarget) hooks() []string  { return nil }
+func (t *rejectTarget) apply(*walk) fate { return reject }
+
+// dnatTarget is -j DNAT to one address, with or without a port.
+type dnatTarget struct {
+	addr netip.Addr
+	// port is 0 where the destination port stays.
+	port uint16
+}
+
+func (t *dnatTarget) option(a *args, opt string, neg bool) error {
+	if opt != "--to-destination" {
+		return errUnknown
+	}
+	s, err := a.next(opt)
+	if err != nil {
+		return err
+	}
+	if neg || t.addr.IsValid() {
+		return errors.New("--to-destination: once, without !")
+	}
+	if ap, err := netip.ParseAddrPort(s); err == nil && fwd.FamilyOf(ap.Addr()) == a.family && ap.Addr().Zone() == "" && ap.Port() != 0 {
+		t.addr, t.port = ap.Addr(), ap.Port()
+		return nil
+	}
+	if t.addr, err = parseAddr(a.family, strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err != nil {
+		return fmt.Errorf("--to-destination: %q is not one address of %s with or without a port", s, a.family)
+	}
+	return nil
+}
+
+func (t *dnatTarget) done(r *rule) error {
+	switch {
+	case !t.addr.IsValid():
+		return errors.New("target DNAT: --to-destination missing")
+	case t.port != 0 && !r.hasPorts():
+		return errors.New("target DNAT: a port needs -p tcp, udp or sctp")
+	}
+	return nil
+}
+
+func (t *dnatTarget) String() string {
+	if t.port == 0 {
+		return "DNAT --to-destination " + t.addr.String()
+	}
+	return "DNAT --to-destination " + netip.AddrPortFrom(t.addr, t.port).String()
+}
+func (t *dnatTarget) table() string   { return "nat" }
+func (t *dnatTarget) hooks() []string { return []string{"PREROUTING", "OUTPUT"} }
+
+func (t *dnatTarget) apply(w *walk) fate {
+	port := t.port
+	if port == 0 {
+		port = w.dst.Port()
+	}
+	w.dst, w.dnat = netip.AddrPortFrom(t.addr, port), true
+	return accept
+}
+
+type masqueradeTarget struct{ random, fully bool }
+
+func (t *masqueradeTarget) option(_ *args, opt string, neg bool) error {
+	switch {
+	case opt == "--random" && !neg:
+		t.random = true
+	case opt == "--random-fully" && !neg:
+		t.fully = true
+	default:
+		return errUnknown
+	}
+	return nil
+}
+
+func (t *masqueradeTarget) done(*rule) error { return nil }
+
+func (t *masqueradeTarget) String() string {
+	s := "MASQUERADE"
+	if t.random {
+		s += " --random"
+	}
+	if t.fully {
+		s += " --random-fully"
+	}
+	return s
+}
+func (t *masqueradeTarget) table() string   { return "nat" }
+func (t *masqueradeTarget) hooks() []string { return []string{"POSTROUTING"} }
+
+func (t *masqueradeTarget) apply(w *walk) fate {
+	w.masquerade = true
+	return accept
+}
+
+// markTarget is -j MARK: mark = (mark &^ mask) ^ value.
+type markTarget struct {
+	value, mask uint32
+	given       bool
+}
+
+func (t *markTarget) option(a *args, opt string, neg bool) error {
+	switch opt {
+	case "--set-xmark", "--set-mark", "--or-mark", "--and-mark", "--xor-mark":
+	default:
+		return errUnknown
+	}
+	if neg || t.given {
+		return fmt.Errorf("%s: one option only, without !", opt)
+	}
+	t.given = true
+	v, m, err := valueMask(a, opt)
+	if err != nil {
+		return err
+	}
+	if m != math.MaxUint32 && opt != "--set-xmark" && opt != "--set-mark" {
+		return fmt.Errorf("%s: takes no mask", opt)
+	}
+	switch opt {
+	case "--set-xmark":
+		t.value, t.mask = v, m
+	case "--set-mark":
+		t.value, t.mask = v, v|m
+	case "--or-mark":
+		t.value, t.mask = v, v
+	case "--and-mark":
+		t.value, t.mask = 0, ^v
+	case "--xor-mark":
+		t.value, t.mask = v, 0
+	}
+	return nil
+}
+
+func (t *markTarget) done(*rule) error {
+	if !t.given {
+		return errors.New("target MARK: option missing")
+	}
+	return nil
+}
+
+// String prints a value of zero as iptables-save does, with 0x.
+func (t *markTarget) String() string {
+	return fmt.Sprintf("MARK --set-xmark 0x%x/0x%x", t.value, t.mask)
+}
+func (t *markTarget) table() string { return "" }
+func (t *markTarget) hooks() []string {
+	return nil
+}
+
+func (t *markTarget) apply(w *walk) fate {
+	w.mark = w.mark&^t.mask ^ t.value
+	return next
+}
