@@ -6,6 +6,8 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/../e2e/tools"
+# Flags that are meant for the caller's module do not fit this one.
+export GOFLAGS= GOWORK=off
 hash=$(cat go.mod go.sum | sha256sum | cut -c1-12)
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 dir=${XDG_CACHE_HOME:-$HOME/.cache}/fairlead/tools-$hash

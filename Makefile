@@ -1,0 +1,60 @@
+# Everything here works offline once the module cache and the tools are there; "make" alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+MODE ?= iptables
+# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
+KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./e2e/...
+STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/fairlead, one static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/fairlead ./cmd/fairlead
+
+.PHONY: lint
+lint: ## Run go vet, staticcheck and gofmt
+	go vet ./...
+	$(STATICCHECK) ./...
+	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
+
+.PHONY: test
+test: test-unit test-kernel ## Run all tests; as root those with the kernel, too
+
+.PHONY: test-unit
+test-unit: lint ## Run what needs neither root nor a kernel feature
+	go test -race ./...
+
+.PHONY: test-kernel
+ifeq ($(shell id -u),0)
+test-kernel: ## Run the tests with real packets, in network namespaces (root)
+	hack/deps.sh
+	hack/build-servers.sh kube-apiserver >/dev/null
+	FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
+else
+test-kernel:
+	@echo
+	@echo "*** SKIPPED: the tests with the kernel need root, and this is user $$(id -un). Nothing has been tested with real packets."
+	@echo "*** Run them with: sudo make test-kernel"
+	@if [[ $${CI:-} == true ]]; then echo "*** In CI that is a failure."; exit 1; fi
+endif
+
+.PHONY: bench
+bench: ## Run the benchmarks of all packages
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: demo
+demo: build ## Show Fairlead at work between network namespaces (root); MODE=iptables
+	@hack/deps.sh demo
+	@CGO_ENABLED=0 go build -o bin/demo ./e2e/demo
+	@exec bin/demo --fairlead bin/fairlead --mode $(MODE)
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin

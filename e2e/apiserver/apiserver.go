@@ -1,0 +1,313 @@
+package apiserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// Host is a network namespace.
+type Host interface {
+	Do(func() error) error
+	Command(ctx context.Context, name string, args ...string) *exec.Cmd
+}
+
+// Config says how to run the servers.
+type Config struct {
+	// Dir takes data, keys, logs and kubeconfig files; it is not removed.
+	Dir string
+	// Host is where the servers run and Addr the address on it that the apiserver listens on.
+	Host Host
+	Addr netip.Addr
+	// ServiceCIDRs are what cluster IPs are allocated from, primary family first.
+	ServiceCIDRs []netip.Prefix
+	// RBAC authorizes by RBAC objects; otherwise everybody may do everything.
+	RBAC bool
+}
+
+// The users that the servers know; the token is the name. Admin is in group system:masters. Daemon is nobody until RBAC
+// objects make it somebody.
+const (
+	Admin  = "admin"
+	Daemon = "system:serviceaccount:kube-system:fairlead"
+)
+
+const securePort = 6443
+
+// Server is a running pair of etcd and kube-apiserver.
+type Server struct {
+	cfg       Config
+	processes []*process
+}
+
+// process is a started command whose end is awaited in the background.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+}
+
+// Start runs both servers and returns when the apiserver is ready.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	s := &Server{cfg: cfg}
+	err := s.start(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start an API server: %w\n%s", err, s.Logs()), s.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) start(ctx context.Context) error {
+	apiserver, err := binary("kube-apiserver")
+	if err != nil {
+		return err
+	}
+	if err := s.writeFiles(); err != nil {
+		return err
+	}
+	if err := s.run("etcd", s.etcdArgs()); err != nil {
+		return err
+	}
+	if err := s.run(apiserver, s.apiserverArgs()); err != nil {
+		return err
+	}
+	return s.awaitReady(ctx)
+}
+
+// binary finds a server that hack/build-servers.sh has built.
+func binary(name string) (string, error) {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module's directory: %w", err)
+	}
+	script := filepath.Join(string(bytes.TrimSpace(out)), "hack", "build-servers.sh")
+	cmd := exec.Command(script, name)
+	cmd.Stderr = os.Stderr
+	dir, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("build %s: %w", name, err)
+	}
+	return filepath.Join(string(bytes.TrimSpace(dir)), name), nil
+}
+
+func (s *Server) etcdArgs() []string {
+	return []string{
+		"--data-dir=" + s.path("etcd"), "--unsafe-no-fsync", "--logger=zap", "--log-level=warn",
+		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+		"--listen-peer-urls=http://127.0.0.1:2380",
+	}
+}
+
+func (s *Server) apiserverArgs() []string {
+	cidrs := ""
+	for i, c := range s.cfg.ServiceCIDRs {
+		if i > 0 {
+			cidrs += ","
+		}
+		cidrs += c.String()
+	}
+	mode := "AlwaysAllow"
+	if s.cfg.RBAC {
+		mode = "RBAC"
+	}
+	return []string{
+		"--etcd-servers=http://127.0.0.1:2379",
+		"--bind-address=" + s.cfg.Addr.String(), "--advertise-address=" + s.cfg.Addr.String(),
+		fmt.Sprintf("--secure-port=%d", securePort), "--cert-dir=" + s.path("certs"),
+		"--service-cluster-ip-range=" + cidrs,
+		"--authorization-mode=" + mode, "--token-auth-file=" + s.path("tokens.csv"),
+		"--service-account-issuer=https://fairlead.test", "--service-account-key-file=" + s.path("sa.key"),
+		"--service-account-signing-key-file=" + s.path("sa.key"),
+		"--disable-admission-plugins=ServiceAccount", "--enable-priority-and-fairness=false",
+	}
+}
+
+func (s *Server) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
+
+// writeFiles makes the key that the apiserver signs service account tokens with, and the list of users.
+func (s *Server) writeFiles() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("make a service account key: %w", err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		return fmt.Errorf("make a service account key: %w", err)
+	}
+	pemKey := pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+	if err := os.WriteFile(s.path("sa.key"), pemKey, 0o600); err != nil {
+		return err
+	}
+	users := fmt.Sprintf("%s,%s,1,\"system:masters\"\n%s,%s,2,\"system:serviceaccounts\"\n", Admin, Admin, Daemon, Daemon)
+	return os.WriteFile(s.path("tokens.csv"), []byte(users), 0o600)
+}
+
+func (s *Server) run(name string, args []string) error {
+	p := &process{name: filepath.Base(name), log: s.path(filepath.Base(name) + ".log"), done: make(chan struct{})}
+	log, err := os.Create(p.log)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	// The processes outlive the context of Start; Close ends them.
+	p.cmd = s.cfg.Host.Command(context.Background(), name, args...)
+	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = s.cfg.Dir, log, log
+	if err := p.cmd.Start(); err != nil {
+		return fmt.Errorf("run %s: %w", p.name, err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		close(p.done)
+	}()
+	s.processes = append(s.processes, p)
+	return nil
+}
+
+// awaitReady asks /readyz until it says yes.
+func (s *Server) awaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	var last error
+	for {
+		// Before the apiserver has started there is no certificate to trust.
+		if cfg, err := s.RESTConfig(Admin); err == nil {
+			if last = ready(ctx, cfg); last == nil {
+				return nil
+			}
+		}
+		for _, p := range s.processes {
+			select {
+			case <-p.done:
+				return fmt.Errorf("%s has ended: %s", p.name, p.cmd.ProcessState)
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for /readyz: %w: %w", ctx.Err(), last)
+		case <-tick.C:
+		}
+	}
+}
+
+func ready(ctx context.Context, cfg *rest.Config) error {
+	client, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, cfg.Host+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz: %s", resp.Status)
+	}
+	return nil
+}
+
+// RESTConfig lets this process talk to the apiserver as a user, from inside the namespace, without a limit of rate.
+func (s *Server) RESTConfig(user string) (*rest.Config, error) {
+	// The certificate that the apiserver makes for itself ends with that of the authority that it made to sign it.
+	ca, err := os.ReadFile(s.path("certs/apiserver.crt"))
+	if err != nil {
+		return nil, err
+	}
+	return &rest.Config{
+		Host:            fmt.Sprintf("https://%s", netip.AddrPortFrom(s.cfg.Addr, securePort)),
+		BearerToken:     user,
+		TLSClientConfig: rest.TLSClientConfig{CAData: ca},
+		QPS:             -1,
+		Dial: func(ctx context.Context, network, address string) (c net.Conn, err error) {
+			err = s.cfg.Host.Do(func() error {
+				c, err = (&net.Dialer{}).DialContext(ctx, network, address)
+				return err
+			})
+			return c, err
+		},
+	}, nil
+}
+
+// Client is a client set for the user.
+func (s *Server) Client(user string) (*kubernetes.Clientset, error) {
+	cfg, err := s.RESTConfig(user)
+	if err != nil {
+		return nil, err
+	}
+	return kubernetes.NewForConfig(cfg)
+}
+
+// Kubeconfig writes a kubeconfig file for the user and returns its path.
+func (s *Server) Kubeconfig(user string) (string, error) {
+	rc, err := s.RESTConfig(user)
+	if err != nil {
+		return "", err
+	}
+	cfg := clientcmdapi.NewConfig()
+	cfg.Clusters["lab"] = &clientcmdapi.Cluster{Server: rc.Host, CertificateAuthorityData: rc.CAData}
+	cfg.AuthInfos["user"] = &clientcmdapi.AuthInfo{Token: user}
+	cfg.Contexts["lab"] = &clientcmdapi.Context{Cluster: "lab", AuthInfo: "user"}
+	cfg.CurrentContext = "lab"
+	f, err := os.CreateTemp(s.cfg.Dir, "kubeconfig-")
+	if err != nil {
+		return "", err
+	}
+	return f.Name(), errors.Join(f.Close(), clientcmd.WriteToFile(*cfg, f.Name()))
+}
+
+// Logs returns the last lines of what both servers have logged.
+func (s *Server) Logs() string {
+	var all bytes.Buffer
+	for _, p := range s.processes {
+		log, err := os.ReadFile(p.log)
+		if err != nil {
+			log = []byte(err.Error())
+		}
+		if len(log) > 4000 {
+			log = log[len(log)-4000:]
+		}
+		fmt.Fprintf(&all, "--- %s\n%s\n", p.name, log)
+	}
+	return all.String()
+}
+
+// Close ends both servers and waits for them.
+func (s *Server) Close() error {
+	var errs []error
+	for i := len(s.processes) - 1; i >= 0; i-- {
+		p := s.processes[i]
+		// Nobody will read the data again, so there is nothing to end in good order.
+		if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			errs = append(errs, fmt.Errorf("end %s: %w", p.name, err))
+			continue
+		}
+		<-p.done
+	}
+	s.processes = nil
+	return errors.Join(errs...)
+}
