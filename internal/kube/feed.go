@@ -1,0 +1,175 @@
+package kube
+
+import (
+	"sync"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+)
+
+// Kind is a kind of object that a Feed waits for.
+type Kind uint8
+
+// The kinds; they can be combined by "or".
+const (
+	KindServices Kind = 1 << iota
+	KindSlices
+	KindNode
+)
+
+// allKinds is what must have been delivered before the Feed is synced.
+const allKinds = KindServices | KindSlices | KindNode
+
+// Feed collects the latest version of every changed object until the loop takes them. Sources write, the loop reads;
+// all methods may be called by any goroutine. Values must not be changed after they were given to it.
+type Feed struct {
+	wake  chan struct{}
+	start time.Time
+
+	// mu guards all that follows.
+	mu sync.Mutex
+	// services and endpointSlices hold what is pending; nil stands for deleted.
+	services       map[cluster.ServiceName]*cluster.Service
+	endpointSlices map[cluster.SliceName]*cluster.Slice
+	node           *cluster.Node
+	// triggers are the new trigger times of pending slices, and lastTriggers those seen last: a version that repeats
+	// its predecessor's was not caused by that trigger.
+	triggers     map[cluster.SliceName][]time.Time
+	lastTriggers map[cluster.SliceName]int64
+	serviceSeen  int
+	sliceSeen    int
+	synced       Kind
+}
+
+// NewFeed returns an empty Feed. Trigger times before this moment are not reported: a change that happened before the
+// process started says nothing about its speed.
+func NewFeed() *Feed {
+	f := &Feed{wake: make(chan struct{}, 1), start: time.Now(), lastTriggers: make(map[cluster.SliceName]int64)}
+	f.reset()
+	return f
+}
+
+func (f *Feed) reset() {
+	f.services = make(map[cluster.ServiceName]*cluster.Service)
+	f.endpointSlices = make(map[cluster.SliceName]*cluster.Slice)
+	f.triggers = make(map[cluster.SliceName][]time.Time)
+	f.node, f.serviceSeen, f.sliceSeen = nil, 0, 0
+}
+
+// Wake has a value when something was put into the Feed since the last receive. Its capacity is one.
+func (f *Feed) Wake() <-chan struct{} { return f.wake }
+
+func (f *Feed) signal() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Drained tells what one Drain handed over.
+type Drained struct {
+	// Services and Slices count the changes seen, also those that a later one replaced.
+	Services, Slices int
+	// Triggers are the times of the changes in the cluster that made the slices that were handed over, as far as they
+	// are newer than this process; deletions have none.
+	Triggers []time.Time
+	// NodeChanged says that the facts about the node are not what they were.
+	NodeChanged bool
+}
+
+// Drain applies everything pending to the store; of several versions of an object only the last. It may be called before
+// the Feed is synced; the loop must not write to the kernel before that.
+func (f *Feed) Drain(s *cluster.Store) Drained {
+	f.mu.Lock()
+	services, endpointSlices, node, triggers := f.services, f.endpointSlices, f.node, f.triggers
+	d := Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
+	f.reset()
+	f.mu.Unlock()
+
+	for name, v := range services {
+		if v == nil {
+			s.DeleteService(name)
+		} else {
+			s.SetService(v)
+		}
+	}
+	for name, v := range endpointSlices {
+		if v == nil {
+			s.DeleteSlice(name)
+		} else {
+			s.SetSlice(v)
+		}
+		d.Triggers = append(d.Triggers, triggers[name]...)
+	}
+	if node != nil {
+		d.NodeChanged = s.SetNode(*node)
+	}
+	return d
+}
+
+// Synced says whether Services, EndpointSlices and the Node have all been delivered once.
+func (f *Feed) Synced() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.synced == allKinds
+}
+
+// MarkSynced says that all objects of the given kinds that exist have been delivered; without an argument, of all kinds.
+func (f *Feed) MarkSynced(kinds ...Kind) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(kinds) == 0 {
+		f.synced = allKinds
+	}
+	for _, k := range kinds {
+		f.synced |= k & allKinds
+	}
+	f.signal()
+}
+
+// SetService says that a Service was added or changed.
+func (f *Feed) SetService(v *cluster.Service) { f.putService(v.Name, v) }
+
+// DeleteService says that a Service is gone or no longer handled.
+func (f *Feed) DeleteService(name cluster.ServiceName) { f.putService(name, nil) }
+
+func (f *Feed) putService(name cluster.ServiceName, v *cluster.Service) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.services[name] = v
+	f.serviceSeen++
+	f.signal()
+}
+
+// SetSlice says that an EndpointSlice was added or changed.
+func (f *Feed) SetSlice(v *cluster.Slice) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endpointSlices[v.Name] = v
+	f.sliceSeen++
+	if v.TriggerUnixNano > f.start.UnixNano() && f.lastTriggers[v.Name] != v.TriggerUnixNano {
+		f.lastTriggers[v.Name] = v.TriggerUnixNano
+		f.triggers[v.Name] = append(f.triggers[v.Name], time.Unix(0, v.TriggerUnixNano))
+	}
+	f.signal()
+}
+
+// DeleteSlice says that an EndpointSlice is gone or no longer handled.
+func (f *Feed) DeleteSlice(name cluster.SliceName) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endpointSlices[name] = nil
+	f.sliceSeen++
+	delete(f.triggers, name)
+	delete(f.lastTriggers, name)
+	f.signal()
+}
+
+// SetNode delivers the facts about the node, which also marks KindNode as synced.
+func (f *Feed) SetNode(n cluster.Node) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.node = &n
+	f.synced |= KindNode
+	f.signal()
+}

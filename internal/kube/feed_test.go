@@ -1,0 +1,175 @@
+package kube
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+)
+
+func named(name string) cluster.ServiceName { return cluster.ServiceName{Namespace: "ns", Name: name} }
+
+func sliceOf(name, service string, trigger int64, ports ...uint16) *cluster.Slice {
+	s := &cluster.Slice{Name: cluster.SliceName{Namespace: "ns", Name: name}, Service: named(service), TriggerUnixNano: trigger}
+	for _, p := range ports {
+		s.Ports = append(s.Ports, cluster.SlicePort{Protocol: cluster.TCP, Port: p})
+	}
+	return s
+}
+
+func TestFeedThereAndBackCancels(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	a := &cluster.Service{Name: named("a")}
+	f.SetService(a)
+	f.Drain(store)
+	store.TakeDirty()
+
+	f.SetService(&cluster.Service{Name: named("a"), ExternalLocal: true})
+	f.SetService(&cluster.Service{Name: named("a")})
+	f.SetService(&cluster.Service{Name: named("new")})
+	f.DeleteService(named("new"))
+	if d := f.Drain(store); d.Services != 4 || d.Slices != 0 {
+		t.Errorf("drained %+v, want 4 changes of Services", d)
+	}
+	if store.Dirty() {
+		t.Errorf("dirty: %v", store.TakeDirty())
+	}
+	if d := f.Drain(store); d.Services != 0 {
+		t.Errorf("a second drain saw %d changes", d.Services)
+	}
+}
+
+func TestFeedLastVersionWins(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	f.DeleteService(named("a"))
+	f.SetService(&cluster.Service{Name: named("a"), CreatedUnix: 1})
+	f.SetService(&cluster.Service{Name: named("a"), CreatedUnix: 2})
+	f.SetSlice(sliceOf("s", "a", 0, 1))
+	f.SetSlice(sliceOf("s", "a", 0, 2))
+	f.Drain(store)
+	if got := store.Service(named("a")); got == nil || got.CreatedUnix != 2 {
+		t.Errorf("service %+v", got)
+	}
+	if got := store.Slices(named("a")); len(got) != 1 || got[0].Ports[0].Port != 2 {
+		t.Errorf("slices %+v", got)
+	}
+}
+
+func TestFeedSliceMovesBetweenServices(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	f.SetSlice(sliceOf("s", "a", 0, 1))
+	f.Drain(store)
+	store.TakeDirty()
+	f.SetSlice(sliceOf("s", "b", 0, 1))
+	f.Drain(store)
+	if d := cmp.Diff([]cluster.ServiceName{named("a"), named("b")}, store.TakeDirty()); d != "" {
+		t.Errorf("dirty (-want +got):\n%s", d)
+	}
+	if len(store.Slices(named("a"))) != 0 || len(store.Slices(named("b"))) != 1 {
+		t.Errorf("slices of a: %v, of b: %v", store.Slices(named("a")), store.Slices(named("b")))
+	}
+}
+
+func TestFeedTriggers(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	at := func(d time.Duration) int64 { return f.start.Add(d).UnixNano() }
+	want := func(step string, times ...int64) {
+		t.Helper()
+		var got []int64
+		for _, x := range f.Drain(store).Triggers {
+			got = append(got, x.UnixNano())
+		}
+		if d := cmp.Diff(times, got, cmpopts.EquateEmpty()); d != "" {
+			t.Errorf("%s (-want +got):\n%s", step, d)
+		}
+	}
+	f.SetSlice(sliceOf("s", "a", at(-time.Second), 1))
+	want("before the process started")
+	f.SetSlice(sliceOf("s", "a", at(time.Second), 2))
+	f.SetSlice(sliceOf("s", "a", at(2*time.Second), 3))
+	want("two changes", at(time.Second), at(2*time.Second))
+	f.SetSlice(sliceOf("s", "a", at(2*time.Second), 4))
+	want("a change that keeps the trigger of the one before")
+	f.SetSlice(sliceOf("s", "a", at(3*time.Second), 5))
+	f.DeleteSlice(cluster.SliceName{Namespace: "ns", Name: "s"})
+	want("deleted before it was applied")
+	if len(f.lastTriggers) != 0 {
+		t.Errorf("triggers of a deleted slice are kept: %v", f.lastTriggers)
+	}
+}
+
+func TestFeedSyncedAndWake(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	woken := func() bool {
+		select {
+		case <-f.Wake():
+			return true
+		default:
+			return false
+		}
+	}
+	if woken() || f.Synced() {
+		t.Fatal("a new Feed is awake or synced")
+	}
+	f.MarkSynced(KindServices)
+	f.MarkSynced(KindSlices)
+	if !woken() || woken() || f.Synced() {
+		t.Fatal("want one wake for two marks, and not synced without a node")
+	}
+	f.SetNode(cluster.Node{Name: "n1", Zone: "z"})
+	if !woken() || !f.Synced() {
+		t.Fatal("want awake and synced with a node")
+	}
+	if !f.Drain(store).NodeChanged || f.Drain(store).NodeChanged {
+		t.Error("want the node to change once")
+	}
+	f.SetNode(cluster.Node{Name: "n1", Zone: "z"})
+	if f.Drain(store).NodeChanged {
+		t.Error("an equal node is a change")
+	}
+	all := NewFeed()
+	all.MarkSynced()
+	if !all.Synced() {
+		t.Error("marking all kinds does not sync")
+	}
+}
+
+// TestFeedRace lets several writers and one reader run; with the race detector it also checks the locking.
+func TestFeedRace(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	const writers, rounds = 4, 500
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range rounds {
+				f.SetService(&cluster.Service{Name: named(fmt.Sprint(w)), CreatedUnix: int64(i)})
+				f.SetSlice(sliceOf(fmt.Sprint(w), fmt.Sprint(w), 0, uint16(i+1)))
+				f.SetNode(cluster.Node{Name: fmt.Sprint(i)})
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	services := 0
+	for running := true; running; {
+		select {
+		case <-f.Wake():
+		case <-done:
+			running = false
+		}
+		services += f.Drain(store).Services
+	}
+	if services != writers*rounds {
+		t.Errorf("%d changes seen, want %d", services, writers*rounds)
+	}
+	for w := range writers {
+		if got := store.Service(named(fmt.Sprint(w))); got.CreatedUnix != rounds-1 {
+			t.Errorf("service %d is at version %d", w, got.CreatedUnix)
+		}
+	}
+}

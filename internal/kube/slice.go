@@ -1,0 +1,162 @@
+package kube
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+)
+
+// ConvertSlice reads an EndpointSlice. It returns nil where the slice is not handled: of address type FQDN, without a
+// Service in label kubernetes.io/service-name, without a name. Problems name each field that was set aside.
+func ConvertSlice(s *discoveryv1.EndpointSlice) (*cluster.Slice, []Problem) {
+	return convertSlice(s, nil)
+}
+
+func convertSlice(s *discoveryv1.EndpointSlice, in *interner) (*cluster.Slice, []Problem) {
+	if s == nil || s.AddressType == discoveryv1.AddressTypeFQDN || s.Labels[discoveryv1.LabelServiceName] == "" {
+		return nil, nil
+	}
+	p := &problems{object: "EndpointSlice " + s.Namespace + "/" + s.Name}
+	if s.Name == "" || s.Namespace == "" {
+		p.add("metadata", "name or namespace is missing")
+		return nil, p.all()
+	}
+	if s.AddressType != discoveryv1.AddressTypeIPv4 && s.AddressType != discoveryv1.AddressTypeIPv6 {
+		p.add("addressType", clip(s.AddressType)+" is not known")
+		return nil, p.all()
+	}
+	namespace := in.str(s.Namespace)
+	v := &cluster.Slice{
+		Name:            cluster.SliceName{Namespace: namespace, Name: s.Name},
+		Service:         cluster.ServiceName{Namespace: namespace, Name: s.Labels[discoveryv1.LabelServiceName]},
+		IPv6:            s.AddressType == discoveryv1.AddressTypeIPv6,
+		Ports:           slicePorts(s.Ports, in, p),
+		TriggerUnixNano: triggerTime(s.Annotations[v1.EndpointsLastChangeTriggerTime], p),
+	}
+	v.Endpoints = endpoints(s.Endpoints, v.IPv6, in, p)
+	return v, p.all()
+}
+
+// slicePorts keeps the ports that have a name, which may be empty, and a number, sorted.
+func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []cluster.SlicePort {
+	out := make([]cluster.SlicePort, 0, len(ports))
+	for i := range ports {
+		port := &ports[i]
+		if port.Name == nil {
+			p.item("ports", i, ".name", "is missing")
+			continue
+		}
+		if port.Port == nil {
+			p.item("ports", i, ".port", "is missing")
+			continue
+		}
+		number, ok := optionalPort(*port.Port)
+		if !ok || number == 0 {
+			p.item("ports", i, ".port", portMessage(*port.Port))
+			continue
+		}
+		protocol := cluster.TCP
+		if port.Protocol != nil {
+			if protocol, ok = protocolOf(*port.Protocol); !ok {
+				p.item("ports", i, ".protocol", clip(*port.Protocol)+" is not known")
+				continue
+			}
+		}
+		out = append(out, cluster.SlicePort{Name: in.str(*port.Name), Protocol: protocol, Port: number})
+	}
+	slices.SortFunc(out, func(a, b cluster.SlicePort) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(out)
+}
+
+// endpoints keeps the entries whose first address is of the slice's family, sorted by address. Where entries share an
+// address the one that is ready comes first.
+func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems) []cluster.Endpoint {
+	out := make([]cluster.Endpoint, 0, len(list))
+	for i := range list {
+		e := &list[i]
+		if len(e.Addresses) == 0 {
+			p.item("endpoints", i, ".addresses", "is empty")
+			continue
+		}
+		a, ok := parseAddr(e.Addresses[0])
+		if !ok {
+			p.item("endpoints", i, ".addresses[0]", clip(e.Addresses[0])+" is not an IP address")
+			continue
+		}
+		if a.Is6() != ipv6 {
+			p.item("endpoints", i, ".addresses[0]", fmt.Sprintf("%s is not of the slice's address type", a))
+			continue
+		}
+		v := cluster.Endpoint{
+			Addr:        a,
+			Ready:       orDefault(e.Conditions.Ready, true),
+			Serving:     orDefault(e.Conditions.Serving, true),
+			Terminating: orDefault(e.Conditions.Terminating, false),
+			Node:        in.str(orDefault(e.NodeName, "")),
+		}
+		if e.Hints != nil {
+			v.ZoneHints = hints(e.Hints.ForZones, func(z discoveryv1.ForZone) string { return z.Name }, in)
+			v.NodeHints = hints(e.Hints.ForNodes, func(n discoveryv1.ForNode) string { return n.Name }, in)
+		}
+		out = append(out, v)
+	}
+	slices.SortFunc(out, compareEndpoints)
+	return slices.CompactFunc(out, cluster.Endpoint.Equal)
+}
+
+func compareEndpoints(a, b cluster.Endpoint) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), trueFirst(a.Ready, b.Ready), trueFirst(a.Serving, b.Serving),
+		trueFirst(b.Terminating, a.Terminating), cmp.Compare(a.Node, b.Node),
+		slices.Compare(a.ZoneHints, b.ZoneHints), slices.Compare(a.NodeHints, b.NodeHints))
+}
+
+func trueFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+// hints returns the names, sorted and without duplicates and blanks; nil where there are none.
+func hints[H any](list []H, name func(H) string, in *interner) []string {
+	var out []string
+	for _, h := range list {
+		if n := name(h); n != "" {
+			out = append(out, in.str(n))
+		}
+	}
+	slices.Sort(out)
+	return in.list(slices.Compact(out))
+}
+
+func orDefault[T any](v *T, d T) T {
+	if v == nil {
+		return d
+	}
+	return *v
+}
+
+// triggerTime reads the annotation that the endpoint slice controller writes, RFC 3339 with nanoseconds; 0 for none. A
+// time that does not fit (1970 to 2262) says nothing.
+func triggerTime(s string, p *problems) int64 {
+	if s == "" {
+		return 0
+	}
+	t, err := time.Parse(time.RFC3339Nano, s)
+	if err != nil || t.Year() < 1970 || t.Year() > 2261 {
+		p.add("metadata.annotations["+v1.EndpointsLastChangeTriggerTime+"]", clip(s)+" is not a time")
+		return 0
+	}
+	return max(t.UnixNano(), 0)
+}
