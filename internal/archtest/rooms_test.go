@@ -1,0 +1,51 @@
+package archtest
+
+// room is what one package, or a tree of packages, may import beside the standard library.
+type room struct {
+	// path is relative to the module; "/..." at its end stands for all packages below too.
+	path string
+	// inside lists packages of the module, in the notation of path; packages below the same room are always allowed.
+	inside []string
+	// outside lists other modules by the beginning of their path.
+	outside []string
+	// effects allows packages of the standard library that reach out of the process.
+	effects []string
+	// test says that the package supports tests and is imported by tests alone.
+	test bool
+}
+
+// pure are the packages that hold no logger, clock, context or goroutine.
+var pure = []string{"internal/fwd", "internal/cluster", "internal/compile", "internal/delta"}
+
+// impure are the packages of the standard library that pure packages do not import.
+var impure = []string{"context", "log", "log/slog", "os", "sync", "sync/atomic", "time", "syscall", "math/rand", "math/rand/v2", "io/fs"}
+
+// effects are the packages of the standard library that only rooms that name them may import.
+var effects = []string{"os/exec", "net", "net/http", "syscall", "unsafe"}
+
+// rooms is the table; the first entry that fits a package counts.
+var rooms = []room{
+	{path: "cmd/fairlead", inside: []string{"internal/..."}, outside: []string{"github.com/spf13/pflag", "k8s.io/klog/v2"}, effects: []string{"syscall"}},
+	{path: "internal/archtest"},
+	{path: "internal/fwd"},
+	{path: "internal/cluster"},
+	{path: "internal/delta"},
+	{path: "internal/compile", inside: []string{"internal/cluster", "internal/fwd"}},
+	{path: "internal/config", inside: []string{"internal/cluster", "internal/compile", "internal/fwd"},
+		outside: []string{"github.com/spf13/pflag", "k8s.io/kube-proxy/config"}},
+	{path: "internal/kube", inside: []string{"internal/cluster"},
+		outside: []string{"k8s.io/", "sigs.k8s.io/", "github.com/fsnotify/fsnotify"}, effects: []string{"net", "net/http"}},
+	{path: "internal/backend/backendtest", inside: []string{"internal/backend", "internal/fwd", "internal/oracle", "internal/compile", "internal/cluster", "internal/delta"}, test: true},
+	{path: "internal/backend/iptables/rulesim", inside: []string{"internal/fwd"}, test: true},
+	{path: "internal/backend/...", inside: []string{"internal/backend", "internal/fwd", "internal/delta", "internal/host/..."}},
+	{path: "internal/host/hosttest", outside: []string{"github.com/vishvananda/", "golang.org/x/sys"}, effects: []string{"net", "os/exec", "syscall"}, test: true},
+	{path: "internal/host/...",
+		outside: []string{"github.com/coreos/go-iptables", "github.com/moby/ipvs", "github.com/vishvananda/", "golang.org/x/sys"},
+		effects: []string{"net", "os/exec", "syscall", "unsafe"}},
+	{path: "internal/staleflow", inside: []string{"internal/fwd", "internal/host/..."}},
+	{path: "internal/health", inside: []string{"internal/fwd"}, effects: []string{"net", "net/http"}},
+	{path: "internal/metrics", inside: []string{"internal/cluster", "internal/fwd", "internal/reconcile"},
+		outside: []string{"github.com/prometheus/client_golang"}, effects: []string{"net", "net/http"}},
+	{path: "internal/reconcile", inside: []string{"internal/backend", "internal/cluster", "internal/compile", "internal/config", "internal/fwd"}},
+	{path: "internal/oracle", inside: []string{"internal/fwd"}, outside: []string{"k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/yaml"}, test: true},
+}
