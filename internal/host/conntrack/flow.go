@@ -1,0 +1,232 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Flow is an entry of the table. Port numbers are 0 for protocols without ports.
+type Flow struct {
+	// Proto is the transport protocol by its IANA number.
+	Proto uint8
+	// OrigSrc and OrigDst are what the first packet had, before NAT.
+	OrigSrc, OrigDst netip.AddrPort
+	// ReplySrc and ReplyDst are what answers have: ReplySrc is where the packets really go, ReplyDst the address under
+	// which the other side sees the client. Without NAT they are OrigDst and OrigSrc.
+	ReplySrc, ReplyDst netip.AddrPort
+	// Zone is the conntrack zone of both directions, 0 for the default one.
+	Zone uint16
+	// OrigZone is the zone of the original direction alone, where only that is in a zone.
+	OrigZone uint16
+	// ID is the kernel's number of the entry.
+	ID uint32
+}
+
+// IPv6 says of which family the flow is.
+func (f *Flow) IPv6() bool { return f.OrigDst.Addr().Is6() }
+
+// Attributes of a conntrack message.
+const (
+	ctaTupleOrig  = 1
+	ctaTupleReply = 2
+	ctaTimeout    = 7
+	ctaID         = 12
+	ctaZone       = 18
+	ctaFilter     = 25
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+	ctaTupleZone  = 3
+
+	ctaIPv4Src = 1
+	ctaIPv4Dst = 2
+	ctaIPv6Src = 3
+	ctaIPv6Dst = 4
+
+	ctaProtoNum = 1
+	ctaPortSrc  = 2
+	ctaPortDst  = 3
+
+	ctaFilterOrigFlags = 1
+	// filterProtoNum is the flag of CTA_FILTER_ORIG_FLAGS for the protocol number.
+	filterProtoNum = 1 << 3
+)
+
+var errMalformed = errors.New("malformed conntrack message")
+
+// eachAttr calls f for each attribute of a list, without the nested and byte-order flags.
+func eachAttr(b []byte, f func(typ uint16, data []byte) error) error {
+	for len(b) >= unix.SizeofNlAttr {
+		n := int(binary.NativeEndian.Uint16(b))
+		if n < unix.SizeofNlAttr || n > len(b) {
+			return errMalformed
+		}
+		if err := f(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofNlAttr:n]); err != nil {
+			return err
+		}
+		b = b[min(align(n), len(b)):]
+	}
+	if len(b) > 0 {
+		return errMalformed
+	}
+	return nil
+}
+
+func align(n int) int { return (n + 3) &^ 3 }
+
+// decode reads the attributes of a message about one entry. It allocates nothing.
+func decode(attrs []byte) (Flow, error) {
+	var f Flow
+	var orig, reply tuple
+	err := eachAttr(attrs, func(typ uint16, b []byte) error {
+		switch typ {
+		case ctaTupleOrig:
+			return orig.decode(b)
+		case ctaTupleReply:
+			return reply.decode(b)
+		case ctaZone:
+			return be16(b, &f.Zone)
+		case ctaID:
+			if len(b) != 4 {
+				return errMalformed
+			}
+			f.ID = binary.BigEndian.Uint32(b)
+		}
+		return nil
+	})
+	if err != nil {
+		return Flow{}, err
+	}
+	if !orig.src.IsValid() || !orig.dst.IsValid() || !reply.src.IsValid() || !reply.dst.IsValid() {
+		return Flow{}, errMalformed
+	}
+	f.Proto, f.OrigZone = orig.proto, orig.zone
+	f.OrigSrc, f.OrigDst = netip.AddrPortFrom(orig.src, orig.srcPort), netip.AddrPortFrom(orig.dst, orig.dstPort)
+	f.ReplySrc, f.ReplyDst = netip.AddrPortFrom(reply.src, reply.srcPort), netip.AddrPortFrom(reply.dst, reply.dstPort)
+	return f, nil
+}
+
+// tuple is one direction of an entry.
+type tuple struct {
+	src, dst         netip.Addr
+	proto            uint8
+	srcPort, dstPort uint16
+	zone             uint16
+}
+
+func (t *tuple) decode(b []byte) error {
+	return eachAttr(b, func(typ uint16, b []byte) error {
+		switch typ {
+		case ctaTupleIP:
+			return eachAttr(b, t.decodeIP)
+		case ctaTupleProto:
+			return eachAttr(b, t.decodeProto)
+		case ctaTupleZone:
+			return be16(b, &t.zone)
+		}
+		return nil
+	})
+}
+
+func (t *tuple) decodeIP(typ uint16, b []byte) error {
+	to := &t.src
+	if typ == ctaIPv4Dst || typ == ctaIPv6Dst {
+		to = &t.dst
+	}
+	switch {
+	case (typ == ctaIPv4Src || typ == ctaIPv4Dst) && len(b) == 4:
+		*to = netip.AddrFrom4([4]byte(b))
+	case (typ == ctaIPv6Src || typ == ctaIPv6Dst) && len(b) == 16:
+		*to = netip.AddrFrom16([16]byte(b))
+	case typ >= ctaIPv4Src && typ <= ctaIPv6Dst:
+		return errMalformed
+	}
+	return nil
+}
+
+func (t *tuple) decodeProto(typ uint16, b []byte) error {
+	switch typ {
+	case ctaProtoNum:
+		if len(b) != 1 {
+			return errMalformed
+		}
+		t.proto = b[0]
+	case ctaPortSrc:
+		return be16(b, &t.srcPort)
+	case ctaPortDst:
+		return be16(b, &t.dstPort)
+	}
+	return nil
+}
+
+func be16(b []byte, to *uint16) error {
+	if len(b) != 2 {
+		return errMalformed
+	}
+	*to = binary.BigEndian.Uint16(b)
+	return nil
+}
+
+// appendAttr appends an attribute with a value that is there already.
+func appendAttr(b []byte, typ uint16, value ...byte) []byte {
+	return appendNested(b, typ, func(b []byte) []byte { return append(b, value...) })
+}
+
+// appendNested appends an attribute whose value f appends.
+func appendNested(b []byte, typ uint16, f func([]byte) []byte) []byte {
+	at := len(b)
+	b = binary.NativeEndian.AppendUint16(b, 0)
+	b = f(binary.NativeEndian.AppendUint16(b, typ))
+	n := len(b) - at
+	binary.NativeEndian.PutUint16(b[at:], uint16(n))
+	return append(b, make([]byte, align(n)-n)...)
+}
+
+// appendTuple appends one direction of an entry.
+func appendTuple(b []byte, typ uint16, proto uint8, src, dst netip.AddrPort, zone uint16) []byte {
+	return appendNested(b, typ|unix.NLA_F_NESTED, func(b []byte) []byte {
+		b = appendNested(b, ctaTupleIP|unix.NLA_F_NESTED, func(b []byte) []byte {
+			s, d := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
+			if dst.Addr().Is6() {
+				s, d = ctaIPv6Src, ctaIPv6Dst
+			}
+			return appendAttr(appendAttr(b, s, src.Addr().AsSlice()...), d, dst.Addr().AsSlice()...)
+		})
+		b = appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
+			b = appendAttr(b, ctaProtoNum, proto)
+			b = appendAttr(b, ctaPortSrc, byte(src.Port()>>8), byte(src.Port()))
+			return appendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+		})
+		return appendZone(b, ctaTupleZone, zone)
+	})
+}
+
+// appendZone appends a zone unless it is the default one, which is not to be named.
+func appendZone(b []byte, typ, zone uint16) []byte {
+	if zone == 0 {
+		return b
+	}
+	return appendAttr(b, typ, byte(zone>>8), byte(zone))
+}
+
+// appendKey appends what identifies an entry.
+func appendKey(b []byte, f *Flow) []byte {
+	b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
+	b = appendZone(b, ctaZone, f.Zone)
+	return appendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
+}
+
+// appendFilter asks the kernel for entries of one protocol only.
+func appendFilter(b []byte, proto uint8) []byte {
+	b = appendNested(b, ctaTupleOrig|unix.NLA_F_NESTED, func(b []byte) []byte {
+		return appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
+			return appendAttr(b, ctaProtoNum, proto)
+		})
+	})
+	return appendNested(b, ctaFilter|unix.NLA_F_NESTED, func(b []byte) []byte {
+		return appendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum)...)
+	})
+}

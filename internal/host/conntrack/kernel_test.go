@@ -1,0 +1,259 @@
+package conntrack
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/hosttest"
+)
+
+// insert makes entries in the kernel.
+func insert(tb testing.TB, flows ...Flow) {
+	tb.Helper()
+	s, err := open()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer s.close()
+	for batch := range slices.Chunk(flows, deleteBatch) {
+		var b []byte
+		for i, f := range batch {
+			flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+			if i == len(batch)-1 {
+				flags |= unix.NLM_F_ACK
+			}
+			b = appendMessage(b, msgNew, flags, uint32(i+1), f.IPv6(), func(b []byte) []byte {
+				b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
+				b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
+				b = appendZone(b, ctaZone, f.Zone)
+				return appendAttr(b, ctaTimeout, 0, 0, 1, 0)
+			})
+		}
+		if err := s.send(b); err != nil {
+			tb.Fatal(err)
+		}
+		r, err := s.receive()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		for m, err := range messages(r) {
+			if err != nil || m.errno() != nil {
+				tb.Fatalf("insert %v: %v %v", batch[int(m.seq)-1], err, m.errno())
+			}
+		}
+	}
+}
+
+func list(tb testing.TB, ipv6 bool, proto uint8) (out []Flow) {
+	tb.Helper()
+	complete, err := Kernel{}.Dump(tb.Context(), ipv6, proto, func(f Flow) bool { out = append(out, f); return true })
+	if err != nil || !complete {
+		tb.Fatalf("complete %v, %v", complete, err)
+	}
+	slices.SortFunc(out, func(a, b Flow) int {
+		return cmp.Or(a.OrigSrc.Compare(b.OrigSrc), a.OrigDst.Compare(b.OrigDst), cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.OrigZone, b.OrigZone))
+	})
+	return out
+}
+
+func withoutID(flows []Flow) []Flow {
+	out := slices.Clone(flows)
+	for i := range out {
+		out[i].ID = 0
+	}
+	return out
+}
+
+func TestKernelDumpAndDelete(t *testing.T) {
+	hosttest.Netns(t, "conntrack")
+	c, v := ap("10.0.0.1:1000"), ap("10.96.0.10:53")
+	udp := []Flow{
+		{Proto: 17, OrigSrc: c, OrigDst: v, ReplySrc: v, ReplyDst: c},
+		{Proto: 17, OrigSrc: c, OrigDst: v, ReplySrc: v, ReplyDst: ap("10.0.0.9:77"), OrigZone: 8}, // replies share zone 0
+		{Proto: 17, OrigSrc: c, OrigDst: v, ReplySrc: v, ReplyDst: c, Zone: 7},
+		{Proto: 17, OrigSrc: ap("10.0.0.2:1000"), OrigDst: v, ReplySrc: ap("10.1.0.5:5353"), ReplyDst: ap("10.0.0.2:1000")},
+	}
+	udp6 := []Flow{{Proto: 17, OrigSrc: ap("[fd00::1]:65535"), OrigDst: ap("[fd00:96::a]:53"), ReplySrc: ap("[fd01::5]:53"), ReplyDst: ap("[fd00::1]:65535")}}
+	insert(t, udp...)
+	insert(t, udp6...)
+	hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", "5", "--dport", "53", "--state", "ESTABLISHED", "-t", "100")
+
+	got := list(t, false, 17)
+	if diff := gocmp.Diff(udp, withoutID(got), gocmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Errorf("IPv4 (-want +got):\n%s", diff)
+	}
+	got6 := list(t, true, 17)
+	if !slices.Equal(udp6, withoutID(got6)) {
+		t.Errorf("IPv6: got %v, want %v", got6, udp6)
+	}
+	if tcp := list(t, false, 6); len(tcp) != 1 || tcp[0].OrigDst != v {
+		t.Errorf("TCP: got %v", tcp)
+	}
+
+	// Another id, another zone: not this flow.
+	wrong := []Flow{got[0], got[2]}
+	wrong[0].ID++
+	wrong[1].Zone = 6
+	if n, err := (Kernel{}).Delete(t.Context(), wrong); n != 0 || err != nil {
+		t.Errorf("deleted %d, %v; want 0", n, err)
+	}
+	if n, err := (Kernel{}).Delete(t.Context(), append([]Flow{wrong[0]}, got[1:]...)); n != 3 || err != nil {
+		t.Errorf("deleted %d, %v; want 3", n, err)
+	}
+	if left := list(t, false, 17); !slices.Equal(left, got[:1]) {
+		t.Errorf("left %v, want %v", left, got[:1])
+	}
+	if n, err := (Kernel{}).Delete(t.Context(), got6); n != 1 || err != nil || len(list(t, true, 17)) != 0 {
+		t.Errorf("IPv6: deleted %d, %v", n, err)
+	}
+	if out := hosttest.Run(t, "conntrack", "-L"); strings.Count(out, "src=10.0.0") != 2 {
+		t.Errorf("conntrack sees:\n%s", out)
+	}
+}
+
+func TestKernelFiltersByProtocol(t *testing.T) {
+	hosttest.Netns(t, "conntrack")
+	insert(t, samples[0])
+	hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", "5", "--dport", "53", "--state", "ESTABLISHED", "-t", "100")
+	for _, filter := range []bool{true, false} {
+		s, err := open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		if err := s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, false, func(b []byte) []byte {
+			if filter {
+				return appendFilter(b, 17)
+			}
+			return b
+		})); err != nil {
+			t.Fatal(err)
+		}
+		b, err := s.receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for m := range messages(b) {
+			if m.typ == msgNew {
+				n++
+			}
+		}
+		if want := map[bool]int{true: 1, false: 2}[filter]; n != want {
+			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter, n, want)
+		}
+		var out []Flow
+		if _, err := dump(t.Context(), false, 17, filter, func(f Flow) bool { out = append(out, f); return true }); err != nil || len(out) != 1 {
+			t.Errorf("filter %v: got %v, %v", filter, out, err)
+		}
+	}
+}
+
+func TestKernelTraffic(t *testing.T) {
+	hosttest.Netns(t, "iptables-nft")
+	hosttest.Run(t, "iptables-nft", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "DNAT", "--to-destination", "127.0.0.1:5353")
+	server, err := net.ListenPacket("udp4", "127.0.0.1:5353")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	client, err := net.Dial("udp4", "127.0.0.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	got := list(t, false, 17)
+	if len(got) != 1 || got[0].OrigDst != ap("127.0.0.1:53") || got[0].ReplySrc != ap("127.0.0.1:5353") {
+		t.Fatalf("got %+v", got)
+	}
+	if n, err := (Kernel{}).Delete(t.Context(), got); n != 1 || err != nil || len(list(t, false, 17)) != 0 {
+		t.Errorf("deleted %d, %v", n, err)
+	}
+}
+
+func TestKernelStops(t *testing.T) {
+	hosttest.Netns(t)
+	insert(t, many(1000)...)
+	n := 0
+	if _, err := (Kernel{}).Dump(t.Context(), false, 17, func(Flow) bool { n++; return n < 10 }); err != nil || n != 10 {
+		t.Errorf("yielded %d, %v", n, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	n = 0
+	if _, err := (Kernel{}).Dump(ctx, false, 17, func(Flow) bool { n++; cancel(); return true }); !errors.Is(err, context.Canceled) || n == 1000 {
+		t.Errorf("yielded %d, %v", n, err)
+	}
+}
+
+func many(n int) []Flow {
+	out := make([]Flow, n)
+	for i := range out {
+		c := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 16), byte(i >> 8)}), uint16(1024+i&0xff))
+		out[i] = Flow{Proto: 17, OrigSrc: c, OrigDst: ap("10.96.0.10:53"), ReplySrc: ap(fmt.Sprintf("10.1.0.%d:53", i%250)), ReplyDst: c}
+	}
+	return out
+}
+
+func TestKernelLargeTable(t *testing.T) {
+	hosttest.Netns(t)
+	const total = 20000
+	insert(t, many(total)...)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	n, deleted := 0, 0
+	batch := make([]Flow, 0, 500)
+	flush := func() {
+		d, err := Kernel{}.Delete(t.Context(), batch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		deleted, batch = deleted+d, batch[:0]
+	}
+	_, err := Kernel{}.Dump(t.Context(), false, 17, func(f Flow) bool {
+		n++
+		if n%2 == 0 {
+			return true
+		}
+		if batch = append(batch, f); len(batch) == cap(batch) {
+			flush()
+		}
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	flush()
+	runtime.ReadMemStats(&after)
+	// Deleting while the dump runs must not make it skip flows.
+	if n != total || deleted != total/2 || len(list(t, false, 17)) != total/2 {
+		t.Errorf("saw %d, deleted %d, left %d", n, deleted, len(list(t, false, 17)))
+	}
+	t.Logf("%d flows, half deleted: %d KiB allocated in all", total, (after.TotalAlloc-before.TotalAlloc)>>10)
+}
+
+func BenchmarkDump(b *testing.B) {
+	hosttest.Netns(b)
+	const total = 100000
+	insert(b, many(total)...)
+	b.ReportAllocs()
+	for b.Loop() {
+		n := 0
+		if _, err := (Kernel{}).Dump(b.Context(), false, 17, func(Flow) bool { n++; return true }); err != nil || n != total {
+			b.Fatal(n, err)
+		}
+	}
+}
