@@ -72,8 +72,12 @@ func (t *Tracker[K, V]) DeleteActual(k K) {
 	t.settle(k)
 }
 
-// ReplaceActual records what was read: what the map does not hold is not there. The Tracker keeps the map.
+// ReplaceActual records what was read: what the map does not hold is not there. The Tracker keeps the map; nil means that
+// nothing is there.
 func (t *Tracker[K, V]) ReplaceActual(m map[K]V) {
+	if m == nil {
+		m = make(map[K]V)
+	}
 	t.actual = m
 	clear(t.pending)
 	for k := range t.desired {
