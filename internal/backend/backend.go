@@ -86,6 +86,8 @@ type Engine[K comparable, V any] struct {
 	renderer Renderer[K, V]
 	target   Target[K, V]
 	tracker  *delta.Tracker[K, V]
+	// stale says that a write failed somewhere on its way, so that what is actual has to be read before the next one.
+	stale bool
 }
 
 // NewEngine returns an Engine that believes the kernel to hold nothing of ours.
@@ -112,8 +114,12 @@ func (e *Engine[K, V]) Pending() int {
 
 // Apply writes what is pending.
 func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
-	_, _, n := e.tracker.Len()
-	if n == 0 {
+	if e.stale {
+		if _, err := e.Observe(ctx); err != nil {
+			return Result{}, err
+		}
+	}
+	if e.Pending() == 0 {
 		return Result{}, nil
 	}
 	plan := Plan[K, V]{Upserts: make(map[K]V), Deletes: make(map[K]V), Actual: e.tracker.Actual}
@@ -134,6 +140,7 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
 			res.Deleted++
 		}
 	})
+	e.stale = err != nil
 	return res, e.wrap(err)
 }
 
@@ -144,10 +151,10 @@ func (e *Engine[K, V]) Observe(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, e.wrap(err)
 	}
-	_, _, before := e.tracker.Len()
+	before := e.Pending()
 	e.tracker.ReplaceActual(actual)
-	_, _, after := e.tracker.Len()
-	return max(0, after-before), nil
+	e.stale = false
+	return max(0, e.Pending()-before), nil
 }
 
 // Cleanup reads the kernel and removes all that is ours. The renderer's wishes are kept in the renderer alone: an Engine

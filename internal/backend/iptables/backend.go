@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +24,14 @@ type FamilyOptions struct {
 	// DropInvalid drops forwarded packets of conntrack state INVALID: unless net.netfilter.nf_conntrack_tcp_be_liberal
 	// is set, they would make a peer reset its connection.
 	DropInvalid bool
+	// MaxChains bounds the number of chains in one restore where that is possible; 0 means no bound. The nft userland needs
+	// a bound, since it takes time with the square of the number; the legacy one none, since it reads and writes
+	// everything each time.
+	MaxChains int
 }
+
+// nftMaxChains is the MaxChains of the nft userland.
+const nftMaxChains = 1000
 
 // Backend programs iptables. Make one with New, or with Open for this node's own kernel.
 type Backend struct {
@@ -48,7 +54,7 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 			continue
 		}
 		r := newRenderer(f, o.options())
-		t := &target{family: f, tables: o.Tables, culprit: r.culprit}
+		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit}
 		b.families = append(b.families, family{f, backend.NewEngine(f, r, t, sameRules)})
 	}
 	return b
@@ -81,6 +87,9 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, er
 			HairpinBPF:  tables.SupportsBPF(ctx),
 			RandomFully: tables.RandomFully(),
 			DropInvalid: dropInvalid,
+		}
+		if flavour != xtables.Legacy {
+			o.MaxChains = nftMaxChains
 		}
 		opts[f] = o
 		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
@@ -139,9 +148,6 @@ func (b *Backend) Cleanup(ctx context.Context) error {
 // tools with everything that FamilyOptions asks for would get it. The same table gives the same bytes.
 func Render(w io.Writer, family fwd.Family, o FamilyOptions, t *fwd.Table) error {
 	p := plan{Upserts: chainsOf(family, o.options(), t), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
-	bw := bufio.NewWriter(w)
-	if _, err := bw.Write(restoreInput(p)); err != nil {
-		return err
-	}
-	return bw.Flush()
+	_, err := w.Write(switchOver(p).input())
+	return err
 }

@@ -34,32 +34,34 @@ const chainPrefix = "FAIRLEAD-"
 
 // The chains that every node has. What jumps to them from the built-in chains is in static.go.
 const (
-	chainServices    = chainPrefix + "SERVICES"
-	chainNodePorts   = chainPrefix + "NODEPORTS"
-	chainMarkNonPod  = chainPrefix + "MARK-NONPOD"
-	chainPostrouting = chainPrefix + "POSTROUTING"
-	chainMasquerade  = chainPrefix + "MASQUERADE"
-	chainHairpin     = chainPrefix + "HAIRPIN"
-	chainInput       = chainPrefix + "INPUT"
-	chainForward     = chainPrefix + "FORWARD"
-	chainOutput      = chainPrefix + "OUTPUT"
-	chainFilter      = chainPrefix + "FILTER"
-	chainHealth      = chainPrefix + "HEALTHCHECKS"
+	chainServices      = chainPrefix + "SERVICES"
+	chainNodePorts     = chainPrefix + "NODEPORTS"
+	chainAddMark       = chainPrefix + "ADD-MARK"
+	chainAddMarkNonPod = chainPrefix + "ADD-MARK-NONPOD"
+	chainPostrouting   = chainPrefix + "POSTROUTING"
+	chainMasquerade    = chainPrefix + "MASQUERADE"
+	chainHairpin       = chainPrefix + "HAIRPIN"
+	chainInput         = chainPrefix + "INPUT"
+	chainForward       = chainPrefix + "FORWARD"
+	chainOutput        = chainPrefix + "OUTPUT"
+	chainFilter        = chainPrefix + "FILTER"
+	chainHealth        = chainPrefix + "HEALTHCHECKS"
 )
 
-// The letters of chains that there are many of: FAIRLEAD-<letter>-<hash>.
+// The letters of chains that there are many of: FAIRLEAD-<letter>-<hash>. A chain goes to chains of later letters, so
+// that an order by name is one of dependence too (order.go).
 const (
+	letterLocalTree = "B" // nat: dispatch by endpoint address, for hairpin without xt_bpf
+	letterVIPTree   = "C" // both: dispatch by virtual IP
+	letterPortTree  = "D" // both: dispatch by node port
+	letterAdmit     = "E" // nat: source ranges, then F
 	letterFrontend  = "F" // nat: routes by class of source, then the pool
-	letterAdmit     = "A" // nat: source ranges, then F
-	letterPool      = "P" // nat: a pool that more than one place goes to
-	letterGroup     = "G" // nat: a part of a large pool
-	letterVerdict   = "R" // filter: reject or drop by class of source
-	letterUnadmit   = "U" // filter: source ranges, then R
-	letterAffinity  = "E" // name of the xt_recent list of an endpoint, no chain
-	letterVIPTree   = "V" // both: dispatch by virtual IP
-	letterPortTree  = "N" // both: dispatch by node port
 	letterHealth    = "H" // filter: dispatch of health-check node ports
-	letterLocalTree = "L" // nat: dispatch by endpoint address, for hairpin without xt_bpf
+	letterPool      = "P" // nat: a pool that more than one place goes to
+	letterUnadmit   = "Q" // filter: source ranges, then R
+	letterVerdict   = "R" // filter: reject or drop by class of source
+	letterGroup     = "S" // nat: a part of a large pool
+	letterAffinity  = "X" // name of the xt_recent list of an endpoint, no chain
 )
 
 // hashedName makes a chain name that stands for the parts. A chain name has at most 28 bytes (XT_EXTENSION_MAXNAMELEN

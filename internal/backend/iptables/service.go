@@ -201,18 +201,17 @@ func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
 	}
 	switch {
 	case out.Masquerade && pod.Masquerade && host.Masquerade:
-		return w.setMark(), true
+		return addMark, true
 	case out.Masquerade && host.Masquerade:
-		return "-j " + chainMarkNonPod, true
+		return "-j " + chainAddMarkNonPod, true
 	case !out.Masquerade && !pod.Masquerade && !host.Masquerade:
 		return "", true
 	}
 	return "", false
 }
 
-func (w *writer) setMark() string {
-	return fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", w.header.Mark(), w.header.Mark())
-}
+// addMark asks for masquerade. It is a jump, and not the target MARK, for the sake of the nft userland (order.go).
+const addMark = "-j " + chainAddMark
 
 // scopes returns the pool at the end of the group's chain, if any, and those that the chain goes to before.
 func (w *writer) scopes(r [fwd.NumClasses]fwd.Route) (tail *fwd.Scope, jumps []fwd.Scope) {
@@ -310,12 +309,12 @@ func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses 
 				continue
 			}
 			if route.Masquerade {
-				rules = append(rules, and(c.match, w.setMark()))
+				rules = append(rules, and(c.match, addMark))
 			}
 			rules = append(rules, and(c.match, "-g "+w.poolChain(port, route.Scope)))
 		}
 		if r[fwd.Outside].Masquerade {
-			rules = append(rules, w.setMark())
+			rules = append(rules, addMark)
 		}
 	}
 	out := r[fwd.Outside]

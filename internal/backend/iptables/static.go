@@ -72,10 +72,11 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	s.natTail = nodePortMatches(family, np)
 
 	if pod := matchPod(h.Detector[family.Index()]); pod != "" {
-		set(NAT, chainMarkNonPod, and(pod, "-j RETURN"), setMark)
+		set(NAT, chainAddMarkNonPod, and(pod, "-j RETURN"), setMark)
 	} else {
-		set(NAT, chainMarkNonPod, setMark)
+		set(NAT, chainAddMarkNonPod, setMark)
 	}
+	set(NAT, chainAddMark, setMark)
 
 	dnat := "-m conntrack --ctstate DNAT"
 	hairpin := and(dnat, "-j "+chainHairpin)

@@ -17,6 +17,8 @@ import (
 type target struct {
 	family fwd.Family
 	tables xtables.Interface
+	// maxChains bounds how many chains a restore holds, where that is possible; 0 means no bound.
+	maxChains int
 	// culprit finds the Service that a refused rule belongs to.
 	culprit func(ChainID, string, Chain) (fwd.Service, bool)
 }
@@ -57,7 +59,8 @@ func jumpsToOurs(rule string) bool {
 	return strings.HasPrefix(rule, "-j "+chainPrefix) || strings.Contains(rule, " -j "+chainPrefix) || strings.Contains(rule, " -g "+chainPrefix)
 }
 
-// Write implements backend.Target with one restore.
+// Write implements backend.Target: new chains ahead, in pieces of maxChains, then everything else in one restore, then
+// what is left to delete. With maxChains 0 it is one restore.
 //
 // Each table is committed at once, but one after the other. What the filter table rejects or drops meets only
 // connections that the nat table did not forward; so its rules may be there too early, but must not go too early:
@@ -66,154 +69,15 @@ func jumpsToOurs(rule string) bool {
 //	nat     pools, frontends and dispatch in one step
 //	filter  without the old rules
 func (t *target) Write(ctx context.Context, p plan, done func(ChainID)) error {
-	input := restoreInput(p)
-	if err := t.tables.Restore(ctx, input); err != nil {
-		return t.explain(ctx, p, err)
-	}
-	for id := range p.Upserts {
-		done(id)
-	}
-	for id := range p.Deletes {
-		done(id)
+	for _, step := range split(p, t.maxChains) {
+		if err := t.tables.Restore(ctx, step.input()); err != nil {
+			return t.explain(ctx, p, err)
+		}
+		for _, id := range step.completes {
+			done(id)
+		}
 	}
 	return nil
-}
-
-// restoreInput is the program that carries out a plan, in an order that depends on the plan alone.
-func restoreInput(p plan) []byte {
-	var before, nat, after section
-	for _, id := range sortedIDs(p.Upserts) {
-		want := p.Upserts[id]
-		have, there := p.Actual(id)
-		s := &nat
-		if id.Table == Filter {
-			s = &before
-			if kept, lost, gained := compare(have, want); there && lost && !builtin(id.Name) {
-				if !gained {
-					s = &after
-				} else {
-					before.replace(id.Name, have, kept)
-					s = &after
-				}
-			}
-		}
-		s.replace(id.Name, have, want)
-	}
-	for _, id := range sortedIDs(p.Deletes) {
-		if id.Table == Filter {
-			after.remove(id.Name, p.Deletes[id])
-		} else {
-			nat.remove(id.Name, p.Deletes[id])
-		}
-	}
-	var b bytes.Buffer
-	if nat.empty() {
-		// Nothing to wait for between the two.
-		before.append(after)
-		after = section{}
-	}
-	before.print(&b, Filter)
-	nat.print(&b, NAT)
-	after.print(&b, Filter)
-	return b.Bytes()
-}
-
-// compare says whether rules are lost and gained from one content to the other, and returns the new content followed by
-// what would be lost. Rules of one chain of the filter table speak of different frontends, so their order is free.
-func compare(have, want Chain) (both Chain, lost, gained bool) {
-	old, now := have.lines(), want.lines()
-	union := slices.Clone(now)
-	for _, r := range old {
-		if !slices.Contains(now, r) {
-			lost = true
-			union = append(union, r)
-		}
-	}
-	for _, r := range now {
-		if !slices.Contains(old, r) {
-			gained = true
-			break
-		}
-	}
-	return Chain{Rules: strings.Join(union, "\n")}, lost, gained
-}
-
-func sortedIDs(m map[ChainID]Chain) []ChainID {
-	return slices.SortedFunc(maps.Keys(m), func(a, b ChainID) int {
-		if a.Table != b.Table {
-			return int(a.Table) - int(b.Table)
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
-}
-
-// section is a part of restore input for one table. Chains are declared first, so that rules can jump to all of them;
-// chains are deleted last, when nothing jumps to them any more.
-type section struct {
-	declare, rules, base, drop []string
-}
-
-func (s *section) empty() bool {
-	return len(s.declare) == 0 && len(s.base) == 0 && len(s.drop) == 0
-}
-
-// replace gives a chain its rules. A declaration empties a chain that is there. In a built-in chain our jumps are taken
-// out and put in at the top.
-func (s *section) replace(name string, have, want Chain) {
-	if builtin(name) {
-		s.remove(name, have)
-		lines := want.lines()
-		for _, r := range slices.Backward(lines) {
-			s.base = append(s.base, "-I "+name+" "+r)
-		}
-		return
-	}
-	s.declare = append(s.declare, name)
-	for _, r := range want.lines() {
-		s.rules = append(s.rules, "-A "+name+" "+r)
-	}
-}
-
-func (s *section) remove(name string, have Chain) {
-	if builtin(name) {
-		for _, r := range have.lines() {
-			s.base = append(s.base, "-D "+name+" "+r)
-		}
-		return
-	}
-	s.declare = append(s.declare, name)
-	s.drop = append(s.drop, name)
-}
-
-func (s *section) append(o section) {
-	for _, name := range o.declare {
-		if !slices.Contains(s.declare, name) {
-			s.declare = append(s.declare, name)
-		}
-	}
-	s.rules = append(s.rules, o.rules...)
-	s.base = append(s.base, o.base...)
-	s.drop = append(s.drop, o.drop...)
-}
-
-func (s *section) print(b *bytes.Buffer, t Table) {
-	if s.empty() {
-		return
-	}
-	b.WriteString("*" + t.String() + "\n")
-	for _, name := range s.declare {
-		b.WriteString(":" + name + " - [0:0]\n")
-	}
-	for _, lines := range [][]string{s.rules, s.base} {
-		for _, l := range lines {
-			b.WriteString(l)
-			b.WriteByte('\n')
-		}
-	}
-	for _, name := range s.drop {
-		b.WriteString("-X " + name + "\n")
-	}
-	b.WriteString("COMMIT\n")
 }
 
 // explain turns the failure of a restore into an error that says whom it concerns.
@@ -271,7 +135,7 @@ func (t *target) bisect(ctx context.Context, p plan) []fwd.Service {
 			}
 		}
 		var re *xtables.RestoreError
-		err := t.tables.Restore(ctx, restoreInput(part))
+		err := t.tables.Restore(ctx, switchOver(part).input())
 		return err == nil || !errors.As(err, &re) || re.Transient
 	}
 	var culprits []fwd.Service

@@ -1,0 +1,259 @@
+package iptables
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// The order of chains in the input of a restore.
+//
+// A chain is declared before a rule goes to it: both userlands ask for that. Beyond that the order decides about speed
+// with the nft userland (1.8.9, nft-cache.c): for each command it looks up the name of the chain, and that of the target,
+// in a sorted list of all names so far, from its beginning. With 10,000 Services in one input these look-ups took
+// 30 seconds of 35. They take none where names come in descending order, each chain with its rules, because the name in
+// question is then the first of the list. Therefore letters of chains descend with dependence, and therefore rules mark
+// packets by a jump to FAIRLEAD-ADD-MARK, the smallest name there is, and not by the target MARK, which sorts behind all of
+// them. What remains, a dispatch rule's frontend somewhere in the list, is bounded by writing in pieces.
+
+// step is the input of one restore and what is complete after it.
+type step struct {
+	before, nat, after section
+	completes          []ChainID
+}
+
+// split divides a plan. Chains that are new are met by no packet until a chain that is in use leads to them, so they can
+// be written ahead in any number of steps; likewise chains that nothing leads to any more can be deleted afterwards.
+func split(p plan, maxChains int) []step {
+	if maxChains == 0 || len(p.Upserts)+len(p.Deletes) <= maxChains {
+		return []step{switchOver(p)}
+	}
+	var steps []step
+	last := plan{Upserts: maps.Clone(p.Upserts), Deletes: p.Deletes, Actual: p.Actual}
+	fresh := func(id ChainID) bool {
+		_, there := p.Actual(id)
+		return !there && !builtin(id.Name)
+	}
+	ahead := slices.DeleteFunc(inOrder(p.Upserts), func(id ChainID) bool { return !fresh(id) })
+	for piece := range slices.Chunk(ahead, maxChains) {
+		part := plan{Upserts: make(map[ChainID]Chain), Actual: p.Actual}
+		for _, id := range piece {
+			// A new chain that goes to a new built-in jump, or the like, does not exist; one that goes to a chain which is
+			// rewritten later finds it there.
+			part.Upserts[id] = p.Upserts[id]
+			delete(last.Upserts, id)
+		}
+		steps = append(steps, switchOver(part))
+	}
+	if len(p.Deletes) <= maxChains {
+		return append(steps, switchOver(last))
+	}
+
+	// First nothing goes anywhere from them, then they go.
+	last.Deletes = make(map[ChainID]Chain)
+	var old []ChainID
+	for id, c := range p.Deletes {
+		if builtin(id.Name) {
+			last.Deletes[id] = c
+		} else {
+			old = append(old, id)
+		}
+	}
+	steps = append(steps, switchOver(last))
+	slices.SortFunc(old, compareIDs)
+	var flush, remove []step
+	for piece := range slices.Chunk(old, maxChains) {
+		part := plan{Deletes: make(map[ChainID]Chain), Upserts: make(map[ChainID]Chain), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
+		for _, id := range piece {
+			part.Deletes[id] = p.Deletes[id]
+			part.Upserts[id] = Chain{}
+		}
+		f := switchOver(plan{Upserts: part.Upserts, Actual: part.Actual})
+		f.completes = nil
+		flush = append(flush, f)
+		remove = append(remove, switchOver(plan{Deletes: part.Deletes, Actual: part.Actual}))
+	}
+	return slices.Concat(steps, flush, remove)
+}
+
+// switchOver carries out a plan in one restore.
+func switchOver(p plan) step {
+	var s step
+	for _, id := range inOrder(p.Upserts) {
+		want := p.Upserts[id]
+		have, there := p.Actual(id)
+		to := &s.nat
+		if id.Table == Filter {
+			to = &s.before
+			if union, lost, gained := compare(have, want); there && lost && !builtin(id.Name) {
+				if gained {
+					s.before.replace(id.Name, have, union)
+				}
+				to = &s.after
+			}
+		}
+		to.replace(id.Name, have, want)
+		s.completes = append(s.completes, id)
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(p.Deletes), compareIDs) {
+		to := &s.nat
+		if id.Table == Filter {
+			to = &s.after
+		}
+		to.remove(id.Name, p.Deletes[id])
+		s.completes = append(s.completes, id)
+	}
+	return s
+}
+
+// input is the text of the restore. Where nothing happens in the nat table there is nothing to wait for, and both parts
+// of the filter table become one.
+func (s step) input() []byte {
+	var b bytes.Buffer
+	if s.nat.empty() {
+		both := section{
+			chains: slices.Concat(s.before.chains, s.after.chains),
+			base:   slices.Concat(s.before.base, s.after.base),
+			drop:   slices.Concat(s.before.drop, s.after.drop),
+		}
+		both.print(&b, Filter)
+		return b.Bytes()
+	}
+	s.before.print(&b, Filter)
+	s.nat.print(&b, NAT)
+	s.after.print(&b, Filter)
+	return b.Bytes()
+}
+
+func compareIDs(a, b ChainID) int {
+	if a.Table != b.Table {
+		return int(a.Table) - int(b.Table)
+	}
+	return strings.Compare(a.Name, b.Name)
+}
+
+// inOrder returns the chains so that each comes after those that its rules go to, as far as these are in the map too,
+// and apart from that in descending order of names, with those that every node has at the end.
+func inOrder(chains map[ChainID]Chain) []ChainID {
+	ids := slices.SortedFunc(maps.Keys(chains), func(a, b ChainID) int {
+		if x, y := many(a.Name), many(b.Name); x != y {
+			if x {
+				return -1
+			}
+			return 1
+		}
+		return compareIDs(b, a)
+	})
+	out := make([]ChainID, 0, len(ids))
+	seen := make(map[ChainID]bool, len(ids))
+	var visit func(ChainID)
+	visit = func(id ChainID) {
+		if seen[id] {
+			return
+		}
+		seen[id] = true
+		for r := range strings.SplitSeq(chains[id].Rules, "\n") {
+			t := ChainID{id.Table, ruleTarget(r)}
+			if _, here := chains[t]; here {
+				visit(t)
+			}
+		}
+		out = append(out, id)
+	}
+	for _, id := range ids {
+		visit(id)
+	}
+	return out
+}
+
+// many says whether the chain is one of those that there are many of: FAIRLEAD-<letter>-….
+func many(name string) bool {
+	rest, ours := strings.CutPrefix(name, chainPrefix)
+	return ours && len(rest) > 1 && rest[1] == '-'
+}
+
+// ruleTarget is the chain that a rule goes to, empty if it goes to none of ours. Our rules end in it.
+func ruleTarget(rule string) string {
+	i := strings.LastIndexByte(rule, ' ')
+	if i < 0 || !strings.HasPrefix(rule[i+1:], chainPrefix) {
+		return ""
+	}
+	return rule[i+1:]
+}
+
+// compare says whether rules are lost and gained from one content to the other, and returns the new content followed by
+// what would be lost. Rules of one chain of the filter table speak of different frontends, so their order is free.
+func compare(have, want Chain) (union Chain, lost, gained bool) {
+	old, now := have.lines(), want.lines()
+	both := slices.Clone(now)
+	for _, r := range old {
+		if !slices.Contains(now, r) {
+			lost = true
+			both = append(both, r)
+		}
+	}
+	gained = slices.ContainsFunc(now, func(r string) bool { return !slices.Contains(old, r) })
+	return Chain{Rules: strings.Join(both, "\n")}, lost, gained
+}
+
+// section is a part of a restore's input, for one table: chains with their new rules, changes of built-in chains, and
+// chains to delete, which nothing goes to any more at that point.
+type section struct {
+	chains []chainText
+	base   []string
+	drop   []string
+}
+
+type chainText struct {
+	name  string
+	rules string
+}
+
+func (s *section) empty() bool { return len(s.chains) == 0 && len(s.base) == 0 && len(s.drop) == 0 }
+
+// replace gives a chain its rules. Its declaration empties a chain that is there. In a built-in chain our jumps are taken
+// out and put in at the top.
+func (s *section) replace(name string, have, want Chain) {
+	if !builtin(name) {
+		s.chains = append(s.chains, chainText{name, want.Rules})
+		return
+	}
+	s.remove(name, have)
+	for _, r := range slices.Backward(want.lines()) {
+		s.base = append(s.base, "-I "+name+" "+r)
+	}
+}
+
+func (s *section) remove(name string, have Chain) {
+	if !builtin(name) {
+		s.chains = append(s.chains, chainText{name: name})
+		s.drop = append(s.drop, name)
+		return
+	}
+	for _, r := range have.lines() {
+		s.base = append(s.base, "-D "+name+" "+r)
+	}
+}
+
+func (s *section) print(b *bytes.Buffer, t Table) {
+	if s.empty() {
+		return
+	}
+	b.WriteString("*" + t.String() + "\n")
+	for _, c := range s.chains {
+		b.WriteString(":" + c.name + " - [0:0]\n")
+		for r := range strings.SplitSeq(c.rules, "\n") {
+			if r != "" {
+				b.WriteString("-A " + c.name + " " + r + "\n")
+			}
+		}
+	}
+	for _, l := range s.base {
+		b.WriteString(l + "\n")
+	}
+	for _, name := range s.drop {
+		b.WriteString("-X " + name + "\n")
+	}
+	b.WriteString("COMMIT\n")
+}
