@@ -1,0 +1,244 @@
+package staleflow
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
+)
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+func dnsPlan(tb testing.TB, eps ...string) Plan {
+	tb.Helper()
+	var table fwd.Table
+	var b Builder
+	b.Update(table.Put(fragment("dns", 1, []fwd.Key{key(tb, "10.96.0.10:53/udp"), key(tb, "[fd00::10]:53/udp")}, aps(eps...))))
+	return b.Snapshot(true)
+}
+
+// start runs a worker in a synctest bubble; passes are sent to the channel.
+func start(t *testing.T, table conntrack.Table) (*Worker, <-chan Pass) {
+	t.Helper()
+	passes := make(chan Pass, 100)
+	w := NewWorker(table, quiet(), func(p Pass) { passes <- p })
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { w.Run(ctx); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return w, passes
+}
+
+func TestWorkerRemovesInBatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := &conntrack.Fake{}
+		var live []conntrack.Flow
+		for i := range 2600 {
+			src := netip.AddrPortFrom(netip.MustParseAddr("10.1.0.9"), uint16(1000+i)).String()
+			reply := []string{"10.1.0.5:53", "10.1.0.9:53"}[i%2]
+			table.Add(flow(src, "10.96.0.10:53", reply))
+			if i%2 == 0 {
+				live = append(live, table.Flows()[i])
+			}
+		}
+		table.Add(flow("10.1.0.9:1", "10.96.0.10:53", "10.96.0.10:53"))
+		w, passes := start(t, table)
+		w.Submit(dnsPlan(t, "10.1.0.5:53"))
+		p := <-passes
+		if p.Family != fwd.IPv4 || p.Deleted != [NumReasons]int{1, 1300, 0} || !p.Complete || p.Err != nil {
+			t.Errorf("got %+v", p)
+		}
+		if !slices.Equal(table.Flows(), live) {
+			t.Errorf("%d flows left, want %d", len(table.Flows()), len(live))
+		}
+		if diff := cmp.Diff([]int{500, 500, 1, 300}, table.Batches()); diff != "" {
+			t.Errorf("batches (-want +got):\n%s", diff)
+		}
+		<-passes // IPv6
+		want := Stats{Deleted: [2][NumReasons]uint64{{1, 1300, 0}}, Passes: [2]uint64{1, 1}}
+		if got := w.Stats(); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	})
+}
+
+// slow makes each dump take a while.
+type slow struct {
+	*conntrack.Fake
+	takes time.Duration
+}
+
+func (s slow) Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(conntrack.Flow) bool) (bool, error) {
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-time.After(s.takes):
+	}
+	return s.Fake.Dump(ctx, ipv6, proto, yield)
+}
+
+func TestWorkerMergesAndRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, passes := start(t, slow{&conntrack.Fake{}, time.Second})
+		begin := time.Now()
+		w.Submit(dnsPlan(t, "10.1.0.5:53"))
+		for range 10 {
+			time.Sleep(200 * time.Millisecond)
+			w.Submit(dnsPlan(t, "10.1.0.5:53"))
+		}
+		var at []time.Duration
+		for range 4 {
+			<-passes
+			at = append(at, time.Since(begin))
+		}
+		// Two families of a second each, then 4 × 2 s of rest, then all ten others as one.
+		if diff := cmp.Diff([]time.Duration{2 * time.Second, 2 * time.Second, 11 * time.Second, 12 * time.Second}, at); diff != "" {
+			t.Errorf("passes ended (-want +got):\n%s", diff)
+		}
+		time.Sleep(time.Hour)
+		if len(passes) != 0 {
+			t.Errorf("%d more passes", len(passes))
+		}
+	})
+}
+
+func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, passes := start(t, &conntrack.Fake{Fail: func(op string) error { return fmt.Errorf("%s was called", op) }})
+		w.Submit(Plan{})
+		w.Submit((&Builder{}).Snapshot(true))
+		time.Sleep(time.Hour)
+		if len(passes) != 0 {
+			t.Errorf("got %+v", <-passes)
+		}
+	})
+}
+
+func TestWorkerTriesAgainWithTheNextPlan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fails := map[string]error{"dump": errors.New("dump fails")}
+		table := &conntrack.Fake{Fail: func(op string) error { return fails[op] }}
+		table.Add(flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.9:53"))
+		w, passes := start(t, table)
+		w.Submit(dnsPlan(t, "10.1.0.5:53"))
+		for range 2 {
+			if p := <-passes; !errors.Is(p.Err, fails["dump"]) {
+				t.Errorf("got %+v", p)
+			}
+		}
+		time.Sleep(time.Hour)
+		if len(passes) != 0 || w.Stats().Failed != [2]uint64{1, 1} {
+			t.Errorf("%d more passes, %+v", len(passes), w.Stats())
+		}
+
+		delete(fails, "dump")
+		fails["delete"] = errors.New("delete fails")
+		w.Submit(Plan{}) // nothing new, but both families are still to do
+		if p := <-passes; !errors.Is(p.Err, fails["delete"]) {
+			t.Errorf("got %+v", p)
+		}
+		if p := <-passes; p.Family != fwd.IPv6 || p.Err != nil {
+			t.Errorf("got %+v", p)
+		}
+		delete(fails, "delete")
+		time.Sleep(time.Hour)
+		w.Submit(Plan{})
+		if p := <-passes; p.Err != nil || p.Deleted[EndpointGone] != 1 || len(table.Flows()) != 0 {
+			t.Errorf("got %+v", p)
+		}
+	})
+}
+
+func TestWorkerEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorker(slow{&conntrack.Fake{}, time.Hour}, quiet(), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { w.Run(ctx); close(done) }()
+		w.Submit(dnsPlan(t, "10.1.0.5:53"))
+		time.Sleep(time.Minute)
+		cancel()
+		<-done
+		if w.Stats().Failed != [2]uint64{} {
+			t.Errorf("the end counts as a failure: %+v", w.Stats())
+		}
+	})
+}
+
+func TestWorkerLogsWhatItRemoved(t *testing.T) {
+	for name, tt := range map[string]struct {
+		reply       string
+		interrupted bool
+		want        []string
+	}{
+		"nothing":   {"10.1.0.5:53", false, nil},
+		"something": {"10.1.0.9:53", false, []string{"level=INFO", "endpoint-gone=1", "family=IPv4", "complete=true"}},
+		"partial":   {"10.96.0.10:53", true, []string{"level=INFO", "black-hole=1", "complete=false"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			table := &conntrack.Fake{Interrupted: tt.interrupted}
+			table.Add(flow("10.1.0.9:1", "10.96.0.10:53", tt.reply))
+			w := NewWorker(table, slog.New(slog.NewTextHandler(&out, nil)), nil)
+			w.work(t.Context(), dnsPlan(t, "10.1.0.5:53"))
+			for _, want := range tt.want {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("no %q in %q", want, out.String())
+				}
+			}
+			if n := strings.Count(out.String(), "\n"); n > 1 || n == 1 && tt.want == nil {
+				t.Errorf("logged %q", out.String())
+			}
+		})
+	}
+}
+
+func TestKernelWorker(t *testing.T) {
+	hosttest.Netns(t, "conntrack")
+	add := func(src, dst, reply string) {
+		t.Helper()
+		f := flow(src, dst, reply)
+		port := func(a netip.AddrPort) string { return fmt.Sprint(a.Port()) }
+		hosttest.Run(t, "conntrack", "-I", "-p", "udp", "-t", "100",
+			"-s", f.OrigSrc.Addr().String(), "-d", f.OrigDst.Addr().String(), "--sport", port(f.OrigSrc), "--dport", port(f.OrigDst),
+			"-r", f.ReplySrc.Addr().String(), "-q", f.ReplyDst.Addr().String(), "--reply-port-src", port(f.ReplySrc), "--reply-port-dst", port(f.ReplyDst))
+	}
+	add("10.0.0.1:1001", "10.96.0.10:53", "10.1.0.5:53")
+	add("10.0.0.1:1002", "10.96.0.10:53", "10.1.0.5:54")
+	add("10.0.0.1:1003", "10.96.0.10:53", "10.96.0.10:53")
+	add("10.0.0.1:1004", "10.96.0.11:53", "10.96.0.11:53")
+	add("[fd02::1]:1005", "[fd00::10]:53", "[fd01::9]:53")
+	add("[fd02::1]:1006", "[fd00::10]:53", "[fd01::5]:53")
+	w := NewWorker(conntrack.Kernel{}, quiet(), nil)
+	w.work(t.Context(), dnsPlan(t, "10.1.0.5:53", "[fd01::5]:53"))
+	var left []int
+	for _, ipv6 := range []bool{false, true} {
+		if _, err := (conntrack.Kernel{}).Dump(t.Context(), ipv6, 17, func(f conntrack.Flow) bool {
+			left = append(left, int(f.OrigSrc.Port()))
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(left)
+	if diff := cmp.Diff([]int{1001, 1004, 1006}, left); diff != "" {
+		t.Errorf("source ports of the flows left (-want +got):\n%s", diff)
+	}
+	if s := w.Stats(); s.Deleted != [2][NumReasons]uint64{{1, 1, 0}, {0, 1, 0}} {
+		t.Errorf("got %+v", s)
+	}
+}
