@@ -182,7 +182,9 @@ func TestNodePort(t *testing.T) {
 			"EXT > 192.168.9.9:3001 => PASS"}},
 		{"N02", "np=192.168.0.2/32", svc, e, []string{"EXT > ALT:3001 => PASS", "EXT > NODE:3001 => {L} m"}},
 		{"N04", "np=192.168.0.0/24", svc, e, []string{"LO > 127.0.0.1:3001 => PASS"}},
-		{"N05 N11", "", svc, e, []string{"LO > 127.0.0.1:3001 => {L} m", "EXT > 127.0.0.1:3001 => DROP"}},
+		{"N05 N11", "", svc, e, []string{"LO > 127.0.0.1:3001 => {L} m", "EXT > 127.0.0.1:3001 => DROP", "EXT > 127.0.0.1:22 => DROP", "LO > 127.0.0.1:22 => PASS",
+			"NODE > 127.0.0.1:3001 => {L} m"}},
+		{"loopback ports off: no business of ours", "np=192.168.0.0/24", svc, e, []string{"EXT > 127.0.0.1:3001 => PASS"}},
 		{"N07", "np=127.0.0.0/8,192.168.0.0/24", svc, e, []string{"LO > 127.0.0.1:3001 => {L} m", "EXT > NODE:3001 => {L} m", "EXT > ALT:3001 => PASS"}},
 		{"N08", "", v6, e6, []string{"::1 > [::1]:3001 => PASS", "EXT6 > [fd00:192::2]:3001 => {fd00:10::5} m"}},
 		{"N13", "", "172.30.0.41 ports=a/tcp:80:3001,b/udp:80:3001", "[a/tcp:80] .1@n1:R | [b/udp:80] .2@n1:R", []string{
@@ -215,6 +217,7 @@ func TestObjectSelection(t *testing.T) {
 		{"O16 one family", "", "fd00:30::41 ext=1.2.3.4 np=3001", ".1@n1:R | fd00:10::5@n1:R", []string{
 			"EXT > 1.2.3.4:80 => PASS", "EXT > NODE:3001 => PASS", "EXT6 > [fd00:192::2]:3001 => {fd00:10::5} m"}},
 		{"O19", "", ip + " lb=1.2.3.4 etp=local hc=1", ".1@:R", []string{"EXT > 1.2.3.4:80 => DROP"}},
+		{"O19 own name unknown", "noname", ip + " lb=1.2.3.4 etp=local hc=1", ".1@:R", []string{"EXT > 1.2.3.4:80 => DROP"}},
 		{"O20", "", ip + " itp=local", "[/tcp:8080] NODE@n1:R", []string{to + "{192.168.0.2:8080} u", "NODE > 172.30.0.41:80 => {192.168.0.2:8080} m"}},
 		{"O26", "", ip + " lb=1.2.3.4", "203.0.113.77@:R", []string{to + "{203.0.113.77} u", "EXT > 1.2.3.4:80 => {203.0.113.77} m"}},
 	})

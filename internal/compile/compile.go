@@ -175,10 +175,8 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 	i := fam.Index()
 	accessible := p.NodePort != 0 || len(c.lbIPs[i]) > 0 || len(c.externalIPs[i]) > 0
 	found := c.endpoints(fam, p)
-	s := c.choose(found,
-		!c.svc.InternalLocal || accessible,
-		c.svc.InternalLocal || c.externalLocal && accessible)
-
+	s := c.choose(found)
+	// Those that no route uses are dropped at the end.
 	for scope, eps := range [fwd.NumScopes][]fwd.Endpoint{fwd.Cluster: s.cluster, fwd.Local: s.local} {
 		if len(eps) > 0 {
 			c.out.Pools = append(c.out.Pools, fwd.Pool{
@@ -198,7 +196,7 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 			}
 		}
 	}
-	if s.any && len(s.local) == 0 {
+	if len(s.cluster) > 0 && len(s.local) == 0 {
 		if c.svc.InternalLocal {
 			c.out.LocalPolicyEmpty[0]++
 		}
@@ -213,7 +211,7 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 // node; without a detector nobody can be told from a pod, and nobody is.
 func (c *compiler) internalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Route {
 	switch {
-	case !s.any:
+	case len(s.cluster) == 0:
 		return everybody(fwd.Route{Action: fwd.Reject, Reason: fwd.ReasonNoEndpoints})
 	case c.svc.InternalLocal && len(s.local) == 0:
 		return everybody(fwd.Route{Action: fwd.Drop, Reason: fwd.ReasonInternalLocalEmpty})
@@ -222,23 +220,19 @@ func (c *compiler) internalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Ro
 	if c.svc.InternalLocal {
 		r.Scope, r.Reason = fwd.Local, fwd.ReasonInternalLocal
 	}
-	detects := c.facts.DetectsPods[fam.Index()]
-	r.Masquerade = c.facts.MasqueradeAll || detects
+	r.Masquerade = c.facts.MasqueradeAll || c.facts.DetectsPods[fam.Index()]
 	routes := everybody(r)
-	if detects {
-		routes[fwd.Pod].Masquerade = c.facts.MasqueradeAll
-	}
+	routes[fwd.Pod].Masquerade = c.facts.MasqueradeAll
 	return routes
 }
 
 // externalRoutes are those of external IPs, load-balancer IPs and node ports. With policy Cluster the endpoint may be on
 // another node, which would answer directly, so everybody is masqueraded. With policy Local outside clients keep their
 // address and reach endpoints on this node; sources in the cluster are served as if the packet had gone out to the load
-// balancer and come back in to some node that has endpoints. That choice is the cluster pool's, which is not empty
-// whenever a usable endpoint exists and the port has an external frontend (see choose).
+// balancer and come back in to some node that has endpoints, which is the choice of the cluster pool.
 func (c *compiler) externalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Route {
 	switch {
-	case !s.any:
+	case len(s.cluster) == 0:
 		return everybody(fwd.Route{Action: fwd.Reject, Reason: fwd.ReasonNoEndpoints})
 	case !c.externalLocal:
 		return everybody(fwd.Route{Action: fwd.Forward, Scope: fwd.Cluster, Masquerade: true, Reason: fwd.ReasonCluster})
@@ -262,12 +256,11 @@ func everybody(r fwd.Route) [fwd.NumClasses]fwd.Route {
 }
 
 // settleFrontends sorts the frontends by key. Where several fields of the Service name one key, the first in the order of
-// kinds wins, then the first port.
+// kinds wins, then the first port: the order in which family adds them, since a key that two ports name is of the same
+// kind in both.
 func (c *compiler) settleFrontends() {
 	all := c.out.Frontends
-	slices.SortStableFunc(all, func(a, b fwd.Frontend) int {
-		return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Kind, b.Kind))
-	})
+	slices.SortStableFunc(all, func(a, b fwd.Frontend) int { return a.Key.Compare(b.Key) })
 	kept := all[:0]
 	for i := range all {
 		f := &all[i]

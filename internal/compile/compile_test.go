@@ -73,6 +73,13 @@ frontend 1.2.3.4:80/tcp kind=LoadBalancer owner=ns/svc:/tcp all=reject,no-endpoi
 frontend 1.2.3.5:80/tcp kind=LoadBalancer owner=ns/svc:/tcp all=reject,no-endpoints sources=1.2.3.4/32,1.2.3.5/32,192.168.0.0/16,203.0.113.0/25
 frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp all=reject,no-endpoints
 `},
+		{"source ranges: masked; a zero prefix is no restriction", "", "172.30.0.41 fd00:30::41 lb=1.2.3.4,2001:db8::9 ranges=203.0.113.9/25,10.0.0.0/8,2001:db8::/32,::/0", "", `
+service ns/svc created=1
+frontend 1.2.3.4:80/tcp kind=LoadBalancer owner=ns/svc:/tcp all=reject,no-endpoints sources=10.0.0.0/8,203.0.113.0/25
+frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp all=reject,no-endpoints
+frontend [2001:db8::9]:80/tcp kind=LoadBalancer owner=ns/svc:/tcp all=reject,no-endpoints
+frontend [fd00:30::41]:80/tcp kind=ClusterIP owner=ns/svc:/tcp all=reject,no-endpoints
+`},
 		{"an address twice in one field", "", "172.30.0.41 ext=1.2.3.4,1.2.3.4", "", `
 service ns/svc created=1
 frontend 1.2.3.4:80/tcp kind=ExternalIP owner=ns/svc:/tcp all=reject,no-endpoints
@@ -215,6 +222,7 @@ func TestLocalPolicyEmpty(t *testing.T) {
 		{"none anywhere", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1", ".1@n2:NR", [2]int{}},
 		{"policy Cluster", "172.30.0.41 lb=1.2.3.4", ".1@n2:R", [2]int{}},
 		{"no external frontend", "172.30.0.41 etp=local itp=local", ".1@n2:R", [2]int{1, 0}},
+		{"policy Local, load balancer pending, no node port", "172.30.0.41 type=LoadBalancer etp=local hc=1", ".1@n2:R", [2]int{}},
 		{"each family", "172.30.0.41 fd00:30::41 itp=local", ".1@n2:R | fd00:10::5@n2:R", [2]int{2, 0}},
 	}
 	for _, tt := range tests {

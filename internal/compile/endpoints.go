@@ -24,10 +24,8 @@ func (c *candidate) draining() bool { return !c.ep.Ready && c.ep.Serving && c.ep
 
 // sets is what endpoint selection gives for one service port.
 type sets struct {
-	// cluster and local are the C-set and the L-set; empty as well where no frontend of the port can use them.
+	// cluster is the C-set; it is empty only if there is no usable endpoint anywhere. local is the L-set.
 	cluster, local []fwd.Endpoint
-	// any says that there is a usable endpoint somewhere.
-	any bool
 }
 
 func sortedByName(s []*cluster.Slice) []*cluster.Slice {
@@ -108,25 +106,17 @@ func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate 
 }
 
 // choose selects the C-set and the L-set. Each falls back on draining endpoints by itself, and the C-set does so without
-// regard to topology. If usesCluster, the C-set is empty only where no usable endpoint exists at all: a topology mode is
-// on only if it leaves an endpoint.
-func (c *compiler) choose(found []candidate, usesCluster, usesLocal bool) sets {
-	var s sets
-	if usesCluster {
-		hinted := c.topology(found)
-		s.cluster = pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
-		if len(s.cluster) == 0 {
-			s.cluster = pick(found, (*candidate).draining)
-		}
+// regard to topology, which never leaves it empty: a mode is on only if an endpoint is hinted for this node.
+func (c *compiler) choose(found []candidate) (s sets) {
+	hinted := c.topology(found)
+	s.cluster = pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
+	if len(s.cluster) == 0 {
+		s.cluster = pick(found, (*candidate).draining)
 	}
-	if usesLocal {
-		s.local = pick(found, func(e *candidate) bool { return e.ep.Ready && e.local })
-		if len(s.local) == 0 {
-			s.local = pick(found, func(e *candidate) bool { return e.draining() && e.local })
-		}
+	s.local = pick(found, func(e *candidate) bool { return e.ep.Ready && e.local })
+	if len(s.local) == 0 {
+		s.local = pick(found, func(e *candidate) bool { return e.draining() && e.local })
 	}
-	s.any = len(s.cluster) > 0 || len(s.local) > 0 ||
-		usesLocal && slices.ContainsFunc(found, func(e candidate) bool { return e.ep.Ready || e.draining() })
 	return s
 }
 

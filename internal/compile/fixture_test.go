@@ -201,7 +201,7 @@ func endpoint(text string) (e cluster.Endpoint) {
 }
 
 // environment reads what differs from the fixture: noop, podcidr and veth (detectors), masqall, zone=, primary=, local=
-// (one more local address), np= (node port addresses instead of all with loopback), nohostip, and the two gates.
+// (one more local address), np= (node port addresses instead of all with loopback), nohostip, noname, and the two gates.
 func environment(text string) (*compile.Facts, fwd.Header) {
 	f := &compile.Facts{
 		NodeName: "n1", Zone: "a", DetectsPods: [2]bool{true, true},
@@ -228,6 +228,8 @@ func environment(text string) (*compile.Facts, fwd.Header) {
 			f.Zone = v
 		case "primary":
 			f.PrimaryIP[0] = addr(v)
+		case "noname":
+			f.NodeName = ""
 		case "nohostip":
 			f.PrimaryIP = [2]netip.Addr{}
 		case "local":

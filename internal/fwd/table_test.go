@@ -143,6 +143,19 @@ func (n naive) check(t *testing.T, table *Table) {
 			conflicts = append(conflicts, Conflict{k, cs[0].Owner, c.Owner})
 		}
 	}
+	for f := range table.Services() {
+		used := make(map[PoolKey]bool)
+		for _, fe := range f.Frontends {
+			for _, r := range fe.Routes {
+				used[fe.Pool(r)] = used[fe.Pool(r)] || r.Action == Forward
+			}
+		}
+		for _, p := range f.Pools {
+			if !used[p.Key] {
+				t.Errorf("%s: the effective fragment has an unused pool %v", f.Owner, p.Key)
+			}
+		}
+	}
 	if _, frontends := table.Len(); frontends != len(claims) {
 		t.Errorf("table has %d frontends, want %d", frontends, len(claims))
 	}
