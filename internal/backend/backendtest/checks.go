@@ -1,0 +1,562 @@
+package backendtest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// errNotApplicable says that the Subject lacks an optional interface.
+var errNotApplicable = errors.New("not applicable")
+
+// check is one property of a backend.
+type check struct {
+	name  string
+	seeds int
+	run   func(seed uint64, newSubject func(fwd.Header) Subject) error
+}
+
+var checks = []check{
+	{"Lookup", 12, checkLookup},
+	{"Affinity", 6, checkAffinity},
+	{"IncrementalEqualsScratch", 12, checkIncremental},
+	{"RestartWritesNothing", 4, checkRestart},
+	{"DriftIsRepaired", 6, checkDrift},
+	{"CleanupRemovesAllThatIsOurs", 4, checkCleanup},
+	{"RemovedServicesLeaveNothing", 4, checkRemoval},
+	{"PoolGrowthIsCheap", 3, checkPoolGrowth},
+	{"OneOfManyIsCheap", 2, checkOneOfMany},
+}
+
+func random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x6661_6972)) }
+
+// populated returns a world with foreign objects and n random Services, programmed.
+func populated(r *rand.Rand, n int, newSubject func(fwd.Header) Subject) (*world, error) {
+	w, err := newWorld(newSubject, randomHeader(r))
+	if err != nil {
+		return nil, err
+	}
+	w.subject.Foreign()
+	for i := range n {
+		w.put(randomFragment(r, serviceName(i)))
+	}
+	_, err = w.apply()
+	return w, err
+}
+
+// checkLookup compares what the kernel does with what the table says.
+func checkLookup(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 1+r.IntN(40), newSubject)
+	if err != nil {
+		return err
+	}
+	if err := w.agree(randomPackets(r, w.table, 400)); err != nil {
+		return err
+	}
+	if err := w.idle("second Apply"); err != nil {
+		return err
+	}
+	w.setHeader(randomHeader(r))
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	if err := w.agree(randomPackets(r, w.table, 200)); err != nil {
+		return fmt.Errorf("after a change of the header: %w", err)
+	}
+	return w.subject.ForeignIntact()
+}
+
+// checkAffinity gives a client a history and looks where its next connection goes.
+func checkAffinity(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 40, newSubject)
+	if err != nil {
+		return err
+	}
+	s, ok := w.subject.(Rememberer)
+	if !ok {
+		return errNotApplicable
+	}
+	judged := 0
+	for _, earlier := range randomPackets(r, w.table, 2000) {
+		was := w.want(earlier)
+		if was.Verdict != fwd.VerdictForward || was.AffinitySec == 0 {
+			continue
+		}
+		chosen := pick(r, was.Endpoints...).Addr
+		p := later(r, w, earlier, was, chosen)
+		age := pick(r, 0, was.AffinitySec/2, was.AffinitySec-1, was.AffinitySec+2, 2*was.AffinitySec+2)
+		got, err := s.JudgeAfter(p, earlier, chosen, age)
+		if err != nil {
+			return fmt.Errorf("packet %+v after %+v: %w", p, earlier, err)
+		}
+		want := w.want(p)
+		sticks := slices.IndexFunc(want.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == chosen })
+		if want.Owner == was.Owner && sticks >= 0 && age <= was.AffinitySec {
+			want.Endpoints = want.Endpoints[sticks : sticks+1]
+		}
+		if err := compare(outcomes(p, want), got); err != nil {
+			return fmt.Errorf("packet %+v, %d of %d s after %+v went to %v:\n%w", p, age, was.AffinitySec, earlier, chosen, err)
+		}
+		if judged++; judged == 150 {
+			break
+		}
+	}
+	if judged == 0 {
+		return errors.New("the random table has no frontend with affinity: choose other seeds")
+	}
+	return nil
+}
+
+// later is another packet of the client: the same again, one to any frontend of the Service, or one to another port of it
+// that could choose the same endpoint.
+func later(r *rand.Rand, w *world, earlier fwd.Packet, was fwd.Outcome, chosen netip.AddrPort) fwd.Packet {
+	how := r.IntN(3)
+	if how == 0 {
+		return earlier
+	}
+	p := earlier
+	for range 40 {
+		fe := pick(r, w.table.Fragment(was.Owner.Service).Frontends...)
+		if fe.Key.Family != was.Key.Family {
+			continue
+		}
+		a := fe.Key.Addr
+		if fe.Key.IsNodePort() {
+			a = plans[fe.Key.Family.Index()].local[0]
+		}
+		p.Proto, p.Dst = fe.Key.Proto, netip.AddrPortFrom(a, fe.Key.Port)
+		o := w.want(p)
+		if how == 1 || o.Owner != was.Owner && chooses(o, chosen) {
+			break
+		}
+	}
+	return p
+}
+
+func chooses(o fwd.Outcome, endpoint netip.AddrPort) bool {
+	return slices.ContainsFunc(o.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == endpoint })
+}
+
+// checkIncremental changes the table at random, with failing writes and restarts, and compares with a fresh backend.
+func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 6, newSubject)
+	if err != nil {
+		return err
+	}
+	h := halfWritten{w: w}
+	h.settled(r)
+	for step := range 60 {
+		if err := randomStep(r, w, &h); err != nil {
+			return fmt.Errorf("step %d: %w", step, err)
+		}
+	}
+	w.subject.Fail(0)
+	if _, err := w.apply(); err != nil {
+		return fmt.Errorf("last Apply, nothing fails any more: %w", err)
+	}
+	if err := w.agree(randomPackets(r, w.table, 200)); err != nil {
+		return err
+	}
+	want, err := w.scratch(newSubject)
+	if err != nil {
+		return err
+	}
+	if got := w.subject.Dump(); got != want {
+		return fmt.Errorf("the kernel does not hold what a fresh backend writes:\n%s", firstDifferences(want, got))
+	}
+	return w.subject.ForeignIntact()
+}
+
+func randomStep(r *rand.Rand, w *world, h *halfWritten) error {
+	owner := serviceName(r.IntN(14))
+	switch n := r.IntN(100); {
+	case n < 45:
+		w.put(randomFragment(r, owner))
+	case n < 60:
+		w.remove(owner)
+	case n < 65:
+		w.setHeader(randomHeader(r))
+	case n < 70:
+		return w.restart(r)
+	case n < 73:
+		_, err := w.backend.Observe(context.Background())
+		return err
+	default:
+		return h.apply(r)
+	}
+	return nil
+}
+
+// halfWritten checks the states between two successful writes: a packet goes to no endpoint that none of the tables
+// since the last success has for it.
+type halfWritten struct {
+	w       *world
+	packets []fwd.Packet
+	allowed []map[netip.AddrPort]bool
+}
+
+// settled begins anew, after a successful write.
+func (h *halfWritten) settled(r *rand.Rand) {
+	h.packets = randomPackets(r, h.w.table, 15)
+	h.allowed = make([]map[netip.AddrPort]bool, len(h.packets))
+	for i := range h.allowed {
+		h.allowed[i] = make(map[netip.AddrPort]bool)
+	}
+	h.allow()
+}
+
+func (h *halfWritten) allow() {
+	for i, p := range h.packets {
+		for _, e := range h.w.want(p).Endpoints {
+			h.allowed[i][e.Addr] = true
+		}
+	}
+}
+
+// apply applies once with up to two failing writes, one time in five.
+func (h *halfWritten) apply(r *rand.Rand) error {
+	if one(r, 5) {
+		h.w.subject.Fail(1 + r.IntN(2))
+	}
+	h.allow()
+	_, err := h.w.apply()
+	h.w.subject.Fail(0)
+	if err == nil {
+		if err := h.w.idle("Apply after a successful one"); err != nil {
+			return err
+		}
+		h.settled(r)
+		return h.w.agree(h.packets)
+	}
+	if err := mayPass(err); err != nil {
+		return err
+	}
+	for i, p := range h.packets {
+		got, err := h.w.subject.Judge(p)
+		if err != nil {
+			return fmt.Errorf("after a failed write, packet %+v: %w", p, err)
+		}
+		for _, o := range got {
+			if o.Verdict == fwd.VerdictForward && !h.allowed[i][o.Endpoint] {
+				return fmt.Errorf("after a failed write, packet %+v goes to %v, which no table since the last success has for it", p, o.Endpoint)
+			}
+		}
+	}
+	return nil
+}
+
+// mayPass checks that an error consists of FamilyErrors that are not refusals.
+func mayPass(err error) error {
+	found := 0
+	var visit func(error) error
+	visit = func(e error) error {
+		switch x := e.(type) {
+		case *backend.FamilyError:
+			found++
+			if x.Refused {
+				return fmt.Errorf("a failure that may pass is reported as a refusal: %w", err)
+			}
+			return nil
+		case interface{ Unwrap() []error }:
+			for _, e := range x.Unwrap() {
+				if err := visit(e); err != nil {
+					return err
+				}
+			}
+		case interface{ Unwrap() error }:
+			return visit(x.Unwrap())
+		}
+		return nil
+	}
+	if bad := visit(err); bad != nil {
+		return bad
+	}
+	if found == 0 {
+		return fmt.Errorf("the failure of a write is not reported as a FamilyError: %w", err)
+	}
+	return nil
+}
+
+// checkRestart restarts without a change, with the Services in another order, and then with a change in between.
+func checkRestart(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 20, newSubject)
+	if err != nil {
+		return err
+	}
+	if err := w.restart(r); err != nil {
+		return err
+	}
+	if err := w.idle("restart without a change"); err != nil {
+		return err
+	}
+	w.frags[serviceName(3)] = randomFragment(r, serviceName(3))
+	delete(w.frags, serviceName(4))
+	if err := w.restart(r); err != nil {
+		return err
+	}
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	want, err := w.scratch(newSubject)
+	if err != nil {
+		return err
+	}
+	if got := w.subject.Dump(); got != want {
+		return fmt.Errorf("after a restart with changes the kernel does not hold what a fresh backend writes:\n%s", firstDifferences(want, got))
+	}
+	return w.subject.ForeignIntact()
+}
+
+// checkDrift changes the kernel behind the backend's back.
+func checkDrift(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 12, newSubject)
+	if err != nil {
+		return err
+	}
+	d, ok := w.subject.(Drifter)
+	if !ok {
+		return errNotApplicable
+	}
+	want := w.subject.Dump()
+	if n, err := w.backend.Observe(context.Background()); err != nil || n != 0 {
+		return fmt.Errorf("Observe after Apply found %d objects that differ (%v), want none", n, err)
+	}
+	for range 5 {
+		what := d.Drift(r)
+		if w.subject.Dump() == want {
+			continue // what was done does not show
+		}
+		n, err := w.backend.Observe(context.Background())
+		if err != nil {
+			return fmt.Errorf("%s: Observe: %w", what, err)
+		}
+		if n == 0 {
+			return fmt.Errorf("%s: Observe noticed nothing", what)
+		}
+		if _, err := w.apply(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if got := w.subject.Dump(); got != want {
+			return fmt.Errorf("%s: not repaired:\n%s", what, firstDifferences(want, got))
+		}
+	}
+	return w.agree(randomPackets(r, w.table, 100))
+}
+
+// checkCleanup removes everything, by the process that wrote it and by another one that knows nothing.
+func checkCleanup(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	h := randomHeader(r)
+	empty := newSubject(h).Dump()
+	w, err := newWorld(newSubject, h)
+	if err != nil {
+		return err
+	}
+	w.subject.Foreign()
+	clean := func(who string) error {
+		if err := w.backend.Cleanup(context.Background()); err != nil {
+			return fmt.Errorf("%s: Cleanup: %w", who, err)
+		}
+		if got := w.subject.Dump(); got != empty {
+			return fmt.Errorf("%s: Cleanup left:\n%s", who, firstDifferences(empty, got))
+		}
+		return w.subject.ForeignIntact()
+	}
+	if err := clean("on a kernel that has nothing of ours"); err != nil {
+		return err
+	}
+	for i := range 15 {
+		w.frags[serviceName(i)] = randomFragment(r, serviceName(i))
+	}
+	for _, who := range []string{"by the process that wrote it", "by a new process"} {
+		if err := w.restart(r); err != nil {
+			return err
+		}
+		if _, err := w.apply(); err != nil {
+			return err
+		}
+		if err := w.agree(randomPackets(r, w.table, 50)); err != nil {
+			return err
+		}
+		if who == "by a new process" {
+			w.backend = w.subject.Restart()
+		}
+		for _, again := range []string{"", ", again"} {
+			if err := clean(who + again); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkRemoval takes all Services away again.
+func checkRemoval(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 25, newSubject)
+	if err != nil {
+		return err
+	}
+	for i := range 25 {
+		w.remove(serviceName(i))
+		if one(r, 8) {
+			if _, err := w.apply(); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	want, err := w.scratch(newSubject)
+	if err != nil {
+		return err
+	}
+	if got := w.subject.Dump(); got != want {
+		return fmt.Errorf("removed Services left something:\n%s", firstDifferences(want, got))
+	}
+	return w.agree(randomPackets(r, w.table, 50))
+}
+
+// The most objects that a small change may write and delete. That a Service comes or goes may split or join parts of an
+// index; that a pool changes may not.
+const (
+	poolBound  = 16
+	indexBound = 40
+)
+
+// touches applies and checks how many objects were written and deleted.
+func (w *world) touches(what string, atMost int) error {
+	res, err := w.apply()
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	if n := res.Written + res.Deleted; n == 0 || n > atMost {
+		return fmt.Errorf("%s: wrote %d and deleted %d objects, want 1 to %d", what, res.Written, res.Deleted, atMost)
+	}
+	return nil
+}
+
+// plainFragment is a Service with one cluster IP of IPv4 and endpoints with the given numbers.
+func plainFragment(i int, endpoints ...int) *fwd.Fragment {
+	pl := plans[0]
+	sp := fwd.ServicePort{Service: serviceName(i), Port: "http", Proto: fwd.TCP}
+	key := fwd.PoolKey{Port: sp, Family: fwd.IPv4}
+	pool := fwd.Pool{Key: key}
+	for _, n := range endpoints {
+		a := nth(pl.pods, n)
+		pool.Endpoints = append(pool.Endpoints, fwd.Endpoint{Addr: netip.AddrPortFrom(a, 8080), Weight: 1, Local: pl.nodePods.Contains(a)})
+	}
+	masq := fwd.Route{Action: fwd.Forward, Masquerade: true, Reason: fwd.ReasonCluster}
+	pod := fwd.Route{Action: fwd.Forward, Reason: fwd.ReasonCluster}
+	return &fwd.Fragment{Owner: sp.Service, Pools: []fwd.Pool{pool}, Frontends: []fwd.Frontend{{
+		Key: fwd.Key{Family: fwd.IPv4, Addr: nth(netip.MustParsePrefix("10.96.0.0/12"), 1+i), Proto: fwd.TCP, Port: 80}, Owner: sp,
+		Routes: [fwd.NumClasses]fwd.Route{fwd.Outside: masq, fwd.Pod: pod, fwd.Host: masq}}}}
+}
+
+// checkPoolGrowth lets a pool grow from 100 to 101 endpoints and shrink again, anywhere in its order.
+func checkPoolGrowth(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 10, newSubject)
+	if err != nil {
+		return err
+	}
+	numbers := make([]int, 100)
+	for i := range numbers {
+		numbers[i] = 10 * (i + 1)
+	}
+	w.put(plainFragment(5000, numbers...))
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	more := append(slices.Clone(numbers), 10*(1+r.IntN(100))+5)
+	slices.SortFunc(more, cmp.Compare[int])
+	f := plainFragment(5000, more...)
+	w.put(f)
+	if err := w.touches("a pool grows from 100 to 101 endpoints", poolBound); err != nil {
+		return err
+	}
+	p := fwd.Packet{Src: nth(plans[0].clients, 3), Dst: netip.AddrPortFrom(f.Frontends[0].Key.Addr, 80), Proto: fwd.TCP, InInterface: "eth0"}
+	if err := w.agree([]fwd.Packet{p}); err != nil {
+		return err
+	}
+	w.put(plainFragment(5000, numbers...))
+	return w.touches("a pool shrinks from 101 to 100 endpoints", poolBound)
+}
+
+// checkOneOfMany changes, removes and adds one of 2000 Services.
+func checkOneOfMany(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := newWorld(newSubject, randomHeader(r))
+	if err != nil {
+		return err
+	}
+	for i := range 2000 {
+		w.put(plainFragment(i, i+1, i+2, i+3))
+	}
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	for range 5 {
+		i := r.IntN(2000)
+		w.put(plainFragment(i, i+1, i+3, i+4))
+		if err := w.touches("an endpoint of one of 2000 Services changes", poolBound); err != nil {
+			return err
+		}
+		w.remove(serviceName(i))
+		if err := w.touches("one of 2000 Services goes", indexBound); err != nil {
+			return err
+		}
+		w.put(plainFragment(i, i+1))
+		if err := w.touches("one of 2000 Services comes", indexBound); err != nil {
+			return err
+		}
+	}
+	return w.agree(randomPackets(r, w.table, 20))
+}
+
+// firstDifferences shows the first lines that only one of two texts has.
+func firstDifferences(want, got string) string {
+	const most, longest = 8, 300
+	var b strings.Builder
+	only := func(sign string, a, other string) {
+		in := make(map[string]bool)
+		for line := range strings.Lines(other) {
+			in[line] = true
+		}
+		n := 0
+		for line := range strings.Lines(a) {
+			if in[line] {
+				continue
+			}
+			if n++; n > most {
+				fmt.Fprintf(&b, "%s ...\n", sign)
+				return
+			}
+			line = strings.TrimSuffix(line, "\n")
+			if len(line) > longest {
+				line = line[:longest] + "..."
+			}
+			fmt.Fprintf(&b, "%s %s\n", sign, line)
+		}
+	}
+	only("-want", want, got)
+	only("+got ", got, want)
+	if b.Len() == 0 {
+		return "the same lines in another order"
+	}
+	return b.String()
+}

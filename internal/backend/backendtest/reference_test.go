@@ -1,0 +1,386 @@
+package backendtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// bugs are what can be wrong with the reference backend.
+type bugs struct {
+	forgetsRemovals    bool // a removed Service stays in the kernel
+	forgetsOthers      bool // only the first Service of Changes counts, not those that gain or lose a key by it
+	ignoresHeader      bool // a header that changes later is not written
+	believesFailures   bool // a failed write counts as done
+	writesHalf         bool // Apply succeeds but leaves something unwritten
+	writesAlways       bool // each Apply writes something
+	rewritesAll        bool // each change writes all Services
+	blind              bool // Observe finds nothing of ours
+	misreadsOne        bool // what Observe reads of one Service is not what was written
+	takesForeign       bool // Cleanup removes foreign objects
+	leavesSome         bool // Cleanup leaves something
+	refuses            bool // a failure that may pass is reported as a refusal
+	bareError          bool // a failure is not a FamilyError
+	ignoresHairpin     bool
+	ignoresWeights     bool
+	ignoresSources     bool
+	ignoresClass       bool // all sources go the way of Outside
+	ignoresLoopback    bool
+	masqueradesAll     bool
+	losesLast          bool // the last endpoint of a large pool is never chosen
+	straysWhenFailing  bool // after a failed write packets go astray
+	forgetsClients     bool // no session affinity
+	remembersForever   bool // session affinity does not end
+	remembersByService bool // session affinity is not per port
+}
+
+// object keys what the reference kernel holds: the header, or the effective fragment of a Service.
+type object struct {
+	service fwd.Service
+	header  bool
+}
+
+type value struct {
+	header *fwd.Header
+	frag   *fwd.Fragment
+}
+
+func (v value) equal(o value) bool {
+	if v.header != nil && o.header != nil {
+		return v.header.Equal(o.header)
+	}
+	return v.frag != nil && o.frag != nil && v.frag.Equal(o.frag)
+}
+
+// reference is a Subject whose kernel is a map, and which judges by Lookup over it.
+type reference struct {
+	bugs     bugs
+	first    fwd.Header
+	kernel   map[object]value
+	foreign  bool
+	intact   bool
+	writes   int
+	failing  int
+	astray   bool
+	backend  *refBackend
+	cached   *fwd.Table
+	cachedAt int
+}
+
+func newReference(b bugs) func(fwd.Header) Subject {
+	return func(h fwd.Header) Subject {
+		s := &reference{bugs: b, first: h, kernel: make(map[object]value), cachedAt: -1}
+		s.Restart()
+		return s
+	}
+}
+
+// refBackend is the Engine over the reference kernel.
+type refBackend struct {
+	s      *reference
+	engine *backend.Engine[object, value]
+	// headers counts how many were seen.
+	headers int
+	all     map[object]value
+}
+
+func (s *reference) Backend() backend.Backend { return s.backend }
+
+func (s *reference) Restart() backend.Backend {
+	b := &refBackend{s: s, all: make(map[object]value)}
+	b.engine = backend.NewEngine(fwd.IPv4, b, s, value.equal)
+	s.backend = b
+	return b
+}
+
+func (s *reference) Writes() int { return s.writes }
+func (s *reference) Fail(n int)  { s.failing = n }
+func (s *reference) Foreign()    { s.foreign, s.intact = true, true }
+
+func (s *reference) ForeignIntact() error {
+	if s.foreign && !s.intact {
+		return errors.New("the foreign object is gone")
+	}
+	return nil
+}
+
+func (s *reference) Dump() string {
+	var lines []string
+	for k, v := range s.kernel {
+		if v.header != nil {
+			lines = append(lines, fmt.Sprintf("header %+v", *v.header))
+		} else {
+			lines = append(lines, fmt.Sprintf("service %s %+v", k.service, *v.frag))
+		}
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+func (s *reference) Drift(r *rand.Rand) string {
+	keys := slices.SortedFunc(maps.Keys(s.kernel), func(a, b object) int { return a.service.Compare(b.service) })
+	k := keys[r.IntN(len(keys))]
+	delete(s.kernel, k)
+	s.writes++
+	return "removed " + k.service.String()
+}
+
+// table is what the kernel holds as a forwarding table.
+func (s *reference) table() *fwd.Table {
+	if s.cachedAt == s.writes {
+		return s.cached
+	}
+	t := &fwd.Table{}
+	for _, v := range s.kernel {
+		if v.header != nil {
+			t.SetHeader(*v.header)
+		} else {
+			t.Put(v.frag)
+		}
+	}
+	s.cached, s.cachedAt = t, s.writes
+	return t
+}
+
+func (s *reference) lookup(p fwd.Packet) fwd.Outcome {
+	t, b := s.table(), s.bugs
+	h := t.Header()
+	if b.ignoresClass && h.IsLocal(p.Src) {
+		p.Src, p.InInterface = netip.MustParseAddr("198.51.100.1"), "eth0"
+	}
+	o := t.Lookup(p)
+	if f := t.Frontend(o.Key); b.ignoresSources && o.Reason == fwd.ReasonSourceRanges && f.Routes[o.Class].Action == fwd.Forward {
+		r := f.Routes[o.Class]
+		o.Verdict, o.Masquerade, o.Endpoints = fwd.VerdictForward, r.Masquerade, t.Pool(f.Pool(r)).Endpoints
+	}
+	if b.ignoresLoopback && o.Reason == fwd.ReasonLoopback {
+		o.Verdict = fwd.VerdictPass
+	}
+	if o.Verdict == fwd.VerdictForward && b.masqueradesAll {
+		o.Masquerade = true
+	}
+	return o
+}
+
+func (s *reference) Judge(p fwd.Packet) ([]Outcome, error) { return s.judge(p, s.lookup(p)), nil }
+
+func (s *reference) judge(p fwd.Packet, o fwd.Outcome) []Outcome {
+	eps := slices.Clone(o.Endpoints)
+	if s.bugs.losesLast && len(eps) > 32 {
+		eps = eps[:len(eps)-1]
+	}
+	for i := range eps {
+		if s.bugs.ignoresWeights {
+			eps[i].Weight = 1
+		}
+		if s.astray {
+			eps[i].Addr = netip.MustParseAddrPort("192.0.2.1:1")
+		}
+	}
+	o.Endpoints = eps
+	out := outcomes(p, o)
+	for i := range out {
+		if s.bugs.ignoresHairpin && out[i].Endpoint.Addr() == p.Src {
+			out[i].Masquerade = o.Masquerade
+		}
+	}
+	return out
+}
+
+func (s *reference) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, age uint32) ([]Outcome, error) {
+	was, o := s.lookup(earlier), s.lookup(p)
+	same := was.Owner == o.Owner || s.bugs.remembersByService && was.Owner.Service == o.Owner.Service
+	i := slices.IndexFunc(o.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == chosen })
+	if same && i >= 0 && o.AffinitySec > 0 && !s.bugs.forgetsClients && (age <= o.AffinitySec || s.bugs.remembersForever) {
+		o.Endpoints = o.Endpoints[i : i+1]
+	}
+	return s.judge(p, o), nil
+}
+
+// Render implements backend.Renderer.
+func (b *refBackend) Render(ch fwd.Changes) []backend.Edit[object, value] {
+	var out []backend.Edit[object, value]
+	if ch.Header != nil {
+		b.headers++
+		if b.headers == 1 || !b.s.bugs.ignoresHeader {
+			out = append(out, backend.Edit[object, value]{Key: object{header: true}, Value: value{header: ch.Header}})
+		}
+	}
+	for i, c := range ch.Services {
+		if i > 0 && b.s.bugs.forgetsOthers {
+			break
+		}
+		k := object{service: c.Owner}
+		switch {
+		case c.New != nil:
+			out = append(out, backend.Edit[object, value]{Key: k, Value: value{frag: c.New}})
+			b.all[k] = value{frag: c.New}
+		case !b.s.bugs.forgetsRemovals:
+			out = append(out, backend.Edit[object, value]{Key: k, Delete: true})
+			delete(b.all, k)
+		}
+	}
+	return out
+}
+
+func (b *refBackend) Update(ch fwd.Changes) { b.engine.Update(ch) }
+
+func (b *refBackend) Apply(ctx context.Context) (backend.Result, error) {
+	pending := b.engine.Pending()
+	res, err := b.engine.Apply(ctx)
+	if b.s.bugs.rewritesAll && pending > 0 {
+		res.Written = len(b.all)
+	}
+	if b.s.bugs.writesAlways {
+		b.s.writes++
+	}
+	if b.s.bugs.bareError && err != nil {
+		err = errors.New("failed")
+	}
+	return res, err
+}
+
+func (b *refBackend) Observe(ctx context.Context) (int, error) { return b.engine.Observe(ctx) }
+
+func (b *refBackend) Cleanup(ctx context.Context) error {
+	if b.s.bugs.takesForeign {
+		b.s.intact = false
+	}
+	return b.engine.Cleanup(ctx)
+}
+
+// Read implements backend.Target.
+func (s *reference) Read(context.Context) (map[object]value, error) {
+	out := maps.Clone(s.kernel)
+	if s.bugs.blind {
+		clear(out)
+	}
+	for k, v := range out {
+		if s.bugs.misreadsOne && v.frag != nil && len(v.frag.Frontends) > 3 {
+			f := *v.frag
+			f.Frontends = f.Frontends[1:]
+			out[k] = value{frag: &f}
+		}
+	}
+	return out, nil
+}
+
+// Write implements backend.Target: each object is a write call.
+func (s *reference) Write(_ context.Context, p backend.Plan[object, value], done func(object)) error {
+	s.astray = false
+	left := 0
+	write := func(k object, do func()) error {
+		s.writes++
+		if s.failing > 0 {
+			s.failing--
+			s.astray = s.bugs.straysWhenFailing
+			if s.bugs.believesFailures {
+				done(k)
+				return nil
+			}
+			return &backend.FamilyError{Family: fwd.IPv4, Refused: s.bugs.refuses, Err: errors.New("try again")}
+		}
+		do()
+		done(k)
+		return nil
+	}
+	for _, k := range sortedObjects(p.Upserts) {
+		v := p.Upserts[k]
+		if left++; s.bugs.writesHalf && left%7 == 0 {
+			done(k)
+			continue
+		}
+		if err := write(k, func() { s.kernel[k] = v }); err != nil {
+			return err
+		}
+	}
+	for _, k := range sortedObjects(p.Deletes) {
+		if s.bugs.leavesSome && len(s.kernel) == 1 {
+			done(k)
+			continue
+		}
+		if err := write(k, func() { delete(s.kernel, k) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sortedObjects(m map[object]value) []object {
+	return slices.SortedFunc(maps.Keys(m), func(a, b object) int {
+		if a.header != b.header {
+			if a.header {
+				return -1
+			}
+			return 1
+		}
+		return a.service.Compare(b.service)
+	})
+}
+
+func TestReference(t *testing.T) {
+	Run(t, func(_ testing.TB, h fwd.Header) Subject { return newReference(bugs{})(h) })
+}
+
+// TestBugsAreCaught runs each check over each bug: the checks that are named must find it.
+func TestBugsAreCaught(t *testing.T) {
+	tests := []struct {
+		name   string
+		bug    bugs
+		caught []string
+	}{
+		{"forgets removals", bugs{forgetsRemovals: true}, []string{"IncrementalEqualsScratch", "RemovedServicesLeaveNothing", "OneOfManyIsCheap"}},
+		{"forgets Services that gain or lose a key", bugs{forgetsOthers: true}, []string{"IncrementalEqualsScratch"}},
+		{"ignores a new header", bugs{ignoresHeader: true}, []string{"Lookup", "IncrementalEqualsScratch"}},
+		{"believes that failed writes were done", bugs{believesFailures: true}, []string{"IncrementalEqualsScratch"}},
+		{"writes half", bugs{writesHalf: true}, []string{"Lookup"}},
+		{"writes always", bugs{writesAlways: true}, []string{"Lookup", "IncrementalEqualsScratch", "RestartWritesNothing"}},
+		{"rewrites all", bugs{rewritesAll: true}, []string{"OneOfManyIsCheap"}},
+		{"observes nothing", bugs{blind: true}, []string{"RestartWritesNothing", "DriftIsRepaired", "CleanupRemovesAllThatIsOurs"}},
+		{"misreads an object", bugs{misreadsOne: true}, []string{"RestartWritesNothing", "DriftIsRepaired"}},
+		{"cleans up what is foreign", bugs{takesForeign: true}, []string{"CleanupRemovesAllThatIsOurs"}},
+		{"cleans up not all", bugs{leavesSome: true}, []string{"CleanupRemovesAllThatIsOurs"}},
+		{"reports failures as refusals", bugs{refuses: true}, []string{"IncrementalEqualsScratch"}},
+		{"reports failures without their family", bugs{bareError: true}, []string{"IncrementalEqualsScratch"}},
+		{"ignores hairpin", bugs{ignoresHairpin: true}, []string{"Lookup"}},
+		{"ignores weights", bugs{ignoresWeights: true}, []string{"Lookup"}},
+		{"ignores source ranges", bugs{ignoresSources: true}, []string{"Lookup"}},
+		{"ignores the class of the source", bugs{ignoresClass: true}, []string{"Lookup"}},
+		{"ignores the protection of loopback", bugs{ignoresLoopback: true}, []string{"Lookup"}},
+		{"masquerades always", bugs{masqueradesAll: true}, []string{"Lookup"}},
+		{"loses an endpoint of large pools", bugs{losesLast: true}, []string{"Lookup", "PoolGrowthIsCheap"}},
+		{"sends packets astray after a failure", bugs{straysWhenFailing: true}, []string{"IncrementalEqualsScratch"}},
+		{"forgets clients", bugs{forgetsClients: true}, []string{"Affinity"}},
+		{"remembers clients for ever", bugs{remembersForever: true}, []string{"Affinity"}},
+		{"remembers clients across ports", bugs{remembersByService: true}, []string{"Affinity"}},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			for _, name := range tc.caught {
+				i := slices.IndexFunc(checks, func(c check) bool { return c.name == name })
+				if i < 0 {
+					t.Fatalf("no check %s", name)
+				}
+				var err error
+				for seed := uint64(0); seed < uint64(checks[i].seeds) && err == nil; seed++ {
+					err = checks[i].run(seed, newReference(tc.bug))
+				}
+				if err == nil || err == errNotApplicable {
+					t.Errorf("check %s found nothing: %v", name, err)
+				} else {
+					t.Logf("%s: %v", name, err)
+				}
+			}
+		})
+	}
+}

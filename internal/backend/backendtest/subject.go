@@ -1,0 +1,96 @@
+package backendtest
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Outcome is one thing that may become of the first packet of a connection.
+type Outcome struct {
+	Verdict fwd.Verdict
+	// Endpoint and Masquerade count for forward; Masquerade must be false for pass.
+	Endpoint   netip.AddrPort
+	Masquerade bool
+	// Probability is above 0 and at most 1; negative where the backend cannot tell.
+	Probability float64
+}
+
+func (o Outcome) String() string {
+	s := o.Verdict.String()
+	if o.Verdict == fwd.VerdictForward {
+		s += " " + o.Endpoint.String()
+	}
+	if o.Masquerade {
+		s += " masquerade"
+	}
+	return s + fmt.Sprintf(" p=%.7f", o.Probability)
+}
+
+// Subject is a backend under test with its kernel, real or simulated. The kernel's own addresses are the LocalAddrs of
+// the header that the Subject is made with; the suite never changes these.
+type Subject interface {
+	// Backend returns the backend; after Restart the new one.
+	Backend() backend.Backend
+	// Judge says what the programmed kernel does with the first packet of a connection: all that is possible.
+	Judge(p fwd.Packet) ([]Outcome, error)
+	// Dump is a stable text of everything in the kernel that is ours.
+	Dump() string
+	// Writes is the number of write calls to the kernel so far, failed ones included.
+	Writes() int
+	// Fail makes the next n writes fail in a way that may pass; it replaces what an earlier call asked for.
+	Fail(n int)
+	// Restart returns a new Backend on the same kernel, as a new process would have it.
+	Restart() backend.Backend
+	// Foreign puts objects into the kernel that are not ours, of the kinds that ours could be confused with.
+	Foreign()
+	// ForeignIntact says how the foreign objects are otherwise than Foreign made them.
+	ForeignIntact() error
+}
+
+// Drifter is a Subject whose kernel can be changed behind the backend's back.
+type Drifter interface {
+	// Drift removes, changes or adds something among our objects and says what it did.
+	Drift(*rand.Rand) string
+}
+
+// Rememberer is a Subject that can judge by session affinity.
+type Rememberer interface {
+	// JudgeAfter is Judge for p where ageSec seconds ago the connection of the earlier packet went to chosen.
+	JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]Outcome, error)
+}
+
+// Deviating is a Subject whose kernel cannot do all that a table asks. What it says instead is on the list of differences
+// that its backend documents.
+type Deviating interface {
+	// Deviate returns what the backend is meant to do with the packet, given what Lookup says of it.
+	Deviate(t *fwd.Table, p fwd.Packet, o fwd.Outcome) fwd.Outcome
+}
+
+// Run checks a backend. newSubject returns a Subject with an empty kernel; it is called often, and removes what it made
+// by t.Cleanup.
+func Run(t *testing.T, newSubject func(testing.TB, fwd.Header) Subject) {
+	for _, c := range checks {
+		t.Run(c.name, func(t *testing.T) {
+			seeds := c.seeds
+			if testing.Short() {
+				seeds = min(seeds, 2)
+			}
+			for seed := range uint64(seeds) {
+				t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
+					err := c.run(seed, func(h fwd.Header) Subject { return newSubject(t, h) })
+					switch {
+					case err == errNotApplicable:
+						t.Skip("the subject lacks what this check needs")
+					case err != nil:
+						t.Error(err)
+					}
+				})
+			}
+		})
+	}
+}
