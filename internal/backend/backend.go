@@ -58,6 +58,8 @@ type Edit[K comparable, V any] struct {
 
 // Renderer turns changes of the table into wanted objects. It may keep an index of its own, but has no effects.
 type Renderer[K comparable, V any] interface {
+	// Render takes in changes. They may be those of many operations on the table, in order, so that a Service may occur more
+	// than once; the header, if there is one, is the last. Of edits with the same key the last counts.
 	Render(fwd.Changes) []Edit[K, V]
 }
 
@@ -86,6 +88,8 @@ type Engine[K comparable, V any] struct {
 	renderer Renderer[K, V]
 	target   Target[K, V]
 	tracker  *delta.Tracker[K, V]
+	// queue is what was not rendered yet.
+	queue fwd.Changes
 	// stale says that a write failed somewhere on its way, so that what is actual has to be read before the next one.
 	stale bool
 }
@@ -95,19 +99,33 @@ func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, 
 	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal)}
 }
 
-// Update renders changes.
+// Update takes in changes. They are rendered when they are needed, those of many Updates together, so that an object in
+// which many Services share is rendered once.
 func (e *Engine[K, V]) Update(ch fwd.Changes) {
-	for _, ed := range e.renderer.Render(ch) {
+	if ch.Header != nil {
+		e.queue.Header = ch.Header
+	}
+	e.queue.Services = append(e.queue.Services, ch.Services...)
+	e.queue.VIPs = append(e.queue.VIPs, ch.VIPs...)
+}
+
+func (e *Engine[K, V]) render() {
+	if e.queue.Empty() {
+		return
+	}
+	for _, ed := range e.renderer.Render(e.queue) {
 		if ed.Delete {
 			e.tracker.DeleteDesired(ed.Key)
 		} else {
 			e.tracker.SetDesired(ed.Key, ed.Value)
 		}
 	}
+	e.queue = fwd.Changes{}
 }
 
 // Pending is the number of objects that differ from what is wanted.
 func (e *Engine[K, V]) Pending() int {
+	e.render()
 	_, _, n := e.tracker.Len()
 	return n
 }
@@ -163,6 +181,7 @@ func (e *Engine[K, V]) Cleanup(ctx context.Context) error {
 	if _, err := e.Observe(ctx); err != nil {
 		return err
 	}
+	e.queue = fwd.Changes{}
 	e.tracker.ClearDesired()
 	_, err := e.Apply(ctx)
 	return err

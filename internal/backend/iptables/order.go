@@ -86,11 +86,13 @@ func switchOver(p plan) step {
 		to := &s.nat
 		if id.Table == Filter {
 			to = &s.before
-			if union, lost, gained := compare(have, want); there && lost && !builtin(id.Name) {
-				if gained {
-					s.before.replace(id.Name, have, union)
+			if there && !builtin(id.Name) {
+				if union, lost, gained := compare(have, want); lost {
+					if gained {
+						s.before.replace(id.Name, have, union)
+					}
+					to = &s.after
 				}
-				to = &s.after
 			}
 		}
 		to.replace(id.Name, have, want)
@@ -244,8 +246,11 @@ func (s *section) print(b *bytes.Buffer, t Table) {
 	for _, c := range s.chains {
 		b.WriteString(":" + c.name + " - [0:0]\n")
 		for r := range strings.SplitSeq(c.rules, "\n") {
-			if r != "" {
-				b.WriteString("-A " + c.name + " " + r + "\n")
+			if r == "" {
+				continue
+			}
+			for _, part := range [...]string{"-A ", c.name, " ", r, "\n"} {
+				b.WriteString(part)
 			}
 		}
 	}

@@ -101,25 +101,33 @@ func (r *renderer) setHeader(h fwd.Header, out edits) edits {
 
 // replace changes the program of one Service.
 func (r *renderer) replace(was, is program, out edits) edits {
-	for id := range was.chains {
-		if _, stays := is.chains[id]; !stays {
-			out = append(out, backend.Edit[ChainID, Chain]{Key: id, Delete: true})
+	if len(was.chains) > 0 {
+		stays := make(map[ChainID]bool, len(is.chains))
+		for _, c := range is.chains {
+			stays[c.id] = true
 		}
-	}
-	for id, c := range is.chains {
-		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Value: c})
-	}
-	for i, t := range r.trees {
-		for k := range was.trees[i] {
-			if is.trees[i][k] == nil {
-				t.remove(k)
+		for _, c := range was.chains {
+			if !stays[c.id] {
+				out = append(out, backend.Edit[ChainID, Chain]{Key: c.id, Delete: true})
 			}
 		}
-		for k, e := range is.trees[i] {
-			if o := was.trees[i][k]; o == nil || *o != *e {
-				t.set(k, e)
-			}
+	}
+	for _, c := range is.chains {
+		out = append(out, backend.Edit[ChainID, Chain]{Key: c.id, Value: c.chain})
+	}
+	old := make(map[treePlace]entry, len(was.entries))
+	for _, e := range was.entries {
+		old[e.treePlace] = e.entry
+	}
+	for i := range is.entries {
+		e := &is.entries[i]
+		if o, there := old[e.treePlace]; !there || o != e.entry {
+			r.trees[e.tree].set(e.key, e.entry)
 		}
+		delete(old, e.treePlace)
+	}
+	for at := range old {
+		r.trees[at.tree].remove(at.key)
 	}
 	r.countHairpin(was.hairpin, -1)
 	r.countHairpin(is.hairpin, 1)
@@ -140,7 +148,7 @@ func (r *renderer) countHairpin(addrs []netip.Addr, by int) {
 			r.hairpins.remove(addrKey(a))
 		case before == 0:
 			p := hostPrefix(a)
-			r.hairpins.set(addrKey(a), &entry{rule: and("-s "+p, "-d "+p, "-j "+chainMasquerade)})
+			r.hairpins.set(addrKey(a), entry{rule: and("-s "+p, "-d "+p, "-j "+chainMasquerade)})
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -32,10 +33,26 @@ func sameRules(a, b Chain) bool { return a.Rules == b.Rules }
 
 // program is all that a Service contributes to one family: chains of its own and entries of the shared trees.
 type program struct {
-	chains map[ChainID]Chain
-	trees  [numTrees]map[treeKey]*entry
-	// hairpin are the addresses of endpoints on this node.
+	chains  []namedChain
+	entries []treeEntry
+	// hairpin are the addresses of endpoints on this node, sorted.
 	hairpin []netip.Addr
+}
+
+type namedChain struct {
+	id    ChainID
+	chain Chain
+}
+
+// treeEntry is an entry of one of the shared trees.
+type treeEntry struct {
+	treePlace
+	entry
+}
+
+type treePlace struct {
+	tree int
+	key  treeKey
 }
 
 // The shared trees of a family.
@@ -59,13 +76,10 @@ type writer struct {
 
 // programOf renders a Service for one family. It is pure: the same fragment, header and options give the same program.
 func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment) program {
-	w := writer{opt: opt, family: family, header: h, frag: f, out: program{chains: make(map[ChainID]Chain)}}
-	for i := range w.out.trees {
-		w.out.trees[i] = make(map[treeKey]*entry)
-	}
 	if f == nil {
-		return w.out
+		return program{}
 	}
+	w := writer{opt: opt, family: family, header: h, frag: f}
 	for fes := range byPort(f.Frontends, family) {
 		w.servicePort(fes)
 	}
@@ -111,11 +125,11 @@ func byPort(all []fwd.Frontend, family fwd.Family) func(func([]*fwd.Frontend) bo
 }
 
 func (w *writer) enter(tree int, k treeKey, rule string) {
-	w.out.trees[tree][k] = &entry{rule: rule, owner: w.frag.Owner}
+	w.out.entries = append(w.out.entries, treeEntry{treePlace{tree, k}, entry{rule: rule, owner: w.frag.Owner}})
 }
 
 func (w *writer) chain(t Table, name string, rules []string) {
-	w.out.chains[ChainID{t, name}] = Chain{Rules: strings.Join(rules, "\n"), Owner: w.frag.Owner}
+	w.out.chains = append(w.out.chains, namedChain{ChainID{t, name}, Chain{Rules: strings.Join(rules, "\n"), Owner: w.frag.Owner}})
 }
 
 // group is a set of frontends of one service port with the same routes; they share a chain.
@@ -490,14 +504,13 @@ func (w *writer) spread(p *fwd.Pool, eps []fwd.Endpoint) []string {
 		if p.AffinitySec > 0 {
 			record = fmt.Sprintf("-m recent --set --name %s --mask %s --rsource", w.affinityList(p, eps[i]), w.fullMask())
 		}
-		rules[i] = and("-p "+p.Key.Port.Proto.String(), prob, record, "-j DNAT --to-destination "+eps[i].Addr.String())
+		rules[i] = and("-p", p.Key.Port.Proto.String(), prob, record, "-j DNAT --to-destination", eps[i].Addr.String())
 	}
 	return rules
 }
 
 // chances gives, for a list of rules of which the first that matches is taken, the match with which each is taken in
-// proportion to its weight: its share of what is left. The last one always matches. Probabilities are rounded as the
-// kernel does (xt_statistic: 31 bits) and printed as iptables-save prints them.
+// proportion to its weight: its share of what is left. The last one always matches.
 func chances(weights []uint64) []string {
 	out := make([]string, len(weights))
 	var left uint64
@@ -505,9 +518,26 @@ func chances(weights []uint64) []string {
 		left += x
 	}
 	for i, x := range weights[:len(weights)-1] {
-		nth := math.Round(float64(x) / float64(left) * (1 << 31))
-		out[i] = fmt.Sprintf("-m statistic --mode random --probability %.11f", nth/(1<<31))
+		if n := left / x; n*x == left && n < uint64(len(oneIn)) {
+			out[i] = oneIn[n]
+		} else {
+			out[i] = chance(float64(x) / float64(left))
+		}
 		left -= x
 	}
 	return out
 }
+
+// chance is the match of packets with a probability. It is rounded as the kernel does (xt_statistic: 31 bits) and printed
+// as iptables-save prints it.
+func chance(p float64) string {
+	return "-m statistic --mode random --probability " + strconv.FormatFloat(math.Round(p*(1<<31))/(1<<31), 'f', 11, 64)
+}
+
+// oneIn holds chance(1/n), which nearly all rules need.
+var oneIn = func() (t [2 * maxFlatPool]string) {
+	for n := 1; n < len(t); n++ {
+		t[n] = chance(1 / float64(n))
+	}
+	return t
+}()

@@ -68,14 +68,14 @@ type tree struct {
 type treeNode struct {
 	prefix   treeKey
 	count    int
-	children [16]*treeNode
-	entry    *entry
+	children *[16]*treeNode // nil in a leaf
+	entry    entry          // of a leaf
 }
 
 // set adds or replaces an entry.
-func (t *tree) set(k treeKey, e *entry) {
+func (t *tree) set(k treeKey, e entry) {
 	t.touch(k)
-	t.top = insert(t.top, k, e)
+	t.top = insert(t.top, k, &treeNode{prefix: k, count: 1, entry: e})
 	t.touch(k)
 }
 
@@ -120,27 +120,28 @@ func (t *tree) touchAll(n *treeNode) {
 	}
 }
 
-func insert(n *treeNode, k treeKey, e *entry) *treeNode {
+// insert puts a leaf below n, in place of the one with the same key, if there is one.
+func insert(n *treeNode, k treeKey, leaf *treeNode) *treeNode {
 	if n == nil {
-		return &treeNode{prefix: k, count: 1, entry: e}
+		return leaf
 	}
 	common := commonPrefix(n.prefix, k)
 	if common == len(n.prefix) {
 		if common == len(k) {
-			return &treeNode{prefix: k, count: 1, entry: e}
+			return leaf
 		}
 		c := &n.children[k[common]]
 		before := 0
 		if *c != nil {
 			before = (*c).count
 		}
-		*c = insert(*c, k, e)
+		*c = insert(*c, k, leaf)
 		n.count += (*c).count - before
 		return n
 	}
-	branch := &treeNode{prefix: k[:common], count: n.count + 1}
+	branch := &treeNode{prefix: k[:common], count: n.count + 1, children: new([16]*treeNode)}
 	branch.children[n.prefix[common]] = n
-	branch.children[k[common]] = &treeNode{prefix: k, count: 1, entry: e}
+	branch.children[k[common]] = leaf
 	return branch
 }
 
@@ -272,26 +273,22 @@ func (t *tree) jump(n *treeNode) string {
 
 // owner returns the Service of the entry whose rule this is, in the chain of that name.
 func (t *tree) owner(rule string) (fwd.Service, bool) {
-	var find func(n *treeNode) *entry
-	find = func(n *treeNode) *entry {
-		if n == nil {
-			return nil
+	var find func(n *treeNode) *treeNode
+	find = func(n *treeNode) *treeNode {
+		if n == nil || n.count == 1 && n.entry.rule == rule {
+			return n
 		}
-		if n.count == 1 {
-			if n.entry.rule == rule {
-				return n.entry
-			}
-			return nil
-		}
-		for _, c := range n.children {
-			if e := find(c); e != nil {
-				return e
+		if n.count > 1 {
+			for _, c := range n.children {
+				if leaf := find(c); leaf != nil {
+					return leaf
+				}
 			}
 		}
 		return nil
 	}
-	if e := find(t.top); e != nil {
-		return e.owner, true
+	if leaf := find(t.top); leaf != nil {
+		return leaf.entry.owner, true
 	}
 	return fwd.Service{}, false
 }
