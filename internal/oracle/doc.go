@@ -11,7 +11,9 @@
 //  1. Two Services claim one key: the older wins, then the smaller namespace, then the smaller name. To the loser the
 //     frontend does not exist. Within a Service: cluster IP, external IP, load-balancer IP, node port, then order of ports.
 //  2. An address that is unspecified, loopback or multicast is never a frontend and never an endpoint.
-//  3. An endpoint that several slices name: a local one wins, then the smallest slice name, then the position in it.
+//  3. An endpoint that several slices name: a local one wins, then the smallest slice name. Within a slice the position
+//     means nothing (slices are compared sorted): ready wins, then serving, then not terminating, then the smaller node
+//     name and hints.
 //  4. A source outside of loadBalancerSourceRanges is dropped, endpoints or not; a frontend without endpoints rejects
 //     packets of the node itself too.
 //  5. A source that the detector recognises counts as a pod even if it is an address of the node.

@@ -12,9 +12,10 @@ import (
 // endpoint is one destination of a service port, with the defaults of its conditions filled in.
 type endpoint struct {
 	addr                        netip.AddrPort
+	onNode                      string // empty if unknown
 	local                       bool
 	ready, serving, terminating bool
-	zones, nodes                []string
+	zones, nodes                []string // hints, sorted, each once
 }
 
 // fallback says that the endpoint may be used when no ready one is there: it shuts down, but still serves.
@@ -40,22 +41,46 @@ func (c *Cluster) slicesOf(s *v1.Service, v4 bool) []*discoveryv1.EndpointSlice 
 func (c *Cluster) endpointsOf(s *v1.Service, port *v1.ServicePort, node string, v4 bool) []endpoint {
 	var out []endpoint
 	for _, sl := range c.slicesOf(s, v4) {
-		for i := range sl.Endpoints {
-			for _, number := range portNumbers(sl, port) {
-				e, ok := readEndpoint(&sl.Endpoints[i], number, node)
-				if !ok || e.addr.Addr().Is4() != v4 {
-					continue
-				}
-				at := slices.IndexFunc(out, func(o endpoint) bool { return o.addr == e.addr })
-				switch {
-				case at < 0:
-					out = append(out, e)
-				case e.local && !out[at].local:
-					out[at] = e
-				}
+		for _, e := range entries(sl, port, node, v4) {
+			at := slices.IndexFunc(out, func(o endpoint) bool { return o.addr == e.addr })
+			switch {
+			case at < 0:
+				out = append(out, e)
+			case e.local && !out[at].local:
+				out[at] = e
 			}
 		}
 	}
+	return out
+}
+
+// entries returns what a slice has for a service port. Entries of one slice may contradict one another; since their order
+// in the object means nothing, those in the better state come first.
+func entries(sl *discoveryv1.EndpointSlice, port *v1.ServicePort, node string, v4 bool) []endpoint {
+	var out []endpoint
+	for i := range sl.Endpoints {
+		for _, number := range portNumbers(sl, port) {
+			if e, ok := readEndpoint(&sl.Endpoints[i], number, node); ok && e.addr.Addr().Is4() == v4 {
+				out = append(out, e)
+			}
+		}
+	}
+	rank := func(bad bool) int {
+		if bad {
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(out, func(a, b endpoint) int {
+		return cmp.Or(
+			cmp.Compare(rank(!a.ready), rank(!b.ready)),
+			cmp.Compare(rank(!a.serving), rank(!b.serving)),
+			cmp.Compare(rank(a.terminating), rank(b.terminating)),
+			cmp.Compare(a.onNode, b.onNode),
+			slices.Compare(a.zones, b.zones),
+			slices.Compare(a.nodes, b.nodes),
+		)
+	})
 	return out
 }
 
@@ -93,6 +118,9 @@ func readEndpoint(e *discoveryv1.Endpoint, port uint16, node string) (out endpoi
 		serving:     orDefault(e.Conditions.Serving, true),
 		terminating: orDefault(e.Conditions.Terminating, false),
 	}
+	if e.NodeName != nil {
+		out.onNode = *e.NodeName
+	}
 	if e.Hints != nil {
 		for _, z := range e.Hints.ForZones {
 			out.zones = append(out.zones, z.Name)
@@ -101,6 +129,9 @@ func readEndpoint(e *discoveryv1.Endpoint, port uint16, node string) (out endpoi
 			out.nodes = append(out.nodes, n.Name)
 		}
 	}
+	slices.Sort(out.zones)
+	slices.Sort(out.nodes)
+	out.zones, out.nodes = slices.Compact(out.zones), slices.Compact(out.nodes)
 	return out, true
 }
 

@@ -72,16 +72,18 @@ func Flags(cfg *Config) []string {
 	return flags
 }
 
-// TraceCommand is the command line that asks the product about a packet, with the cluster's objects in a file.
+// TraceCommand is the command line that asks the product about a packet, with the cluster's objects in a file. It cannot
+// tell of a packet with an address of the node itself as its source that arrives on an interface, since trace takes such a
+// packet for one that the node sends.
 func TraceCommand(file string, cfg *Config, p fwd.Packet) string {
 	args := append([]string{"fairlead", "trace", "--objects=" + file}, Flags(cfg)...)
 	if len(cfg.LocalAddresses) > 0 {
 		args = append(args, "--local-addresses="+strings.Join(cfg.LocalAddresses, ","))
 	}
-	args = append(args, "--from="+p.Src.String(), "--to="+p.Dst.String(), "--proto="+p.Proto.String())
 	if p.InInterface != "" {
 		args = append(args, "--in-interface="+p.InInterface)
 	}
+	args = append(args, p.Src.String(), fmt.Sprintf("'%s/%s'", p.Dst, p.Proto))
 	return strings.Join(args, " ")
 }
 

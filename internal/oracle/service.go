@@ -107,7 +107,11 @@ func externalLocal(s *v1.Service, cfg *Config) bool {
 	if s.Spec.Type == v1.ServiceTypeLoadBalancer || s.Spec.Type == v1.ServiceTypeNodePort {
 		return true
 	}
-	return len(externalIPs(s, cfg, true))+len(externalIPs(s, cfg, false)) > 0
+	// Any address in the field makes the policy count, whatever its family and even if it cannot be a frontend.
+	return cfg.gate("AllowServiceExternalIPs") && slices.ContainsFunc(s.Spec.ExternalIPs, func(text string) bool {
+		a, ok := parseAddr(text)
+		return ok && !a.IsUnspecified()
+	})
 }
 
 // accessible says whether a port of the Service can be reached from outside of the cluster in a family.
