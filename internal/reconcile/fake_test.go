@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -27,19 +28,26 @@ var turn atomic.Int64
 
 // fakeFeed is a Feed that the test fills.
 type fakeFeed struct {
-	wake   chan struct{}
+	wake chan struct{}
+	// mu guards all that follows.
+	mu     sync.Mutex
 	synced bool
 	puts   []func(*cluster.Store)
 	d      Drained
 }
 
 func (f *fakeFeed) Wake() <-chan struct{} { return f.wake }
+
 func (f *fakeFeed) Synced() bool {
-	turn.Load()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.synced
 }
 
 func (f *fakeFeed) Drain(s *cluster.Store) Drained {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	turn.Load()
 	d := f.d
 	for _, put := range f.puts {
 		put(s)
@@ -48,16 +56,19 @@ func (f *fakeFeed) Drain(s *cluster.Store) Drained {
 	return d
 }
 
-func (f *fakeFeed) signal() {
+// change changes the feed and wakes the loop.
+func (f *fakeFeed) change(fn func()) {
+	f.mu.Lock()
+	fn()
+	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
 }
 
-func (f *fakeFeed) put(fn func(*cluster.Store)) {
-	f.puts = append(f.puts, fn)
-	f.signal()
+func (f *fakeFeed) put(fns ...func(*cluster.Store)) {
+	f.change(func() { f.puts = append(f.puts, fns...) })
 }
 
 // fakeKernel is one family's kernel: one object for each Service that has a frontend of the family.
@@ -180,20 +191,20 @@ func (b *fakeBackend) Cleanup(context.Context) error { return errors.New("the lo
 
 // follower records what the loop tells others.
 type follower struct {
-	queued  []time.Time
-	syncs   []Sync
-	nodes   int
-	events  []string
-	flows   int
-	updates int
+	queued []time.Time
+	syncs  []Sync
+	nodes  int
+	events []string
+	// flows records the arguments of Submit.
+	flows []bool
 }
 
 func (f *follower) Queued(t time.Time)                { f.queued = append(f.queued, t) }
 func (f *follower) Synced(s Sync)                     { f.syncs = append(f.syncs, s) }
 func (f *follower) Node(cluster.Node)                 { f.nodes++ }
 func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
-func (f *follower) Update(fwd.Changes)                { f.updates++ }
-func (f *follower) Submit()                           { f.flows++ }
+func (f *follower) Update(fwd.Changes)                {}
+func (f *follower) Submit(all bool)                   { f.flows = append(f.flows, all) }
 
 // house is a Loop with its surroundings, running in a synctest bubble.
 type house struct {
@@ -202,7 +213,7 @@ type house struct {
 	follow  *follower
 	log     *bytes.Buffer
 	addrs   chan struct{}
-	first   int
+	first   []fwd.Family
 	cancel  context.CancelFunc
 	done    chan error
 }
@@ -222,7 +233,7 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 	l := New(Options{
 		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Events: h.follow, Monitor: h.follow,
 		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
-		AddrChanges: h.addrs, OnFirstSync: func() { h.first++ },
+		AddrChanges: h.addrs, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -247,8 +258,7 @@ func (h *house) after(d time.Duration) {
 
 // sync says that the first lists are complete.
 func (h *house) sync() {
-	h.feed.synced = true
-	h.feed.signal()
+	h.feed.change(func() { h.feed.synced = true })
 	h.settle()
 }
 

@@ -38,8 +38,9 @@ type Feed interface {
 type Flows interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Submit asks for removal according to all updates so far; it does not wait. The kernel has the rules by now.
-	Submit()
+	// Submit asks for removal according to all updates so far; it does not wait. The kernel has the rules by now. all says
+	// that also flows may be stale whose Services did not change since the last Submit.
+	Submit(all bool)
 }
 
 // Events tells users about their Services. It does not wait.
@@ -80,7 +81,7 @@ type Sync struct {
 	Drifted int
 }
 
-// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges and OnFirstSync may be nil.
+// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges and OnFirstWrite may be nil.
 type Options struct {
 	Config  *config.Config
 	Feed    Feed
@@ -91,9 +92,9 @@ type Options struct {
 	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
 	LocalAddrs  func() ([]netip.Addr, error)
 	AddrChanges <-chan struct{}
-	// OnFirstSync is called once, after everything was written for the first time.
-	OnFirstSync func()
-	Logger      *slog.Logger
+	// OnFirstWrite is called once for each family, after everything was written for the first time.
+	OnFirstWrite func(fwd.Family)
+	Logger       *slog.Logger
 }
 
 // podCIDRWait is how long a node may be without podCIDRs in mode NodeCIDR (datapath.md 4.2).
@@ -121,15 +122,14 @@ type Loop struct {
 	unread bool
 	// headerSent says that the backend knows the header.
 	headerSent bool
-	// complete says that everything was written at least once.
+	// written says by fwd.Family.Index that everything was written at least once, complete that it was so for both.
+	written  [2]bool
 	complete bool
 	// lastEnd is the end of the last sync that did anything.
 	lastEnd  time.Time
 	verifyAt time.Time
 	// queuedSince is the time of the oldest change that is not in the kernel yet.
 	queuedSince time.Time
-	// flowsDue says that a UDP Service changed since flows were last submitted.
-	flowsDue bool
 
 	failure    failure
 	quarantine quarantine
@@ -142,7 +142,7 @@ type Loop struct {
 
 // New returns a Loop that has done nothing yet.
 func New(o Options) *Loop {
-	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true, flowsDue: true}
+	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true}
 	l.quarantine.held = make(map[fwd.Service]*refusal)
 	l.reports.problems = make(map[fwd.Service]string)
 	return l

@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -47,8 +49,8 @@ func TestNothingBeforeSyncedAndObserved(t *testing.T) {
 		}
 		k[0].failRead = nil
 		h.after(30 * time.Second)
-		if h.has(1) != both || h.count("sync works again") != 1 || h.first != 1 {
-			t.Errorf("no recovery: %v, first %d\n%s", h.has(1), h.first, h.log)
+		if h.has(1) != both || h.count("sync works again") != 1 || len(h.first) != 2 {
+			t.Errorf("no recovery: %v, first %v\n%s", h.has(1), h.first, h.log)
 		}
 		if err := h.stop(t); err != nil {
 			t.Error(err)
@@ -120,8 +122,8 @@ func TestRestartWritesNothing(t *testing.T) {
 		if k[0].writes+k[1].writes > 0 {
 			t.Error("a restart without a change wrote")
 		}
-		if h.first != 1 || h.follow.flows != 1 {
-			t.Errorf("first sync reported %d times, flows %d", h.first, h.follow.flows)
+		if len(h.first) != 2 || len(h.follow.flows) != 1 || !h.follow.flows[0] {
+			t.Errorf("first written reported for %v, flows %v", h.first, h.follow.flows)
 		}
 	})
 }
@@ -212,9 +214,7 @@ func TestQuarantine(t *testing.T) {
 		defer h.stop(t)
 		bad := fwd.Service(name(2))
 		k[0].refuse = map[fwd.Service]bool{bad: true, fwd.Service(name(4)): true}
-		for i := 2; i < 6; i++ {
-			h.feed.put(service(i, 0))
-		}
+		h.feed.put(service(2, 0), service(3, 0), service(4, 0), service(5, 0))
 		h.settle()
 		for i, want := range map[int][2]bool{1: both, 2: neither, 3: both, 4: neither, 5: both} {
 			if h.has(i) != want {
@@ -341,8 +341,7 @@ func TestNodeCIDR(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := start(t, k, "--detect-local-mode=NodeCIDR")
-		h.feed.put(node(""))
-		h.feed.put(service(1, 0))
+		h.feed.put(node(""), service(1, 0))
 		h.sync()
 		h.after(4 * time.Minute)
 		if k[0].writes > 0 {
@@ -393,30 +392,54 @@ func TestFlows(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		tcp := func(s *cluster.Store) {
-			s.SetService(&cluster.Service{
-				Name: name(9), ClusterIPs: [2]netip.Addr{netip.MustParseAddr("10.96.0.9")},
-				Ports: []cluster.ServicePort{{Protocol: cluster.TCP, Port: 80}},
-			})
+		if diff := cmp.Diff([]bool{true}, h.follow.flows); diff != "" {
+			t.Errorf("at the start: %s", diff)
 		}
-		if h.follow.flows != 1 {
-			t.Errorf("%d submissions at the start, want 1", h.follow.flows)
+		fail := func(v4, v6 error) func() {
+			return func() { k[0].failWrite, k[1].failWrite = v4, v6 }
 		}
-		h.feed.put(tcp)
-		h.after(2 * time.Second)
-		if h.follow.flows != 1 {
-			t.Error("submitted for a TCP Service")
+		broken := errors.New("lock held")
+		steps := []struct {
+			what string
+			do   func()
+			wait time.Duration
+			want []bool
+		}{
+			{"a change", func() { h.feed.put(service(2, 0)) }, 2 * time.Second, []bool{false}},
+			{"before the rules are in the kernel", func() { fail(broken, broken)(); h.feed.put(service(2, 1)) }, 2 * time.Second, nil},
+			{"recovery", fail(nil, nil), 10 * time.Second, []bool{true}},
+			{"one family fails", func() { fail(nil, broken)(); h.feed.put(service(2, 2)) }, 0, []bool{false}},
+			{"recovery of one family", fail(nil, nil), 10 * time.Second, []bool{true}},
+			{"repair of rules that were missing", func() { clear(k[0].objects) }, 30 * time.Second, []bool{true}},
+			{"steady state", func() {}, time.Minute, nil},
 		}
-		k[0].failWrite = errors.New("lock held")
-		h.feed.put(service(2, 0))
-		h.after(2 * time.Second)
-		if h.follow.flows != 1 {
-			t.Error("submitted before the rules were in the kernel")
+		for _, step := range steps {
+			h.follow.flows = nil
+			step.do()
+			h.after(step.wait)
+			if diff := cmp.Diff(step.want, h.follow.flows); diff != "" {
+				t.Errorf("%s: %s", step.what, diff)
+			}
 		}
-		k[0].failWrite = nil
+	})
+}
+
+func TestFirstWriteByFamily(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		k[1].failWrite = errors.New("ip6tables broken")
+		h := start(t, k)
+		defer h.stop(t)
+		h.feed.put(service(1, 0))
+		h.sync()
 		h.after(time.Minute)
-		if h.follow.flows != 2 {
-			t.Errorf("%d submissions, want one more after recovery", h.follow.flows)
+		if diff := cmp.Diff([]fwd.Family{fwd.IPv4}, h.first); diff != "" {
+			t.Error(diff)
+		}
+		k[1].failWrite = nil
+		h.after(time.Minute)
+		if diff := cmp.Diff([]fwd.Family{fwd.IPv4, fwd.IPv6}, h.first); diff != "" {
+			t.Error(diff)
 		}
 	})
 }
@@ -443,8 +466,10 @@ func TestReports(t *testing.T) {
 			t.Errorf("%d conflicts logged, events %v, want one for each of two keys", n, h.follow.events)
 		}
 		trigger := time.Now()
-		h.feed.d = Drained{Services: 1, Slices: 2, Triggers: []time.Time{trigger}}
-		h.feed.put(service(1, 5))
+		h.feed.change(func() {
+			h.feed.d = Drained{Services: 1, Slices: 2, Triggers: []time.Time{trigger}}
+			h.feed.puts = append(h.feed.puts, service(1, 5))
+		})
 		h.after(2 * time.Second)
 		s := h.follow.syncs[len(h.follow.syncs)-1]
 		if s.ServiceEvents != 1 || s.SliceEvents != 2 || len(s.Triggers) != 1 || !s.Triggers[0].Equal(trigger) {

@@ -50,14 +50,14 @@ func (l *Loop) logFailure(now time.Time, err error) {
 }
 
 // logSync logs a sync that wrote something, and the first one.
-func (l *Loop) logSync(rep Sync, first bool, err error) {
+func (l *Loop) logSync(rep Sync, first bool) {
 	if !first && rep.Result == (backend.Result{}) {
 		return
 	}
 	attrs := []any{"services", rep.Services, "frontends", rep.Frontends, "written", rep.Result.Written, "deleted", rep.Result.Deleted,
 		"duration", rep.End.Sub(rep.Start), "backend", string(l.Config.Mode)}
-	if failed := failedFamilies(err); failed != [2]bool{} {
-		attrs = append(attrs, "incomplete", familyNames(failed))
+	if rep.Failed != [2]bool{} {
+		attrs = append(attrs, "incomplete", familyNames(rep.Failed))
 	}
 	if rep.Drifted > 0 {
 		l.log.Warn("repaired drift", append(attrs, "objects", rep.Drifted)...)

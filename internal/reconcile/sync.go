@@ -139,7 +139,6 @@ func (l *Loop) update(ch fwd.Changes) bool {
 	for _, s := range ch.Services {
 		l.count(s.Old, -1)
 		l.count(s.New, 1)
-		l.flowsDue = l.flowsDue || hasUDP(s.Old) || hasUDP(s.New)
 	}
 	l.Backend.Update(ch)
 	if l.Flows != nil {
@@ -154,8 +153,6 @@ func (l *Loop) count(f *fwd.Fragment, by int) {
 		l.localPolicyEmpty[1] += by * f.LocalPolicyEmpty[1]
 	}
 }
-
-func hasUDP(f *fwd.Fragment) bool { return f != nil && len(f.Serving) > 0 }
 
 // apply writes what is pending. Where the kernel refuses Services, it sets them aside and writes the rest.
 func (l *Loop) apply(ctx context.Context) (backend.Result, error) {
@@ -188,47 +185,54 @@ func (l *Loop) end(ctx context.Context, rep Sync, changed bool, err error) {
 		return // the process ends, that is no failure
 	}
 	rep.End = time.Now()
+	rep.Failed = failedFamilies(err)
 	wrote := rep.Result != backend.Result{}
 	first := err == nil && !l.complete
 	eventful := changed || wrote || err != nil || first || !l.queuedSince.IsZero()
+	if !eventful {
+		return
+	}
 	if changed || wrote || err != nil {
 		l.lastEnd = rep.End
 	}
+	l.tellWritten(rep, first)
 	if err != nil {
 		l.unread = true
 		l.queued(rep.Start)
 		l.logFailure(rep.End, err)
 	} else {
-		l.succeeded(rep.End, first)
-	}
-	if !eventful {
-		return
+		l.complete = true
+		l.queuedSince = time.Time{}
+		l.logRecovery(rep.End)
+		l.quarantine.settle(l.log)
 	}
 	rep.Services, rep.Frontends = l.table.Len()
-	l.logSync(rep, first, err)
+	l.logSync(rep, first)
 	if l.Monitor != nil {
 		l.monitor(rep, err)
 	}
 }
 
-// succeeded records that nothing is pending any more.
-func (l *Loop) succeeded(now time.Time, first bool) {
-	l.complete = true
-	l.queuedSince = time.Time{}
-	l.logRecovery(now)
-	l.quarantine.settle(l.log)
-	if l.Flows != nil && l.flowsDue {
-		l.flowsDue = false
-		l.Flows.Submit()
+// tellWritten tells those who wait for rules to be in the kernel.
+func (l *Loop) tellWritten(rep Sync, first bool) {
+	for _, f := range fwd.Families {
+		if i := f.Index(); !rep.Failed[i] && !l.written[i] {
+			l.written[i] = true
+			if l.OnFirstWrite != nil {
+				l.OnFirstWrite(f)
+			}
+		}
 	}
-	if first && l.OnFirstSync != nil {
-		l.OnFirstSync()
+	// While one family fails, the other's flows are removed all the same. The plan for the family that failed comes too
+	// early then, so that all flows are looked at when it works again.
+	if l.Flows != nil && rep.Failed != [2]bool{true, true} {
+		works := rep.Failed == [2]bool{}
+		l.Flows.Submit(first || works && (l.failure.failing() || rep.Drifted > 0))
 	}
 }
 
 // monitor completes a report and hands it on.
 func (l *Loop) monitor(rep Sync, err error) {
-	rep.Failed = failedFamilies(err)
 	rep.LocalPolicyEmpty = l.localPolicyEmpty
 	rep.Quarantined = len(l.quarantine.held)
 	rep.ServiceEvents, rep.SliceEvents = l.pending.Services, l.pending.Slices
