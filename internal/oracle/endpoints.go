@@ -15,7 +15,7 @@ type endpoint struct {
 	onNode                      string // empty if unknown
 	local                       bool
 	ready, serving, terminating bool
-	zones, nodes                []string // hints, sorted, each once
+	zones, nodes                []string // hints, sorted, each once, without blanks
 }
 
 // fallback says that the endpoint may be used when no ready one is there: it shuts down, but still serves.
@@ -123,10 +123,14 @@ func readEndpoint(e *discoveryv1.Endpoint, port uint16, node string) (out endpoi
 	}
 	if e.Hints != nil {
 		for _, z := range e.Hints.ForZones {
-			out.zones = append(out.zones, z.Name)
+			if z.Name != "" {
+				out.zones = append(out.zones, z.Name)
+			}
 		}
 		for _, n := range e.Hints.ForNodes {
-			out.nodes = append(out.nodes, n.Name)
+			if n.Name != "" {
+				out.nodes = append(out.nodes, n.Name)
+			}
 		}
 	}
 	slices.Sort(out.zones)

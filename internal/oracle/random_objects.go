@@ -224,6 +224,9 @@ func (d dice) endpoint(f, hints int) discoveryv1.Endpoint {
 	if len(e.Hints.ForZones) == 0 && hints != 3 {
 		e.Hints.ForZones = []discoveryv1.ForZone{{Name: "zone-a"}}
 	}
+	if !d.opt.ForKernel && d.one(20) {
+		e.Hints.ForZones = []discoveryv1.ForZone{{Name: ""}}
+	}
 	if hints >= 2 && !d.one(6) {
 		e.Hints.ForNodes = []discoveryv1.ForNode{{Name: node}}
 		if d.one(4) {
