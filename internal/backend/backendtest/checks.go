@@ -46,7 +46,7 @@ func populated(r *rand.Rand, n int, newSubject func(fwd.Header) Subject) (*world
 	}
 	w.subject.Foreign()
 	for i := range n {
-		w.put(randomFragment(r, serviceName(i)))
+		w.put(randomFragment(r, i))
 	}
 	_, err = w.apply()
 	return w, err
@@ -104,7 +104,7 @@ func checkAffinity(seed uint64, newSubject func(fwd.Header) Subject) error {
 		if want.Owner == was.Owner && sticks >= 0 && age <= was.AffinitySec {
 			want.Endpoints = want.Endpoints[sticks : sticks+1]
 		}
-		if err := compare(outcomes(p, want), got); err != nil {
+		if err := w.compare(p, want, got); err != nil {
 			return fmt.Errorf("packet %+v, %d of %d s after %+v went to %v:\n%w", p, age, was.AffinitySec, earlier, chosen, err)
 		}
 		if judged++; judged == 150 {
@@ -179,12 +179,12 @@ func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 }
 
 func randomStep(r *rand.Rand, w *world, h *halfWritten) error {
-	owner := serviceName(r.IntN(14))
+	i := r.IntN(14)
 	switch n := r.IntN(100); {
 	case n < 45:
-		w.put(randomFragment(r, owner))
+		w.put(randomFragment(r, i))
 	case n < 60:
-		w.remove(owner)
+		w.remove(serviceName(i))
 	case n < 65:
 		w.setHeader(randomHeader(r))
 	case n < 70:
@@ -301,7 +301,7 @@ func checkRestart(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if err := w.idle("restart without a change"); err != nil {
 		return err
 	}
-	w.frags[serviceName(3)] = randomFragment(r, serviceName(3))
+	w.frags[serviceName(3)] = randomFragment(r, 3)
 	delete(w.frags, serviceName(4))
 	if err := w.restart(r); err != nil {
 		return err
@@ -379,7 +379,7 @@ func checkCleanup(seed uint64, newSubject func(fwd.Header) Subject) error {
 		return err
 	}
 	for i := range 15 {
-		w.frags[serviceName(i)] = randomFragment(r, serviceName(i))
+		w.frags[serviceName(i)] = randomFragment(r, i)
 	}
 	for _, who := range []string{"by the process that wrote it", "by a new process"} {
 		if err := w.restart(r); err != nil {

@@ -110,8 +110,9 @@ type builder struct {
 	last [2][fwd.NumScopes][]fwd.Endpoint
 }
 
-// randomFragment is a Service with routes of every mixture, source ranges, and pools of one to 300 endpoints.
-func randomFragment(r *rand.Rand, owner fwd.Service) *fwd.Fragment {
+// randomFragment is Service i with routes of every mixture, source ranges, and pools of one to 300 endpoints.
+func randomFragment(r *rand.Rand, i int) *fwd.Fragment {
+	owner := serviceName(i)
 	b := builder{r: r, frag: &fwd.Fragment{Owner: owner, CreatedUnix: int64(r.IntN(3))},
 		frontends: make(map[fwd.Key]fwd.Frontend), pools: make(map[fwd.PoolKey]fwd.Pool)}
 	ports := 1 + r.IntN(3)
@@ -127,18 +128,19 @@ func randomFragment(r *rand.Rand, owner fwd.Service) *fwd.Fragment {
 	if one(r, 6) {
 		affinity = pick[uint32](r, 1, 10, 10800, 86400)
 	}
-	for i := range ports {
-		sp := fwd.ServicePort{Service: owner, Port: fmt.Sprintf("p%d", i), Proto: pick(r, fwd.TCP, fwd.TCP, fwd.UDP, fwd.SCTP)}
+	for n := range ports {
+		sp := fwd.ServicePort{Service: owner, Port: fmt.Sprintf("p%d", n), Proto: pick(r, fwd.TCP, fwd.TCP, fwd.UDP, fwd.SCTP)}
 		number := pick(r, 53, 80, 443, 8443)
 		if ports > 3 {
-			number = 1000 + i
+			number = 1000 + n
 		}
 		for _, f := range families {
 			b.port(sp, f, clusterIPs[f.Index()], uint16(number), affinity)
 		}
 	}
 	if one(r, 10) {
-		b.frag.HealthCheck = fwd.HealthCheck{Port: uint16(32700 + r.IntN(60)), LocalEndpoints: r.IntN(3)}
+		// Kubernetes gives a port to one Service only.
+		b.frag.HealthCheck = fwd.HealthCheck{Port: uint16(32000 + i), LocalEndpoints: r.IntN(3)}
 	}
 	return b.finish()
 }
@@ -247,14 +249,12 @@ func randomRoutes(r *rand.Rand, have []fwd.Scope) [fwd.NumClasses]fwd.Route {
 	return pick(r, nonPod, nonPod, all(masq), all(to), external, externalEmpty, all(drop), mixed, mixed)
 }
 
-// randomSources are disjoint, sorted prefixes from which some of the packets come.
+// randomSources are disjoint, sorted prefixes from which some of the packets come. None contains everything: that is
+// written as no prefix at all.
 func randomSources(r *rand.Rand, f fwd.Family) []netip.Prefix {
 	p := plans[f.Index()]
 	half := netip.PrefixFrom(p.clients.Addr(), p.clients.Bits()+1)
 	candidates := []netip.Prefix{half, p.nodes, p.pods, netip.PrefixFrom(p.loopback, p.loopback.BitLen())}
-	if one(r, 10) {
-		return []netip.Prefix{netip.PrefixFrom(p.loopback, 0).Masked()}
-	}
 	var out []netip.Prefix
 	for _, c := range candidates {
 		if one(r, 2) {

@@ -187,7 +187,7 @@ func (s *reference) judge(p fwd.Packet, o fwd.Outcome) []Outcome {
 		}
 	}
 	o.Endpoints = eps
-	out := outcomes(p, o)
+	out := (&world{}).outcomes(p, o)
 	for i := range out {
 		if s.bugs.ignoresHairpin && out[i].Endpoint.Addr() == p.Src {
 			out[i].Masquerade = o.Masquerade
@@ -329,6 +329,77 @@ func sortedObjects(m map[object]value) []object {
 
 func TestReference(t *testing.T) {
 	Run(t, func(_ testing.TB, h fwd.Header) Subject { return newReference(bugs{})(h) })
+}
+
+// deviant is a backend that masquerades everything, and says so.
+type deviant struct{ *reference }
+
+func (deviant) Deviate(_ *fwd.Table, _ fwd.Packet, o fwd.Outcome) fwd.Outcome {
+	o.Masquerade = o.Verdict == fwd.VerdictForward
+	return o
+}
+
+func TestDeviationsAreAllowed(t *testing.T) {
+	masquerading := newReference(bugs{masqueradesAll: true})
+	newDeviant := func(h fwd.Header) Subject { return deviant{masquerading(h).(*reference)} }
+	if err := checkLookup(1, newDeviant); err != nil {
+		t.Error(err)
+	}
+	if err := checkLookup(1, masquerading); err == nil {
+		t.Error("without Deviate: nothing found")
+	}
+}
+
+// TestOptionalInterfaces hides everything but Subject.
+func TestOptionalInterfaces(t *testing.T) {
+	plain := func(h fwd.Header) Subject { return struct{ Subject }{newReference(bugs{})(h)} }
+	for name, run := range map[string]func(uint64, func(fwd.Header) Subject) error{"Affinity": checkAffinity, "DriftIsRepaired": checkDrift} {
+		if err := run(0, plain); err != errNotApplicable {
+			t.Errorf("%s: got %v, want %v", name, err, errNotApplicable)
+		}
+	}
+}
+
+func TestCompare(t *testing.T) {
+	a, b, node := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80"), netip.MustParseAddrPort("192.168.7.10:80")
+	p := fwd.Packet{Src: netip.MustParseAddr("198.51.100.1"), Dst: netip.MustParseAddrPort("10.96.0.1:80"), Proto: fwd.TCP, InInterface: "eth0"}
+	to := func(eps ...netip.AddrPort) fwd.Outcome {
+		o := fwd.Outcome{Verdict: fwd.VerdictForward, Masquerade: true}
+		for _, e := range eps {
+			o.Endpoints = append(o.Endpoints, fwd.Endpoint{Addr: e, Weight: 1})
+		}
+		return o
+	}
+	got := func(ep netip.AddrPort, masq bool, prob float64) Outcome {
+		return Outcome{Verdict: fwd.VerdictForward, Endpoint: ep, Masquerade: masq, Probability: prob}
+	}
+	drop := []Outcome{{Verdict: fwd.VerdictDrop, Probability: 1}}
+	tests := []struct {
+		name string
+		want fwd.Outcome
+		got  []Outcome
+		ok   bool
+	}{
+		{"equal", to(a, b), []Outcome{got(b, true, 0.5), got(a, true, 0.5)}, true},
+		{"within tolerance", to(a, b), []Outcome{got(b, true, 0.5+5e-7), got(a, true, 0.5-5e-7)}, true},
+		{"out of tolerance", to(a, b), []Outcome{got(b, true, 0.5+2e-6), got(a, true, 0.5-2e-6)}, false},
+		{"probability unknown", to(a, b), []Outcome{got(b, true, -1), got(a, true, -1)}, true},
+		{"one missing", to(a, b), []Outcome{got(b, true, -1)}, false},
+		{"one too many", to(a), []Outcome{got(a, true, 1), got(b, true, -1)}, false},
+		{"twice the same", to(a), []Outcome{got(a, true, 1), got(a, true, 1)}, false},
+		{"no masquerade", to(a), []Outcome{got(a, false, 1)}, false},
+		{"no masquerade to the node itself", to(node), []Outcome{got(node, false, 1)}, true},
+		{"masquerade to the node itself", to(node), []Outcome{got(node, true, 1)}, true},
+		{"another verdict", to(a), drop, false},
+		{"drop", fwd.Outcome{Verdict: fwd.VerdictDrop}, drop, true},
+		{"nothing", to(a), nil, false},
+	}
+	w := &world{header: fwd.Header{LocalAddrs: []netip.Addr{node.Addr()}}}
+	for _, tc := range tests {
+		if err := w.compare(p, tc.want, tc.got); (err == nil) != tc.ok {
+			t.Errorf("%s: got %v, want ok=%v", tc.name, err, tc.ok)
+		}
+	}
 }
 
 // TestBugsAreCaught runs each check over each bug: the checks that are named must find it.

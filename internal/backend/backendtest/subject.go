@@ -13,7 +13,8 @@ import (
 // Outcome is one thing that may become of the first packet of a connection.
 type Outcome struct {
 	Verdict fwd.Verdict
-	// Endpoint and Masquerade count for forward; Masquerade must be false for pass.
+	// Endpoint and Masquerade count for forward; Masquerade must be false for pass. It is not compared for a connection
+	// from elsewhere to an endpoint on one of the node's own addresses: no packet of that leaves the node.
 	Endpoint   netip.AddrPort
 	Masquerade bool
 	// Probability is above 0 and at most 1; negative where the backend cannot tell.
