@@ -88,21 +88,20 @@ func checkAffinity(seed uint64, newSubject func(fwd.Header) Subject) error {
 	}
 	judged := 0
 	for _, earlier := range randomPackets(r, w.table, 2000) {
-		was := w.want(earlier)
+		was := w.table.Lookup(earlier)
 		if was.Verdict != fwd.VerdictForward || was.AffinitySec == 0 {
 			continue
 		}
-		chosen := pick(r, was.Endpoints...).Addr
-		p := later(r, w, earlier, was, chosen)
+		chosen := pick(r, w.want(earlier, was)...).Endpoint
+		p := later(r, w.table, earlier, was, chosen)
 		age := pick(r, 0, was.AffinitySec/2, was.AffinitySec-1, was.AffinitySec+2, 2*was.AffinitySec+2)
 		got, err := s.JudgeAfter(p, earlier, chosen, age)
 		if err != nil {
 			return fmt.Errorf("packet %+v after %+v: %w", p, earlier, err)
 		}
-		want := w.want(p)
-		sticks := slices.IndexFunc(want.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == chosen })
-		if want.Owner == was.Owner && sticks >= 0 && age <= was.AffinitySec {
-			want.Endpoints = want.Endpoints[sticks : sticks+1]
+		want := w.table.Lookup(p)
+		if i := chooses(want, chosen); want.Owner == was.Owner && i >= 0 && age <= was.AffinitySec {
+			want.Endpoints = want.Endpoints[i : i+1]
 		}
 		if err := w.compare(p, want, got); err != nil {
 			return fmt.Errorf("packet %+v, %d of %d s after %+v went to %v:\n%w", p, age, was.AffinitySec, earlier, chosen, err)
@@ -119,14 +118,14 @@ func checkAffinity(seed uint64, newSubject func(fwd.Header) Subject) error {
 
 // later is another packet of the client: the same again, one to any frontend of the Service, or one to another port of it
 // that could choose the same endpoint.
-func later(r *rand.Rand, w *world, earlier fwd.Packet, was fwd.Outcome, chosen netip.AddrPort) fwd.Packet {
+func later(r *rand.Rand, t *fwd.Table, earlier fwd.Packet, was fwd.Outcome, chosen netip.AddrPort) fwd.Packet {
 	how := r.IntN(3)
 	if how == 0 {
 		return earlier
 	}
 	p := earlier
 	for range 40 {
-		fe := pick(r, w.table.Fragment(was.Owner.Service).Frontends...)
+		fe := pick(r, t.Fragment(was.Owner.Service).Frontends...)
 		if fe.Key.Family != was.Key.Family {
 			continue
 		}
@@ -135,16 +134,17 @@ func later(r *rand.Rand, w *world, earlier fwd.Packet, was fwd.Outcome, chosen n
 			a = plans[fe.Key.Family.Index()].local[0]
 		}
 		p.Proto, p.Dst = fe.Key.Proto, netip.AddrPortFrom(a, fe.Key.Port)
-		o := w.want(p)
-		if how == 1 || o.Owner != was.Owner && chooses(o, chosen) {
+		o := t.Lookup(p)
+		if how == 1 || o.Owner != was.Owner && chooses(o, chosen) >= 0 {
 			break
 		}
 	}
 	return p
 }
 
-func chooses(o fwd.Outcome, endpoint netip.AddrPort) bool {
-	return slices.ContainsFunc(o.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == endpoint })
+// chooses returns the index of an endpoint in an outcome, -1 if it is not there.
+func chooses(o fwd.Outcome, endpoint netip.AddrPort) int {
+	return slices.IndexFunc(o.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == endpoint })
 }
 
 // checkIncremental changes the table at random, with failing writes and restarts, and compares with a fresh backend.
@@ -218,8 +218,8 @@ func (h *halfWritten) settled(r *rand.Rand) {
 
 func (h *halfWritten) allow() {
 	for i, p := range h.packets {
-		for _, e := range h.w.want(p).Endpoints {
-			h.allowed[i][e.Addr] = true
+		for _, o := range h.w.want(p, h.w.table.Lookup(p)) {
+			h.allowed[i][o.Endpoint] = true
 		}
 	}
 }

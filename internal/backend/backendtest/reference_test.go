@@ -187,7 +187,7 @@ func (s *reference) judge(p fwd.Packet, o fwd.Outcome) []Outcome {
 		}
 	}
 	o.Endpoints = eps
-	out := (&world{}).outcomes(p, o)
+	out := outcomes(p, o)
 	for i := range out {
 		if s.bugs.ignoresHairpin && out[i].Endpoint.Addr() == p.Src {
 			out[i].Masquerade = o.Masquerade
@@ -334,9 +334,11 @@ func TestReference(t *testing.T) {
 // deviant is a backend that masquerades everything, and says so.
 type deviant struct{ *reference }
 
-func (deviant) Deviate(_ *fwd.Table, _ fwd.Packet, o fwd.Outcome) fwd.Outcome {
-	o.Masquerade = o.Verdict == fwd.VerdictForward
-	return o
+func (deviant) Deviate(_ *fwd.Table, _ fwd.Packet, lookup []Outcome) []Outcome {
+	for i := range lookup {
+		lookup[i].Masquerade = lookup[i].Verdict == fwd.VerdictForward
+	}
+	return lookup
 }
 
 func TestDeviationsAreAllowed(t *testing.T) {

@@ -65,11 +65,12 @@ type Rememberer interface {
 	JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]Outcome, error)
 }
 
-// Deviating is a Subject whose kernel cannot do all that a table asks. What it says instead is on the list of differences
+// Deviating is a Subject whose kernel cannot do all that a table asks. What it does instead is on the list of differences
 // that its backend documents.
 type Deviating interface {
-	// Deviate returns what the backend is meant to do with the packet, given what Lookup says of it.
-	Deviate(t *fwd.Table, p fwd.Packet, o fwd.Outcome) fwd.Outcome
+	// Deviate returns what the backend is meant to do with the packet, given what Lookup says of it. It may change the
+	// slice.
+	Deviate(t *fwd.Table, p fwd.Packet, lookup []Outcome) []Outcome
 }
 
 // Run checks a backend. newSubject returns a Subject with an empty kernel; it is called often, and removes what it made

@@ -92,13 +92,13 @@ func (w *world) idle(when string) error {
 	return nil
 }
 
-// want is what the kernel must do with a packet.
-func (w *world) want(p fwd.Packet) fwd.Outcome {
-	o := w.table.Lookup(p)
+// want is what the kernel must do with a packet, given what the table says.
+func (w *world) want(p fwd.Packet, o fwd.Outcome) []Outcome {
+	out := outcomes(p, o)
 	if d, ok := w.subject.(Deviating); ok {
-		o = d.Deviate(w.table, p, o)
+		out = d.Deviate(w.table, p, out)
 	}
-	return o
+	return out
 }
 
 // agree checks that the kernel does with packets what the table says.
@@ -108,9 +108,9 @@ func (w *world) agree(packets []fwd.Packet) error {
 		if err != nil {
 			return fmt.Errorf("packet %+v: %w", p, err)
 		}
-		want := w.want(p)
-		if err := w.compare(p, want, got); err != nil {
-			return fmt.Errorf("packet %+v, %s frontend %v of %v, reason %s:\n%w", p, want.Class, want.Key, want.Owner, want.Reason, err)
+		o := w.table.Lookup(p)
+		if err := w.compare(p, o, got); err != nil {
+			return fmt.Errorf("packet %+v, %s frontend %v of %v, reason %s:\n%w", p, o.Class, o.Key, o.Owner, o.Reason, err)
 		}
 	}
 	return nil
@@ -123,7 +123,7 @@ func (w *world) unseen(p fwd.Packet, endpoint netip.AddrPort) bool {
 }
 
 // outcomes lists what Lookup says may happen to a packet.
-func (w *world) outcomes(p fwd.Packet, o fwd.Outcome) []Outcome {
+func outcomes(p fwd.Packet, o fwd.Outcome) []Outcome {
 	if o.Verdict != fwd.VerdictForward {
 		return []Outcome{{Verdict: o.Verdict, Probability: 1}}
 	}
@@ -133,8 +133,7 @@ func (w *world) outcomes(p fwd.Packet, o fwd.Outcome) []Outcome {
 	}
 	out := make([]Outcome, len(o.Endpoints))
 	for i, e := range o.Endpoints {
-		masquerade := o.MasqueradeTo(p.Src, e.Addr) && !w.unseen(p, e.Addr)
-		out[i] = Outcome{Verdict: o.Verdict, Endpoint: e.Addr, Masquerade: masquerade, Probability: float64(e.Weight) / total}
+		out[i] = Outcome{Verdict: o.Verdict, Endpoint: e.Addr, Masquerade: o.MasqueradeTo(p.Src, e.Addr), Probability: float64(e.Weight) / total}
 	}
 	return out
 }
@@ -144,22 +143,19 @@ const tolerance = 1e-6
 
 // compare says in what the outcomes of a packet differ from what is wanted; probabilities below zero are not compared.
 func (w *world) compare(p fwd.Packet, o fwd.Outcome, got []Outcome) error {
-	want := w.outcomes(p, o)
+	want := w.want(p, o)
 	type key struct {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
 	}
-	keyOf := func(o Outcome) key { return key{o.Verdict, o.Endpoint, o.Masquerade} }
+	keyOf := func(o Outcome) key { return key{o.Verdict, o.Endpoint, o.Masquerade && !w.unseen(p, o.Endpoint)} }
 	wanted := make(map[key]Outcome)
 	for _, o := range want {
 		wanted[keyOf(o)] = o
 	}
 	var errs []error
 	for _, o := range got {
-		if w.unseen(p, o.Endpoint) {
-			o.Masquerade = false
-		}
 		match, ok := wanted[keyOf(o)]
 		delete(wanted, keyOf(o))
 		switch {
