@@ -17,7 +17,7 @@ type FamilyOptions struct {
 	// Tables are the kernel's tables.
 	Tables xtables.Interface
 	// HairpinBPF says that the kernel has xt_bpf (xtables.Tables.SupportsBPF). Without it hairpin connections are
-	// recognised by one rule for each endpoint on this node.
+	// recognised by one rule for each endpoint address.
 	HairpinBPF bool
 	// RandomFully says that masquerade can choose source ports at random (xtables.Tables.RandomFully).
 	RandomFully bool

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"net/netip"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -16,29 +15,29 @@ type renderer struct {
 	header    fwd.Header
 	fragments map[fwd.Service]*fwd.Fragment
 	trees     [numTrees]*tree
-	// hairpin counts the pools in which an endpoint address of this node is; hairpins dispatches by it. Only where xt_bpf
-	// is missing.
-	hairpin  map[netip.Addr]int
-	hairpins *tree
-	begun    bool
+	// shared counts the Services that ask for an entry without an owner.
+	shared map[treePlace]int
+	begun  bool
 }
 
 func newRenderer(family fwd.Family, opt options) *renderer {
 	digits := family.Bits() / 4
-	return &renderer{
+	r := &renderer{
 		opt:       opt,
 		family:    family,
 		fragments: make(map[fwd.Service]*fwd.Fragment),
 		trees: [numTrees]*tree{
-			treeVIP:        {table: NAT, root: chainServices, letter: letterVIPTree, addrDigits: digits},
-			treePort:       {table: NAT, root: chainNodePorts, letter: letterPortTree},
-			treeVIPFilter:  {table: Filter, root: chainFilter, letter: letterVIPTree, addrDigits: digits, head: []string{forwarded}},
-			treePortFilter: {table: Filter, root: chainNodePorts, letter: letterPortTree},
-			treeHealth:     {table: Filter, root: chainHealth, letter: letterHealth},
+			treeVIP:        newTree(NAT, chainServices, letterVIPTree, digits),
+			treePort:       newTree(NAT, chainNodePorts, letterPortTree, 0),
+			treeVIPFilter:  newTree(Filter, chainFilter, letterVIPTree, digits),
+			treePortFilter: newTree(Filter, chainNodePorts, letterPortTree, 0),
+			treeHealth:     newTree(Filter, chainHealth, letterHealth, 0),
+			treeHairpin:    newTree(NAT, chainHairpin, letterLocalTree, digits),
 		},
-		hairpin:  make(map[netip.Addr]int),
-		hairpins: &tree{table: NAT, root: chainHairpin, letter: letterLocalTree, addrDigits: digits},
+		shared: make(map[treePlace]int),
 	}
+	r.trees[treeVIPFilter].head = []string{forwarded}
+	return r
 }
 
 type edits = []backend.Edit[ChainID, Chain]
@@ -78,9 +77,6 @@ func (r *renderer) Render(ch fwd.Changes) edits {
 	}
 	for _, t := range r.trees {
 		t.edits(all, set, gone)
-	}
-	if !r.opt.bpf {
-		r.hairpins.edits(all, set, gone)
 	}
 	return out
 }
@@ -126,29 +122,26 @@ func (r *renderer) replace(was, is program, out edits) edits {
 		}
 		delete(old, e.treePlace)
 	}
-	for at := range old {
-		r.trees[at.tree].remove(at.key)
+	for at, e := range old {
+		r.trees[at.tree].remove(at.key, e.owner)
 	}
-	r.countHairpin(was.hairpin, -1)
-	r.countHairpin(is.hairpin, 1)
+	r.count(is.shared, 1)
+	r.count(was.shared, -1)
 	return out
 }
 
-func (r *renderer) countHairpin(addrs []netip.Addr, by int) {
-	if r.opt.bpf {
-		return
-	}
-	for _, a := range addrs {
-		before := r.hairpin[a]
+// count notes that a Service asks, or no longer asks, for shared entries.
+func (r *renderer) count(shared []treeEntry, by int) {
+	for _, e := range shared {
+		before := r.shared[e.treePlace]
 		after := before + by
-		r.hairpin[a] = after
+		r.shared[e.treePlace] = after
 		switch {
 		case after == 0:
-			delete(r.hairpin, a)
-			r.hairpins.remove(addrKey(a))
+			delete(r.shared, e.treePlace)
+			r.trees[e.tree].remove(e.key, fwd.Service{})
 		case before == 0:
-			p := hostPrefix(a)
-			r.hairpins.set(addrKey(a), entry{rule: and("-s "+p, "-d "+p, "-j "+chainMasquerade)})
+			r.trees[e.tree].set(e.key, e.entry)
 		}
 	}
 }

@@ -35,8 +35,8 @@ func sameRules(a, b Chain) bool { return a.Rules == b.Rules }
 type program struct {
 	chains  []namedChain
 	entries []treeEntry
-	// hairpin are the addresses of endpoints on this node, sorted.
-	hairpin []netip.Addr
+	// shared are entries that other Services may have too, without an owner.
+	shared []treeEntry
 }
 
 type namedChain struct {
@@ -62,6 +62,7 @@ const (
 	treeVIPFilter         // filter, by virtual IP: what is rejected or dropped
 	treePortFilter        // filter, by node port: what is rejected or dropped
 	treeHealth            // filter, by health-check node port: what is accepted
+	treeHairpin           // nat, by endpoint address: what is masqueraded, where xt_bpf is missing
 	numTrees
 )
 
@@ -83,20 +84,11 @@ func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment) 
 	for fes := range byPort(f.Frontends, family) {
 		w.servicePort(fes)
 	}
-	for _, p := range f.Pools {
-		if p.Key.Family != family {
-			continue
-		}
-		for _, e := range p.Endpoints {
-			if e.Local {
-				w.out.hairpin = append(w.out.hairpin, e.Addr.Addr())
-			}
-		}
+	if !opt.bpf {
+		w.hairpin()
 	}
-	slices.SortFunc(w.out.hairpin, netip.Addr.Compare)
-	w.out.hairpin = slices.Compact(w.out.hairpin)
 	if p := f.HealthCheck.Port; p != 0 {
-		w.enter(treeHealth, portKey(fwd.TCP, p), and(dport(fwd.TCP, p, p), "-j ACCEPT"))
+		w.share(treeHealth, portKey(fwd.TCP, p), and(dport(fwd.TCP, p, p), "-j ACCEPT"))
 	}
 	return w.out
 }
@@ -126,6 +118,27 @@ func byPort(all []fwd.Frontend, family fwd.Family) func(func([]*fwd.Frontend) bo
 
 func (w *writer) enter(tree int, k treeKey, rule string) {
 	w.out.entries = append(w.out.entries, treeEntry{treePlace{tree, k}, entry{rule: rule, owner: w.frag.Owner}})
+}
+
+// share enters a rule that says the same whichever Service asks for it.
+func (w *writer) share(tree int, k treeKey, rule string) {
+	w.out.shared = append(w.out.shared, treeEntry{treePlace{tree, k}, entry{rule: rule}})
+}
+
+// hairpin masquerades connections of endpoints to themselves.
+func (w *writer) hairpin() {
+	seen := make(map[netip.Addr]bool)
+	for _, p := range w.frag.Pools {
+		if p.Key.Family != w.family {
+			continue
+		}
+		for _, e := range p.Endpoints {
+			if a := e.Addr.Addr(); !seen[a] {
+				seen[a] = true
+				w.share(treeHairpin, addrKey(a), and("-s "+hostPrefix(a), "-d "+hostPrefix(a), "-g "+chainMasquerade))
+			}
+		}
+	}
 }
 
 func (w *writer) chain(t Table, name string, rules []string) {

@@ -9,7 +9,7 @@ import (
 // options is what the node's kernel and tools offer to one family, as far as the rules depend on it.
 type options struct {
 	// bpf says that the kernel has xt_bpf: hairpin connections are then recognised by one rule that compares source and
-	// destination. Otherwise there is a rule for each endpoint on this node.
+	// destination. Otherwise there is a rule for each endpoint address.
 	bpf bool
 	// randomFully says that MASQUERADE can choose ports at random.
 	randomFully bool
@@ -80,12 +80,12 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 
 	dnat := "-m conntrack --ctstate DNAT"
 	hairpin := and(dnat, "-j "+chainHairpin)
-	if opt.bpf {
-		hairpin = and(dnat, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(family)), masquerade)
+	if opt.bpf { // the chain is empty then
+		hairpin = and(dnat, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(family)), "-g "+chainMasquerade)
 	}
 	set(NAT, chainPostrouting, and(mark, "-g "+chainMasquerade), hairpin)
 	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
-	set(NAT, chainMasquerade, fmt.Sprintf("-j MARK --set-xmark 0x%x/0x0", h.Mark()), masquerade)
+	set(NAT, chainMasquerade, fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", h.Mark()), masquerade)
 
 	set(Filter, "INPUT", "-j "+chainInput)
 	set(Filter, "FORWARD", "-j "+chainForward)
@@ -99,9 +99,9 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	if opt.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP"
 	}
-	set(Filter, chainInput, martian, isNew, "-p tcp -m conntrack --ctstate NEW -j "+chainHealth)
+	set(Filter, chainInput, isNew, martian, "-p tcp -m conntrack --ctstate NEW -j "+chainHealth)
 	set(Filter, chainForward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", invalid, isNew, and(mark, "-j ACCEPT"))
-	set(Filter, chainOutput, martian, isNew)
+	set(Filter, chainOutput, isNew, martian)
 	s.filterEnd = nodePortMatches(family, np)
 	return s
 }

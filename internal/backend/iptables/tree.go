@@ -60,8 +60,14 @@ type tree struct {
 	// head and tail are the rules before and after those of the tree in the root chain.
 	head, tail []string
 
-	top   *treeNode
-	dirty map[treeKey]struct{}
+	top *treeNode
+	// changed says that there was a change since the last edits; dirty are the prefixes of chains that it may concern.
+	changed bool
+	dirty   map[treeKey]struct{}
+}
+
+func newTree(table Table, root, letter string, addrDigits int) *tree {
+	return &tree{table: table, root: root, letter: letter, addrDigits: addrDigits, dirty: make(map[treeKey]struct{})}
 }
 
 // treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and prefix its key.
@@ -79,19 +85,32 @@ func (t *tree) set(k treeKey, e entry) {
 	t.touch(k)
 }
 
-// remove takes an entry out; one that is not there changes nothing.
-func (t *tree) remove(k treeKey) {
+// remove takes an entry of a Service out. One that is not there, or that is another Service's by now, stays as it is: a
+// key can pass from one Service to another in either order.
+func (t *tree) remove(k treeKey, owner fwd.Service) {
+	if leaf := t.leaf(k); leaf == nil || leaf.entry.owner != owner {
+		return
+	}
 	t.touch(k)
 	t.top = without(t.top, k)
 	t.touch(k)
 }
 
+func (t *tree) leaf(k treeKey) *treeNode {
+	n := t.top
+	for n != nil && len(n.prefix) < len(k) {
+		n = n.children[k[len(n.prefix)]]
+	}
+	if n == nil || n.prefix != k {
+		return nil
+	}
+	return n
+}
+
 // touch notes every chain whose rules can differ before and after a change at the key: those on the way to it, and,
 // where a subtree is so small that it is written as one chain or was a moment ago, those inside of it.
 func (t *tree) touch(k treeKey) {
-	if t.dirty == nil {
-		t.dirty = make(map[treeKey]struct{})
-	}
+	t.changed = true
 	for n := t.top; n != nil && strings.HasPrefix(string(k), string(n.prefix)); {
 		if n.count <= maxLinear+1 {
 			t.touchAll(n)
@@ -195,9 +214,10 @@ func (t *tree) edits(all bool, set func(ChainID, []string), gone func(ChainID)) 
 	if all {
 		t.touchAll(t.top)
 	}
-	if len(t.dirty) == 0 && !all {
+	if !t.changed && !all {
 		return
 	}
+	t.changed = false
 	for p := range t.dirty {
 		id := ChainID{t.table, t.name(p)}
 		if n := t.chainAt(p); n != nil {
@@ -206,7 +226,7 @@ func (t *tree) edits(all bool, set func(ChainID, []string), gone func(ChainID)) 
 			gone(id)
 		}
 	}
-	t.dirty = nil
+	clear(t.dirty)
 	set(ChainID{t.table, t.root}, slices.Concat(t.head, t.rootRules(), t.tail))
 }
 

@@ -1,0 +1,201 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/backend/backendtest"
+	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// simTables are the tables of one family in a simulated kernel.
+type simTables struct {
+	rules *rulesim.Ruleset
+	sim   *simulation
+}
+
+func (s *simTables) Save(_ context.Context, table string) ([]byte, error) {
+	return []byte(s.rules.Save(table)), nil
+}
+
+func (s *simTables) Restore(_ context.Context, input []byte) error {
+	s.sim.writes++
+	if s.sim.fail > 0 {
+		s.sim.fail--
+		// A restore that fails may have written the tables before the one at which it failed.
+		if i := strings.Index(string(input), "COMMIT\n"); s.sim.fail%2 == 1 && i >= 0 {
+			if err := s.rules.Restore(string(input[:i+len("COMMIT\n")])); err != nil {
+				return err
+			}
+		}
+		return &xtables.RestoreError{Stderr: "made to fail", Transient: true, Err: errors.New("exit status 4")}
+	}
+	if err := s.rules.Restore(string(input)); err != nil {
+		return &xtables.RestoreError{Stderr: err.Error(), Err: errors.New("exit status 1")}
+	}
+	return nil
+}
+
+// simulation is a Subject: the backend on simulated tables.
+type simulation struct {
+	header  fwd.Header
+	options FamilyOptions
+	tables  map[fwd.Family]*simTables
+	backend backend.Backend
+	foreign string
+	writes  int
+	fail    int
+}
+
+func newSimulation(h fwd.Header, o FamilyOptions) *simulation {
+	s := &simulation{header: h, options: o, tables: make(map[fwd.Family]*simTables)}
+	for _, f := range fwd.Families {
+		s.tables[f] = &simTables{rulesim.New(f), s}
+	}
+	s.Restart()
+	return s
+}
+
+func (s *simulation) Backend() backend.Backend { return s.backend }
+func (s *simulation) Writes() int              { return s.writes }
+func (s *simulation) Fail(n int)               { s.fail = n }
+
+func (s *simulation) Restart() backend.Backend {
+	opts := make(map[fwd.Family]FamilyOptions)
+	for f, t := range s.tables {
+		o := s.options
+		o.Tables = t
+		opts[f] = o
+	}
+	s.backend = New(opts)
+	return s.backend
+}
+
+func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) {
+	return s.judge(p, nil)
+}
+
+func (s *simulation) judge(p fwd.Packet, recent rulesim.RecentState) ([]backendtest.Outcome, error) {
+	t := s.tables[fwd.FamilyOf(p.Dst.Addr())]
+	results, err := t.rules.Run(rulesim.Host{Local: s.header.LocalAddrs, Recent: recent}, p)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]backendtest.Outcome, len(results))
+	for i, r := range results {
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Probability: r.Probability}
+	}
+	return out, nil
+}
+
+func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]backendtest.Outcome, error) {
+	t := s.tables[fwd.FamilyOf(earlier.Dst.Addr())]
+	results, err := t.rules.Run(rulesim.Host{Local: s.header.LocalAddrs}, earlier)
+	if err != nil {
+		return nil, err
+	}
+	recent := make(rulesim.RecentState)
+	for _, r := range results {
+		if r.Endpoint == chosen {
+			for _, list := range r.Recent {
+				recent[list] = map[netip.Addr]uint32{earlier.Src: ageSec}
+			}
+		}
+	}
+	return s.judge(p, recent)
+}
+
+func (s *simulation) Dump() string {
+	var b strings.Builder
+	for _, f := range fwd.Families {
+		rules := s.tables[f].rules
+		for _, table := range []Table{Filter, NAT} {
+			for _, name := range rules.Chains(table.String()) {
+				lines := rules.Rules(table.String(), name)
+				if builtin(name) {
+					lines = slices.DeleteFunc(slices.Clone(lines), func(r string) bool { return !jumpsToOurs(r) })
+					if len(lines) == 0 {
+						continue
+					}
+				}
+				if !strings.HasPrefix(name, "KUBE-") {
+					fmt.Fprintf(&b, "%s %s %s\n%s\n", f, table, name, strings.Join(lines, "\n"))
+				}
+			}
+		}
+	}
+	return b.String()
+}
+
+func (s *simulation) Foreign() {
+	for _, f := range fwd.Families {
+		err := s.tables[f].rules.Restore("*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\n-I PREROUTING -j KUBE-SERVICES\nCOMMIT\n" +
+			"*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL -i nonesuch0 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n")
+		if err != nil {
+			panic(err)
+		}
+	}
+	s.foreign = s.foreignText()
+}
+
+func (s *simulation) foreignText() string {
+	var b strings.Builder
+	for _, f := range fwd.Families {
+		for line := range strings.Lines(s.tables[f].rules.Save()) {
+			if !strings.Contains(line, chainPrefix) {
+				b.WriteString(line)
+			}
+		}
+	}
+	return b.String()
+}
+
+func (s *simulation) ForeignIntact() error {
+	if now := s.foreignText(); now != s.foreign {
+		return fmt.Errorf("foreign rules were\n%s\nand are\n%s", s.foreign, now)
+	}
+	return nil
+}
+
+// Drift does what other programs and people do to rules.
+func (s *simulation) Drift(r *rand.Rand) string {
+	f := fwd.Families[r.IntN(2)]
+	rules := s.tables[f].rules
+	var ours []string
+	for _, name := range rules.Chains("nat") {
+		if !builtin(name) {
+			ours = append(ours, name)
+		}
+	}
+	if len(ours) == 0 {
+		return ""
+	}
+	name := ours[r.IntN(len(ours))]
+	how := []string{"-F " + name, "-F PREROUTING", "-A " + name + " -j RETURN", "-I OUTPUT -j " + chainServices}[r.IntN(4)]
+	if err := rules.Restore("*nat\n" + how + "\nCOMMIT\n"); err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("%s nat %s", f, how)
+}
+
+func TestConformance(t *testing.T) {
+	for name, o := range map[string]FamilyOptions{
+		"all options":     {HairpinBPF: true, RandomFully: true, DropInvalid: true},
+		"plain":           {},
+		"in small pieces": {HairpinBPF: true, MaxChains: 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			backendtest.Run(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, o) })
+		})
+	}
+}
