@@ -354,60 +354,50 @@ func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses 
 	return append(rules, w.pool(port, out.Scope)...)
 }
 
-// filter enters the group's frontends into the filter table as far as they reject or drop anybody. The rules there meet
-// only connections that were not forwarded.
+// filter enters the group's frontends into the filter table as far as they reject or drop anybody. The rules there do not
+// count on everybody else having been forwarded: an endpoint can have the very address and port of the frontend, and
+// conntrack does not see that as translation.
 func (w *writer) filter(port fwd.ServicePort, g *group) {
-	verdicts := []string{w.verdict(g.routes[fwd.Outside])}
-	for _, c := range w.special() {
-		verdicts = append(verdicts, w.verdict(g.routes[c.class]))
-	}
-	denies := slices.DeleteFunc(slices.Clone(verdicts), func(v string) bool { return v == "" })
-	slices.Sort(denies)
-	denies = slices.Compact(denies)
-
-	target := ""
-	switch len(denies) {
-	case 0:
-	case 1:
-		target = denies[0]
-	default:
-		var rules []string
-		for i, c := range w.special() {
-			if v := verdicts[i+1]; v != "" {
-				rules = append(rules, and(c.match, v))
-			} else {
-				rules = append(rules, and(c.match, "-j RETURN"))
-			}
-		}
-		if verdicts[0] != "" {
-			rules = append(rules, verdicts[0])
-		}
-		name := portName(letterVerdict, port, w.family, g.name)
-		w.chain(Filter, name, rules)
-		target = "-g " + name
-	}
+	target := w.verdicts(port, g)
 	for _, f := range g.frontends {
 		t := target
-		switch {
-		case len(f.Sources) == 0 || t == drop:
-		case t == "":
-			t = drop // whoever was admitted has been forwarded
-		default:
+		if len(f.Sources) > 0 && t != drop {
 			t = "-g " + w.gate(Filter, letterUnadmit, port, g, f, t, drop)
 		}
-		if t != "" {
+		if t != pass {
 			w.dispatch(treeVIPFilter, treePortFilter, f, t)
 		}
 	}
 }
 
-const drop = "-j DROP"
+// verdicts returns the target in the filter table for a group's frontends, with a chain where it differs by class.
+func (w *writer) verdicts(port fwd.ServicePort, g *group) string {
+	outside := w.verdict(g.routes[fwd.Outside])
+	var rules []string
+	same := true
+	for _, c := range w.special() {
+		v := w.verdict(g.routes[c.class])
+		rules = append(rules, and(c.match, v))
+		same = same && v == outside
+	}
+	if same {
+		return outside
+	}
+	name := portName(letterVerdict, port, w.family, g.name)
+	w.chain(Filter, name, append(rules, outside))
+	return "-g " + name
+}
 
-// verdict is the target of a route in the filter table, empty if it forwards.
+const (
+	drop = "-j DROP"
+	pass = "-j RETURN"
+)
+
+// verdict is the target of a route in the filter table.
 func (w *writer) verdict(r fwd.Route) string {
 	switch r.Action {
 	case fwd.Forward:
-		return ""
+		return pass
 	case fwd.Reject:
 		if w.family == fwd.IPv6 {
 			return "-j REJECT --reject-with icmp6-port-unreachable"
