@@ -2,10 +2,11 @@
 // fields, into the small values of package cluster and delivers them to the loop; and it reports Events. It is the
 // only package that imports k8s.io/client-go and the API types. It decides nothing about forwarding.
 //
-//	API server ─► Reflector ─► keyStore ──┐
-//	              (WatchList,   (names and │ Convert…   ┌──────┐  Wake
-//	               protobuf)     versions) ├──────────► │ Feed │ ─────► loop: Drain(cluster.Store)
-//	files ──────► fsnotify ──► catalogue ──┘            └──────┘
+//	API server ─► Reflector ─► keyStore ─────┐
+//	  (WatchList, protobuf)  (names, versions)│ Convert…  ┌──────┐ Wake
+//	                                          ├─────────► │ Feed │ ────► loop: Drain(cluster.Store)
+//	files ─► reader ─► FileSource ────────────┘           └──────┘
+//	           (merged, compared with what was sent)
 //
 // Invariants:
 //
@@ -14,7 +15,8 @@
 //  2. A conversion never panics. It keeps what is valid and names every field that it sets aside in a Problem; a Problem
 //     is logged once per version of the object and told to users as an Event on the Service.
 //  3. Objects of equal meaning give Equal values: ports, hints, ranges and endpoints are sorted and without duplicates.
-//  4. The Feed holds at most one pending version per object, the last. A Wake follows every change.
+//  4. The Feed holds at most one pending version per object, the last. A Wake follows every change. What one reading of
+//     the files changes is drained together.
 //  5. A source that is lost (API server away, file that does not parse) leaves the last state in force.
 //
 // Selection and reading of fields follow kube-proxy: Services and EndpointSlices that carry one of the labels

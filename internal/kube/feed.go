@@ -17,6 +17,18 @@ const (
 	KindNode
 )
 
+func (k Kind) String() string {
+	switch k {
+	case KindServices:
+		return "Service"
+	case KindSlices:
+		return "EndpointSlice"
+	case KindNode:
+		return "Node"
+	}
+	return "objects"
+}
+
 // allKinds is what must have been delivered before the Feed is synced.
 const allKinds = KindServices | KindSlices | KindNode
 
@@ -116,60 +128,60 @@ func (f *Feed) Synced() bool {
 
 // MarkSynced says that all objects of the given kinds that exist have been delivered; without an argument, of all kinds.
 func (f *Feed) MarkSynced(kinds ...Kind) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(kinds) == 0 {
-		f.synced = allKinds
-	}
-	for _, k := range kinds {
-		f.synced |= k & allKinds
-	}
-	f.signal()
+	f.together(func() {
+		if len(kinds) == 0 {
+			f.synced = allKinds
+		}
+		for _, k := range kinds {
+			f.synced |= k & allKinds
+		}
+	})
 }
 
 // SetService says that a Service was added or changed.
-func (f *Feed) SetService(v *cluster.Service) { f.putService(v.Name, v) }
+func (f *Feed) SetService(v *cluster.Service) { f.together(func() { f.putService(v.Name, v) }) }
 
 // DeleteService says that a Service is gone or no longer handled.
-func (f *Feed) DeleteService(name cluster.ServiceName) { f.putService(name, nil) }
-
-func (f *Feed) putService(name cluster.ServiceName, v *cluster.Service) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.services[name] = v
-	f.serviceSeen++
-	f.signal()
+func (f *Feed) DeleteService(name cluster.ServiceName) {
+	f.together(func() { f.putService(name, nil) })
 }
 
 // SetSlice says that an EndpointSlice was added or changed.
-func (f *Feed) SetSlice(v *cluster.Slice) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.endpointSlices[v.Name] = v
-	f.sliceSeen++
-	if v.TriggerUnixNano > f.start.UnixNano() && f.lastTriggers[v.Name] != v.TriggerUnixNano {
-		f.lastTriggers[v.Name] = v.TriggerUnixNano
-		f.triggers[v.Name] = append(f.triggers[v.Name], time.Unix(0, v.TriggerUnixNano))
-	}
-	f.signal()
-}
+func (f *Feed) SetSlice(v *cluster.Slice) { f.together(func() { f.putSlice(v.Name, v) }) }
 
 // DeleteSlice says that an EndpointSlice is gone or no longer handled.
-func (f *Feed) DeleteSlice(name cluster.SliceName) {
+func (f *Feed) DeleteSlice(name cluster.SliceName) { f.together(func() { f.putSlice(name, nil) }) }
+
+// SetNode delivers the facts about the node, which also marks KindNode as synced.
+func (f *Feed) SetNode(n cluster.Node) { f.together(func() { f.putNode(n) }) }
+
+// together makes changes by the methods below that no Drain can see a part of.
+func (f *Feed) together(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.endpointSlices[name] = nil
-	f.sliceSeen++
-	delete(f.triggers, name)
-	delete(f.lastTriggers, name)
+	change()
 	f.signal()
 }
 
-// SetNode delivers the facts about the node, which also marks KindNode as synced.
-func (f *Feed) SetNode(n cluster.Node) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *Feed) putService(name cluster.ServiceName, v *cluster.Service) {
+	f.services[name] = v
+	f.serviceSeen++
+}
+
+func (f *Feed) putSlice(name cluster.SliceName, v *cluster.Slice) {
+	f.endpointSlices[name] = v
+	f.sliceSeen++
+	switch {
+	case v == nil:
+		delete(f.triggers, name)
+		delete(f.lastTriggers, name)
+	case v.TriggerUnixNano > f.start.UnixNano() && f.lastTriggers[name] != v.TriggerUnixNano:
+		f.lastTriggers[name] = v.TriggerUnixNano
+		f.triggers[name] = append(f.triggers[name], time.Unix(0, v.TriggerUnixNano))
+	}
+}
+
+func (f *Feed) putNode(n cluster.Node) {
 	f.node = &n
 	f.synced |= KindNode
-	f.signal()
 }

@@ -1,0 +1,229 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Source delivers objects into a Feed until ctx ends, and then returns nil.
+type Source interface {
+	Run(ctx context.Context) error
+}
+
+const contentProtobuf = "application/vnd.kubernetes.protobuf"
+
+// maxStartDelay bounds the random delay before the first request: a roll-out or a new API server makes the agents of all
+// nodes start together.
+const maxStartDelay = 500 * time.Millisecond
+
+// APIOptions are the settings of an APISource.
+type APIOptions struct {
+	// Kubeconfig is a file; without one the service account of the pod is used. Master overrides the server's address of
+	// both, which a proxy needs as it cannot reach the API server through the Service that it implements.
+	Kubeconfig, Master string
+	// ContentType is for requests and AcceptContentTypes for answers; empty ones mean protobuf.
+	ContentType, AcceptContentTypes string
+	// QPS and Burst limit requests; 0 means 5 and 10. Events have a limit of their own.
+	QPS   float32
+	Burst int
+	// NodeName names the Node.
+	NodeName string
+	// Resync is the period in which kube-proxy replays its caches. The Feed loses nothing, so nothing happens then.
+	Resync  time.Duration
+	Convert ConvertOptions
+	// ServiceProxyName selects the Services that carry label service.kubernetes.io/service-proxy-name with this value,
+	// instead of those that carry none.
+	ServiceProxyName string
+	Logger           *slog.Logger
+	UserAgent        string
+}
+
+// APISource delivers what an API server has.
+type APISource struct {
+	client   kubernetes.Interface
+	recorder *Recorder
+	services *keyStore
+	slices   *keyStore
+	node     *nodeStore
+	o        APIOptions
+	// startDelay bounds the random delay before the first request.
+	startDelay time.Duration
+}
+
+// NewAPISource prepares a source; it sends no request before Run. An error means that the options do not lead to a server.
+func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
+	if o.NodeName == "" {
+		return nil, errors.New("connect to the API server: the name of the node is empty")
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	cfg, err := restConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	httpClient, err := rest.HTTPClientFor(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+	}
+	// Two clients over one connection: a burst of Events must not hold up a watch.
+	client, err := kubernetes.NewForConfigAndClient(cfg, httpClient)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+	}
+	eventClient, err := kubernetes.NewForConfigAndClient(cfg, httpClient)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+	}
+	r := newRecorder(eventClient, o.NodeName)
+	return &APISource{
+		client:     client,
+		recorder:   r,
+		services:   newKeyStore(KindServices, o, f, r),
+		slices:     newKeyStore(KindSlices, o, f, r),
+		node:       &nodeStore{name: o.NodeName, feed: f, log: o.Logger},
+		o:          o,
+		startDelay: maxStartDelay,
+	}, nil
+}
+
+func restConfig(o APIOptions) (*rest.Config, error) {
+	var cfg *rest.Config
+	var err error
+	if o.Kubeconfig != "" {
+		if cfg, err = clientcmd.BuildConfigFromFlags(o.Master, o.Kubeconfig); err != nil {
+			return nil, fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)
+		}
+	} else if cfg, err = inClusterConfig(o.Master); err != nil {
+		return nil, err
+	}
+	cfg.QPS, cfg.Burst, cfg.UserAgent = o.QPS, o.Burst, o.UserAgent
+	cfg.ContentType, cfg.AcceptContentTypes = o.ContentType, o.AcceptContentTypes
+	if cfg.ContentType == "" {
+		cfg.ContentType = contentProtobuf
+		if cfg.AcceptContentTypes == "" {
+			cfg.AcceptContentTypes = contentProtobuf + "," + runtime.ContentTypeJSON
+		}
+	}
+	return cfg, nil
+}
+
+// inClusterConfig uses the pod's service account, also for another address of the server.
+func inClusterConfig(master string) (*rest.Config, error) {
+	cfg, err := rest.InClusterConfig()
+	switch {
+	case errors.Is(err, rest.ErrNotInCluster) && master != "":
+		return &rest.Config{Host: master}, nil
+	case errors.Is(err, rest.ErrNotInCluster):
+		return nil, errors.New("connect to the API server: this is no pod, so --kubeconfig or --master is needed")
+	case err != nil:
+		return nil, fmt.Errorf("use the pod's service account: %w", err)
+	}
+	if master != "" {
+		cfg.Host = master
+	}
+	return cfg, nil
+}
+
+// Client returns the client that the source uses.
+func (s *APISource) Client() kubernetes.Interface { return s.client }
+
+// Recorder returns what reports Events; they are sent while Run runs.
+func (s *APISource) Recorder() *Recorder { return s.recorder }
+
+// Run lists and watches until ctx ends. Requests that fail are repeated with back-off, for ever.
+func (s *APISource) Run(ctx context.Context) error {
+	quietCtx, logger := quiet(ctx, s.o.Logger)
+	if err := s.recorder.start(quietCtx); err != nil {
+		return err
+	}
+	delay := time.NewTimer(rand.N(s.startDelay))
+	defer delay.Stop()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-delay.C:
+	}
+	var wg sync.WaitGroup
+	for _, r := range s.resources() {
+		reflector := cache.NewReflectorWithOptions(s.listWatch(r), r.example, r.store,
+			cache.ReflectorOptions{Name: r.name, Logger: &logger})
+		wg.Go(func() { reflector.RunWithContext(quietCtx) })
+	}
+	wg.Go(func() { s.node.remind(ctx) })
+	wg.Wait()
+	return nil
+}
+
+// resource is one of the three things that are watched.
+type resource struct {
+	name    string
+	labels  string
+	fields  string
+	example runtime.Object
+	store   cache.ReflectorStore
+	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch   func(context.Context, metav1.ListOptions) (watch.Interface, error)
+}
+
+// resources names what is watched, with the selectors of kube-proxy: what is not for us never arrives.
+func (s *APISource) resources() []resource {
+	services := s.client.CoreV1().Services(metav1.NamespaceAll)
+	endpointSlices := s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
+	nodes := s.client.CoreV1().Nodes()
+	serviceLabels := "!" + labelProxyName + ",!" + labelHeadless
+	sliceLabels := serviceLabels
+	if name := s.o.ServiceProxyName; name != "" {
+		// Slices that were made by hand need not carry the labels of their Service.
+		serviceLabels, sliceLabels = labelProxyName+"="+name+",!"+labelHeadless, "!"+labelHeadless
+	}
+	return []resource{
+		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch},
+		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch},
+		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch},
+	}
+}
+
+func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) func(context.Context, metav1.ListOptions) (runtime.Object, error) {
+	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
+}
+
+// listWatch adds the selectors to requests and takes note of their outcome.
+func (s *APISource) listWatch(r resource) cache.ListerWatcher {
+	l := &link{resource: r.name, log: s.o.Logger}
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.LabelSelector, o.FieldSelector = r.labels, r.fields
+			list, err := r.list(ctx, o)
+			l.note(ctx, o, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.LabelSelector, o.FieldSelector = r.labels, r.fields
+			w, err := r.watch(ctx, o)
+			l.note(ctx, o, err)
+			if o.SendInitialEvents != nil && utilnet.IsConnectionRefused(err) {
+				// While it streams a list, a Reflector that knows this error sleeps without an eye on its context, for up
+				// to a minute; not knowing it, it tries to list and then backs off in a way that can be stopped.
+				err = errors.New(err.Error())
+			}
+			return w, err
+		},
+	}, s.client)
+}

@@ -1,0 +1,231 @@
+package kube
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// fakeAPI is an API server of three resources that can be listed and watched, in JSON. It does not select: a test
+// looks at the selectors of the requests.
+type fakeAPI struct {
+	*httptest.Server
+	// streamsLists says that the server knows WatchList.
+	streamsLists bool
+	// refused has the request of each answer 503, and events what was posted.
+	refused chan apiRequest
+	events  chan eventsv1.Event
+
+	mu       sync.Mutex
+	down     bool
+	version  int
+	objects  map[string]map[string]metav1.Object
+	log      []apiChange
+	changed  chan struct{}
+	requests []apiRequest
+}
+
+type apiRequest struct {
+	resource string
+	query    url.Values
+	accept   string
+}
+
+func (r apiRequest) watches() bool { return r.query.Get("watch") != "" }
+
+type apiChange struct {
+	resource, kind string
+	version        int
+	object         []byte
+}
+
+func newFakeAPI(t *testing.T, streamsLists bool) *fakeAPI {
+	a := &fakeAPI{streamsLists: streamsLists, refused: make(chan apiRequest, 100), events: make(chan eventsv1.Event, 100),
+		version: 1, objects: make(map[string]map[string]metav1.Object), changed: make(chan struct{})}
+	a.Server = httptest.NewServer(a)
+	t.Cleanup(func() {
+		a.CloseClientConnections()
+		a.Close()
+	})
+	return a
+}
+
+// put adds or changes an object.
+func (a *fakeAPI) put(obj metav1.Object) {
+	resource, key := resourceOf(obj), obj.GetNamespace()+"/"+obj.GetName()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.version++
+	obj.SetResourceVersion(fmt.Sprint(a.version))
+	kind := "ADDED"
+	if a.objects[resource] == nil {
+		a.objects[resource] = make(map[string]metav1.Object)
+	} else if a.objects[resource][key] != nil {
+		kind = "MODIFIED"
+	}
+	a.objects[resource][key] = obj
+	a.tell(kind, obj)
+}
+
+func (a *fakeAPI) remove(obj metav1.Object) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.version++
+	obj.SetResourceVersion(fmt.Sprint(a.version))
+	delete(a.objects[resourceOf(obj)], obj.GetNamespace()+"/"+obj.GetName())
+	a.tell("DELETED", obj)
+}
+
+func (a *fakeAPI) tell(kind string, obj metav1.Object) {
+	a.log = append(a.log, apiChange{resourceOf(obj), kind, a.version, encode(obj)})
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// setDown makes the server answer 503, and cuts what is open.
+func (a *fakeAPI) setDown(down bool) {
+	a.mu.Lock()
+	a.down = down
+	a.mu.Unlock()
+	if down {
+		a.CloseClientConnections()
+	}
+}
+
+// seen returns the requests for a resource.
+func (a *fakeAPI) seen(resource string, watches bool) (out []apiRequest) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.requests {
+		if r.resource == resource && r.watches() == watches {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+func resourceOf(obj metav1.Object) string {
+	switch obj.(type) {
+	case *v1.Service:
+		return "services"
+	case *discoveryv1.EndpointSlice:
+		return "endpointslices"
+	}
+	return "nodes"
+}
+
+func typeOf(resource string) metav1.TypeMeta {
+	return map[string]metav1.TypeMeta{
+		"services":       {APIVersion: "v1", Kind: "Service"},
+		"endpointslices": {APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		"nodes":          {APIVersion: "v1", Kind: "Node"},
+	}[resource]
+}
+
+// encode returns the object as JSON with its type.
+func encode(obj metav1.Object) []byte {
+	fields := make(map[string]any)
+	text, err := json.Marshal(obj)
+	if err == nil {
+		err = json.Unmarshal(text, &fields)
+	}
+	t := typeOf(resourceOf(obj))
+	fields["apiVersion"], fields["kind"] = t.APIVersion, t.Kind
+	if text, err = json.Marshal(fields); err != nil {
+		panic(err)
+	}
+	return text
+}
+
+func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	r := apiRequest{resource: req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:], query: req.URL.Query(), accept: req.Header.Get("Accept")}
+	a.mu.Lock()
+	down := a.down
+	a.requests = append(a.requests, r)
+	a.mu.Unlock()
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case down:
+		status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
+		a.refused <- r
+	case r.resource == "events":
+		var e eventsv1.Event
+		if err := json.NewDecoder(req.Body).Decode(&e); err != nil {
+			status(w, http.StatusBadRequest, metav1.StatusReasonBadRequest)
+			return
+		}
+		a.events <- e
+		_ = json.NewEncoder(w).Encode(e)
+	case !r.watches():
+		a.list(w, r.resource)
+	case r.query.Get("sendInitialEvents") == "true" && !a.streamsLists:
+		status(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
+	default:
+		a.watch(w, req, r)
+	}
+}
+
+func status(w http.ResponseWriter, code int, reason metav1.StatusReason) {
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
+		Status: metav1.StatusFailure, Code: int32(code), Reason: reason, Message: "no"})
+}
+
+func (a *fakeAPI) list(w http.ResponseWriter, resource string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var items []json.RawMessage
+	for _, obj := range a.objects[resource] {
+		items = append(items, encode(obj))
+	}
+	t := typeOf(resource)
+	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": t.APIVersion, "kind": t.Kind + "List", "items": items,
+		"metadata": map[string]string{"resourceVersion": fmt.Sprint(a.version)}})
+}
+
+// watch streams the changes after a version, after all objects if the client wants initial events.
+func (a *fakeAPI) watch(w http.ResponseWriter, req *http.Request, r apiRequest) {
+	send := func(kind string, object []byte) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"type": kind, "object": json.RawMessage(object)})
+	}
+	var after int
+	_, _ = fmt.Sscan(r.query.Get("resourceVersion"), &after)
+	if r.query.Get("sendInitialEvents") == "true" {
+		a.mu.Lock()
+		for _, obj := range a.objects[r.resource] {
+			send("ADDED", encode(obj))
+		}
+		after = a.version
+		a.mu.Unlock()
+		t := typeOf(r.resource)
+		send("BOOKMARK", fmt.Appendf(nil, `{"apiVersion":%q,"kind":%q,"metadata":{"resourceVersion":"%d","annotations":{"k8s.io/initial-events-end":"true"}}}`,
+			t.APIVersion, t.Kind, after))
+	}
+	for {
+		a.mu.Lock()
+		news := slices.DeleteFunc(slices.Clone(a.log), func(c apiChange) bool { return c.version <= after || c.resource != r.resource })
+		after = a.version
+		changed := a.changed
+		a.mu.Unlock()
+		for _, c := range news {
+			send(c.kind, c.object)
+		}
+		w.(http.Flusher).Flush()
+		select {
+		case <-req.Context().Done():
+			return
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,290 @@
+package kube
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	caseful "k8s.io/apimachinery/pkg/util/json"
+	"sigs.k8s.io/yaml"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+)
+
+// maxListDepth bounds Lists within Lists.
+const maxListDepth = 4
+
+// objectName identifies an object of a file.
+type objectName struct {
+	kind, namespace, name string
+}
+
+func (n objectName) String() string {
+	if n.namespace == "" {
+		return n.kind + " " + n.name
+	}
+	return n.kind + " " + n.namespace + "/" + n.name
+}
+
+// fileObject is one handled object of a file; exactly one of service, slice and node is set.
+type fileObject struct {
+	name    objectName
+	where   string
+	service *cluster.Service
+	slice   *cluster.Slice
+	node    *cluster.Node
+}
+
+// badObject is an object that could not be read; its name is as much as could be found out.
+type badObject struct {
+	name objectName
+	err  error
+}
+
+// parsed is what a file has in it, in the order of the file.
+type parsed struct {
+	objects []fileObject
+	bad     []badObject
+	// problems are those of fields, with the place in the file.
+	problems []placedProblem
+	// seen counts the Services, EndpointSlices and Nodes that could be read, handled or not.
+	seen int
+}
+
+type placedProblem struct {
+	where string
+	Problem
+}
+
+// reader turns the text of files into objects.
+type reader struct {
+	convert  ConvertOptions
+	interned *interner
+	log      *slog.Logger
+}
+
+// document is one document of a file, and the line it begins on.
+type document struct {
+	line int
+	text []byte
+}
+
+// parse reads a file of JSON or YAML documents. An error means that the file as a whole is not to be used.
+func (r *reader) parse(file string, data []byte) (parsed, error) {
+	var out parsed
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	split := splitYAML
+	if start := bytes.TrimLeft(data, " \t\r\n"); len(start) > 0 && start[0] == '{' {
+		split = splitJSON
+	}
+	docs, err := split(data)
+	for i, d := range docs {
+		where := fmt.Sprintf("%s: document %d (line %d)", file, i+1, d.line)
+		text, err := d.json()
+		if err != nil {
+			return parsed{}, fmt.Errorf("%s: %w", where, err)
+		}
+		r.object(&out, where, text, typeMeta{}, 0)
+	}
+	if err != nil {
+		return parsed{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return out, nil
+}
+
+// splitJSON cuts a stream of JSON values. JSON is YAML too, but YAML wants no tabs.
+func splitJSON(data []byte) ([]document, error) {
+	var docs []document
+	dec := json.NewDecoder(bytes.NewReader(data))
+	for line, at := 1, 0; ; {
+		var raw json.RawMessage
+		err := dec.Decode(&raw)
+		if errors.Is(err, io.EOF) {
+			return docs, nil
+		}
+		if err != nil {
+			var syntax *json.SyntaxError
+			if errors.As(err, &syntax) {
+				at = int(min(syntax.Offset, int64(len(data))))
+			}
+			return docs, fmt.Errorf("line %d: %w", 1+bytes.Count(data[:at], []byte("\n")), err)
+		}
+		end := int(dec.InputOffset())
+		start := end - len(raw)
+		line += bytes.Count(data[at:start], []byte("\n"))
+		docs = append(docs, document{line: line, text: raw})
+		line += bytes.Count(raw, []byte("\n"))
+		at = end
+	}
+}
+
+// splitYAML cuts at lines that begin with "---" or "..."; documents without content are left out.
+func splitYAML(data []byte) ([]document, error) {
+	var docs []document
+	var current document
+	flush := func() {
+		if current.text != nil {
+			docs = append(docs, current)
+		}
+		current = document{}
+	}
+	number := 0
+	for line := range bytes.Lines(data) {
+		number++
+		if rest, ok := bytes.CutPrefix(line, []byte("---")); ok && blankAtStart(rest) {
+			flush()
+			line = append([]byte("   "), rest...)
+		} else if rest, ok := bytes.CutPrefix(line, []byte("...")); ok && blankAtStart(rest) {
+			flush()
+			continue
+		}
+		if current.text == nil {
+			if trimmed := bytes.TrimSpace(line); len(trimmed) == 0 || trimmed[0] == '#' || line[0] == '%' {
+				continue
+			}
+			current.line = number
+		}
+		current.text = append(current.text, line...)
+	}
+	flush()
+	return docs, nil
+}
+
+func blankAtStart(b []byte) bool { return len(b) == 0 || strings.ContainsRune(" \t\r\n", rune(b[0])) }
+
+// json returns the document as JSON. Line numbers in errors are those of the file.
+func (d document) json() ([]byte, error) {
+	if len(d.text) > 0 && d.text[0] == '{' && json.Valid(d.text) {
+		return d.text, nil
+	}
+	text, err := yaml.YAMLToJSON(d.text)
+	if err == nil {
+		return text, nil
+	}
+	if _, placed := yaml.YAMLToJSON(append(bytes.Repeat([]byte("\n"), d.line-1), d.text...)); placed != nil {
+		err = placed
+	}
+	return nil, errors.New(strings.Join(strings.Fields(err.Error()), " ")) // on one line
+}
+
+type typeMeta struct {
+	APIVersion string `json:"apiVersion"`
+	Kind       string `json:"kind"`
+}
+
+func (t typeMeta) String() string { return t.APIVersion + " " + t.Kind }
+
+// object reads one object, or a list of them. The items of a list whose kind says so need no kind of their own.
+func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, depth int) {
+	if string(text) == "null" {
+		return
+	}
+	head := def
+	if err := caseful.Unmarshal(text, &head); err != nil {
+		out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: not an object: %w", where, err)})
+		return
+	}
+	switch head.String() {
+	case "v1 List", "v1 ServiceList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
+		r.list(out, where, text, head, depth)
+	case "v1 Service", "v1 Node", "discovery.k8s.io/v1 EndpointSlice":
+		name := nameOf(text, head.Kind)
+		if err := r.read(out, where, text, name); err != nil {
+			out.bad = append(out.bad, badObject{name, fmt.Errorf("%s: %s: %w", where, name, err)})
+			return
+		}
+		out.seen++
+	default:
+		if head.Kind == "" || head.APIVersion == "" {
+			out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: apiVersion or kind is missing", where)})
+			return
+		}
+		r.log.Debug("object of another kind is ignored", "where", where, "kind", head.String())
+	}
+}
+
+func (r *reader) list(out *parsed, where string, text []byte, head typeMeta, depth int) {
+	var list struct {
+		Items []json.RawMessage `json:"items"`
+	}
+	err := caseful.Unmarshal(text, &list)
+	if err == nil && depth == maxListDepth {
+		err = errors.New("too many lists within lists")
+	}
+	if err != nil {
+		out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: %s: %w", where, head.Kind, err)})
+		return
+	}
+	def := typeMeta{APIVersion: head.APIVersion, Kind: strings.TrimSuffix(head.Kind, "List")}
+	if def.Kind == "" {
+		def = typeMeta{}
+	}
+	for i, item := range list.Items {
+		r.object(out, fmt.Sprintf("%s: item %d", where, i+1), item, def, depth+1)
+	}
+}
+
+// nameOf finds the name of an object that may be malformed elsewhere; the namespace is "default" where it is left out.
+func nameOf(text []byte, kind string) objectName {
+	var o struct {
+		Metadata struct {
+			Namespace any `json:"namespace"`
+			Name      any `json:"name"`
+		} `json:"metadata"`
+	}
+	_ = caseful.Unmarshal(text, &o) // what cannot be read stays empty, and is reported with the rest of the object
+	name := objectName{kind: kind}
+	name.name, _ = o.Metadata.Name.(string)
+	if kind != "Node" {
+		if name.namespace, _ = o.Metadata.Namespace.(string); name.namespace == "" {
+			name.namespace = v1.NamespaceDefault
+		}
+	}
+	return name
+}
+
+// read decodes and converts one object. Fields that are not known are tolerated.
+func (r *reader) read(out *parsed, where string, text []byte, name objectName) error {
+	o := fileObject{name: name, where: where}
+	var problems []Problem
+	switch name.kind {
+	case "Service":
+		var s v1.Service
+		if err := caseful.Unmarshal(text, &s); err != nil {
+			return err
+		}
+		s.Namespace = name.namespace
+		if Watched(s.Labels) {
+			o.service, problems = convertService(&s, r.convert, r.interned)
+		}
+	case "EndpointSlice":
+		var s discoveryv1.EndpointSlice
+		if err := caseful.Unmarshal(text, &s); err != nil {
+			return err
+		}
+		s.Namespace = name.namespace
+		if Watched(s.Labels) {
+			o.slice, problems = convertSlice(&s, r.interned)
+		}
+	case "Node":
+		var n v1.Node
+		if err := caseful.Unmarshal(text, &n); err != nil {
+			return err
+		}
+		node := ConvertNode(&n)
+		o.node = &node
+	}
+	for _, p := range problems {
+		out.problems = append(out.problems, placedProblem{where, p})
+	}
+	if o.service != nil || o.slice != nil || o.node != nil {
+		out.objects = append(out.objects, o)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"unicode/utf8"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+)
+
+// ReasonBadField is the reason of the Event on a Service of which a field was set aside.
+const ReasonBadField = "FairleadBadField"
+
+const (
+	// reporter is the reporting controller of Events.
+	reporter = "fairlead"
+	// maxNote is the length in bytes that the API server accepts for the note of an Event.
+	maxNote = 1024
+	// Events are a help, not a log: after a burst of eventBurst there are eventQPS a second, and the rest is dropped.
+	eventQPS   = 1
+	eventBurst = 100
+)
+
+// Recorder reports Events (events.k8s.io) on Services and on the node. Events that repeat become a series. A nil Recorder
+// drops all. Its methods never block and may be called by any goroutine.
+type Recorder struct {
+	broadcaster events.EventBroadcaster
+	recorder    events.EventRecorder
+	limit       flowcontrol.RateLimiter
+	node        string
+
+	// mu guards uids, by which kubectl describe finds the Events of a Service.
+	mu   sync.Mutex
+	uids map[cluster.ServiceName]types.UID
+}
+
+func newRecorder(client kubernetes.Interface, node string) *Recorder {
+	b := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
+	return &Recorder{
+		broadcaster: b,
+		recorder:    b.NewRecorder(scheme.Scheme, reporter),
+		limit:       flowcontrol.NewTokenBucketRateLimiter(eventQPS, eventBurst),
+		node:        node,
+		uids:        make(map[cluster.ServiceName]types.UID),
+	}
+}
+
+// start writes Events to the API server until ctx ends.
+func (r *Recorder) start(ctx context.Context) error {
+	if err := r.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
+		return fmt.Errorf("start recording events: %w", err)
+	}
+	return nil
+}
+
+// Service reports an Event on a Service.
+func (r *Recorder) Service(name cluster.ServiceName, warning bool, reason, message string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	uid := r.uids[name]
+	r.mu.Unlock()
+	r.report(&v1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: name.Namespace, Name: name.Name, UID: uid},
+		warning, reason, "ProgramService", message)
+}
+
+// Node reports an Event on the node's own Node, whose name stands for its UID as in kubelet's Events.
+func (r *Recorder) Node(warning bool, reason, message string) {
+	if r == nil {
+		return
+	}
+	r.report(&v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)},
+		warning, reason, "ProgramNode", message)
+}
+
+func (r *Recorder) report(on *v1.ObjectReference, warning bool, reason, action, message string) {
+	if !r.limit.TryAccept() {
+		return
+	}
+	kind := v1.EventTypeNormal
+	if warning {
+		kind = v1.EventTypeWarning
+	}
+	r.recorder.Eventf(on, nil, kind, reason, action, "%s", clipNote(message))
+}
+
+// clipNote shortens a message to what the API server accepts, between two runes.
+func clipNote(s string) string {
+	if len(s) <= maxNote {
+		return s
+	}
+	end := maxNote - len("…")
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return s[:end] + "…"
+}
+
+// remember notes the UID of a Service.
+func (r *Recorder) remember(name cluster.ServiceName, uid types.UID) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uids[name] = uid
+}
+
+func (r *Recorder) forget(name cluster.ServiceName) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.uids, name)
+}
+
+// report tells about the problems of one version of an object: a line each in the log, one Event on the Service.
+func report(log *slog.Logger, r *Recorder, service cluster.ServiceName, problems []Problem) {
+	if len(problems) == 0 {
+		return
+	}
+	lines := make([]string, 0, len(problems))
+	for _, p := range problems {
+		log.Warn("field is set aside", "object", p.Object, "field", p.Field, "problem", p.Message)
+		lines = append(lines, p.String())
+	}
+	r.Service(service, true, ReasonBadField, strings.Join(lines, "; "))
+}
