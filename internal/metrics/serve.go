@@ -46,7 +46,7 @@ func listen(ctx context.Context, addr netip.AddrPort, log *slog.Logger) net.List
 			return nil
 		}
 		if !failed {
-			log.Error("cannot listen, trying again every 5s", "address", addr.String(), "err", err)
+			log.Error("cannot listen, trying again every 5s", "address", addr.String(), "error", err)
 			failed = true
 		}
 		select {

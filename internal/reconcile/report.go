@@ -46,7 +46,7 @@ func (l *Loop) logFailure(now time.Time, err error) {
 		return
 	}
 	f.text, f.loggedAt = err.Error(), now
-	l.log.Error("sync failed", "err", err, "failures", f.count, "retryIn", wait.Round(time.Millisecond))
+	l.log.Error("sync failed", "error", err, "failures", f.count, "retryIn", wait.Round(time.Millisecond))
 }
 
 // logSync logs a sync that wrote something, and the first one.
@@ -127,8 +127,8 @@ func (l *Loop) reportConflicts() {
 		if _, known := l.reports.conflicts[c]; known {
 			continue
 		}
-		l.log.Warn("two Services claim the same address and port, the older one has it", "key", c.Key.String(), "winner", c.Winner.String(), "loser", c.Loser.String())
-		l.warn(c.Loser, "Conflict", c.Key.String()+" belongs to the older Service "+c.Winner.String())
+		l.log.Warn("two Services claim the same address and port", "key", c.Key.String(), "winner", c.Winner.String(), "loser", c.Loser.String())
+		l.warn(c.Loser, "Conflict", c.Key.String()+" belongs to Service "+c.Winner.String())
 	}
 	l.reports.conflicts = now
 }

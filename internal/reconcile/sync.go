@@ -110,7 +110,7 @@ func (l *Loop) refreshNode() bool {
 	}
 	if l.addrsStale && l.LocalAddrs != nil {
 		if addrs, err := l.LocalAddrs(); err != nil {
-			l.log.Warn("cannot list the node's addresses, working with those known before", "err", err)
+			l.log.Warn("cannot list the node's addresses, working with those known before", "error", err)
 		} else {
 			l.addrs = addrs
 		}

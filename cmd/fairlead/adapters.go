@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/reconcile"
+	"github.com/fairlead/fairlead/internal/staleflow"
+)
+
+// feedAdapter is a kube.Feed as the loop wants it.
+type feedAdapter struct{ *kube.Feed }
+
+// Drain implements reconcile.Feed.
+func (a feedAdapter) Drain(s *cluster.Store) reconcile.Drained {
+	return reconcile.Drained(a.Feed.Drain(s))
+}
+
+// flowAdapter makes plans for the worker. It belongs to the loop's goroutine.
+type flowAdapter struct {
+	builder staleflow.Builder
+	worker  *staleflow.Worker
+}
+
+// Update implements reconcile.Flows.
+func (a *flowAdapter) Update(ch fwd.Changes) { a.builder.Update(ch) }
+
+// Submit implements reconcile.Flows.
+func (a *flowAdapter) Submit(all bool) { a.worker.Submit(a.builder.Snapshot(all)) }
+
+// eventAdapter reports Events; without a Recorder it drops them.
+type eventAdapter struct{ recorder *kube.Recorder }
+
+// Warn implements reconcile.Events.
+func (a eventAdapter) Warn(s fwd.Service, reason, message string) {
+	a.recorder.Service(cluster.ServiceName(s), true, reason, message)
+}
+
+// group runs the daemon's goroutines. The first that fails ends the others.
+type group struct {
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+}
+
+// failure is the cause of a context that ended because a goroutine failed; a signal has another cause.
+type failure struct {
+	name string
+	err  error
+}
+
+func (f *failure) Error() string { return f.name + ": " + f.err.Error() }
+
+// Unwrap returns the cause.
+func (f *failure) Unwrap() error { return f.err }
+
+func (g *group) run(name string, fn func() error) {
+	g.wg.Go(func() {
+		if err := fn(); err != nil {
+			g.cancel(&failure{name, err})
+		}
+	})
+}
+
+// wait returns when the context has ended and all goroutines have: the failure of the first that failed, or nil where the
+// context ended for another reason.
+func (g *group) wait(ctx context.Context) error {
+	<-ctx.Done()
+	g.wg.Wait()
+	var f *failure
+	if errors.As(context.Cause(ctx), &f) {
+		return f
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/sysctl"
+	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/metrics"
+	"github.com/fairlead/fairlead/internal/reconcile"
+	"github.com/fairlead/fairlead/internal/staleflow"
+)
+
+const daemonUsage = `fairlead [flags]
+
+Runs on a node and guides connections to Services to their endpoints. Ending it leaves the rules in force.`
+
+func runDaemon(ctx context.Context, args []string, s streams) error {
+	cfg, err := config.Parse(args, os.Hostname)
+	if errors.Is(err, pflag.ErrHelp) {
+		fs := pflag.NewFlagSet("fairlead", pflag.ContinueOnError)
+		config.Default().Bind(fs)
+		return parseFlags(fs, args, daemonUsage, s)
+	}
+	if err != nil {
+		return err
+	}
+	if cfg.ShowVersion {
+		return runVersion(ctx, nil, s)
+	}
+	log := newLogger(s.err, cfg)
+	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
+	setOOMScoreAdj(cfg.OOMScoreAdj, log)
+	return guide(ctx, cfg, log)
+}
+
+// newLogger makes the log, and makes client-go write to it.
+func newLogger(w io.Writer, cfg *config.Config) *slog.Logger {
+	o := &slog.HandlerOptions{Level: slog.Level(-cfg.Verbosity)}
+	var h slog.Handler = slog.NewTextHandler(w, o)
+	if cfg.LogJSON {
+		h = slog.NewJSONHandler(w, o)
+	}
+	log := slog.New(h)
+	klog.SetSlogLogger(log)
+	return log
+}
+
+// guide builds the daemon and runs it until the context ends or a part of it fails.
+func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+	feed := kube.NewFeed()
+	source, recorder, err := openSource(cfg, feed, log)
+	if err != nil {
+		return err
+	}
+	back, err := openBackend(ctx, cfg.Mode, log, dropInvalid(log))
+	if err != nil && !mayAdminister() {
+		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
+	}
+	if err != nil {
+		return fmt.Errorf("open mode %s: %w", cfg.Mode, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	addrs, err := link.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watch the node's addresses: %w", err)
+	}
+	monitor := metrics.New(string(cfg.Mode), version(), cfg.SyncPeriod)
+	worker := staleflow.NewWorker(conntrack.Kernel{}, log, nil)
+	loop := reconcile.New(reconcile.Options{
+		Config: cfg, Feed: feedAdapter{feed}, Backend: back, Flows: &flowAdapter{worker: worker}, Events: eventAdapter{recorder},
+		Monitor:    monitor,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs,
+		OnFirstWrite: func(f fwd.Family) { routeLocalnet(cfg, f, log) },
+		Logger:       log,
+	})
+
+	g := group{cancel: cancel}
+	g.run("source", func() error { return source.Run(ctx) })
+	g.run("loop", func() error { return loop.Run(ctx) })
+	g.run("stale flows", func() error { worker.Run(ctx); return nil })
+	if a := cfg.HealthzAddress; a.IsValid() {
+		g.run("health server", func() error { return metrics.Serve(ctx, a, monitor.HealthHandler(), log) })
+	}
+	if a := cfg.MetricsAddress; a.IsValid() {
+		g.run("metrics server", func() error { return metrics.Serve(ctx, a, monitor.MetricsHandler(), log) })
+	}
+	err = g.wait(ctx)
+	if err == nil {
+		log.Info("fairlead ends, the rules stay in force")
+	}
+	return err
+}
+
+// openSource connects to where the objects come from. The Recorder is nil where there is no API server.
+func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Source, *kube.Recorder, error) {
+	if cfg.Objects != "" {
+		src, err := kube.NewFileSource(cfg.Objects, cfg.NodeName, convertOptions(cfg), log, feed)
+		if err != nil {
+			return nil, nil, err
+		}
+		return src, nil, nil
+	}
+	src, err := kube.NewAPISource(kube.APIOptions{
+		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, QPS: cfg.QPS, Burst: cfg.Burst,
+		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), Logger: log,
+		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
+	}, feed)
+	if err != nil {
+		return nil, nil, err
+	}
+	return src, src.Recorder(), nil
+}
+
+// dropInvalid says whether the node needs protection from packets that conntrack cannot place (datapath.md 4.4).
+func dropInvalid(log *slog.Logger) bool {
+	liberal, err := sysctl.FS{}.Int("net/netfilter/nf_conntrack_tcp_be_liberal")
+	if err != nil {
+		log.Debug("nf_conntrack_tcp_be_liberal cannot be read, taken for 0", "error", err)
+		return true
+	}
+	return liberal == 0
+}
+
+// routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules are in the kernel
+// that keep neighbours from loopback sockets, so that there is no time without them.
+func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
+	if f != fwd.IPv4 || cfg.Mode != config.ModeIPTables || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {
+		return
+	}
+	const name = "net/ipv4/conf/all/route_localnet"
+	changed, err := sysctl.FS{}.Ensure(name, "1")
+	if err != nil {
+		log.Warn("node ports do not work on 127.0.0.1; allow the write, or set --iptables-localhost-nodeports=false", "error", err)
+	} else if changed {
+		log.Info("kernel parameter set", "name", name, "value", 1)
+	}
+}
+
+// mayAdminister says whether the process has CAP_NET_ADMIN; true where that cannot be found out.
+func mayAdminister() bool {
+	const netAdmin = 12 // linux/capability.h
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return true
+	}
+	_, rest, _ := strings.Cut(string(text), "\nCapEff:")
+	line, _, _ := strings.Cut(rest, "\n")
+	caps, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	return err != nil || caps&(1<<netAdmin) != 0
+}
+
+// setOOMScoreAdj makes the kernel spare this process when memory is short. It is not worth a failure.
+func setOOMScoreAdj(want int, log *slog.Logger) {
+	const path = "/proc/self/oom_score_adj"
+	text, err := os.ReadFile(path)
+	if err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(want) {
+		return
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(want)), 0); err != nil {
+		log.Debug("oom_score_adj stays as it is", "wanted", want, "error", err)
+	}
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/pflag"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	code := run(ctx, os.Args[1:], streams{out: os.Stdout, err: os.Stderr})
+	stop()
+	os.Exit(code)
+}
+
+// streams are where commands write to.
+type streams struct{ out, err io.Writer }
+
+// command is one of the things that fairlead does.
+type command struct {
+	name, summary string
+	run           func(context.Context, []string, streams) error
+}
+
+// commands lists those with a name; the daemon has none.
+func commands() []command {
+	return []command{
+		{"trace", "say what the node does with a packet, and why", runTrace},
+		{"render", "print the kernel program that the node gets", runRender},
+		{"version", "print the version", runVersion},
+		{"help", "print this", runHelp},
+	}
+}
+
+// run carries out a command line and returns the exit code. An error is one line.
+func run(ctx context.Context, args []string, s streams) int {
+	err := dispatch(ctx, args, s)
+	if err == nil || errors.Is(err, pflag.ErrHelp) {
+		return 0
+	}
+	fmt.Fprintf(s.err, "fairlead: %s\n", oneLine(err))
+	return 1
+}
+
+func dispatch(ctx context.Context, args []string, s streams) error {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		return runDaemon(ctx, args, s)
+	}
+	var names []string
+	for _, c := range commands() {
+		if c.name == args[0] {
+			return c.run(ctx, args[1:], s)
+		}
+		names = append(names, c.name)
+	}
+	return fmt.Errorf("argument %q: want flags of the daemon, or one of the commands %s", args[0], strings.Join(names, ", "))
+}
+
+// oneLine is the text of an error without line breaks, as errors.Join makes them.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}
+
+func runHelp(_ context.Context, _ []string, s streams) error {
+	fmt.Fprint(s.out, "Fairlead guides connections to Kubernetes Services to their endpoints, on every node, in place of kube-proxy.\n\n"+
+		"Usage:\n  fairlead [flags]             run on a node until told to end\n")
+	for _, c := range commands() {
+		fmt.Fprintf(s.out, "  fairlead %-20s%s\n", c.name, c.summary)
+	}
+	fmt.Fprint(s.out, "\nfairlead --help and fairlead COMMAND --help list flags.\n")
+	return nil
+}
+
+func runVersion(_ context.Context, args []string, s streams) error {
+	if len(args) > 0 {
+		return fmt.Errorf("argument %q: version takes none", args[0])
+	}
+	fmt.Fprintf(s.out, "fairlead %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return nil
+}
+
+// version is what the Go tool wrote into the binary.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "unknown"
+	}
+	return info.Main.Version
+}
+
+// notesLogger is the log of commands: lines on standard error, without the time.
+func notesLogger(s streams, level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+}
+
+// parseFlags parses the flags of a command; --help prints them.
+func parseFlags(fs *pflag.FlagSet, args []string, usage string, s streams) error {
+	fs.SortFlags = true
+	fs.Usage = func() {
+		fmt.Fprintf(s.out, "Usage:\n  %s\n\nFlags:\n%s", usage, fs.FlagUsages())
+	}
+	return fs.Parse(args)
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/compile"
+	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/kube"
+)
+
+// offline is what trace and render have in common: the daemon's flags, and the table that a node with these flags makes
+// of objects in files.
+type offline struct {
+	cfg   *config.Config
+	local []netip.Addr
+
+	table    fwd.Table
+	problems map[fwd.Service][]compile.Problem
+}
+
+// bind registers the daemon's flags and those that both commands add.
+func (o *offline) bind(fs *pflag.FlagSet) {
+	o.cfg = config.Default()
+	o.cfg.Bind(fs)
+	fs.Var(fs.Lookup("hostname-override").Value, "node", "the same as --hostname-override; not needed if the objects have one Node")
+	fs.Func("local-addresses", "addresses that the node has beside those of its Node object, separated by commas", func(s string) error {
+		for part := range strings.SplitSeq(s, ",") {
+			a, err := netip.ParseAddr(strings.TrimSpace(part))
+			if err != nil {
+				return errors.New("want IP addresses separated by commas")
+			}
+			o.local = append(o.local, a.Unmap())
+		}
+		return nil
+	})
+}
+
+// load reads the objects and fills the table.
+func (o *offline) load(s streams) error {
+	if o.cfg.Objects == "" {
+		return errors.New("--objects \"\": want a file or directory of API objects")
+	}
+	if err := o.cfg.Settle(nil); err != nil {
+		return err
+	}
+	if o.cfg.NodeName == "" {
+		name, err := onlyNode(o.cfg.Objects)
+		if err != nil {
+			return err
+		}
+		o.cfg.NodeName = name
+	}
+	level := slog.LevelInfo
+	if o.cfg.NodeName == "" {
+		level = slog.LevelWarn // the reader need not say that it has no Node without a name
+	}
+	log := notesLogger(s, level)
+	store, err := kube.LoadFiles(o.cfg.Objects, o.cfg.NodeName, convertOptions(o.cfg), log)
+	if err != nil {
+		return err
+	}
+	node := store.Node()
+	if o.cfg.DetectMode == config.DetectNodeCIDR && len(node.PodCIDRs) == 0 {
+		return fmt.Errorf("node %q has no podCIDR among the objects, which --detect-local-mode NodeCIDR needs", o.cfg.NodeName)
+	}
+	if node.Name == "" {
+		fmt.Fprintln(s.err, "note: there is no Node among the objects and no --node: no endpoint counts as being on this node")
+	}
+	o.fill(store, node)
+	return nil
+}
+
+// fill compiles all objects into the table.
+func (o *offline) fill(store *cluster.Store, node cluster.Node) {
+	o.table.SetHeader(o.cfg.Header(node, append(o.local, node.Addrs...)))
+	facts := o.cfg.Facts(node)
+	o.problems = make(map[fwd.Service][]compile.Problem)
+	for _, name := range store.TakeDirty() {
+		svc := store.Service(name)
+		if svc == nil {
+			continue
+		}
+		f, problems := compile.Compile(svc, store.Slices(name), &facts)
+		o.table.Put(f)
+		if len(problems) > 0 {
+			o.problems[fwd.Service(name)] = problems
+		}
+	}
+}
+
+func convertOptions(c *config.Config) kube.ConvertOptions {
+	return kube.ConvertOptions{AllLBIPsAreVIPs: !c.Gates.LoadBalancerIPMode}
+}
