@@ -76,9 +76,18 @@ type Deviating interface {
 // Run checks a backend. newSubject returns a Subject with an empty kernel; it is called often, and removes what it made
 // by t.Cleanup.
 func Run(t *testing.T, newSubject func(testing.TB, fwd.Header) Subject) {
+	run(t, 1000, newSubject)
+}
+
+// RunBriefly is Run with few seeds, for a variant of a backend that passes Run.
+func RunBriefly(t *testing.T, newSubject func(testing.TB, fwd.Header) Subject) {
+	run(t, 2, newSubject)
+}
+
+func run(t *testing.T, most int, newSubject func(testing.TB, fwd.Header) Subject) {
 	for _, c := range checks {
 		t.Run(c.name, func(t *testing.T) {
-			seeds := c.seeds
+			seeds := min(c.seeds, most)
 			if testing.Short() {
 				seeds = min(seeds, 2)
 			}
