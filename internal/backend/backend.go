@@ -19,8 +19,20 @@ type Backend interface {
 	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
 	// what was believed to have been written.
 	Observe(context.Context) (drifted int, err error)
+	// Begin begins the same in a way that does not hold up Update and Apply.
+	Begin() Reading
 	// Cleanup removes from the kernel all that is ours. It is harmless to call it twice.
 	Cleanup(context.Context) error
+}
+
+// Reading is a reading of the kernel beside ongoing work. A Backend has one at a time: a later Begin or Observe makes an
+// earlier Reading void.
+type Reading interface {
+	// Read reads the kernel. It may run in another goroutine than the Backend's.
+	Read(context.Context) error
+	// Accept takes in what was read, except what was written since Begin, and returns how many objects differ from what
+	// was believed. It runs in the Backend's goroutine, after Read.
+	Accept() (drifted int)
 }
 
 // Result counts what an Apply wrote: objects of the backend's own kind (a chain, a virtual server).
@@ -92,6 +104,8 @@ type Engine[K comparable, V any] struct {
 	queue fwd.Changes
 	// stale says that a write failed somewhere on its way, so that what is actual has to be read before the next one.
 	stale bool
+	// reading is the one that was begun last, nil if it was accepted or is void.
+	reading *reading[K, V]
 }
 
 // NewEngine returns an Engine that believes the kernel to hold nothing of ours.
@@ -149,6 +163,13 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
 		}
 	}
 	var res Result
+	if e.reading != nil {
+		for _, m := range []map[K]V{plan.Upserts, plan.Deletes} {
+			for k := range m {
+				e.reading.written[k] = struct{}{}
+			}
+		}
+	}
 	err := e.target.Write(ctx, plan, func(k K) {
 		if v, ok := plan.Upserts[k]; ok {
 			e.tracker.SetActual(k, v)
@@ -162,17 +183,53 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
 	return res, e.wrap(err)
 }
 
-// Observe reads the kernel. It returns how many objects are otherwise than they were believed to be; after the first
-// Observe that number says nothing.
+// Observe implements Backend for one family. After the first Observe the number that it returns says nothing.
 func (e *Engine[K, V]) Observe(ctx context.Context) (int, error) {
-	actual, err := e.target.Read(ctx)
-	if err != nil {
-		return 0, e.wrap(err)
+	r := e.Begin()
+	if err := r.Read(ctx); err != nil {
+		return 0, err
+	}
+	return r.Accept(), nil
+}
+
+// Begin implements Backend for one family.
+func (e *Engine[K, V]) Begin() Reading {
+	e.reading = &reading[K, V]{engine: e, written: make(map[K]struct{})}
+	return e.reading
+}
+
+type reading[K comparable, V any] struct {
+	engine *Engine[K, V]
+	actual map[K]V
+	// written are the keys that were written, or were tried to be, since the reading began.
+	written map[K]struct{}
+}
+
+func (r *reading[K, V]) Read(ctx context.Context) error {
+	var err error
+	r.actual, err = r.engine.target.Read(ctx)
+	return r.engine.wrap(err)
+}
+
+func (r *reading[K, V]) Accept() int {
+	e := r.engine
+	if e.reading != r || r.actual == nil {
+		return 0
+	}
+	e.reading = nil
+	for k := range r.written {
+		if v, ok := e.tracker.Actual(k); ok {
+			r.actual[k] = v
+		} else {
+			delete(r.actual, k)
+		}
 	}
 	before := e.Pending()
-	e.tracker.ReplaceActual(actual)
-	e.stale = false
-	return max(0, e.Pending()-before), nil
+	e.tracker.ReplaceActual(r.actual)
+	if len(r.written) == 0 {
+		e.stale = false
+	}
+	return max(0, e.Pending()-before)
 }
 
 // Cleanup reads the kernel and removes all that is ours. The renderer's wishes are kept in the renderer alone: an Engine

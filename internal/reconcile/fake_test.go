@@ -3,7 +3,6 @@ package reconcile
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -73,25 +72,41 @@ func (f *fakeFeed) put(fns ...func(*cluster.Store)) {
 
 // fakeKernel is one family's kernel: one object for each Service that has a frontend of the family.
 type fakeKernel struct {
-	family  fwd.Family
+	family fwd.Family
+	// mu guards all that follows between Read and Write, which can run at the same time; a test looks at it when neither runs.
+	mu      sync.Mutex
 	objects map[fwd.Service]string
 	// fail is returned by the next writes and reads, refuse by writes that hold one of the Services.
 	failWrite, failRead error
 	refuse              map[fwd.Service]bool
 	// slow is how long a write takes.
 	slow time.Duration
+	// slowRead is how long a read takes, after which it returns what was there at its beginning.
+	slowRead time.Duration
 	// reads and writes count calls; at is when writes began.
 	reads, writes int
 	at            []time.Time
 }
 
-func (k *fakeKernel) Read(context.Context) (map[fwd.Service]string, error) {
+func (k *fakeKernel) Read(ctx context.Context) (map[fwd.Service]string, error) {
+	k.mu.Lock()
 	turn.Load()
 	k.reads++
-	return maps.Clone(k.objects), k.failRead
+	objects, err, slow := maps.Clone(k.objects), k.failRead, k.slowRead
+	k.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return objects, err
 }
 
 func (k *fakeKernel) Write(ctx context.Context, plan backend.Plan[fwd.Service, string], done func(fwd.Service)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	turn.Load()
 	k.writes++
 	k.at = append(k.at, time.Now())
@@ -143,51 +158,18 @@ func (k *fakeKernel) Render(ch fwd.Changes) []backend.Edit[fwd.Service, string] 
 	return out
 }
 
-// fakeBackend is a Backend on two fake kernels.
-type fakeBackend struct {
-	engines [2]*backend.Engine[fwd.Service, string]
-}
-
-func newFakeBackend(kernels *[2]fakeKernel) *fakeBackend {
-	b := &fakeBackend{}
+func newFakeBackend(kernels *[2]fakeKernel) backend.Backend {
+	var families [2]backend.Backend
 	for i := range kernels {
 		k := &kernels[i]
 		k.family = fwd.Families[i]
 		if k.objects == nil {
 			k.objects = make(map[fwd.Service]string)
 		}
-		b.engines[i] = backend.NewEngine(k.family, k, k, func(a, b string) bool { return a == b })
+		families[i] = backend.NewEngine(k.family, k, k, func(a, b string) bool { return a == b })
 	}
-	return b
+	return backend.Join(families[:]...)
 }
-
-func (b *fakeBackend) Update(ch fwd.Changes) {
-	for _, e := range b.engines {
-		e.Update(ch)
-	}
-}
-
-func (b *fakeBackend) Apply(ctx context.Context) (backend.Result, error) {
-	var res backend.Result
-	var errs []error
-	for _, e := range b.engines {
-		r, err := e.Apply(ctx)
-		res, errs = res.Add(r), append(errs, err)
-	}
-	return res, errors.Join(errs...)
-}
-
-func (b *fakeBackend) Observe(ctx context.Context) (int, error) {
-	total := 0
-	var errs []error
-	for _, e := range b.engines {
-		n, err := e.Observe(ctx)
-		total, errs = total+n, append(errs, err)
-	}
-	return total, errors.Join(errs...)
-}
-
-func (b *fakeBackend) Cleanup(context.Context) error { return errors.New("the loop never cleans up") }
 
 // follower records what the loop tells others.
 type follower struct {

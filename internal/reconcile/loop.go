@@ -128,6 +128,9 @@ type Loop struct {
 	// lastEnd is the end of the last sync that did anything.
 	lastEnd  time.Time
 	verifyAt time.Time
+	// verified receives the reading that is going on; reading says that there is one.
+	verified chan verification
+	reading  bool
 	// queuedSince is the time of the oldest change that is not in the kernel yet.
 	queuedSince time.Time
 
@@ -142,7 +145,7 @@ type Loop struct {
 
 // New returns a Loop that has done nothing yet.
 func New(o Options) *Loop {
-	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true}
+	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true, verified: make(chan verification, 1)}
 	l.quarantine.held = make(map[fwd.Service]*refusal)
 	l.reports.problems = make(map[fwd.Service]string)
 	return l
@@ -155,6 +158,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	changes := l.AddrChanges
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer l.awaitVerify()
+	defer cancel()
 	for {
 		select {
 		case <-ctx.Done():
@@ -166,6 +172,8 @@ func (l *Loop) Run(ctx context.Context) error {
 				changes = nil // the watch ended, as it does when the context ends
 			}
 			l.woken, l.addrsStale = true, true
+		case v := <-l.verified:
+			l.endVerify(ctx, v)
 		case <-timer.C:
 		}
 		if err := l.act(ctx, time.Now()); err != nil {
@@ -186,18 +194,17 @@ func (l *Loop) act(ctx context.Context, now time.Time) error {
 	}
 	if l.failure.failing() {
 		if l.changeDue(now) || !now.Before(l.failure.retryAt) {
-			return l.sync(ctx, true, false)
+			return l.sync(ctx, true)
 		}
 		return nil
 	}
-	late := now.Sub(l.verifyAt)
-	switch {
-	case l.complete && late >= l.Config.SyncPeriod: // changes came without a pause for a whole period
-		return l.sync(ctx, l.changeDue(now), true)
-	case l.changeDue(now):
-		return l.sync(ctx, true, false)
-	case l.complete && late >= 0:
-		return l.sync(ctx, false, true)
+	if l.changeDue(now) {
+		if err := l.sync(ctx, true); err != nil {
+			return err
+		}
+	}
+	if l.complete && !l.failure.failing() && !l.reading && !time.Now().Before(l.verifyAt) {
+		l.beginVerify(ctx)
 	}
 	return nil
 }
@@ -222,7 +229,7 @@ func (l *Loop) next() (time.Time, bool) {
 	}
 	consider(l.changeAt(), l.woken)
 	consider(l.failure.retryAt, l.failure.failing())
-	consider(l.verifyAt, l.complete && !l.failure.failing())
+	consider(l.verifyAt, l.complete && !l.failure.failing() && !l.reading)
 	consider(l.started.Add(podCIDRWait), l.Config.DetectMode == config.DetectNodeCIDR && l.podCIDRs == nil)
 	return at, !at.IsZero()
 }

@@ -311,6 +311,43 @@ func TestVerifyUnderConstantChange(t *testing.T) {
 	})
 }
 
+// A reading that takes long neither holds up a change nor takes what was written meanwhile for drift.
+func TestSlowVerify(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].slowRead = 10 * time.Second
+		delete(k[0].objects, fwd.Service(name(1)))
+		h.after(31 * time.Second) // the reading has begun
+		h.feed.put(service(2, 0))
+		h.settle()
+		if h.has(2) != both {
+			t.Error("a change waited for the reading")
+		}
+		if h.has(1) == both {
+			t.Error("repaired before the reading ended")
+		}
+		h.after(10 * time.Second)
+		if h.has(1) != both || h.has(2) != both {
+			t.Errorf("kernel %v", k[0].objects)
+		}
+		if s := h.follow.syncs[len(h.follow.syncs)-1]; s.Drifted != 1 {
+			t.Errorf("%d objects drifted, want the one that was deleted", s.Drifted)
+		}
+		// What costs 10 s is not done every 30 s.
+		reads := k[0].reads
+		h.after(8 * time.Minute)
+		if n := k[0].reads - reads; n != 0 {
+			t.Errorf("read %d times in eight minutes", n)
+		}
+		h.after(time.Minute)
+		if n := k[0].reads - reads; n != 1 {
+			t.Errorf("read %d times in nine minutes", n)
+		}
+	})
+}
+
 func TestVerifyDoesNotHurryChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

@@ -11,9 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// sync writes what is pending. take says that it takes in what the feed has before, read that it reads the kernel before;
-// it does so in any case if that is needed. An error ends Run.
-func (l *Loop) sync(ctx context.Context, take, read bool) error {
+// sync takes in what the feed has and writes what is pending. An error ends Run.
+func (l *Loop) sync(ctx context.Context, take bool) error {
 	rep := Sync{Start: time.Now()}
 	if take {
 		l.woken = false
@@ -25,21 +24,23 @@ func (l *Loop) sync(ctx context.Context, take, read bool) error {
 			return err
 		}
 	}
-	read = read || l.unread
+	read := l.unread
 	if read {
-		l.verifyAt = rep.Start.Add(l.Config.SyncPeriod)
-		n, err := l.Backend.Observe(ctx)
-		if err != nil {
+		if _, err := l.Backend.Observe(ctx); err != nil {
 			l.end(ctx, rep, false, err)
 			return nil
 		}
 		l.unread = false
-		if l.complete { // before everything was written once the number says nothing
-			rep.Drifted = n
-		}
+		l.verifyAt = time.Now().Add(l.Config.SyncPeriod)
 	}
+	l.write(ctx, rep, read)
+	return nil
+}
+
+// write brings the kernel up to date. release says that it was read just now, so that what was set aside is tried again.
+func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
 	changed := l.refresh()
-	if read {
+	if release {
 		changed = l.release() || changed
 	}
 	if changed {
@@ -48,7 +49,6 @@ func (l *Loop) sync(ctx context.Context, take, read bool) error {
 	var err error
 	rep.Result, err = l.apply(ctx)
 	l.end(ctx, rep, changed, err)
-	return nil
 }
 
 // drain moves the feed's news into the store.

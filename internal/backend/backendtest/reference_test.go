@@ -251,6 +251,8 @@ func (b *refBackend) Apply(ctx context.Context) (backend.Result, error) {
 
 func (b *refBackend) Observe(ctx context.Context) (int, error) { return b.engine.Observe(ctx) }
 
+func (b *refBackend) Begin() backend.Reading { return b.engine.Begin() }
+
 func (b *refBackend) Cleanup(ctx context.Context) error {
 	if b.s.bugs.takesForeign {
 		b.s.intact = false

@@ -33,21 +33,9 @@ type FamilyOptions struct {
 // nftMaxChains is the MaxChains of the nft userland.
 const nftMaxChains = 1000
 
-// Backend programs iptables. Make one with New, or with Open for this node's own kernel.
-type Backend struct {
-	families []family
-}
-
-type family struct {
-	family fwd.Family
-	engine *backend.Engine[ChainID, Chain]
-}
-
-var _ backend.Backend = (*Backend)(nil)
-
 // New returns a Backend for the families that the map names.
-func New(opts map[fwd.Family]FamilyOptions) *Backend {
-	b := &Backend{}
+func New(opts map[fwd.Family]FamilyOptions) backend.Backend {
+	var families []backend.Backend
 	for _, f := range fwd.Families {
 		o, ok := opts[f]
 		if !ok {
@@ -55,9 +43,9 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 		}
 		r := newRenderer(f, o.options())
 		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit}
-		b.families = append(b.families, family{f, backend.NewEngine(f, r, t, sameRules)})
+		families = append(families, backend.NewEngine(f, r, t, sameRules))
 	}
-	return b
+	return backend.Join(families...)
 }
 
 func (o FamilyOptions) options() options {
@@ -66,7 +54,7 @@ func (o FamilyOptions) options() options {
 
 // Open finds out which iptables the node uses and returns a Backend on it, for the families that the kernel and the
 // tools offer; at least one. The error says what is missing and what to do.
-func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, error) {
+func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Backend, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
 		return nil, err
@@ -102,46 +90,6 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, er
 		log.Warn("one address family is left out", "error", err)
 	}
 	return New(opts), nil
-}
-
-// Update implements backend.Backend.
-func (b *Backend) Update(ch fwd.Changes) {
-	for _, f := range b.families {
-		f.engine.Update(ch)
-	}
-}
-
-// Apply implements backend.Backend.
-func (b *Backend) Apply(ctx context.Context) (backend.Result, error) {
-	var sum backend.Result
-	var errs []error
-	for _, f := range b.families {
-		res, err := f.engine.Apply(ctx)
-		sum = sum.Add(res)
-		errs = append(errs, err)
-	}
-	return sum, errors.Join(errs...)
-}
-
-// Observe implements backend.Backend.
-func (b *Backend) Observe(ctx context.Context) (int, error) {
-	drifted := 0
-	var errs []error
-	for _, f := range b.families {
-		n, err := f.engine.Observe(ctx)
-		drifted += n
-		errs = append(errs, err)
-	}
-	return drifted, errors.Join(errs...)
-}
-
-// Cleanup implements backend.Backend.
-func (b *Backend) Cleanup(ctx context.Context) error {
-	var errs []error
-	for _, f := range b.families {
-		errs = append(errs, f.engine.Cleanup(ctx))
-	}
-	return errors.Join(errs...)
 }
 
 // Render prints the whole program of a table for one family as input for iptables-restore --noflush, as a kernel and

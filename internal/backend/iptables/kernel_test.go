@@ -9,13 +9,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 // kernel returns a backend on the tables of the goroutine's network namespace, and the rules as they are in it.
-func kernel(t testing.TB, fl xtables.Flavour, bpf bool) (*Backend, func() map[fwd.Family]map[ChainID]Chain) {
+func kernel(t testing.TB, fl xtables.Flavour, bpf bool) (backend.Backend, func() map[fwd.Family]map[ChainID]Chain) {
 	t.Helper()
 	opts := make(map[fwd.Family]FamilyOptions)
 	for _, f := range fwd.Families {

@@ -1,0 +1,54 @@
+package reconcile
+
+import (
+	"context"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/backend"
+)
+
+// verification is a reading of the kernel that was made beside the loop's work.
+type verification struct {
+	reading backend.Reading
+	took    time.Duration
+	err     error
+}
+
+// verifyShare bounds what verification costs: it takes at most one part in so many of the time. Reading back what
+// 10,000 Services need takes seconds with iptables' nft userland.
+const verifyShare = 50
+
+// beginVerify reads the kernel in the background: an update never waits for it.
+func (l *Loop) beginVerify(ctx context.Context) {
+	l.reading = true
+	r := l.Backend.Begin()
+	go func() {
+		start := time.Now()
+		err := r.Read(ctx)
+		l.verified <- verification{reading: r, took: time.Since(start), err: err}
+	}()
+}
+
+// endVerify repairs what the reading shows to be otherwise than it should be. What a sync wrote since the reading began
+// is left out of it; what a failing sync left unclear is read again by that sync's retry.
+func (l *Loop) endVerify(ctx context.Context, v verification) {
+	l.reading = false
+	l.verifyAt = time.Now().Add(max(l.Config.SyncPeriod, verifyShare*v.took))
+	if l.failure.failing() || ctx.Err() != nil {
+		return
+	}
+	rep := Sync{Start: time.Now()}
+	if v.err != nil {
+		l.end(ctx, rep, false, v.err)
+		return
+	}
+	rep.Drifted = v.reading.Accept()
+	l.write(ctx, rep, true)
+}
+
+// awaitVerify waits for the reading to end, which it does soon once its context has.
+func (l *Loop) awaitVerify() {
+	if l.reading {
+		<-l.verified
+	}
+}
