@@ -129,7 +129,7 @@ func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Sou
 	return src, src.Recorder(), nil
 }
 
-// dropInvalid says whether the node needs protection from packets that conntrack cannot place (datapath.md 4.4).
+// dropInvalid says whether the node needs protection from packets that conntrack cannot place.
 func dropInvalid(log *slog.Logger) bool {
 	liberal, err := sysctl.FS{}.Int("net/netfilter/nf_conntrack_tcp_be_liberal")
 	if err != nil {

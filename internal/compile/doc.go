@@ -20,5 +20,5 @@
 // ranges also hold while there is no endpoint. Not for: conflicts between Services (fwd.Table), the shape of kernel
 // objects (backends), reading API objects (kube). It imports the standard library, cluster and fwd alone.
 //
-// Tested through fwd.Table.Lookup: tables of cluster states and packets, whose row names are those of docs/datapath.md.
+// Tested through fwd.Table.Lookup: tables of cluster states and packets, each row with the handle of its case.
 package compile

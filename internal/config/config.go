@@ -20,7 +20,7 @@ const ModeIPTables Mode = "iptables"
 // modes lists what --mode accepts.
 var modes = []Mode{ModeIPTables}
 
-// DetectMode says how a connection from a pod of the cluster is recognised (datapath.md 4.2).
+// DetectMode says how a connection from a pod of the cluster is recognised.
 type DetectMode string
 
 // The ways to recognise pods.

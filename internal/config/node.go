@@ -75,7 +75,7 @@ func (c *Config) PrimaryIP(node cluster.Node, f fwd.Family) netip.Addr {
 // PodCIDR is the node's first pod network of the family, the zero Prefix if there is none.
 func PodCIDR(node cluster.Node, f fwd.Family) netip.Prefix { return firstOf(node.PodCIDRs, f) }
 
-// firstOf returns the first prefix of a family, since only that one counts (datapath.md 4.2).
+// firstOf returns the first prefix of a family, since only that one counts.
 func firstOf(ps []netip.Prefix, f fwd.Family) netip.Prefix {
 	for _, p := range ps {
 		if fwd.FamilyOf(p.Addr()) == f {
@@ -105,7 +105,7 @@ func (c *Config) noDetector(f fwd.Family) string {
 	return fmt.Sprintf("%s: %s pods are not told from other sources, so nothing is masqueraded for coming from outside of the cluster", why, f)
 }
 
-// nodePorts works out where node ports of a family are served, and what to warn of (datapath.md 3.5).
+// nodePorts works out where node ports of a family are served, and what to warn of.
 func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, []string) {
 	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if f == fwd.IPv6 {

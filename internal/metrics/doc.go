@@ -5,7 +5,7 @@
 //	Serve(ctx, address, handler): listens, and tries again every five seconds where it cannot
 //
 // Names, labels and buckets that begin with kubeproxy_ are kube-proxy's, so that dashboards and alerts go on working.
-// The health endpoints follow datapath.md 3.8 and KEP-3836: fresh means that no change has waited for more than twice
+// The health endpoints follow kube-proxy and KEP-3836: fresh means that no change has waited for more than twice
 // the sync period; /healthz also fails for a node that is about to go away; /readyz, which kube-proxy lacks, succeeds
 // once everything has been written.
 //

@@ -19,5 +19,5 @@
 //  7. When Run ends, the kernel is left as it is.
 //
 // Not for: reading the API (kube), deciding about packets (compile), writing (backend). Imported by cmd/fairlead and
-// metrics. It follows datapath.md chapter 8. Tested with fakes of the Feed and the Backend in synctest bubbles.
+// metrics. Tested with fakes of the Feed and the Backend in synctest bubbles.
 package reconcile

@@ -97,7 +97,7 @@ type Options struct {
 	Logger       *slog.Logger
 }
 
-// podCIDRWait is how long a node may be without podCIDRs in mode NodeCIDR (datapath.md 4.2).
+// podCIDRWait is how long a node may be without podCIDRs in mode NodeCIDR.
 const podCIDRWait = 5 * time.Minute
 
 // firstBackoff is the wait after the first failure.
@@ -235,7 +235,7 @@ func (l *Loop) next() (time.Time, bool) {
 }
 
 // checkNode gives up in mode NodeCIDR when the node has no podCIDRs for too long, or other ones than at the start: the
-// rules depend on them, and pods with addresses of the old ones may still run (datapath.md 8.7).
+// rules depend on them, and pods with addresses of the old ones may still run.
 func (l *Loop) checkNode(now time.Time) error {
 	if l.Config.DetectMode != config.DetectNodeCIDR {
 		return nil

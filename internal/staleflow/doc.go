@@ -11,7 +11,7 @@
 // rules were repaired that others removed, it submits Snapshot(true), which judges all flows; otherwise Snapshot(false),
 // which holds only the families in which a UDP Service changed and is empty mostly.
 //
-// Rules, from section 5 of the behaviour contract:
+// Rules, those of kube-proxy since Kubernetes 1.33:
 //
 //  1. Only UDP. Flows of TCP and SCTP are never removed.
 //  2. A flow is stale if its original destination is a frontend of a service port that has serving endpoints, and its

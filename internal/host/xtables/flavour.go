@@ -69,47 +69,53 @@ var ErrNotInstalled = errors.New("no iptables found: install the iptables packag
 // with kubelet's hint chain in table mangle (KEP-3178), nft first; the flavour with more rules, both families counted;
 // nft. The container in which this runs may have both, so what is installed says nothing of the node.
 func Detect(ctx context.Context, f Finder) (flavour Flavour, why string, err error) {
-	var found []survey
-	var failures []error
-	for _, fl := range []Flavour{NFT, Legacy} {
-		switch s, err := look(ctx, f, fl); {
-		case errors.Is(err, exec.ErrNotFound):
-		case ctx.Err() != nil:
-			return "", "", fmt.Errorf("detect the flavour of iptables: %w", ctx.Err())
-		case err != nil:
-			failures = append(failures, err)
-		default:
-			found = append(found, s)
-		}
+	// Reading all rules of the nft flavour takes seconds where there are many, so its table mangle is read first.
+	nft, nftErr := look(ctx, f, NFT, "-t", "mangle")
+	if nftErr == nil && nft.hint != "" {
+		return NFT, "it has kubelet's chain " + nft.hint, nil
 	}
+	legacy, legacyErr := look(ctx, f, Legacy)
 	switch {
-	case len(found) == 2:
-		return choose(found[0], found[1])
-	case len(found) == 1 && len(failures) == 1:
-		return found[0].flavour, fmt.Sprintf("the other cannot be read: %v", failures[0]), nil
-	case len(found) == 1:
-		return found[0].flavour, "it is the only one installed", nil
-	case len(failures) > 0:
-		return "", "", fmt.Errorf("detect the flavour of iptables: %w", errors.Join(failures...))
-	}
-	if installed(f, Plain, false) == nil {
+	case ctx.Err() != nil:
+		return "", "", fmt.Errorf("detect the flavour of iptables: %w", ctx.Err())
+	case nftErr == nil && legacyErr == nil:
+		return choose(ctx, f, legacy)
+	case nftErr == nil:
+		return NFT, alone(legacyErr), nil
+	case legacyErr == nil:
+		return Legacy, alone(nftErr), nil
+	case !errors.Is(nftErr, exec.ErrNotFound) || !errors.Is(legacyErr, exec.ErrNotFound):
+		return "", "", fmt.Errorf("detect the flavour of iptables: %w", errors.Join(nftErr, legacyErr))
+	case installed(f, Plain, false) == nil:
 		return Plain, "only an iptables without a suffix is installed", nil
 	}
 	return "", "", ErrNotInstalled
 }
 
-func choose(nft, legacy survey) (Flavour, string, error) {
+// alone says why the other flavour does not come into question.
+func alone(other error) string {
+	if errors.Is(other, exec.ErrNotFound) {
+		return "it is the only one installed"
+	}
+	return fmt.Sprintf("the other cannot be read: %v", other)
+}
+
+// choose decides where both flavours can be read and nft has no chain of kubelet's.
+func choose(ctx context.Context, f Finder, legacy survey) (Flavour, string, error) {
 	switch {
-	case nft.hint != "":
-		return NFT, "it has kubelet's chain " + nft.hint, nil
 	case legacy.hint != "":
 		return Legacy, "it has kubelet's chain " + legacy.hint, nil
-	case legacy.rules > nft.rules:
-		return Legacy, fmt.Sprintf("it has %d rules, nft has %d", legacy.rules, nft.rules), nil
-	case nft.rules > 0:
-		return NFT, fmt.Sprintf("it has %d rules, legacy has %d", nft.rules, legacy.rules), nil
+	case legacy.rules == 0:
+		return NFT, "legacy has no rules", nil
 	}
-	return NFT, "neither flavour has rules", nil
+	nft, err := look(ctx, f, NFT)
+	if err != nil {
+		return "", "", fmt.Errorf("count the rules of iptables-nft: %w", err)
+	}
+	if legacy.rules > nft.rules {
+		return Legacy, fmt.Sprintf("it has %d rules, nft has %d", legacy.rules, nft.rules), nil
+	}
+	return NFT, fmt.Sprintf("it has %d rules, legacy has %d", nft.rules, legacy.rules), nil
 }
 
 // installed says whether the three programs of a flavour are there.
@@ -129,8 +135,9 @@ type survey struct {
 	rules   int
 }
 
-// look reads what one flavour holds. All tables are read at once, since asking legacy for one would create it.
-func look(ctx context.Context, f Finder, fl Flavour) (survey, error) {
+// look reads what one flavour holds; args restrict it to a table. Legacy is never asked for a table, since the kernel
+// would create it.
+func look(ctx context.Context, f Finder, fl Flavour, args ...string) (survey, error) {
 	s := survey{flavour: fl}
 	if err := installed(f, fl, false); err != nil {
 		return s, err
@@ -140,7 +147,7 @@ func look(ctx context.Context, f Finder, fl Flavour) (survey, error) {
 		if err != nil {
 			continue // IPv6 may be missing
 		}
-		if err := f.Run(ctx, lineWriter(s.line()), path); err != nil {
+		if err := f.Run(ctx, lineWriter(s.line()), path, args...); err != nil {
 			if ipv6 { // a kernel without IPv6 refuses this family alone
 				continue
 			}

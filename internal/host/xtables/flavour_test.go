@@ -22,7 +22,7 @@ func (u userland) LookPath(name string) (string, error) {
 }
 
 func (u userland) Run(_ context.Context, stdout io.Writer, path string, args ...string) error {
-	if len(args) > 0 {
+	if len(args) > 0 && !strings.Contains(path, "-nft") {
 		return errors.New("asked for a table")
 	}
 	text := u[strings.TrimSuffix(strings.TrimPrefix(path, "/sbin/"), "-save")]
@@ -57,7 +57,7 @@ func TestDetect(t *testing.T) {
 		{"only plain", userland{"iptables": none}, Plain, "without a suffix", nil},
 		{"only legacy", userland{"iptables": none, "iptables-legacy": none}, Legacy, "only one", nil},
 		{"only nft", userland{"iptables-nft": none}, NFT, "only one", nil},
-		{"nothing written", userland{"iptables-nft": none, "iptables-legacy": none}, NFT, "neither", nil},
+		{"nothing written", userland{"iptables-nft": none, "iptables-legacy": none}, NFT, "no rules", nil},
 		{"hint in nft", userland{"iptables-nft": hint, "iptables-legacy": canary + rules2}, NFT, "KUBE-IPTABLES-HINT", nil},
 		{"hint in nft, IPv6", userland{"iptables-nft": none, "ip6tables-nft": canary, "iptables-legacy": rules2}, NFT, "KUBE-KUBELET-CANARY", nil},
 		{"hint in legacy", userland{"iptables-nft": rules2, "iptables-legacy": canary}, Legacy, "KUBE-KUBELET-CANARY", nil},
@@ -65,7 +65,7 @@ func TestDetect(t *testing.T) {
 		{"more rules in legacy", userland{"iptables-nft": rules1, "iptables-legacy": rules2}, Legacy, "2 rules", nil},
 		{"as many", userland{"iptables-nft": rules1, "iptables-legacy": rules1}, NFT, "1 rules", nil},
 		{"IPv6 counts", userland{"iptables-nft": rules1, "iptables-legacy": rules1, "ip6tables-legacy": rules1}, Legacy, "2 rules", nil},
-		{"IPv6 cannot be read", userland{"iptables-nft": rules1, "ip6tables-nft": "!no IPv6", "iptables-legacy": none}, NFT, "1 rules", nil},
+		{"IPv6 cannot be read", userland{"iptables-nft": rules2, "ip6tables-nft": "!no IPv6", "iptables-legacy": rules1}, NFT, "2 rules", nil},
 		{"nft cannot be read", userland{"iptables-nft": "!protocol not supported", "iptables-legacy": none}, Legacy, "not supported", nil},
 	}
 	for _, tt := range tests {
