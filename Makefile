@@ -4,7 +4,6 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 MODE ?= iptables
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./e2e/...
@@ -16,7 +15,7 @@ help: ## List the targets
 
 .PHONY: build
 build: ## Build bin/fairlead, one static binary
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/fairlead ./cmd/fairlead
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/fairlead ./cmd/fairlead
 
 .PHONY: lint
 lint: ## Run go vet, staticcheck and gofmt

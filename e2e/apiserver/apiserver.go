@@ -66,22 +66,29 @@ type process struct {
 	done chan struct{}
 }
 
-// Start runs both servers and returns when the apiserver is ready.
+// Start makes keys and users, and runs both servers.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg}
-	err := s.start(ctx)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start an API server: %w\n%s", err, s.Logs()), s.Close())
+	if err := s.writeFiles(); err != nil {
+		return nil, fmt.Errorf("prepare an API server: %w", err)
+	}
+	if err := s.Run(ctx); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// Run runs both servers again after Close, with the data that they had, and returns when the apiserver is ready.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.start(ctx); err != nil {
+		return errors.Join(fmt.Errorf("start an API server: %w\n%s", err, s.Logs()), s.Close())
+	}
+	return nil
 }
 
 func (s *Server) start(ctx context.Context) error {
 	apiserver, err := binary("kube-apiserver")
 	if err != nil {
-		return err
-	}
-	if err := s.writeFiles(); err != nil {
 		return err
 	}
 	if err := s.run("etcd", s.etcdArgs()); err != nil {
@@ -243,6 +250,7 @@ func (s *Server) RESTConfig(user string) (*rest.Config, error) {
 		BearerToken:     user,
 		TLSClientConfig: rest.TLSClientConfig{CAData: ca},
 		QPS:             -1,
+		WarningHandler:  rest.NoWarnings{},
 		Dial: func(ctx context.Context, network, address string) (c net.Conn, err error) {
 			err = s.cfg.Host.Do(func() error {
 				c, err = (&net.Dialer{}).DialContext(ctx, network, address)
@@ -296,7 +304,7 @@ func (s *Server) Logs() string {
 	return all.String()
 }
 
-// Close ends both servers and waits for them.
+// Close ends both servers and waits for them. Run may follow.
 func (s *Server) Close() error {
 	var errs []error
 	for i := len(s.processes) - 1; i >= 0; i-- {

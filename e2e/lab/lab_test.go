@@ -98,6 +98,14 @@ func TestRejectsAreNotLimited(t *testing.T) {
 				targets = append(targets, probe.Target{Proto: proto, Dst: netip.AddrPortFrom(vip[f], 80)})
 			}
 		}
+		if _, err := l.Nodes[0].Run(t.Context(), tool, "-A", "OUTPUT", "-d", vip[f].String(), "-j", "REJECT"); err != nil {
+			t.Fatal(err)
+		}
+		for i, r := range probe.NewDialer(l.Nodes[0]).DialAll(t.Context(), targets[:3], 1) {
+			if r.Verdict != probe.Refused {
+				t.Errorf("from the node itself: %s: %s, want refused", targets[i], r)
+			}
+		}
 		d := probe.NewDialer(l.Nodes[0].Pods[0])
 		for i, r := range d.DialAll(t.Context(), targets, 16) {
 			if r.Verdict != probe.Refused {

@@ -176,7 +176,7 @@ func (c *Conn) Ask(ctx context.Context) Result {
 		return failure(err)
 	}
 	question := fmt.Sprint(c.dialer.last.Add(1))
-	if _, err := c.conn.Write([]byte(question + "\n")); err != nil {
+	if _, err := c.conn.Write([]byte(question + "\n")); err != nil && !filtered(err) {
 		return failure(err)
 	}
 	for {
@@ -210,6 +210,9 @@ func failure(err error) Result {
 	}
 	return res
 }
+
+// filtered says that a packet was dropped or rejected before it left the host. Which of the two it was, the next read tells.
+func filtered(err error) bool { return errors.Is(err, syscall.EPERM) }
 
 func isTimeout(err error) bool {
 	var ne net.Error

@@ -155,7 +155,7 @@ func (d *Dialer) dialSCTP(t Target) Result {
 	if ask.src == 0 {
 		ask.src = uint16(33000 + rand.IntN(27000))
 	}
-	if _, err := c.Write(ask.marshal()); err != nil {
+	if _, err := c.Write(ask.marshal()); err != nil && !filtered(err) {
 		return failure(err)
 	}
 	return awaitInitAck(c, ask)

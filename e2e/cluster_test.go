@@ -1,0 +1,256 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/fairlead/fairlead/e2e/apiserver"
+	"github.com/fairlead/fairlead/e2e/daemon"
+	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/e2e/probe"
+)
+
+// namespace is where all the tests' objects are; the API server has made it.
+const namespace = "default"
+
+// podPorts are what every pod serves, in all protocols.
+var podPorts = []uint16{8080, 8081}
+
+var families = []string{"IPv4", "IPv6"}
+
+// cluster is two nodes with three pods each, a client, an API server and a daemon on each node.
+type cluster struct {
+	lab      *lab.Lab
+	api      *apiserver.Server
+	client   *kubernetes.Clientset
+	userland string
+	binary   string
+	flags    []string
+	daemons  []*daemon.Daemon
+	hosts    map[string]lab.Host
+	dialers  map[string]*probe.Dialer
+	barriers int
+	// reference says that E2E_DAEMON is what is tested.
+	reference bool
+}
+
+// TestCluster runs all groups of cases against a cluster of each userland.
+func TestCluster(t *testing.T) {
+	lab.RequireKernel(t)
+	command := daemonCommand(t)
+	groups := []struct {
+		name string
+		run  func(*testing.T, *cluster)
+	}{
+		{"paths", testPaths},
+		{"hairpin", testHairpin},
+		{"affinity", testAffinity},
+		{"changes", testChanges},
+		{"stale flows", testStaleFlows},
+
+		{"oracle", testOracle},
+		{"life", testLife},
+	}
+	for _, userland := range []string{"nft", "legacy"} {
+		t.Run(userland, func(t *testing.T) {
+			c := newCluster(t, command, userland)
+			for _, g := range groups {
+				t.Run(g.name, func(t *testing.T) {
+					g.run(t, c)
+					if t.Failed() {
+						c.logState(t)
+					}
+				})
+			}
+		})
+	}
+}
+
+// daemonCommand is what runs on nodes: the binary, built here, or the command line in E2E_DAEMON. That may be kube-proxy, to
+// see whether a test asks for more than Kubernetes does:
+//
+//	E2E_DAEMON='/path/to/kube-proxy --conntrack-max-per-core=0'
+func daemonCommand(t *testing.T) []string {
+	t.Helper()
+	if other := strings.Fields(os.Getenv("E2E_DAEMON")); len(other) > 0 {
+		return other
+	}
+	binary, err := daemon.Build(t.Context(), t.TempDir())
+	must(t, err)
+	return []string{binary}
+}
+
+func newCluster(t *testing.T, command []string, userland string) *cluster {
+	t.Helper()
+	l := lab.ForTest(t, 2, 3)
+	c := &cluster{
+		lab: l, userland: userland, binary: command[0], hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{},
+		reference: os.Getenv("E2E_DAEMON") != "",
+	}
+	c.addHosts(t)
+	var err error
+	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
+		Dir: t.TempDir(), Host: l.Fabric, Addr: l.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:],
+	})
+	must(t, err)
+	t.Cleanup(func() { check(t, c.api.Close()) })
+	c.client, err = c.api.Client(apiserver.Admin)
+	must(t, err)
+	c.addNodes(t)
+
+	kubeconfig, err := c.api.Kubeconfig(apiserver.Daemon)
+	must(t, err)
+	c.flags = append(command[1:],
+		"--proxy-mode=iptables", "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
+		"--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(),
+	)
+	c.daemons = make([]*daemon.Daemon, len(l.Nodes))
+	for i, n := range l.Nodes {
+		must(t, daemon.Hint(t.Context(), n, userland))
+		c.startDaemon(t, i)
+	}
+	t.Cleanup(func() {
+		for _, d := range c.daemons {
+			check(t, c.stop(d))
+		}
+	})
+	return c
+}
+
+// stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.
+func (c *cluster) stop(d *daemon.Daemon) error {
+	if c.reference {
+		return d.Kill()
+	}
+	return d.Stop()
+}
+
+func (c *cluster) startDaemon(t *testing.T, node int) {
+	t.Helper()
+	n := c.lab.Nodes[node]
+	d, err := daemon.Start(n, c.binary, append([]string{"--hostname-override=" + n.Label}, c.flags...)...)
+	must(t, err)
+	c.daemons[node] = d
+}
+
+// addHosts makes dialers for all hosts and servers in all pods.
+func (c *cluster) addHosts(t *testing.T) {
+	t.Helper()
+	all := []lab.Host{c.lab.Client}
+	for _, n := range c.lab.Nodes {
+		all = append(all, n.Host)
+	}
+	for _, p := range c.lab.Pods() {
+		all = append(all, p.Host)
+		s, err := probe.Serve(p, p.Label, p.Addrs[:], []string{"tcp", "udp", "sctp"}, podPorts)
+		must(t, err)
+		t.Cleanup(func() { check(t, s.Close()) })
+	}
+	for _, h := range all {
+		c.hosts[h.Label] = h
+		c.dialers[h.Label] = probe.NewDialer(h)
+	}
+}
+
+func (c *cluster) addNodes(t *testing.T) {
+	t.Helper()
+	for i, n := range c.lab.Nodes {
+		node := &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: n.Label, Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprintf("zone%d", i+1)}},
+			Spec:       corev1.NodeSpec{PodCIDR: n.PodCIDRs[0].String(), PodCIDRs: []string{n.PodCIDRs[0].String(), n.PodCIDRs[1].String()}},
+		}
+		node, err := c.client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{})
+		must(t, err)
+		for _, a := range n.Addrs {
+			node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+		}
+		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{})
+		must(t, err)
+	}
+}
+
+// settleTimeout is how long daemons may take to serve what has been written.
+const settleTimeout = 20 * time.Second
+
+// settle returns when both daemons serve everything that has been written so far. It adds a Service with one port that has
+// an endpoint and one that has none: when the first is answered and the second refused, the node has synced past it.
+func (c *cluster) settle(t *testing.T) {
+	t.Helper()
+	c.barriers++
+	svc := c.service(t, fmt.Sprintf("barrier-%d", c.barriers), func(s *corev1.Service) {
+		s.Spec.Ports = []corev1.ServicePort{port("open", corev1.ProtocolUDP, 80), port("closed", corev1.ProtocolUDP, 81)}
+	})
+	c.endpointsOf(t, svc, []string{"open"}, ready("node1-p1"))
+	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
+	defer cancel()
+	for _, n := range c.lab.Nodes {
+		for f := range families {
+			for port, want := range map[uint16]probe.Verdict{80: probe.Answered, 81: probe.Refused} {
+				to := probe.Target{Proto: "udp", Dst: netip.AddrPortFrom(clusterIP(svc, f), port), Timeout: 50 * time.Millisecond}
+				if _, err := c.await(ctx, n.Label, to, func(r probe.Result) bool { return r.Verdict == want }); err != nil {
+					c.logState(t)
+					t.Fatalf("%s does not serve what has been written: %v", n.Label, err)
+				}
+			}
+		}
+	}
+}
+
+// await asks until the result is right and returns how long it took; the error has the last result that was not.
+func (c *cluster) await(ctx context.Context, from string, to probe.Target, right func(probe.Result) bool) (time.Duration, error) {
+	start := time.Now()
+	for {
+		r := c.dialers[from].Dial(ctx, to)
+		if right(r) {
+			return time.Since(start), nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("from %s: %s: still %s after %v", from, to, r, time.Since(start).Round(time.Millisecond))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// logState shows what a failure needs to be understood.
+func (c *cluster) logState(t *testing.T) {
+	t.Helper()
+	for i, d := range c.daemons {
+		lines := strings.Split(strings.TrimSpace(d.Log()), "\n")
+		t.Logf("log of the daemon on node%d, its last lines:\n%s", i+1, strings.Join(lines[max(0, len(lines)-25):], "\n"))
+	}
+}
+
+// labelOf is the name of the host that has the address, or the address.
+func (c *cluster) labelOf(a netip.Addr) string {
+	for label, h := range c.hosts {
+		if a == h.Addrs[0] || a == h.Addrs[1] {
+			return label
+		}
+	}
+	return a.String()
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,16 @@
+// Package e2e tests the whole of Fairlead: objects written to a real API server, the real daemon on two nodes, and real
+// packets between network namespaces.
+//
+//	client-go ─► kube-apiserver ─► informers of fairlead on node1, node2 ─► kernel ◄─ packets ─ pods, nodes, client
+//	     └───────────── expected: tables in the tests, and package oracle ────────────── compared ┘
+//
+// How it is laid out: cluster_test.go makes the cluster, objects_test.go writes objects, and the rest are groups of cases
+// that TestCluster runs against a cluster of each iptables userland. The packages below are useful without it: lab
+// (namespaces), probe (packets), apiserver, daemon.
+//
+// A test never sleeps to let the daemon catch up. After it has written objects it calls settle, which adds a Service and
+// waits until both daemons serve it: watches deliver in order, so that everything before is served then, too.
+//
+// Run: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e, as root, after hack/deps.sh; "make test" does. E2E_SEED=n repeats a random
+// cluster.
+package e2e

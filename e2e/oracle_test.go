@@ -1,0 +1,279 @@
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/e2e/probe"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/oracle"
+)
+
+// rounds is how often the random cluster is changed and compared again, and randomServices how many Services it has.
+const (
+	rounds         = 2
+	randomServices = 24
+)
+
+// testOracle makes a random cluster and compares what becomes of packets with what package oracle says should.
+func testOracle(t *testing.T, c *cluster) {
+	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("E2E_SEED"), fmt.Sprint(time.Now().UnixNano())), 10, 64)
+	must(t, err)
+	t.Logf("repeat with E2E_SEED=%d", seed)
+	g := &generator{cluster: c, Rand: rand.New(rand.NewPCG(seed, 0))}
+	services := g.services(t)
+	for round := range rounds {
+		if round > 0 {
+			g.change(t, services)
+		}
+		c.settle(t)
+		objects := c.objects(t)
+		trips := g.trips(objects)
+		counts := map[string]int{}
+		for i, r := range c.travel(t, trips) {
+			verdict := trips[i].compare(t, c, objects, r)
+			counts[verdict.String()]++
+		}
+		t.Logf("round %d: %d packets, %v", round, len(trips), counts)
+		for _, v := range []fwd.Verdict{fwd.VerdictForward, fwd.VerdictReject, fwd.VerdictDrop, fwd.VerdictPass} {
+			if counts[v.String()] == 0 {
+				t.Errorf("round %d: no packet had the verdict %s: the cluster is too plain", round, v)
+			}
+		}
+	}
+}
+
+// objects reads what the API server holds.
+func (c *cluster) objects(t *testing.T) *oracle.Cluster {
+	t.Helper()
+	o := &oracle.Cluster{}
+	services, err := c.client.CoreV1().Services("").List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	for i := range services.Items {
+		o.Services = append(o.Services, &services.Items[i])
+	}
+	slices, err := c.client.DiscoveryV1().EndpointSlices("").List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	for i := range slices.Items {
+		o.Slices = append(o.Slices, &slices.Items[i])
+	}
+	nodes, err := c.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	for i := range nodes.Items {
+		o.Nodes = append(o.Nodes, &nodes.Items[i])
+	}
+	return o
+}
+
+// trip is the first packet of a connection and the host that sends it.
+type trip struct {
+	from  lab.Host
+	proto fwd.Proto
+	src   netip.Addr
+	dst   netip.AddrPort
+}
+
+// travel dials all trips, those of different hosts at the same time, and returns the results in their order.
+func (c *cluster) travel(t *testing.T, trips []trip) []probe.Result {
+	results := make([]probe.Result, len(trips))
+	byHost := map[string][]int{}
+	for i, tr := range trips {
+		byHost[tr.from.Label] = append(byHost[tr.from.Label], i)
+	}
+	var wg sync.WaitGroup
+	for host, indices := range byHost {
+		wg.Go(func() {
+			var targets []probe.Target
+			for _, i := range indices {
+				tr := trips[i]
+				targets = append(targets, probe.Target{Proto: tr.proto.String(), Src: netip.AddrPortFrom(tr.src, 0), Dst: tr.dst})
+			}
+			for j, r := range c.dialers[host].DialAll(t.Context(), targets, 6) {
+				results[indices[j]] = r
+			}
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+// hop is a packet as one node meets it.
+type hop struct {
+	node *lab.Node
+	cfg  *oracle.Config
+	in   string
+}
+
+// way lists the nodes that the packet passes, as long as none of them treats it.
+func (c *cluster) way(tr trip) []hop {
+	var hops []hop
+	add := func(n *lab.Node, in string) {
+		hops = append(hops, hop{node: n, in: in, cfg: &oracle.Config{
+			NodeName: n.Label, LocalhostNodePorts: true,
+			ClusterCIDRs: []string{lab.PodCIDRs[0].String(), lab.PodCIDRs[1].String()},
+		}})
+	}
+	for _, n := range c.lab.Nodes {
+		if n.Label == tr.from.Label {
+			add(n, "")
+		}
+		for _, p := range n.Pods {
+			if p.Label == tr.from.Label {
+				add(n, p.Link)
+			}
+		}
+	}
+	for _, n := range c.lab.Nodes {
+		f := fwd.FamilyOf(tr.dst.Addr()).Index()
+		if n.Addrs[f] == tr.dst.Addr() && (len(hops) == 0 || hops[0].node != n) {
+			add(n, "eth0")
+		}
+	}
+	if len(hops) == 0 {
+		// The fabric sends the client's packets to service addresses to the first node.
+		add(c.lab.Nodes[0], "eth0")
+	}
+	return hops
+}
+
+// compare asks the oracle about the trip and reports a disagreement with what has become of it.
+func (tr trip) compare(t *testing.T, c *cluster, objects *oracle.Cluster, got probe.Result) fwd.Verdict {
+	t.Helper()
+	packet := fwd.Packet{Src: tr.src, Dst: tr.dst, Proto: tr.proto}
+	var answer oracle.Answer
+	var at hop
+	for _, at = range c.way(tr) {
+		packet.InInterface = at.in
+		answer = oracle.Judge(objects, at.cfg, packet)
+		if answer.Verdict != fwd.VerdictPass {
+			break
+		}
+	}
+	if !tr.agrees(answer, at.node, got) && !tr.repliesGetLost(c, answer, at.node) && !c.decidesOtherwise(answer, at, got) {
+		oracle.Disagreement(t, "", objects, at.cfg, packet, answer.String(), fmt.Sprintf("dialled from %s: %s", tr.from.Label, got))
+	}
+	return answer.Verdict
+}
+
+// decidesOtherwise knows what kube-proxy does in two cases where we have decided for the other thing: it does not reject
+// what the node itself sends to an external frontend, and without endpoints it rejects sources that it would drop with.
+func (c *cluster) decidesOtherwise(want oracle.Answer, at hop, got probe.Result) bool {
+	return c.reference && (want.Verdict == fwd.VerdictReject && at.in == "" || want.Verdict == fwd.VerdictDrop && got.Verdict == probe.Refused)
+}
+
+func (tr trip) agrees(want oracle.Answer, at *lab.Node, got probe.Result) bool {
+	f := fwd.FamilyOf(tr.dst.Addr()).Index()
+	switch want.Verdict {
+	case fwd.VerdictDrop:
+		return got.Verdict == probe.Lost
+	case fwd.VerdictReject:
+		return got.Verdict == probe.Refused
+	case fwd.VerdictPass:
+		if tr.dst.Addr() != at.Addrs[f] && !tr.dst.Addr().IsLoopback() {
+			return got.Verdict == probe.Lost
+		}
+		// The packet arrives at a host where nobody listens. One without SCTP says so by another error.
+		return got.Verdict == probe.Refused || tr.proto == fwd.SCTP && got.Verdict != probe.Answered
+	}
+	saw := tr.src
+	masquerade, candidate := want.Masquerade[got.At]
+	if masquerade {
+		saw = at.Addrs[f]
+	}
+	return got.Verdict == probe.Answered && candidate && got.Saw.Addr() == saw
+}
+
+// repliesGetLost says that the endpoint may be on the node of the pod that dials, while another node forwards and keeps
+// the source: the endpoint's reply then goes to the pod without passing the node that has to translate it back. This is
+// so by the rules, where a pod dials another node's node port and the external traffic policy is Local.
+func (tr trip) repliesGetLost(c *cluster, want oracle.Answer, at *lab.Node) bool {
+	home, _, isPod := strings.Cut(tr.from.Label, "-")
+	if !isPod || home == at.Label {
+		return false
+	}
+	for _, e := range want.Endpoints {
+		node, _, _ := strings.Cut(c.labelOf(e.Addr()), "-")
+		if node == home && !want.Masquerade[e] {
+			return true
+		}
+	}
+	return false
+}
+
+// trips makes packets to every frontend of every Service, and some to what is none.
+func (g *generator) trips(objects *oracle.Cluster) []trip {
+	var trips []trip
+	for _, svc := range objects.Services {
+		if !strings.HasPrefix(svc.Name, "random-") {
+			continue
+		}
+		for _, p := range svc.Spec.Ports {
+			proto, err := fwd.ParseProto(string(p.Protocol))
+			if err != nil {
+				panic("BUG: " + err.Error())
+			}
+			for _, dst := range g.frontends(svc, p) {
+				for range 2 {
+					trips = append(trips, g.trip(proto, dst))
+				}
+				if g.IntN(8) == 0 {
+					trips = append(trips, g.trip(proto, netip.AddrPortFrom(dst.Addr(), dst.Port()+1000)))
+				}
+			}
+			if p.NodePort != 0 {
+				node := g.cluster.lab.Nodes[g.IntN(2)]
+				lo := netip.MustParseAddr("127.0.0.1")
+				trips = append(trips, trip{from: node.Host, proto: proto, src: lo, dst: netip.AddrPortFrom(lo, uint16(p.NodePort))})
+			}
+		}
+	}
+	return trips
+}
+
+func (g *generator) frontends(svc *corev1.Service, p corev1.ServicePort) []netip.AddrPort {
+	ips := append([]string{}, svc.Spec.ClusterIPs...)
+	ips = append(ips, svc.Spec.ExternalIPs...)
+	for _, i := range svc.Status.LoadBalancer.Ingress {
+		ips = append(ips, i.IP)
+	}
+	var dsts []netip.AddrPort
+	for _, ip := range ips {
+		if a, err := netip.ParseAddr(ip); err == nil {
+			dsts = append(dsts, netip.AddrPortFrom(a, uint16(p.Port)))
+		}
+	}
+	if p.NodePort != 0 {
+		for _, n := range g.cluster.lab.Nodes {
+			dsts = append(dsts, netip.AddrPortFrom(n.Addrs[0], uint16(p.NodePort)), netip.AddrPortFrom(n.Addrs[1], uint16(p.NodePort)))
+		}
+	}
+	return dsts
+}
+
+// trip picks a source for a destination.
+func (g *generator) trip(proto fwd.Proto, dst netip.AddrPort) trip {
+	l := g.cluster.lab
+	hosts := []lab.Host{l.Client, l.Client, l.Nodes[0].Host, l.Nodes[1].Host}
+	for _, p := range l.Pods() {
+		hosts = append(hosts, p.Host)
+	}
+	from := hosts[g.IntN(len(hosts))]
+	f := fwd.FamilyOf(dst.Addr()).Index()
+	src := from.Addrs[f]
+	if from.More != nil && g.IntN(2) == 0 {
+		src = from.More[f]
+	}
+	return trip{from: from, proto: proto, src: src, dst: dst}
+}
