@@ -69,7 +69,7 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	back, err := openBackend(ctx, cfg.Mode, log, dropInvalid(log))
+	plane, err := openDataplane(ctx, cfg, log)
 	if err != nil && !mayAdminister() {
 		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
 	}
@@ -85,10 +85,10 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	monitor := metrics.New(string(cfg.Mode), version(), cfg.SyncPeriod)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, nil)
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Feed: feedAdapter{feed}, Backend: back, Flows: &flowAdapter{worker: worker}, Events: eventAdapter{recorder},
+		Config: cfg, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs,
-		OnFirstWrite: func(f fwd.Family) { routeLocalnet(cfg, f, log) },
+		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
 	})
 
@@ -142,7 +142,7 @@ func dropInvalid(log *slog.Logger) bool {
 // routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules are in the kernel
 // that keep neighbours from loopback sockets, so that there is no time without them.
 func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
-	if f != fwd.IPv4 || cfg.Mode != config.ModeIPTables || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {
+	if f != fwd.IPv4 || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {
 		return
 	}
 	const name = "net/ipv4/conf/all/route_localnet"

@@ -145,7 +145,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 		name, line string
 		want       []string
 	}{
-		{"unknown command", "explain", []string{`"explain"`, "trace, render, version, help"}},
+		{"unknown command", "explain", []string{`"explain"`, "trace, render, cleanup, version, help"}},
 		{"bad flag of the daemon", "--masquerade-all=maybe", []string{"--masquerade-all", `"maybe"`, "true or false"}},
 		{"objects that are not there", "--objects " + dir + "/none --hostname-override n1", []string{dir + "/none"}},
 		{"trace without objects", "trace 10.0.0.1 10.96.0.1:80/tcp", []string{"--objects", "file or directory"}},

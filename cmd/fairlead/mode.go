@@ -12,14 +12,24 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// openBackend opens the dataplane of a mode on this node's kernel. dropInvalid asks for protection from packets that
-// conntrack cannot place.
-func openBackend(ctx context.Context, mode config.Mode, log *slog.Logger, dropInvalid bool) (backend.Backend, error) {
-	switch mode {
+// dataplane is a backend with what belongs to it outside of the loop.
+type dataplane struct {
+	backend.Backend
+	// complete is called once for each family, when everything is in the kernel.
+	complete func(context.Context, fwd.Family)
+}
+
+// openDataplane opens the dataplane of a mode on this node's kernel.
+func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (dataplane, error) {
+	switch cfg.Mode {
 	case config.ModeIPTables:
-		return iptables.Open(ctx, log, dropInvalid)
+		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
+		return dataplane{b, func(ctx context.Context, f fwd.Family) {
+			routeLocalnet(cfg, f, log)
+			iptables.RemoveOthers(ctx, flavour, f, log)
+		}}, err
 	}
-	return nil, fmt.Errorf("mode %q has no dataplane", mode)
+	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }
 
 // render prints the program of one family as a kernel with all features gets it.

@@ -54,10 +54,10 @@ func (o FamilyOptions) options() options {
 
 // Open finds out which iptables the node uses and returns a Backend on it, for the families that the kernel and the
 // tools offer; at least one. The error says what is missing and what to do.
-func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Backend, error) {
+func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Backend, xtables.Flavour, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	opts := make(map[fwd.Family]FamilyOptions)
 	var errs []error
@@ -84,12 +84,12 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Back
 			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully)
 	}
 	if len(opts) == 0 {
-		return nil, errors.Join(errs...)
+		return nil, "", errors.Join(errs...)
 	}
 	for _, err := range errs {
 		log.Warn("one address family is left out", "error", err)
 	}
-	return New(opts), nil
+	return New(opts), flavour, nil
 }
 
 // Render prints the whole program of a table for one family as input for iptables-restore --noflush, as a kernel and

@@ -3,7 +3,9 @@ package iptables
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -189,6 +191,65 @@ func TestKernelRoundTrip(t *testing.T) {
 					}
 				}
 			})
+		}
+	}
+}
+
+// Rules of both userlands are found; RemoveOthers leaves those of the one in use, and Remove the others' rules.
+func TestKernelLeftovers(t *testing.T) {
+	hosttest.Netns(t, "iptables")
+	ctx := context.Background()
+	foreign := "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
+	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
+		b, _ := kernel(t, fl, true)
+		h := benchHeader()
+		b.Update(fwd.Changes{Header: &h})
+		if _, err := b.Apply(ctx); err != nil {
+			t.Fatal(err)
+		}
+		tables, err := xtables.New(fl, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tables.Restore(ctx, []byte(foreign)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func() map[string]int {
+		left, err := Leftovers(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := make(map[string]int)
+		for _, l := range left {
+			m[string(l.Flavour)+" "+l.Family.String()]++
+		}
+		return m
+	}
+	want := map[string]int{"legacy IPv4": 1, "legacy IPv6": 1, "nft IPv4": 1, "nft IPv6": 1}
+	if diff := cmp.Diff(want, count()); diff != "" {
+		t.Fatal(diff)
+	}
+	RemoveOthers(ctx, xtables.NFT, fwd.IPv4, slog.New(slog.DiscardHandler))
+	delete(want, "legacy IPv4")
+	if diff := cmp.Diff(want, count()); diff != "" {
+		t.Fatal(diff)
+	}
+	left, err := Leftovers(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range left {
+		if err := l.Remove(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := count(); len(m) != 0 {
+		t.Errorf("left: %v", m)
+	}
+	for _, save := range []string{"iptables-legacy-save", "iptables-nft-save"} {
+		if text := hosttest.Run(t, save, "-t", "nat"); !strings.Contains(text, "-A PREROUTING -j KUBE-SERVICES") {
+			t.Errorf("a foreign rule is gone:\n%s", text)
 		}
 	}
 }

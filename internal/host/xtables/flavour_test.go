@@ -61,7 +61,7 @@ func TestDetect(t *testing.T) {
 		{"hint in nft", userland{"iptables-nft": hint, "iptables-legacy": canary + rules2}, NFT, "KUBE-IPTABLES-HINT", nil},
 		{"hint in nft, IPv6", userland{"iptables-nft": none, "ip6tables-nft": canary, "iptables-legacy": rules2}, NFT, "KUBE-KUBELET-CANARY", nil},
 		{"hint in legacy", userland{"iptables-nft": rules2, "iptables-legacy": canary}, Legacy, "KUBE-KUBELET-CANARY", nil},
-		{"hint in another table or with another name", userland{"iptables-nft": rules1, "iptables-legacy": near}, NFT, "1 rules", nil},
+		{"hint in another table or with another name", userland{"iptables-nft": near, "iptables-legacy": near}, NFT, "no rules", nil},
 		{"more rules in legacy", userland{"iptables-nft": rules1, "iptables-legacy": rules2}, Legacy, "2 rules", nil},
 		{"as many", userland{"iptables-nft": rules1, "iptables-legacy": rules1}, NFT, "1 rules", nil},
 		{"IPv6 counts", userland{"iptables-nft": rules1, "iptables-legacy": rules1, "ip6tables-legacy": rules1}, Legacy, "2 rules", nil},

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,7 +32,10 @@ type Tables struct {
 	info                *iptables.IPTables
 }
 
-// New finds the programs of a flavour for one family. The error is exec.ErrNotFound where one of them is missing.
+// ErrNotFound says that a program of a flavour is not installed.
+var ErrNotFound = exec.ErrNotFound
+
+// New finds the programs of a flavour for one family. The error is ErrNotFound where one of them is missing.
 func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 	t := &Tables{flavour: flavour}
 	for suffix, path := range map[string]*string{"": &t.main, "save": &t.save, "restore": &t.restore} {
@@ -75,6 +80,22 @@ func (t *Tables) Save(ctx context.Context, table string) ([]byte, error) {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
 	return out.buf.Bytes(), nil
+}
+
+// Exists says whether the kernel has the table for this flavour. Reading a legacy table that it does not have would make
+// it.
+func (t *Tables) Exists(table string) bool {
+	if t.flavour == NFT {
+		return true
+	}
+	names := "/proc/net/ip_tables_names"
+	if t.info.Proto() == iptables.ProtocolIPv6 {
+		names = "/proc/net/ip6_tables_names"
+	}
+	list, err := os.ReadFile(names)
+	// Without the file the kernel has no legacy tables at all; an unreadable one says nothing.
+	return err == nil && slices.Contains(strings.Fields(string(list)), table) || err != nil && !errors.Is(err, os.ErrNotExist) ||
+		t.flavour == Plain
 }
 
 // Restore runs iptables-restore --noflush once. The lock is awaited for 5 seconds; the end of the context kills the

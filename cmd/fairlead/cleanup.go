@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/pflag"
+
+	"github.com/fairlead/fairlead/internal/backend/iptables"
+)
+
+const cleanupUsage = `fairlead cleanup [flags]
+
+Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
+userlands of iptables and both families. Nobody else's rules are touched, and established connections go on. End the
+daemon first. Doing it twice is harmless.`
+
+func runCleanup(ctx context.Context, args []string, s streams) error {
+	fs := pflag.NewFlagSet("fairlead cleanup", pflag.ContinueOnError)
+	dryRun := fs.Bool("dry-run", false, "only say what would be removed")
+	if err := parseFlags(fs, args, cleanupUsage, s); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("argument %q: want flags only", fs.Arg(0))
+	}
+	if !mayAdminister() {
+		return errors.New("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW")
+	}
+	left, err := iptables.Leftovers(ctx)
+	errs := []error{err}
+	verb := "removed"
+	if *dryRun {
+		verb = "would remove"
+	}
+	for _, l := range left {
+		if !*dryRun {
+			if err := l.Remove(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("clean up iptables, %s, %s: %w", l.Flavour, l.Family, err))
+				continue
+			}
+		}
+		fmt.Fprintf(s.out, "%s %d chains of iptables, %s, %s\n", verb, l.Chains, l.Flavour, l.Family)
+	}
+	if len(left) == 0 && err == nil {
+		fmt.Fprintln(s.out, "nothing of Fairlead's is in the kernel")
+	}
+	return errors.Join(errs...)
+}

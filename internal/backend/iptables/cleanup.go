@@ -1,0 +1,94 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// Leftover is what is ours in one flavour and family of the kernel's tables.
+type Leftover struct {
+	Flavour xtables.Flavour
+	Family  fwd.Family
+	// Chains counts chains of ours, and built-in chains with a jump to them.
+	Chains int
+
+	tables *xtables.Tables
+}
+
+// Leftovers finds all that Fairlead has written, in every flavour of iptables that is installed: a node can have changed
+// from one to the other. It changes nothing. What cannot be read is in the error, which may come beside a result.
+func Leftovers(ctx context.Context) ([]Leftover, error) {
+	var out []Leftover
+	var errs []error
+	for _, fl := range flavours() {
+		for _, f := range fwd.Families {
+			tables, err := xtables.New(fl, f == fwd.IPv6)
+			if errors.Is(err, xtables.ErrNotFound) {
+				continue
+			}
+			var found map[ChainID]Chain
+			if err == nil {
+				found, err = (&target{family: f, tables: existing{tables}}).Read(ctx)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s, %s: %w", fl, f, err))
+			} else if len(found) > 0 {
+				out = append(out, Leftover{Flavour: fl, Family: f, Chains: len(found), tables: tables})
+			}
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// flavours are those to look at: an iptables without a suffix is one of the others wherever these are installed.
+func flavours() []xtables.Flavour {
+	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
+		if _, err := xtables.New(fl, false); !errors.Is(err, xtables.ErrNotFound) {
+			return []xtables.Flavour{xtables.NFT, xtables.Legacy}
+		}
+	}
+	return []xtables.Flavour{xtables.Plain}
+}
+
+// existing reads a table that the kernel does not have as an empty one.
+type existing struct{ *xtables.Tables }
+
+func (e existing) Save(ctx context.Context, table string) ([]byte, error) {
+	if !e.Exists(table) {
+		return nil, nil
+	}
+	return e.Tables.Save(ctx, table)
+}
+
+// Remove takes it out of the kernel. Nobody else's rule is touched; connections that are established go on.
+func (l Leftover) Remove(ctx context.Context) error {
+	o := FamilyOptions{Tables: existing{l.tables}}
+	if l.Flavour != xtables.Legacy {
+		o.MaxChains = nftMaxChains
+	}
+	return New(map[fwd.Family]FamilyOptions{l.Family: o}).Cleanup(ctx)
+}
+
+// RemoveOthers takes out what Fairlead wrote for one family with another userland than the one in use, as it is when a
+// node changes from legacy to nft: both would be in force. It is called when the rules of the one in use are complete.
+func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, log *slog.Logger) {
+	left, err := Leftovers(ctx)
+	if err != nil {
+		log.Debug("not all flavours of iptables can be read", "error", err)
+	}
+	for _, l := range left {
+		if l.Flavour == inUse || l.Family != f || inUse == xtables.Plain {
+			continue
+		}
+		if err := l.Remove(ctx); err != nil {
+			log.Warn("rules of the other flavour of iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)
+			continue
+		}
+		log.Info("removed rules of the other flavour of iptables", "flavour", string(l.Flavour), "family", f.String(), "chains", l.Chains)
+	}
+}
