@@ -29,7 +29,7 @@ func BenchmarkLoad(b *testing.B) {
 		b.Run(fmt.Sprintf("%dServices", n), func(b *testing.B) {
 			frags := make([]*fwd.Fragment, n)
 			for i := range frags {
-				frags[i] = sampleFragment(i, 10)
+				frags[i] = plainFragment(i, 10)
 			}
 			b.ReportAllocs()
 			d := &discard{}
@@ -58,12 +58,12 @@ func BenchmarkChange(b *testing.B) {
 			table := &fwd.Table{}
 			be.Update(table.SetHeader(benchHeader()))
 			for i := range n {
-				be.Update(table.Put(sampleFragment(i, 10)))
+				be.Update(table.Put(plainFragment(i, 10)))
 			}
 			if _, err := be.Apply(context.Background()); err != nil {
 				b.Fatal(err)
 			}
-			versions := []*fwd.Fragment{sampleFragment(n/2, 9), sampleFragment(n/2, 10)}
+			versions := []*fwd.Fragment{plainFragment(n/2, 9), plainFragment(n/2, 10)}
 			b.ReportAllocs()
 			d.bytes = 0
 			for i := 0; b.Loop(); i++ {

@@ -266,6 +266,10 @@ func BenchmarkKernel(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
+				frags := make([]*fwd.Fragment, n)
+				for i := range frags {
+					frags[i] = plainFragment(i, 10)
+				}
 				var load, change, read time.Duration
 				for range b.N {
 					o := FamilyOptions{Tables: tables, HairpinBPF: true, RandomFully: true, DropInvalid: true}
@@ -277,8 +281,8 @@ func BenchmarkKernel(b *testing.B) {
 					start := time.Now()
 					be.Update(table.SetHeader(fwd.Header{Detector: [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
 						NodePorts: [2]fwd.NodePortAddrs{{All: true, Loopback: true}}, MasqueradeBit: 14}))
-					for i := range n {
-						be.Update(table.Put(sampleFragment(i, 10)))
+					for _, f := range frags {
+						be.Update(table.Put(f))
 					}
 					if _, err := be.Apply(ctx); err != nil {
 						b.Fatal(err)
@@ -286,7 +290,7 @@ func BenchmarkKernel(b *testing.B) {
 					load += time.Since(start)
 
 					start = time.Now()
-					be.Update(table.Put(sampleFragment(n/2, 9)))
+					be.Update(table.Put(plainFragment(n/2, 9)))
 					if res, err := be.Apply(ctx); err != nil || res.Written != 1 {
 						b.Fatal(res, err)
 					}

@@ -122,15 +122,19 @@ func matchPod(d fwd.Detector) string {
 
 // and joins the parts of a rule, leaving out empty ones.
 func and(parts ...string) string {
-	var b strings.Builder
+	size := 0
+	for _, p := range parts {
+		size += len(p) + 1
+	}
+	b := make([]byte, 0, size)
 	for _, p := range parts {
 		if p == "" {
 			continue
 		}
-		if b.Len() > 0 {
-			b.WriteByte(' ')
+		if len(b) > 0 {
+			b = append(b, ' ')
 		}
-		b.WriteString(p)
+		b = append(b, p...)
 	}
-	return b.String()
+	return string(b)
 }

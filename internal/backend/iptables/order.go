@@ -113,6 +113,7 @@ func switchOver(p plan) step {
 // of the filter table become one.
 func (s step) input() []byte {
 	var b bytes.Buffer
+	b.Grow(s.before.size() + s.nat.size() + s.after.size())
 	if s.nat.empty() {
 		both := section{
 			chains: slices.Concat(s.before.chains, s.after.chains),
@@ -156,9 +157,11 @@ func inOrder(chains map[ChainID]Chain) []ChainID {
 		}
 		seen[id] = true
 		for r := range strings.SplitSeq(chains[id].Rules, "\n") {
-			t := ChainID{id.Table, ruleTarget(r)}
-			if _, here := chains[t]; here {
-				visit(t)
+			if name := ruleTarget(r); name != "" {
+				t := ChainID{id.Table, name}
+				if _, here := chains[t]; here {
+					visit(t)
+				}
 			}
 		}
 		out = append(out, id)
@@ -213,6 +216,18 @@ type chainText struct {
 }
 
 func (s *section) empty() bool { return len(s.chains) == 0 && len(s.base) == 0 && len(s.drop) == 0 }
+
+// size is about the length of what print prints.
+func (s *section) size() int {
+	n := 0
+	for _, c := range s.chains {
+		n += len(c.name) + len(":  - [0:0]\n") + len(c.rules) + (strings.Count(c.rules, "\n")+1)*len("-A  \n"+c.name)
+	}
+	for _, l := range slices.Concat(s.base, s.drop) {
+		n += len("-X \n") + len(l)
+	}
+	return n + 20
+}
 
 // replace gives a chain its rules. Its declaration empties a chain that is there. In a built-in chain our jumps are taken
 // out and put in at the top.
