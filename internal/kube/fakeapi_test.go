@@ -142,7 +142,10 @@ func encode(obj metav1.Object) []byte {
 	}
 	t := typeOf(resourceOf(obj))
 	fields["apiVersion"], fields["kind"] = t.APIVersion, t.Kind
-	if text, err = json.Marshal(fields); err != nil {
+	if err == nil {
+		text, err = json.Marshal(fields)
+	}
+	if err != nil {
 		panic(err)
 	}
 	return text
