@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -21,22 +22,24 @@ const (
 	KindSet
 	// KindChain is a chain with its rules.
 	KindChain
-	// KindElement is an element of a set or map.
+	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map of endpoints beside that.
+	KindFrontend
+	// KindElement is an element of another set.
 	KindElement
 )
 
 // ID identifies an object of a table.
 type ID struct {
 	Kind Kind
-	// Name is that of the chain, the set, or the set of the element.
+	// Name is that of the chain or set; of a frontend or element it is that of the set that the Key is in.
 	Name string
-	// Key is that of the element, as the kernel has it.
+	// Key is that of the frontend or element, as the kernel has it.
 	Key string
 }
 
 // Object is what an object holds.
 type Object struct {
-	// Value is compared: of an element what its map gives, of anything else all that the kernel knows of it.
+	// Value is compared: all that the kernel knows of the object, in a form of our own (chainValue, setValue, targets).
 	Value string
 	// chain or set is what is written; nil for what was read.
 	chain *chain
@@ -124,10 +127,41 @@ func frontendKey(b []byte, k fwd.Key) []byte {
 }
 
 // endpointValue is the value of a map to endpoints.
-func endpointValue(a netip.AddrPort) string {
-	b := make([]byte, 0, 20)
-	return string(keyPort(keyAddr(b, a.Addr()), a.Port()))
+func endpointValue(b []byte, a netip.AddrPort) []byte { return keyPort(keyAddr(b, a.Addr()), a.Port()) }
+
+// targets is the value of a frontend: its verdict, a zero byte, and for each index, in the order of the bytes of its
+// number, four bytes of that and the endpoint.
+type targets string
+
+// newTargets joins a verdict and a list of indexes with their endpoints, which it sorts.
+func newTargets(verdict string, list []string) targets {
+	slices.Sort(list)
+	var b strings.Builder
+	b.WriteString(verdict)
+	b.WriteByte(0)
+	for _, s := range list {
+		b.WriteString(s)
+	}
+	return targets(b.String())
 }
+
+func (t targets) verdict() string {
+	v, _, _ := strings.Cut(string(t), "\x00")
+	return v
+}
+
+// endpoints yields the indexes with their endpoints.
+func (t targets) endpoints(fam fwd.Family, yield func(index, endpoint string)) {
+	_, list, _ := strings.Cut(string(t), "\x00")
+	for size := indexLen + nft.Len(fam, endpointFields); len(list) >= size; list = list[size:] {
+		yield(list[:indexLen], list[indexLen:size])
+	}
+}
+
+// indexLen is the length of an index in bytes.
+const indexLen = 4
+
+var endpointFields = []nft.Field{nft.DestAddr, nft.DestPort}
 
 // hairpinKey is the key of an address that is source and destination.
 func hairpinKey(a netip.Addr) string {

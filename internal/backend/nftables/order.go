@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
@@ -17,32 +18,33 @@ type step struct {
 
 // steps orders a plan into transactions. Mostly they are one, or two where chains go:
 //
-//	prepare  new chains and sets, and elements that nothing asks for yet: indexes that no chain chooses, addresses
-//	switch   changed chains and elements; last, if they are new, the base chains
-//	collect  sets and chains that nothing refers to any more
+//	prepare  new chains and sets, and addresses of endpoints
+//	switch   changed chains, then frontends; last, if they are new, the base chains
+//	collect  sets, chains and addresses that nothing refers to any more
 //
 // A transaction of more than chunk elements is split, to leave the kernel's lock to others in between and to fit into
-// the socket's buffer. The elements of a frontend, its verdict and its endpoints, are switched together in any case.
-func steps(p plan, chunk int) []step {
+// the socket's buffer. A frontend is switched in one step in any case.
+func steps(fam fwd.Family, p plan, chunk int) []step {
 	if _, gone := p.Deletes[ID{Kind: KindTable}]; gone {
 		s := step{ops: []nft.Op{{Kind: nft.DelTable}}}
 		s.completes = slices.AppendSeq(s.completes, maps.Keys(p.Deletes))
 		return []step{s}
 	}
-	b := &batcher{plan: p, chunk: chunk}
+	b := &batcher{family: fam, plan: p, chunk: chunk}
 	b.table()
 	b.prepare()
-	b.change()
+	b.switchOver()
 	b.collect()
 	return b.flush()
 }
 
 // batcher collects operations into steps.
 type batcher struct {
-	plan  plan
-	chunk int
-	steps []step
-	cur   step
+	family fwd.Family
+	plan   plan
+	chunk  int
+	steps  []step
+	cur    step
 	// elements counts those of the present step.
 	elements int
 }
@@ -60,16 +62,24 @@ func (b *batcher) add(o nft.Op) { b.cur.ops = append(b.cur.ops, o) }
 
 func (b *batcher) complete(id ID) { b.cur.completes = append(b.cur.completes, id) }
 
-// element adds or deletes an element, together with the one before if that was of the same kind.
-func (b *batcher) element(kind nft.OpKind, id ID, value string) {
-	el := nft.Element{Key: id.Key, Value: value}
+// element adds or deletes an element, together with those before if they are of the same kind.
+func (b *batcher) element(kind nft.OpKind, set string, el nft.Element) {
 	b.elements++
-	if n := len(b.cur.ops); n > 0 && b.cur.ops[n-1].Kind == kind && b.cur.ops[n-1].Name == id.Name {
+	if n := len(b.cur.ops); n > 0 && b.cur.ops[n-1].Kind == kind && b.cur.ops[n-1].Name == set {
 		b.cur.ops[n-1].Elements = append(b.cur.ops[n-1].Elements, el)
 		return
 	}
-	set, _ := staticSet(id.Name)
-	b.add(nft.Op{Kind: kind, Name: id.Name, Set: set, Elements: []nft.Element{el}})
+	def, _ := staticSet(set)
+	b.add(nft.Op{Kind: kind, Name: set, Set: def, Elements: []nft.Element{el}})
+}
+
+// plainElement adds or deletes an element that is an object of its own.
+func (b *batcher) plainElement(kind nft.OpKind, id ID) {
+	if b.elements >= b.chunk {
+		b.flush()
+	}
+	b.element(kind, id.Name, nft.Element{Key: id.Key})
+	b.complete(id)
 }
 
 func (b *batcher) table() {
@@ -120,14 +130,7 @@ func (b *batcher) prepare() {
 		}
 	}
 	for _, id := range sorted(b.plan.Upserts, KindElement) {
-		if !b.early(id) {
-			continue
-		}
-		if b.elements >= b.chunk {
-			b.flush()
-		}
-		b.element(nft.AddElements, id, b.plan.Upserts[id].Value)
-		b.complete(id)
+		b.plainElement(nft.AddElements, id)
 	}
 }
 
@@ -144,24 +147,16 @@ func (b *batcher) set(id ID) {
 	b.complete(id)
 }
 
-// early says that an element may be there before the switch: a new one that no packet asks for.
-func (b *batcher) early(id ID) bool {
-	return b.isNew(id) && (id.Name == setEndpoints || id.Name == setNodePortEndpoints || id.Name == setHairpin)
-}
-
-// change switches over.
-func (b *batcher) change() {
+// switchOver changes what packets meet.
+func (b *batcher) switchOver() {
 	chains := sorted(b.plan.Upserts, KindChain)
 	for _, id := range chains {
 		if !b.isNew(id) {
 			b.rewrite(id)
 		}
 	}
-	for _, group := range b.frontends() {
-		if b.elements > 0 && b.elements+len(group) > b.chunk {
-			b.flush()
-		}
-		b.switchOver(group)
+	for _, m := range []map[ID]Object{b.plan.Upserts, b.plan.Deletes} {
+		b.frontends(sorted(m, KindFrontend))
 	}
 	for _, id := range chains {
 		if c := b.plan.Upserts[id].chain; b.isNew(id) && c.base != (nft.Base{}) {
@@ -184,59 +179,87 @@ func (b *batcher) rewrite(id ID) {
 	b.complete(id)
 }
 
-// frontends are the elements that change or go, but for those that are cleared up later, in groups: those of one
-// frontend together.
-func (b *batcher) frontends() [][]ID {
-	var ids []ID
-	for _, m := range []map[ID]Object{b.plan.Upserts, b.plan.Deletes} {
-		for id := range m {
-			_, wanted := b.plan.Upserts[id]
-			if id.Kind == KindElement && !(wanted && b.early(id)) && (wanted || id.Name != setHairpin) {
-				ids = append(ids, id)
-			}
-		}
-	}
-	slices.SortFunc(ids, func(a, c ID) int {
-		return cmp.Or(cmp.Compare(frontendOf(a), frontendOf(c)), cmp.Compare(a.Name, c.Name), cmp.Compare(a.Key, c.Key))
-	})
-	var out [][]ID
+// frontends changes frontends, as many at a time as a step may have, so that their elements are in few messages.
+func (b *batcher) frontends(ids []ID) {
 	for len(ids) > 0 {
-		n := 1
-		for n < len(ids) && frontendOf(ids[n]) == frontendOf(ids[0]) {
+		var all changes
+		n := 0
+		for n < len(ids) && (b.elements == 0 && n == 0 || b.elements+all.size() < b.chunk) {
+			b.compare(ids[n], &all)
+			b.complete(ids[n])
 			n++
 		}
-		out, ids = append(out, ids[:n]), ids[n:]
-	}
-	return out
-}
-
-// frontendOf is the key of the frontend to which an element belongs.
-func frontendOf(id ID) string {
-	if id.Name == setEndpoints || id.Name == setNodePortEndpoints {
-		return id.Key[:max(0, len(id.Key)-4)] // without the index
-	}
-	return id.Key
-}
-
-// switchOver changes the elements of a group. The kernel has no change of an element's value: the old one goes and the
-// new one comes.
-func (b *batcher) switchOver(ids []ID) {
-	for _, id := range ids {
-		if !b.isNew(id) {
-			b.element(nft.DelElements, id, b.was(id))
+		for _, c := range all {
+			for _, set := range []string{setVIPs, setNodePorts, setEndpoints, setNodePortEndpoints} {
+				for _, el := range c.elements[set] {
+					b.element(c.kind, set, el)
+				}
+			}
+		}
+		if ids = ids[n:]; len(ids) > 0 {
+			b.flush()
 		}
 	}
-	for _, id := range ids {
-		if o, wanted := b.plan.Upserts[id]; wanted {
-			b.element(nft.AddElements, id, o.Value)
-		}
-		b.complete(id)
-	}
 }
 
-func (b *batcher) was(id ID) string {
-	o, _ := b.plan.Actual(id)
-	return o.Value
+// changes are elements to delete and to add, by set.
+type changes [2]struct {
+	kind     nft.OpKind
+	elements map[string][]nft.Element
+}
+
+func (c *changes) note(kind nft.OpKind, set string, el nft.Element) {
+	i := 0
+	if kind == nft.AddElements {
+		i = 1
+	}
+	if c[i].elements == nil {
+		c[i].kind, c[i].elements = kind, make(map[string][]nft.Element)
+	}
+	c[i].elements[set] = append(c[i].elements[set], el)
+}
+
+func (c *changes) size() int {
+	n := 0
+	for _, half := range c {
+		for _, els := range half.elements {
+			n += len(els)
+		}
+	}
+	return n
+}
+
+// compare notes what changes in a frontend. The kernel has no change of an element's value: the old one goes and the new
+// one comes.
+func (b *batcher) compare(id ID, out *changes) {
+	actual, _ := b.plan.Actual(id)
+	was, is := targets(actual.Value), targets(b.plan.Upserts[id].Value)
+	if v, w := was.verdict(), is.verdict(); v != w {
+		if v != "" {
+			out.note(nft.DelElements, id.Name, nft.Element{Key: id.Key, Value: v})
+		}
+		if w != "" {
+			out.note(nft.AddElements, id.Name, nft.Element{Key: id.Key, Value: w})
+		}
+	}
+	endpoints := beside(id.Name)
+	old := make(map[string]string)
+	was.endpoints(b.family, func(i, ep string) { old[i] = ep })
+	is.endpoints(b.family, func(i, ep string) {
+		el := nft.Element{Key: id.Key + i, Value: ep}
+		before, there := old[i]
+		delete(old, i)
+		if there && before == ep {
+			return
+		}
+		if there {
+			out.note(nft.DelElements, endpoints, nft.Element{Key: el.Key, Value: before})
+		}
+		out.note(nft.AddElements, endpoints, el)
+	})
+	for i, ep := range old {
+		out.note(nft.DelElements, endpoints, nft.Element{Key: id.Key + i, Value: ep})
+	}
 }
 
 // collect removes what nothing refers to. It is a transaction of its own: kernels before 6.2 may find a chain in use that
@@ -259,13 +282,6 @@ func (b *batcher) collect() {
 		b.complete(id)
 	}
 	for _, id := range sorted(b.plan.Deletes, KindElement) {
-		if id.Name != setHairpin {
-			continue
-		}
-		if b.elements >= b.chunk {
-			b.flush()
-		}
-		b.element(nft.DelElements, id, b.was(id))
-		b.complete(id)
+		b.plainElement(nft.DelElements, id)
 	}
 }

@@ -150,6 +150,30 @@ func (p place) prefix() string {
 // firstIndex is the lowest index of a level: the two pools of a service port, and the levels of a pool, are apart.
 func firstIndex(s fwd.Scope, bit int) uint32 { return uint32(s)<<30 | uint32(bit+1)<<24 }
 
+// indexed lists the endpoints of a pool as targets has them.
+func indexed(s fwd.Scope, levels []level) []string {
+	var list []string
+	for _, lv := range levels {
+		first := firstIndex(s, lv.bit)
+		for i, a := range lv.slots {
+			b := make([]byte, 0, indexLen+20)
+			list = append(list, string(endpointValue(keyNumber(b, first+uint32(i)), a)))
+		}
+	}
+	return list
+}
+
+// draw sends the connection to an endpoint of one level.
+func (l lang) draw(p place, bit, size int) clause {
+	index := random(uint32(size), firstIndex(p.scope, bit))
+	to := l.dnatBy(setEndpoints, l.dest(), protocol(), destPort(), index)
+	if p.nodePort {
+		to = l.dnatBy(setNodePortEndpoints, protocol(), destPort(), index)
+	}
+	r := all(isProto(p.proto), to)
+	return clause(r)
+}
+
 // pick is the part for the choice among endpoints of one level: one chain for all pools of that size.
 func (l lang) pick(p place, bit, size int) *part {
 	name := fmt.Sprintf("%s-%d", p.prefix(), size)
@@ -157,11 +181,7 @@ func (l lang) pick(p place, bit, size int) *part {
 		name += fmt.Sprintf("-bit%d", bit)
 	}
 	return &part{id: ID{Kind: KindChain, Name: name}, build: func(*fwd.Header) Object {
-		index := random(uint32(size), firstIndex(p.scope, bit))
-		if p.nodePort {
-			return chainObject(&chain{rules: []rule{all(isProto(p.proto), l.dnatBy(setNodePortEndpoints, protocol(), destPort(), index))}})
-		}
-		return chainObject(&chain{rules: []rule{all(isProto(p.proto), l.dnatBy(setEndpoints, l.dest(), protocol(), destPort(), index))}})
+		return chainObject(&chain{rules: []rule{all(l.draw(p, bit, size))}})
 	}}
 }
 

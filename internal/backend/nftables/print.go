@@ -2,10 +2,12 @@ package nftables
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -32,10 +34,7 @@ func (p *printer) printf(format string, args ...any) {
 
 func (p *printer) print() {
 	p.printf("add table %s %s\ndelete table %s %s\ntable %s %s {\n", p.ip(), TableName, p.ip(), TableName, p.ip(), TableName)
-	elements := make(map[string][]ID)
-	for _, id := range sorted(p.objects, KindElement) {
-		elements[id.Name] = append(elements[id.Name], id)
-	}
+	elements := p.elements()
 	for _, s := range staticSets {
 		p.set(&s, elements[s.Name])
 	}
@@ -48,6 +47,27 @@ func (p *printer) print() {
 		p.chain(id.Name, p.objects[id].chain)
 	}
 	p.printf("}\n")
+}
+
+// elements are those of all sets, each list in the order in which it is printed.
+func (p *printer) elements() map[string][]nft.Element {
+	out := make(map[string][]nft.Element)
+	for _, id := range sorted(p.objects, KindElement) {
+		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key})
+	}
+	for _, id := range sorted(p.objects, KindFrontend) {
+		t, set := targets(p.objects[id].Value), beside(id.Name)
+		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key, Value: t.verdict()})
+		first := len(out[set])
+		t.endpoints(p.family, func(i, ep string) { out[set] = append(out[set], nft.Element{Key: id.Key + i, Value: ep}) })
+		slices.SortFunc(out[set][first:], func(a, b nft.Element) int { return cmp.Compare(numberOf(a), numberOf(b)) })
+	}
+	return out
+}
+
+// numberOf is the index at the end of a key.
+func numberOf(e nft.Element) uint32 {
+	return binary.NativeEndian.Uint32([]byte(e.Key[len(e.Key)-indexLen:]))
 }
 
 func (p *printer) chain(name string, c *chain) {
@@ -82,7 +102,7 @@ func (p *printer) fields(fs []nft.Field) string {
 	return strings.Join(names, " . ")
 }
 
-func (p *printer) set(s *nft.Set, elements []ID) {
+func (p *printer) set(s *nft.Set, elements []nft.Element) {
 	word, value := "set", ""
 	switch {
 	case s.Verdicts:
@@ -99,12 +119,12 @@ func (p *printer) set(s *nft.Set, elements []ID) {
 	}
 	if len(elements) > 0 {
 		p.printf("\t\telements = {\n")
-		for _, id := range elements {
-			p.printf("\t\t\t%s", p.data(s.Key, id.Key))
-			if v := p.objects[id].Value; s.Verdicts {
-				p.printf(" : %s", v)
+		for _, e := range elements {
+			p.printf("\t\t\t%s", p.data(s.Key, e.Key))
+			if s.Verdicts {
+				p.printf(" : %s", e.Value)
 			} else if len(s.Value) > 0 {
-				p.printf(" : %s", p.data(s.Value, v))
+				p.printf(" : %s", p.data(s.Value, e.Value))
 			}
 			p.printf(",\n")
 		}

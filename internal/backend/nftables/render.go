@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"maps"
 	"net/netip"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -87,14 +86,13 @@ func (r *renderer) setHeader(h fwd.Header, out *edits) {
 
 // replace changes the program of one Service.
 func (r *renderer) replace(was, is program, out *edits) {
-	for id, v := range is.elements {
-		if old, there := was.elements[id]; !there || old != v {
-			out.set(id, Object{Value: v})
-		}
-		delete(was.elements, id)
+	for id, v := range is.frontends {
+		out.set(id, Object{Value: string(v)})
 	}
-	for id := range maps.Keys(was.elements) {
-		out.gone(id)
+	for id := range was.frontends {
+		if _, stays := is.frontends[id]; !stays {
+			out.gone(id)
+		}
 	}
 	for id, c := range is.own {
 		out.set(id, chainObject(c))

@@ -22,8 +22,8 @@ type part struct {
 
 // program is all that a Service contributes to one family.
 type program struct {
-	// elements of maps, with their values.
-	elements map[ID]string
+	// frontends with their verdicts and endpoints.
+	frontends map[ID]targets
 	// own are chains of the Service's own, for session affinity.
 	own map[ID]*chain
 	// parts are what the elements and own chains refer to; one part can be in it several times.
@@ -39,8 +39,8 @@ type compiler struct {
 	out  program
 	// levels of the pools without affinity.
 	levels map[fwd.PoolKey][]level
-	// needs of the affinity chains that were written, none for those that were not.
-	buf []byte
+	// pools are the same, as indexes with their endpoints (indexed).
+	pools map[fwd.PoolKey][]string
 }
 
 // programOf renders a Service for one family. It is pure, and independent of the header.
@@ -48,8 +48,8 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 	if f == nil {
 		return program{}
 	}
-	c := compiler{lang: lang{fam}, frag: f, levels: make(map[fwd.PoolKey][]level),
-		out: program{elements: make(map[ID]string), own: make(map[ID]*chain)}}
+	c := compiler{lang: lang{fam}, frag: f, levels: make(map[fwd.PoolKey][]level), pools: make(map[fwd.PoolKey][]string),
+		out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
 	for i := range f.Pools {
 		p := &f.Pools[i]
 		if p.Key.Family != fam {
@@ -64,6 +64,7 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 			c.affinity(p)
 		} else {
 			c.levels[p.Key] = levelsOf(p.Endpoints)
+			c.pools[p.Key] = indexed(p.Key.Scope, c.levels[p.Key])
 		}
 	}
 	for i := range f.Frontends {
@@ -81,6 +82,8 @@ type action struct {
 	// letter tells routes apart in the name of a chain.
 	letter string
 	needs  []*part
+	// inline is the rule to which the verdict would lead, where it is one.
+	inline clause
 }
 
 func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
@@ -100,12 +103,16 @@ func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
 		a.verdict = "goto " + affinityChain(key)
 		return a
 	}
-	choice := c.choose(place{f.Key.IsNodePort(), f.Key.Proto, r.Scope}, levels)
+	at := place{f.Key.IsNodePort(), f.Key.Proto, r.Scope}
+	choice := c.choose(at, levels)
 	a.verdict, a.needs = "goto "+choice.id.Name, []*part{choice}
+	if len(levels) == 1 {
+		a.inline = c.draw(at, levels[0].bit, len(levels[0].slots))
+	}
 	return a
 }
 
-// frontend renders the elements of one frontend.
+// frontend renders one frontend.
 func (c *compiler) frontend(f *fwd.Frontend) {
 	var acts [fwd.NumClasses]action
 	var scopes [fwd.NumScopes]bool
@@ -121,25 +128,17 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 	}
 	c.out.parts = append(c.out.parts, root...)
 
-	set, endpoints := setVIPs, setEndpoints
+	set := setVIPs
 	if f.Key.IsNodePort() {
-		set, endpoints = setNodePorts, setNodePortEndpoints
+		set = setNodePorts
 	}
-	c.buf = frontendKey(c.buf[:0], f.Key)
-	c.out.elements[elementID(set, string(c.buf))] = v
-	n := len(c.buf)
+	var list []string
 	for s, used := range scopes {
-		for _, lv := range c.levels[fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}] {
-			if !used {
-				break
-			}
-			first := firstIndex(fwd.Scope(s), lv.bit)
-			for i, a := range lv.slots {
-				key := string(keyNumber(c.buf[:n], first+uint32(i)))
-				c.out.elements[elementID(endpoints, key)] = endpointValue(a)
-			}
+		if used {
+			list = append(list, c.pools[fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}]...)
 		}
 	}
+	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: string(frontendKey(nil, f.Key))}] = newTargets(v, list)
 }
 
 // route returns the verdict for a frontend with these actions by class of source, and the parts that it refers to.
@@ -159,7 +158,9 @@ func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 		if isGoto && target != chainRefuse && !strings.Contains(seen, "_"+target+"_") {
 			seen += "_" + target + "_"
 			name += "_" + target
-			p.needs = append(p.needs, a.needs...)
+			if a.inline.text == "" {
+				p.needs = append(p.needs, a.needs...)
+			}
 		}
 	}
 	p.id = ID{Kind: KindChain, Name: name}
@@ -176,7 +177,11 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 		if a.mark {
 			mark = addMark(h.Mark())
 		}
-		c.rules = append(c.rules, all(match, mark, verdict(a.verdict)))
+		then := a.inline
+		if then.text == "" {
+			then = verdict(a.verdict)
+		}
+		c.rules = append(c.rules, all(match, mark, then))
 	}
 	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
 	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]

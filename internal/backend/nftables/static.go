@@ -25,11 +25,19 @@ const affinitySize = 1 << 20
 var staticSets = []nft.Set{
 	{Name: setVIPs, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort}, Verdicts: true},
 	{Name: setNodePorts, Key: []nft.Field{nft.Protocol, nft.DestPort}, Verdicts: true},
-	{Name: setEndpoints, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort, nft.Number}, Value: []nft.Field{nft.DestAddr, nft.DestPort}},
-	{Name: setNodePortEndpoints, Key: []nft.Field{nft.Protocol, nft.DestPort, nft.Number}, Value: []nft.Field{nft.DestAddr, nft.DestPort}},
+	{Name: setEndpoints, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
+	{Name: setNodePortEndpoints, Key: []nft.Field{nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
 	{Name: setAffinity, Key: []nft.Field{nft.SourceAddr, nft.Number, nft.Number}, Dynamic: true, Size: affinitySize},
 	{Name: setHairpin, Key: []nft.Field{nft.SourceAddr, nft.DestAddr}},
 	{Name: setClusterIPs, Key: []nft.Field{nft.DestAddr}},
+}
+
+// beside is the map of endpoints that belongs to a map to verdicts.
+func beside(frontends string) string {
+	if frontends == setNodePorts {
+		return setNodePortEndpoints
+	}
+	return setEndpoints
 }
 
 // staticSet returns the definition of one of them.

@@ -42,11 +42,14 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 			ranges = c.Elements[name]
 		}
 		out[ID{Kind: KindSet, Name: name}] = Object{Value: setValue(sh, ranges)}
-		if ok {
-			for _, e := range c.Elements[name] {
-				out[elementID(name, e.Key)] = Object{Value: e.Value}
-			}
+	}
+	for _, name := range []string{setHairpin, setClusterIPs} {
+		for _, e := range c.Elements[name] {
+			out[elementID(name, e.Key)] = Object{}
 		}
+	}
+	for _, name := range []string{setVIPs, setNodePorts} {
+		readFrontends(name, c.Elements[name], c.Elements[beside(name)], out)
 	}
 	for _, ch := range c.Chains {
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}
@@ -54,9 +57,25 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	return out, nil
 }
 
+// readFrontends puts verdicts and endpoints together.
+func readFrontends(name string, verdicts, endpoints []nft.Element, out map[ID]Object) {
+	lists := make(map[string][]string, len(verdicts))
+	for _, e := range endpoints {
+		cut := len(e.Key) - indexLen
+		lists[e.Key[:cut]] = append(lists[e.Key[:cut]], e.Key[cut:]+e.Value)
+	}
+	for _, e := range verdicts {
+		out[ID{Kind: KindFrontend, Name: name, Key: e.Key}] = Object{Value: string(newTargets(e.Value, lists[e.Key]))}
+		delete(lists, e.Key)
+	}
+	for key, list := range lists { // without a verdict: not of our making
+		out[ID{Kind: KindFrontend, Name: name, Key: key}] = Object{Value: string(newTargets("", list))}
+	}
+}
+
 // Write implements backend.Target; see order.go for the steps.
 func (t *target) Write(ctx context.Context, p plan, done func(ID)) error {
-	for _, s := range steps(p, t.chunk) {
+	for _, s := range steps(t.family, p, t.chunk) {
 		if err := t.table.Commit(ctx, s.ops); err != nil {
 			fe := &backend.FamilyError{Family: t.family, Err: err}
 			var ne *nft.Error
