@@ -10,8 +10,10 @@ import (
 // renderer implements backend.Renderer for one family. What it keeps is derived from the table: how many Services need
 // each part and each hairpin element.
 type renderer struct {
-	family  fwd.Family
-	header  fwd.Header
+	family fwd.Family
+	header fwd.Header
+	// owners tell whose a frontend is: where it passes from one Service to another, the one that loses it may come last.
+	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
 	hairpin map[netip.Addr]int
 	statics map[string]*chain
@@ -24,7 +26,7 @@ type counted struct {
 }
 
 func newRenderer(fam fwd.Family) *renderer {
-	return &renderer{family: fam, parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int)}
+	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int)}
 }
 
 type edits []backend.Edit[ID, Object]
@@ -61,7 +63,7 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		}
 	}
 	for _, sc := range ch.Services {
-		r.replace(programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
+		r.replace(sc.Owner, programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
 	}
 	return out
 }
@@ -85,13 +87,15 @@ func (r *renderer) setHeader(h fwd.Header, out *edits) {
 }
 
 // replace changes the program of one Service.
-func (r *renderer) replace(was, is program, out *edits) {
+func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 	for id, v := range is.frontends {
 		out.set(id, Object{Value: string(v)})
+		r.owners[id] = owner
 	}
 	for id := range was.frontends {
-		if _, stays := is.frontends[id]; !stays {
+		if _, stays := is.frontends[id]; !stays && r.owners[id] == owner {
 			out.gone(id)
+			delete(r.owners, id)
 		}
 	}
 	for id, c := range is.own {

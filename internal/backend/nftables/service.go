@@ -185,6 +185,12 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	}
 	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
 	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]
+	// The usual case of a cluster IP takes fewer expressions: all go the same way, and all but pods are masqueraded.
+	if d := h.Detector[l.family.Index()].Prefix; d.Bits() > 0 && pod.verdict == outside.verdict && !differ(outside, host) && outside.mark && !pod.mark {
+		c.rules = append(c.rules, all(l.prefix(nft.SourceAddr, d, true), addMark(h.Mark())))
+		do(clause{}, pod)
+		return c
+	}
 	// A node address that the detector recognises counts as a pod, so pods are looked for even where they go the same way
 	// as everybody else.
 	if match, ok := l.pod(h.Detector[l.family.Index()]); ok && (differ(pod, outside) || differ(host, outside)) {
