@@ -41,11 +41,11 @@ func objects(t *testing.T) []any {
 			if err := yaml.Unmarshal(doc, &head); err != nil {
 				t.Fatalf("%s: %v", file, err)
 			}
-			make := kinds[head.APIVersion+" "+head.Kind]
-			if make == nil {
+			newObject := kinds[head.APIVersion+" "+head.Kind]
+			if newObject == nil {
 				t.Fatalf("%s: %s %s is not expected", file, head.APIVersion, head.Kind)
 			}
-			o := make()
+			o := newObject()
 			if err := yaml.UnmarshalStrict(doc, o); err != nil {
 				t.Fatalf("%s: %s: %v", file, head.Kind, err)
 			}
