@@ -180,7 +180,7 @@ func TestReferences(t *testing.T) {
 			t.Errorf("no volume %s", m.Name)
 		}
 	}
-	for _, dir := range []string{"base", "kubeadm", "localhost-nodeports"} {
+	for _, dir := range []string{"base", "kubeadm", "localhost-nodeports", "cleanup"} {
 		k := kustomization(t, dir)
 		for _, path := range append(k.Resources, k.Components...) {
 			if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
