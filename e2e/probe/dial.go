@@ -32,12 +32,12 @@ type Target struct {
 }
 
 // DefaultTimeout is long for what stays on one machine, and short to wait for what never comes.
-const DefaultTimeout = 300 * time.Millisecond
+const DefaultTimeout = 500 * time.Millisecond
 
 // DefaultTimeoutTCP6 is longer than Linux takes for its second SYN, 1 s. Between namespaces the answer to the first one
 // arrives while connect(2) still holds the socket, and an ICMPv6 port unreachable is then only noted: the connection is
 // refused by the answer to the second SYN. IPv4 is refused by the first (seen with Linux 6.18).
-const DefaultTimeoutTCP6 = 1400 * time.Millisecond
+const DefaultTimeoutTCP6 = 1600 * time.Millisecond
 
 func (t Target) String() string {
 	src := "any"
