@@ -1,0 +1,201 @@
+package nftables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/backend/backendtest"
+	"github.com/fairlead/fairlead/internal/backend/nftables/nftsim"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// simulation is a Subject: the backend on simulated tables. There is nothing foreign in a table of ours.
+type simulation struct {
+	header  fwd.Header
+	chunk   int
+	tables  map[fwd.Family]*nftsim.Table
+	backend backend.Backend
+	writes  int
+	fail    int
+}
+
+func newSimulation(h fwd.Header, chunk int) *simulation {
+	s := &simulation{header: h, chunk: chunk, tables: make(map[fwd.Family]*nftsim.Table)}
+	for _, f := range fwd.Families {
+		t := nftsim.New(f)
+		t.Before = func() error {
+			s.writes++
+			if s.fail > 0 {
+				s.fail--
+				return &nft.Error{Errno: unix.EBUSY, Text: "made to fail"}
+			}
+			return nil
+		}
+		s.tables[f] = t
+	}
+	s.Restart()
+	return s
+}
+
+func (s *simulation) Backend() backend.Backend { return s.backend }
+func (s *simulation) Writes() int              { return s.writes }
+func (s *simulation) Fail(n int)               { s.fail = n }
+func (s *simulation) Foreign()                 {}
+func (s *simulation) ForeignIntact() error     { return nil }
+
+func (s *simulation) Restart() backend.Backend {
+	tables := make(map[fwd.Family]nft.Interface)
+	for f, t := range s.tables {
+		tables[f] = t
+	}
+	s.backend = New(tables, s.chunk)
+	return s.backend
+}
+
+func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) { return s.judge(p, nil) }
+
+func (s *simulation) judge(p fwd.Packet, remembered map[string]map[string]bool) ([]backendtest.Outcome, error) {
+	results, err := s.tables[fwd.FamilyOf(p.Dst.Addr())].Run(nftsim.Host{Local: s.header.LocalAddrs, Remembered: remembered}, p)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]backendtest.Outcome, len(results))
+	for i, r := range results {
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Probability: r.Probability}
+	}
+	return out, nil
+}
+
+func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]backendtest.Outcome, error) {
+	results, err := s.tables[fwd.FamilyOf(earlier.Dst.Addr())].Run(nftsim.Host{Local: s.header.LocalAddrs}, earlier)
+	if err != nil {
+		return nil, err
+	}
+	remembered := make(map[string]map[string]bool)
+	for _, r := range results {
+		for _, n := range r.Notes {
+			if r.Endpoint == chosen && ageSec <= n.TimeoutSec {
+				remembered[n.Set] = map[string]bool{n.Key: true}
+			}
+		}
+	}
+	return s.judge(p, remembered)
+}
+
+// Deviate says what is otherwise than Lookup has it: a cluster IP rejects what is sent to its other ports, and only
+// endpoints on this node are masqueraded when they reach themselves.
+func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
+	o := t.Lookup(p)
+	if o.Verdict == fwd.VerdictPass && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
+		is := func(v fwd.VIP) bool { return v.ClusterIP && v.Addr == p.Dst.Addr() && !s.header.IsLocal(v.Addr) }
+		if slices.ContainsFunc(t.VIPs(), is) {
+			return []backendtest.Outcome{{Verdict: fwd.VerdictReject, Probability: 1}}
+		}
+	}
+	for i := range lookup {
+		if e := &lookup[i]; e.Masquerade && !o.Masquerade && !localEndpoint(t, e.Endpoint.Addr()) {
+			e.Masquerade = false
+		}
+	}
+	return lookup
+}
+
+func localEndpoint(t *fwd.Table, a netip.Addr) bool {
+	for f := range t.Services() {
+		for _, p := range f.Pools {
+			for _, e := range p.Endpoints {
+				if e.Local && e.Addr.Addr() == a {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func (s *simulation) Dump() string {
+	var b strings.Builder
+	for _, f := range fwd.Families {
+		m, err := (&target{family: f, table: s.tables[f]}).Read(context.Background())
+		if err != nil {
+			panic(err)
+		}
+		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindElement} {
+			for _, id := range sorted(m, kind) {
+				fmt.Fprintf(&b, "%s %d %s %x: %q\n", f, kind, id.Name, id.Key, m[id].Value)
+			}
+		}
+	}
+	return b.String()
+}
+
+// Drift does what other programs and people do to a table.
+func (s *simulation) Drift(r *rand.Rand) string {
+	f := fwd.Families[r.IntN(2)]
+	t := s.tables[f]
+	c, err := t.Read(context.Background())
+	if err != nil || !c.Exists {
+		return ""
+	}
+	ch := c.Chains[r.IntN(len(c.Chains))]
+	ops := []nft.Op{{Kind: nft.DelTable}}
+	switch r.IntN(7) {
+	case 0:
+		ops = []nft.Op{{Kind: nft.FlushChain, Name: ch.Name}}
+	case 1:
+		ops = []nft.Op{{Kind: nft.AddRules, Name: ch.Name, Rules: []nft.Rule{{nft.Verdict("return")}}}}
+	case 2:
+		ops = []nft.Op{{Kind: nft.AddChain, Name: "stranger"}, {Kind: nft.AddRules, Name: "stranger", Rules: []nft.Rule{{nft.Verdict("jump " + chainRefuse)}}}}
+	case 3:
+		odd := nft.Set{Name: "strange-set", Key: []nft.Field{nft.DestPort}}
+		ops = []nft.Op{{Kind: nft.AddSet, Name: odd.Name, Set: odd}, {Kind: nft.AddElements, Name: odd.Name, Set: odd, Elements: []nft.Element{{Key: "ab"}}}}
+	case 4, 5:
+		for _, name := range slices.Sorted(maps.Keys(c.Elements)) {
+			set, static := staticSet(name)
+			if els := c.Elements[name]; static && len(els) > 0 && r.IntN(2) == 0 {
+				slices.SortFunc(els, func(a, b nft.Element) int { return strings.Compare(a.Key, b.Key) })
+				ops = []nft.Op{{Kind: nft.DelElements, Name: name, Set: set, Elements: els[:1+r.IntN(len(els))]}}
+			}
+		}
+	}
+	s.tables[f].Before = nil
+	defer func(t *nftsim.Table) { t.Before = func() error { s.writes++; return nil } }(t)
+	if err := t.Commit(context.Background(), ops); err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("%s %v", f, ops)
+}
+
+func TestConformance(t *testing.T) {
+	backendtest.Run(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 0) })
+}
+
+func TestConformanceInSmallPieces(t *testing.T) {
+	backendtest.RunBriefly(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 7) })
+}
+
+// TestRefusal: what the kernel will never take is told from what may pass.
+func TestRefusal(t *testing.T) {
+	for errno, refused := range map[unix.Errno]bool{unix.EINVAL: true, unix.EOPNOTSUPP: true, unix.EBUSY: false, unix.ENOENT: false, unix.ENOMEM: false} {
+		table := nftsim.New(fwd.IPv4)
+		table.Before = func() error { return &nft.Error{Errno: errno} }
+		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, 0)
+		give(b, everyShape())
+		_, err := b.Apply(context.Background())
+		var fe *backend.FamilyError
+		if !errors.As(err, &fe) || fe.Refused != refused || fe.Family != fwd.IPv4 || !errors.Is(err, errno) {
+			t.Errorf("%v: got %v, want refused %v", errno, err, refused)
+		}
+	}
+}

@@ -1,0 +1,298 @@
+package nftsim
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// at returns n bytes of the registers, from the one that the attribute names.
+func (w *walk) at(a nft.Attr, n int) []byte {
+	i := nft.Word(a.Uint32()) * 4
+	return w.regs[i : i+n]
+}
+
+// store writes to registers, padded with zeros to a whole one as the kernel does it.
+func (w *walk) store(a nft.Attr, data []byte) {
+	to := w.at(a, (len(data)+3)&^3)
+	clear(to)
+	copy(to, data)
+}
+
+func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
+// eval evaluates one expression of a rule: ok is false where the rule ends there.
+func (w *walk) eval(x nft.Expr, r nft.Rule, fork func(walk)) (verdict string, ok bool, err error) {
+	a := attrsOf(x)
+	switch x.Name {
+	case "payload":
+		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Uint32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Uint32()), int(a[unix.NFTA_PAYLOAD_LEN].Uint32()))
+		w.store(a[unix.NFTA_PAYLOAD_DREG], data)
+		return "", true, err
+	case "meta":
+		return w.meta(a)
+	case "ct":
+		return "", true, w.ct(a)
+	case "fib":
+		return "", true, w.fib(a)
+	case "numgen":
+		return "", true, w.numgen(a, r, fork)
+	case "cmp":
+		ok, err := w.cmp(a)
+		return "", ok, err
+	case "bitwise":
+		n := int(a[unix.NFTA_BITWISE_LEN].Uint32())
+		mask, xor := value(a[unix.NFTA_BITWISE_MASK]), value(a[unix.NFTA_BITWISE_XOR])
+		out := slices.Clone(w.at(a[unix.NFTA_BITWISE_SREG], n))
+		for i := range out {
+			out[i] = out[i]&mask[i] ^ xor[i]
+		}
+		w.store(a[unix.NFTA_BITWISE_DREG], out)
+		return "", true, nil
+	case "byteorder":
+		v := binary.NativeEndian.Uint32(w.at(a[unix.NFTA_BYTEORDER_SREG], 4))
+		w.store(a[unix.NFTA_BYTEORDER_DREG], binary.BigEndian.AppendUint32(nil, v))
+		return "", true, nil
+	case "immediate":
+		if v := verdictOf(x); v != "" {
+			return v, true, nil
+		}
+		w.store(a[unix.NFTA_IMMEDIATE_DREG], []byte(value(a[unix.NFTA_IMMEDIATE_DATA])))
+		return "", true, nil
+	case "lookup":
+		return w.lookup(a)
+	case "dynset":
+		return "", true, w.dynset(a)
+	case "nat":
+		return "accept", true, w.nat(a)
+	case "masq":
+		w.masquerade = true
+		return "accept", true, nil
+	case "reject":
+		return "reject", true, nil
+	}
+	return "", false, fmt.Errorf("%s is not simulated", x.Name)
+}
+
+// payload is a piece of the packet as it is now.
+func (w *walk) payload(base uint32, offset, n int) ([]byte, error) {
+	var header []byte
+	switch base {
+	case unix.NFT_PAYLOAD_NETWORK_HEADER:
+		before := 12
+		if w.t.family == fwd.IPv6 {
+			before = 8
+		}
+		header = append(make([]byte, before), w.p.Src.AsSlice()...)
+		header = append(header, w.dst.Addr().AsSlice()...)
+		if offset < before {
+			return nil, fmt.Errorf("byte %d of the network header is not simulated", offset)
+		}
+	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+		header = binary.BigEndian.AppendUint16(make([]byte, 2), w.dst.Port())
+		if offset < 2 {
+			return nil, fmt.Errorf("byte %d of the transport header is not simulated", offset)
+		}
+	default:
+		return nil, fmt.Errorf("payload base %d is not simulated", base)
+	}
+	if offset+n > len(header) {
+		return nil, fmt.Errorf("bytes %d to %d of header %d are not simulated", offset, offset+n, base)
+	}
+	return header[offset : offset+n], nil
+}
+
+func (w *walk) meta(a map[uint16]nft.Attr) (string, bool, error) {
+	key := a[unix.NFTA_META_KEY].Uint32()
+	if from, set := a[unix.NFTA_META_SREG]; set {
+		if key != unix.NFT_META_MARK {
+			return "", false, fmt.Errorf("setting key %d is not simulated", key)
+		}
+		w.mark = binary.NativeEndian.Uint32(w.at(from, 4))
+		return "", true, nil
+	}
+	var data []byte
+	switch key {
+	case unix.NFT_META_L4PROTO:
+		data = []byte{byte(w.p.Proto)}
+	case unix.NFT_META_MARK:
+		data = host32(w.mark)
+	case unix.NFT_META_IIFNAME:
+		if w.in == "" { // the kernel has no interface to name: the rule ends
+			return "", false, nil
+		}
+		data = append([]byte(w.in), make([]byte, unix.IFNAMSIZ-len(w.in))...)
+	default:
+		return "", false, fmt.Errorf("key %d is not simulated", key)
+	}
+	w.store(a[unix.NFTA_META_DREG], data)
+	return "", true, nil
+}
+
+func (w *walk) ct(a map[uint16]nft.Attr) error {
+	var v uint32
+	switch key := a[unix.NFTA_CT_KEY].Uint32(); key {
+	case unix.NFT_CT_STATE:
+		v = 1 << 3 // new: only first packets are simulated
+	case unix.NFT_CT_STATUS:
+		if w.dnat {
+			v = 1 << 5
+		}
+	default:
+		return fmt.Errorf("key %d is not simulated", key)
+	}
+	w.store(a[unix.NFTA_CT_DREG], host32(v))
+	return nil
+}
+
+func (w *walk) fib(a map[uint16]nft.Attr) error {
+	var addr netip.Addr
+	switch flags := a[unix.NFTA_FIB_FLAGS].Uint32(); flags {
+	case unix.NFTA_FIB_F_SADDR:
+		addr = w.p.Src
+	case unix.NFTA_FIB_F_DADDR:
+		addr = w.dst.Addr()
+	default:
+		return fmt.Errorf("flags %d are not simulated", flags)
+	}
+	if res := a[unix.NFTA_FIB_RESULT].Uint32(); res != unix.NFT_FIB_RESULT_ADDRTYPE {
+		return fmt.Errorf("result %d is not simulated", res)
+	}
+	typ := uint32(unix.RTN_UNICAST)
+	if w.host.isLocal(addr) {
+		typ = unix.RTN_LOCAL
+	}
+	w.store(a[unix.NFTA_FIB_DREG], host32(typ))
+	return nil
+}
+
+// maxDraws is how many values of one random number are followed.
+const maxDraws = 1 << 16
+
+// numgen draws a number. Where it is only compared with a bound, two values stand for all.
+func (w *walk) numgen(a map[uint16]nft.Attr, r nft.Rule, fork func(walk)) error {
+	if a[unix.NFTA_NG_TYPE].Uint32() != unix.NFT_NG_RANDOM {
+		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Uint32())
+	}
+	mod, offset, to := a[unix.NFTA_NG_MODULUS].Uint32(), a[unix.NFTA_NG_OFFSET].Uint32(), a[unix.NFTA_NG_DREG]
+	if mod == 0 {
+		return fmt.Errorf("modulus 0")
+	}
+	if bound, compared := upperBound(r[w.expr:]); compared && bound > offset && bound-offset < mod {
+		below := float64(bound-offset) / float64(mod)
+		w.branch(fork, 1-below, func(o *walk) { o.store(to, host32(bound)) })
+		w.store(to, host32(offset))
+		w.prob *= below
+		return nil
+	}
+	if mod > maxDraws {
+		return fmt.Errorf("modulus %d: too many values to follow", mod)
+	}
+	for i := uint32(1); i < mod; i++ {
+		w.branch(fork, 1/float64(mod), func(o *walk) { o.store(to, host32(offset+i)) })
+	}
+	w.store(to, host32(offset))
+	w.prob /= float64(mod)
+	return nil
+}
+
+// upperBound recognises the comparison of a number with a bound: byteorder, then cmp lt.
+func upperBound(rest nft.Rule) (uint32, bool) {
+	if len(rest) < 2 || rest[0].Name != "byteorder" || rest[1].Name != "cmp" {
+		return 0, false
+	}
+	a := attrsOf(rest[1])
+	v := value(a[unix.NFTA_CMP_DATA])
+	return binary.BigEndian.Uint32([]byte(v)), a[unix.NFTA_CMP_OP].Uint32() == unix.NFT_CMP_LT && len(v) == 4
+}
+
+func (w *walk) cmp(a map[uint16]nft.Attr) (bool, error) {
+	v := []byte(value(a[unix.NFTA_CMP_DATA]))
+	c := bytes.Compare(w.at(a[unix.NFTA_CMP_SREG], len(v)), v)
+	switch op := a[unix.NFTA_CMP_OP].Uint32(); op {
+	case unix.NFT_CMP_EQ:
+		return c == 0, nil
+	case unix.NFT_CMP_NEQ:
+		return c != 0, nil
+	case unix.NFT_CMP_LT:
+		return c < 0, nil
+	default:
+		return false, fmt.Errorf("operator %d is not simulated", op)
+	}
+}
+
+func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
+	if a[unix.NFTA_LOOKUP_FLAGS].Uint32() != 0 {
+		return "", false, fmt.Errorf("flags are not simulated")
+	}
+	s := w.t.state.sets[a[unix.NFTA_LOOKUP_SET].Text()]
+	key := string(w.at(a[unix.NFTA_LOOKUP_SREG], int(s.shape.KeyLen)))
+	e, found := s.elements[key]
+	switch {
+	case s.def.Interval:
+		found = s.inside(key)
+	case s.def.Dynamic:
+		found = w.remembers(s.def.Name, key)
+	}
+	to, isMap := a[unix.NFTA_LOOKUP_DREG]
+	if !found || !isMap {
+		return "", found, nil
+	}
+	if s.def.Verdicts {
+		return e.Value, true, nil
+	}
+	w.store(to, []byte(e.Value))
+	return "", true, nil
+}
+
+// inside says whether a key is in one of the ranges: whether the last boundary at or before it begins a range.
+func (s *set) inside(key string) bool {
+	best, in := "", false
+	for _, e := range s.elements {
+		if e.Key <= key && (e.Key > best || e.Key == best && !e.End || best == "") {
+			best, in = e.Key, !e.End
+		}
+	}
+	return in
+}
+
+func (w *walk) remembers(set, key string) bool {
+	for _, n := range w.notes {
+		if n.Set == set && n.Key == key {
+			return true
+		}
+	}
+	return w.host.Remembered[set][key]
+}
+
+func (w *walk) dynset(a map[uint16]nft.Attr) error {
+	if op := a[unix.NFTA_DYNSET_OP].Uint32(); op != unix.NFT_DYNSET_OP_UPDATE {
+		return fmt.Errorf("operation %d is not simulated", op)
+	}
+	s := w.t.state.sets[a[unix.NFTA_DYNSET_SET_NAME].Text()]
+	if !s.def.Dynamic {
+		return fmt.Errorf("the set %s is not dynamic", s.def.Name)
+	}
+	msec := binary.BigEndian.Uint64([]byte(a[unix.NFTA_DYNSET_TIMEOUT].Data))
+	w.notes = append(slices.Clip(w.notes), Note{s.def.Name, strings.Clone(string(w.at(a[unix.NFTA_DYNSET_SREG_KEY], int(s.shape.KeyLen)))), uint32(msec / 1000)})
+	return nil
+}
+
+func (w *walk) nat(a map[uint16]nft.Attr) error {
+	if a[unix.NFTA_NAT_TYPE].Uint32() != unix.NFT_NAT_DNAT || a[unix.NFTA_NAT_FLAGS].Uint32() != nft.NatMapIPs|nft.NatProtoPorts {
+		return fmt.Errorf("only dnat to one address and port is simulated")
+	}
+	addr, _ := netip.AddrFromSlice(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8))
+	port := binary.BigEndian.Uint16(w.at(a[unix.NFTA_NAT_REG_PROTO_MIN], 2))
+	// Conntrack does not see a translation in what stays as it is; the verdict of this simulation is forward all the same.
+	w.dst, w.dnat = netip.AddrPortFrom(addr, port), true
+	return nil
+}

@@ -1,0 +1,338 @@
+package nftsim
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// Host is what the rules can ask of the machine that they are on.
+type Host struct {
+	// Local are the addresses of type LOCAL; loopback ones need not be named.
+	Local []netip.Addr
+	// Remembered are the keys of dynamic sets, by the name of the set, that have not expired.
+	Remembered map[string]map[string]bool
+}
+
+// Note is an element that a packet adds to a dynamic set, or whose time it begins anew.
+type Note struct {
+	Set, Key   string
+	TimeoutSec uint32
+}
+
+// Result is one thing that may become of a packet.
+type Result struct {
+	Verdict     fwd.Verdict
+	Endpoint    netip.AddrPort
+	Masquerade  bool
+	Probability float64
+	// Notes of all the ways that end so, without repetition.
+	Notes []Note
+}
+
+func (h *Host) isLocal(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Local, a) }
+
+// hook is one of the places on the way of a packet, with the types of chains that see it.
+type hook struct {
+	nft.Hook
+	nat bool // the first packet of a connection that has no translation yet
+}
+
+// The ways of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again by
+// the loopback interface with its connection's address translation decided, so no nat chain sees it a second time.
+var (
+	wayIn      = []hook{{nft.Prerouting, true}}
+	wayLocal   = []hook{{nft.Input, true}}
+	wayForward = []hook{{nft.Forward, false}, {nft.Postrouting, true}}
+	wayOut     = []hook{{nft.Output, true}, {nft.Postrouting, true}}
+	wayLoop    = []hook{{nft.Prerouting, false}, {nft.Input, false}}
+)
+
+// frame is a position in a chain: of rules, and of expressions in the rule.
+type frame struct {
+	chain *nft.Chain
+	rule  int
+}
+
+// register words hold four bytes each; random is what of them was drawn and not looked at.
+const words = 16
+
+// walk is a packet on its way.
+type walk struct {
+	t    *Table
+	host *Host
+	p    fwd.Packet
+
+	dst              netip.AddrPort
+	in               string
+	mark             uint32
+	dnat, masquerade bool
+	notes            []Note
+
+	hooks  []hook
+	bases  []*nft.Chain // still to pass at the present hook
+	ready  bool         // bases are those of the present hook
+	routed bool
+	stack  []frame
+	expr   int
+	regs   [words * 4]byte
+	prob   float64
+	steps  int
+}
+
+// Run says everything that may become of the first packet of a connection, sorted by verdict, endpoint and masquerading.
+func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
+	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != t.family || fwd.FamilyOf(p.Dst.Addr()) != t.family {
+		return nil, fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, t.family)
+	}
+	first := walk{t: t, host: &h, p: p, dst: p.Dst, hooks: wayIn, prob: 1}
+	if p.InInterface == "" {
+		first.hooks = wayOut
+	}
+	type key struct {
+		verdict    fwd.Verdict
+		endpoint   netip.AddrPort
+		masquerade bool
+	}
+	at := make(map[key]*Result)
+	todo := []walk{first}
+	for len(todo) > 0 {
+		w := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		v, err := w.run(func(x walk) { todo = append(todo, x) })
+		if err != nil {
+			return nil, err
+		}
+		k := key{verdict: v}
+		if v == fwd.VerdictForward || v == fwd.VerdictPass {
+			k.masquerade = w.masquerade
+		}
+		if v == fwd.VerdictForward {
+			k.endpoint = w.dst
+		}
+		r := at[k]
+		if r == nil {
+			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade}
+			at[k] = r
+		}
+		r.Probability += w.prob
+		for _, n := range w.notes {
+			if !slices.Contains(r.Notes, n) {
+				r.Notes = append(r.Notes, n)
+			}
+		}
+	}
+	out := make([]Result, 0, len(at))
+	for _, r := range at {
+		out = append(out, *r)
+	}
+	slices.SortFunc(out, func(a, b Result) int {
+		return cmp.Or(cmp.Compare(a.Verdict, b.Verdict), a.Endpoint.Compare(b.Endpoint), compareBool(a.Masquerade, b.Masquerade))
+	})
+	return out, nil
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// fate is what a hook, or a rule of it, says.
+type fate uint8
+
+const (
+	next fate = iota
+	accept
+	drop
+	reject
+)
+
+// run takes the packet to the end of its way; fork is given the branches not taken.
+func (w *walk) run(fork func(walk)) (fwd.Verdict, error) {
+	for len(w.hooks) > 0 || w.route() {
+		f, err := w.pass(fork)
+		switch {
+		case err != nil:
+			return 0, err
+		case f == drop:
+			return fwd.VerdictDrop, nil
+		case f == reject:
+			return fwd.VerdictReject, nil
+		}
+		w.hooks, w.ready = w.hooks[1:], false
+	}
+	if w.dnat {
+		return fwd.VerdictForward, nil
+	}
+	return fwd.VerdictPass, nil
+}
+
+// route chooses the second leg of the way by the present destination; it returns false if there is none.
+func (w *walk) route() bool {
+	local := w.host.isLocal(w.dst.Addr())
+	switch {
+	case w.routed || w.p.InInterface == "" && !local:
+		return false
+	case w.p.InInterface == "":
+		w.hooks = wayLoop
+	case local:
+		w.hooks = wayLocal
+	default:
+		w.hooks = wayForward
+	}
+	w.routed = true
+	return true
+}
+
+// pass takes the packet through the base chains of one hook, or the rest of them if the walk was forked there.
+func (w *walk) pass(fork func(walk)) (fate, error) {
+	h := w.hooks[0]
+	if !w.ready {
+		w.ready, w.bases, w.in = true, nil, ""
+		if h.Hook == nft.Prerouting || h.Hook == nft.Input || h.Hook == nft.Forward {
+			w.in = cmp.Or(w.p.InInterface, "lo")
+		}
+		if w.t.state != nil {
+			for _, c := range w.t.state.chains {
+				if c.Base.Type != "" && c.Base.Hook == h.Hook && (c.Base.Type != "nat" || h.nat) {
+					w.bases = append(w.bases, c)
+				}
+			}
+		}
+		slices.SortFunc(w.bases, func(a, b *nft.Chain) int { return cmp.Compare(a.Base.Priority, b.Base.Priority) })
+		w.enter()
+	}
+	for len(w.bases) > 0 {
+		f, err := w.base(fork)
+		if err != nil {
+			return 0, fmt.Errorf("chain %s at %v: %w", w.bases[0].Name, h.Hook, err)
+		}
+		if f == drop || f == reject {
+			return f, nil
+		}
+		w.bases = w.bases[1:]
+		w.enter()
+	}
+	return accept, nil
+}
+
+func (w *walk) enter() {
+	w.stack, w.expr = nil, 0
+	if len(w.bases) > 0 {
+		w.stack = []frame{{chain: w.bases[0]}}
+	}
+}
+
+// base follows the rules of one base chain.
+func (w *walk) base(fork func(walk)) (fate, error) {
+	for len(w.stack) > 0 {
+		top := &w.stack[len(w.stack)-1]
+		if top.rule >= len(top.chain.Rules) {
+			w.stack = w.stack[:len(w.stack)-1]
+			continue
+		}
+		if w.steps++; w.steps > 10000 {
+			return 0, errors.New("the packet goes round in circles")
+		}
+		v, err := w.rule(top.chain.Rules[top.rule], fork)
+		if err != nil {
+			return 0, fmt.Errorf("rule %d of %s: %w", top.rule, top.chain.Name, err)
+		}
+		top.rule++
+		w.expr = 0
+		if f, err := w.follow(v); f != next || err != nil {
+			return f, err
+		}
+	}
+	if w.bases[0].Base.Drop {
+		return drop, nil
+	}
+	return accept, nil
+}
+
+// follow does what a verdict says; an empty one is none.
+func (w *walk) follow(v string) (fate, error) {
+	word, to, _ := strings.Cut(v, " ")
+	switch word {
+	case "":
+		return next, nil
+	case "accept":
+		return accept, nil
+	case "drop":
+		return drop, nil
+	case "reject":
+		return reject, nil
+	case "return":
+		w.stack = w.stack[:len(w.stack)-1]
+		return next, nil
+	case "goto":
+		w.stack[len(w.stack)-1] = frame{chain: w.t.state.chains[to]}
+		return next, nil
+	case "jump":
+		w.stack = append(w.stack, frame{chain: w.t.state.chains[to]})
+		return next, nil
+	}
+	return next, fmt.Errorf("verdict %q", v)
+}
+
+// rule evaluates the expressions of a rule, from w.expr on, and returns its verdict. A rule whose expression does not
+// match has none.
+func (w *walk) rule(r nft.Rule, fork func(walk)) (string, error) {
+	for w.expr < len(r) {
+		x := r[w.expr]
+		w.expr++
+		v, ok, err := w.eval(x, r, fork)
+		if err != nil {
+			return "", fmt.Errorf("expression %s: %w", x.Name, err)
+		}
+		if !ok || v != "" {
+			return v, nil
+		}
+	}
+	return "", nil
+}
+
+// branch forks the walk, with other registers and a share of its probability.
+func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
+	other := *w
+	other.stack = slices.Clone(w.stack)
+	other.notes = slices.Clip(w.notes)
+	other.prob *= share
+	change(&other)
+	fork(other)
+}
+
+// attrsOf are the attributes of an expression by type.
+func attrsOf(x nft.Expr) map[uint16]nft.Attr {
+	out := make(map[uint16]nft.Attr)
+	if err := nft.Attrs(x.Attrs, func(a nft.Attr) { out[a.Type] = a }); err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return out
+}
+
+// value is the data in an attribute that holds a value.
+func value(a nft.Attr) string {
+	v := ""
+	if err := nft.Attrs(a.Data, func(a nft.Attr) {
+		if a.Type == unix.NFTA_DATA_VALUE {
+			v = a.Data
+		}
+	}); err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return v
+}

@@ -1,0 +1,179 @@
+package nftables
+
+import (
+	"net/netip"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// renderer implements backend.Renderer for one family. What it keeps is derived from the table: how many Services need
+// each part and each hairpin element.
+type renderer struct {
+	family fwd.Family
+	header fwd.Header
+	// owners tell whose a frontend is: where it passes from one Service to another, the one that loses it may come last.
+	owners  map[ID]fwd.Service
+	parts   map[ID]*counted
+	hairpin map[netip.Addr]int
+	statics map[string]*chain
+	begun   bool
+}
+
+type counted struct {
+	part *part
+	uses int
+}
+
+func newRenderer(fam fwd.Family) *renderer {
+	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int)}
+}
+
+type edits []backend.Edit[ID, Object]
+
+func (e *edits) set(id ID, o Object) { *e = append(*e, backend.Edit[ID, Object]{Key: id, Value: o}) }
+func (e *edits) gone(id ID)          { *e = append(*e, backend.Edit[ID, Object]{Key: id, Delete: true}) }
+
+// tableObject is the table as it should be.
+var tableObject = Object{Value: "table"}
+
+// Render implements backend.Renderer.
+func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
+	var out edits
+	if !r.begun {
+		r.begun = true
+		out.set(ID{Kind: KindTable}, tableObject)
+		for _, s := range staticSets {
+			out.set(ID{Kind: KindSet, Name: s.Name}, setObject(r.family, &rangeSet{Set: s}))
+		}
+		r.setHeader(r.header, &out)
+	}
+	if ch.Header != nil {
+		r.setHeader(*ch.Header, &out)
+	}
+	for _, v := range ch.VIPs {
+		if fwd.FamilyOf(v.VIP.Addr) != r.family {
+			continue
+		}
+		id := elementID(setClusterIPs, string(v.VIP.Addr.AsSlice()))
+		if v.VIP.ClusterIP && !v.Gone {
+			out.set(id, Object{})
+		} else {
+			out.gone(id)
+		}
+	}
+	for _, sc := range ch.Services {
+		r.replace(sc.Owner, programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
+	}
+	return out
+}
+
+// setHeader renders again what depends on the header: the static chains and the parts.
+func (r *renderer) setHeader(h fwd.Header, out *edits) {
+	r.header = h
+	old := r.statics
+	r.statics = staticChains(r.family, &h)
+	for name := range old {
+		if r.statics[name] == nil {
+			out.gone(ID{Kind: KindChain, Name: name})
+		}
+	}
+	for name, c := range r.statics {
+		out.set(ID{Kind: KindChain, Name: name}, chainObject(c))
+	}
+	for id, c := range r.parts {
+		out.set(id, c.part.build(&r.header))
+	}
+}
+
+// replace changes the program of one Service.
+func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
+	for id, v := range is.frontends {
+		out.set(id, Object{Value: string(v)})
+		r.owners[id] = owner
+	}
+	for id := range was.frontends {
+		if _, stays := is.frontends[id]; !stays && r.owners[id] == owner {
+			out.gone(id)
+			delete(r.owners, id)
+		}
+	}
+	for id, c := range is.own {
+		out.set(id, chainObject(c))
+	}
+	for id := range was.own {
+		if is.own[id] == nil {
+			out.gone(id)
+		}
+	}
+	for _, p := range is.parts {
+		r.need(p, 1, out)
+	}
+	for _, p := range was.parts {
+		r.need(p, -1, out)
+	}
+	for _, a := range is.hairpin {
+		r.needHairpin(a, 1, out)
+	}
+	for _, a := range was.hairpin {
+		r.needHairpin(a, -1, out)
+	}
+}
+
+// need notes that a part is referred to once more or less.
+func (r *renderer) need(p *part, by int, out *edits) {
+	c := r.parts[p.id]
+	if c == nil {
+		c = &counted{part: p}
+		r.parts[p.id] = c
+		out.set(p.id, p.build(&r.header))
+		for _, n := range p.needs {
+			r.need(n, 1, out)
+		}
+	}
+	if c.uses += by; c.uses > 0 {
+		return
+	}
+	delete(r.parts, p.id)
+	out.gone(p.id)
+	for _, n := range c.part.needs {
+		r.need(n, -1, out)
+	}
+}
+
+func (r *renderer) needHairpin(a netip.Addr, by int, out *edits) {
+	before := r.hairpin[a]
+	after := before + by
+	id := elementID(setHairpin, hairpinKey(a))
+	switch {
+	case after == 0:
+		delete(r.hairpin, a)
+		out.gone(id)
+		return
+	case before == 0:
+		out.set(id, Object{})
+	}
+	r.hairpin[a] = after
+}
+
+// objectsOf renders a whole table for one family.
+func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
+	r := newRenderer(fam)
+	h := t.Header()
+	ch := fwd.Changes{Header: &h}
+	for f := range t.Services() {
+		ch.Services = append(ch.Services, fwd.ServiceChange{Owner: f.Owner, New: f})
+	}
+	for _, v := range t.VIPs() {
+		ch.VIPs = append(ch.VIPs, fwd.VIPChange{VIP: v})
+	}
+	out := make(map[ID]Object)
+	for _, e := range r.Render(ch) {
+		if e.Delete {
+			delete(out, e.Key)
+		} else {
+			out[e.Key] = e.Value
+		}
+	}
+	return out
+}

@@ -1,0 +1,263 @@
+package nftables
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// clause is a part of a rule, in nft's syntax and as the kernel takes it. The expressions are those that nft makes of the
+// text, so that it makes no difference who wrote a table.
+type clause struct {
+	text  string
+	exprs nft.Rule
+}
+
+// all joins clauses to a rule; empty ones match everything.
+func all(cs ...clause) rule {
+	var r rule
+	var words []string
+	for _, c := range cs {
+		if c.text != "" {
+			words = append(words, c.text)
+			r.exprs = append(r.exprs, c.exprs...)
+		}
+	}
+	r.text = strings.Join(words, " ")
+	return r
+}
+
+// lang writes clauses for one family.
+type lang struct{ family fwd.Family }
+
+func (l lang) ip() string {
+	if l.family == fwd.IPv6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+// operand is something that is loaded into registers, from a word on.
+type operand struct {
+	text  string
+	bytes int
+	load  func(word int) nft.Expr
+}
+
+// offset is where an address is in the network header.
+func (l lang) offset(f nft.Field) uint32 {
+	switch {
+	case l.family == fwd.IPv6 && f == nft.SourceAddr:
+		return 8
+	case l.family == fwd.IPv6:
+		return 24
+	case f == nft.SourceAddr:
+		return 12
+	}
+	return 16
+}
+
+func (l lang) addr(f nft.Field) operand {
+	name := " daddr"
+	if f == nft.SourceAddr {
+		name = " saddr"
+	}
+	n := f.Len(l.family)
+	return operand{l.ip() + name, n, func(word int) nft.Expr {
+		return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, l.offset(f), uint32(n), word)
+	}}
+}
+
+func (l lang) source() operand { return l.addr(nft.SourceAddr) }
+func (l lang) dest() operand   { return l.addr(nft.DestAddr) }
+
+func protocol() operand {
+	return operand{"meta l4proto", 1, func(word int) nft.Expr { return nft.Meta(unix.NFT_META_L4PROTO, word) }}
+}
+
+func destPort() operand {
+	return operand{"th dport", 2, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, word) }}
+}
+
+// random is a number from offset to offset+mod-1. With mod 1 it is a constant, in a place where nft's syntax has none.
+func random(mod, offset uint32) operand {
+	text := fmt.Sprintf("numgen random mod %d", mod)
+	if offset > 0 {
+		text += fmt.Sprintf(" offset %d", offset)
+	}
+	return operand{text, 4, func(word int) nft.Expr { return nft.Random(mod, offset, word) }}
+}
+
+// concat loads operands one after the other from the first register on.
+func concat(ops []operand) clause {
+	var c clause
+	word := 0
+	for i, o := range ops {
+		if i > 0 {
+			c.text += " . "
+		}
+		c.text += o.text
+		c.exprs = append(c.exprs, o.load(word))
+		word += (o.bytes + 3) / 4
+	}
+	return c
+}
+
+// in matches where the set has the operands.
+func in(set string, ops ...operand) clause {
+	c := concat(ops)
+	return clause{c.text + " @" + set, append(c.exprs, nft.In(set, 0))}
+}
+
+// verdictOf does what the map says of the operands.
+func verdictOf(m string, ops ...operand) clause {
+	c := concat(ops)
+	return clause{c.text + " vmap @" + m, append(c.exprs, nft.VerdictMap(m, 0))}
+}
+
+// update notes the operands in a dynamic set for a time.
+func update(set string, timeoutSec uint32, ops ...operand) clause {
+	c := concat(ops)
+	return clause{fmt.Sprintf("update @%s { %s timeout %ds }", set, c.text, timeoutSec), append(c.exprs, nft.Update(set, 0, timeoutSec))}
+}
+
+func isProto(p fwd.Proto) clause {
+	return clause{"meta l4proto " + p.String(), nft.Rule{
+		nft.Meta(unix.NFT_META_L4PROTO, 0), nft.Compare(unix.NFT_CMP_EQ, 0, string([]byte{byte(p)}))}}
+}
+
+func (l lang) nfproto() uint32 {
+	if l.family == fwd.IPv6 {
+		return unix.NFPROTO_IPV6
+	}
+	return unix.NFPROTO_IPV4
+}
+
+// addrWords is how many registers of 32 bits an address takes.
+func (l lang) addrWords() int { return l.family.Bits() / 32 }
+
+// dnatBy sends the connection to the endpoint that the map has for the operands.
+func (l lang) dnatBy(m string, ops ...operand) clause {
+	c := concat(ops)
+	return clause{fmt.Sprintf("dnat %s to %s map @%s", l.ip(), c.text, m),
+		append(c.exprs, nft.Map(m, 0, 0), nft.DNAT(l.nfproto(), 0, l.addrWords()))}
+}
+
+// dnatTo sends the connection to an endpoint.
+func (l lang) dnatTo(a netip.AddrPort) clause {
+	const second = 4 // nft begins each constant at a register of 16 bytes
+	return clause{"dnat to " + a.String(), nft.Rule{nft.Immediate(string(a.Addr().AsSlice()), 0),
+		nft.Immediate(string([]byte{byte(a.Port() >> 8), byte(a.Port())}), second), nft.DNAT(l.nfproto(), 0, second)}}
+}
+
+func verdict(v string) clause { return clause{v, nft.Rule{nft.Verdict(v)}} }
+
+func goTo(chain string) clause { return verdict("goto " + chain) }
+
+// reject answers with port unreachable.
+func (l lang) reject() clause {
+	code := uint8(3)
+	if l.family == fwd.IPv6 {
+		code = 4
+	}
+	return clause{"reject", nft.Rule{nft.Reject(code)}}
+}
+
+// compare is the relation of an operand to a constant.
+func compare(o operand, op uint32, text, data string) clause {
+	return clause{o.text + " " + text, nft.Rule{o.load(0), nft.Compare(op, 0, data)}}
+}
+
+// prefix matches addresses inside, or outside with not.
+func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
+	op, text := uint32(unix.NFT_CMP_EQ), l.addr(f).text+" "
+	if not {
+		op, text = unix.NFT_CMP_NEQ, text+"!= "
+	}
+	addr := p.Masked().Addr().AsSlice()
+	if p.IsSingleIP() {
+		text += p.Addr().String()
+	} else {
+		text += p.String()
+	}
+	n := uint32(p.Bits() / 8)
+	switch {
+	case p.Bits() == 0 && not:
+		panic("BUG: nothing is outside of " + p.String())
+	case p.Bits() == 0:
+		return clause{}
+	case p.Bits()%8 == 0: // whole bytes are compared as they are
+		return clause{text, nft.Rule{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, l.offset(f), n, 0), nft.Compare(op, 0, string(addr[:n]))}}
+	}
+	mask := make([]byte, len(addr))
+	for i := range p.Bits() {
+		mask[i/8] |= 1 << (7 - i%8)
+	}
+	return clause{text, nft.Rule{l.addr(f).load(0), nft.Bitwise(0, string(mask), string(make([]byte, len(mask)))), nft.Compare(op, 0, string(addr))}}
+}
+
+// arrivedOn matches the interface of that name, or those whose names begin so.
+func arrivedOn(name string, begins bool) clause {
+	data, text := name, fmt.Sprintf("iifname %q", name+"*")
+	if !begins {
+		data, text = name+strings.Repeat("\x00", unix.IFNAMSIZ-len(name)), fmt.Sprintf("iifname %q", name)
+	}
+	return clause{text, nft.Rule{nft.Meta(unix.NFT_META_IIFNAME, 0), nft.Compare(unix.NFT_CMP_EQ, 0, data)}}
+}
+
+// isLocal matches where an address is one of this host, or is none with not.
+func isLocal(f nft.Field, not bool) clause {
+	which, flag := "daddr", uint32(unix.NFTA_FIB_F_DADDR)
+	if f == nft.SourceAddr {
+		which, flag = "saddr", unix.NFTA_FIB_F_SADDR
+	}
+	op, rel := uint32(unix.NFT_CMP_EQ), "local"
+	if not {
+		op, rel = unix.NFT_CMP_NEQ, "!= local"
+	}
+	return compare(operand{"fib " + which + " type", 4, func(w int) nft.Expr { return nft.FibType(flag, w) }}, op, rel, nft.HostUint32(unix.RTN_LOCAL))
+}
+
+// chance matches in x of n cases.
+func chance(x, n uint32) clause {
+	be := []byte{byte(x >> 24), byte(x >> 16), byte(x >> 8), byte(x)}
+	return clause{fmt.Sprintf("numgen random mod %d < %d", n, x),
+		nft.Rule{nft.Random(n, 0, 0), nft.ToNetworkOrder(0), nft.Compare(unix.NFT_CMP_LT, 0, string(be))}}
+}
+
+func setMark(text string, mask, xor uint32) clause {
+	return clause{"meta mark set meta mark " + text, nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
+		nft.Bitwise(0, nft.HostUint32(mask), nft.HostUint32(xor)), nft.SetMeta(unix.NFT_META_MARK, 0)}}
+}
+
+func addMark(bit uint32) clause   { return setMark(fmt.Sprintf("| 0x%08x", bit), ^bit, bit) }
+func clearMark(bit uint32) clause { return setMark(fmt.Sprintf("& 0x%08x", ^bit), ^bit, 0) }
+
+func hasMark(bit uint32) clause {
+	return clause{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", bit, bit), nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
+		nft.Bitwise(0, nft.HostUint32(bit), nft.HostUint32(0)), nft.Compare(unix.NFT_CMP_EQ, 0, nft.HostUint32(bit))}}
+}
+
+func masquerade() clause { return clause{"masquerade fully-random", nft.Rule{nft.Masquerade()}} }
+
+// The bits of conntrack's states and status (linux/netfilter/nf_conntrack_common.h, nf_tables.h).
+const (
+	ctEstablished = 1 << 1
+	ctRelated     = 1 << 2
+	ctDNAT        = 1 << 5
+)
+
+func ct(key uint32, text string, bits uint32) clause {
+	return clause{"ct " + text, nft.Rule{nft.Ct(key, 0), nft.Bitwise(0, nft.HostUint32(bits), nft.HostUint32(0)),
+		nft.Compare(unix.NFT_CMP_NEQ, 0, nft.HostUint32(0))}}
+}
+
+func ctKnown() clause {
+	return ct(unix.NFT_CT_STATE, "state established,related", ctEstablished|ctRelated)
+}
+func ctIsDNAT() clause { return ct(unix.NFT_CT_STATUS, "status dnat", ctDNAT) }

@@ -1,0 +1,266 @@
+package nftables
+
+import (
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// part is an object that several Services may need: a chain or set whose content is in its name, up to what the header
+// says.
+type part struct {
+	id    ID
+	build func(*fwd.Header) Object
+	// needs are parts that this one refers to.
+	needs []*part
+}
+
+// program is all that a Service contributes to one family.
+type program struct {
+	// frontends with their verdicts and endpoints.
+	frontends map[ID]targets
+	// own are chains of the Service's own, for session affinity.
+	own map[ID]*chain
+	// parts are what the elements and own chains refer to; one part can be in it several times.
+	parts []*part
+	// hairpin are addresses that may be source and endpoint of one connection, with repetitions.
+	hairpin []netip.Addr
+}
+
+// compiler collects the program of one Service.
+type compiler struct {
+	lang
+	frag *fwd.Fragment
+	out  program
+	// levels of the pools without affinity.
+	levels map[fwd.PoolKey][]level
+	// pools are the same, as indexes with their endpoints (indexed).
+	pools map[fwd.PoolKey][]string
+}
+
+// programOf renders a Service for one family. It is pure, and independent of the header.
+func programOf(fam fwd.Family, f *fwd.Fragment) program {
+	if f == nil {
+		return program{}
+	}
+	c := compiler{lang: lang{fam}, frag: f, levels: make(map[fwd.PoolKey][]level), pools: make(map[fwd.PoolKey][]string),
+		out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
+	for i := range f.Pools {
+		p := &f.Pools[i]
+		if p.Key.Family != fam {
+			continue
+		}
+		for _, e := range p.Endpoints {
+			if e.Local {
+				c.out.hairpin = append(c.out.hairpin, e.Addr.Addr())
+			}
+		}
+		if p.AffinitySec > 0 {
+			c.affinity(p)
+		} else {
+			c.levels[p.Key] = levelsOf(p.Endpoints)
+			c.pools[p.Key] = indexed(p.Key.Scope, c.levels[p.Key])
+		}
+	}
+	for i := range f.Frontends {
+		if f.Frontends[i].Key.Family == fam {
+			c.frontend(&f.Frontends[i])
+		}
+	}
+	return c.out
+}
+
+// action is what a route does, in nft's terms: a verdict, and the parts that it refers to.
+type action struct {
+	verdict string
+	mark    bool
+	// letter tells routes apart in the name of a chain.
+	letter string
+	needs  []*part
+	// inline is the rule to which the verdict would lead, where it is one.
+	inline clause
+}
+
+func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
+	switch r.Action {
+	case fwd.Drop:
+		return action{verdict: "drop", letter: "x"}
+	case fwd.Reject:
+		return action{verdict: "goto " + chainRefuse, letter: "r"}
+	}
+	a := action{mark: r.Masquerade, letter: r.Scope.String()[:1]}
+	if a.mark {
+		a.letter = strings.ToUpper(a.letter)
+	}
+	key := f.Pool(r)
+	levels, ok := c.levels[key]
+	if !ok {
+		a.verdict = "goto " + affinityChain(key)
+		return a
+	}
+	at := place{f.Key.IsNodePort(), f.Key.Proto, r.Scope}
+	choice := c.choose(at, levels)
+	a.verdict, a.needs = "goto "+choice.id.Name, []*part{choice}
+	if len(levels) == 1 {
+		a.inline = c.draw(at, levels[0].bit, len(levels[0].slots))
+	}
+	return a
+}
+
+// frontend renders one frontend.
+func (c *compiler) frontend(f *fwd.Frontend) {
+	var acts [fwd.NumClasses]action
+	var scopes [fwd.NumScopes]bool
+	for i, r := range f.Routes {
+		acts[i] = c.action(f, r)
+		if r.Action == fwd.Forward {
+			scopes[r.Scope] = true
+		}
+	}
+	v, root := c.route(acts)
+	if len(f.Sources) > 0 && v != "drop" {
+		v, root = c.gate(f.Sources, v, root)
+	}
+	c.out.parts = append(c.out.parts, root...)
+
+	set := setVIPs
+	if f.Key.IsNodePort() {
+		set = setNodePorts
+	}
+	var list []string
+	for s, used := range scopes {
+		if used {
+			list = append(list, c.pools[fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}]...)
+		}
+	}
+	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: string(frontendKey(nil, f.Key))}] = newTargets(v, list)
+}
+
+// route returns the verdict for a frontend with these actions by class of source, and the parts that it refers to.
+func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
+	out := acts[fwd.Outside]
+	same := !slices.ContainsFunc(acts[:], func(a action) bool { return a.verdict != out.verdict || a.mark })
+	if same {
+		return out.verdict, out.needs
+	}
+	name, seen := "", ""
+	for _, a := range acts {
+		name += a.letter
+	}
+	p := &part{}
+	for _, a := range acts {
+		target, isGoto := strings.CutPrefix(a.verdict, "goto ")
+		if isGoto && target != chainRefuse && !strings.Contains(seen, "_"+target+"_") {
+			seen += "_" + target + "_"
+			name += "_" + target
+			if a.inline.text == "" {
+				p.needs = append(p.needs, a.needs...)
+			}
+		}
+	}
+	p.id = ID{Kind: KindChain, Name: name}
+	l := c.lang
+	p.build = func(h *fwd.Header) Object { return chainObject(l.routeChain(h, acts)) }
+	return "goto " + name, []*part{p}
+}
+
+// routeChain tells the classes of sources apart.
+func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
+	c := &chain{}
+	do := func(match clause, a action) {
+		var mark clause
+		if a.mark {
+			mark = addMark(h.Mark())
+		}
+		then := a.inline
+		if then.text == "" {
+			then = verdict(a.verdict)
+		}
+		c.rules = append(c.rules, all(match, mark, then))
+	}
+	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
+	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]
+	// The usual case of a cluster IP takes fewer expressions: all go the same way, and all but pods are masqueraded.
+	if d := h.Detector[l.family.Index()].Prefix; d.Bits() > 0 && pod.verdict == outside.verdict && !differ(outside, host) && outside.mark && !pod.mark {
+		c.rules = append(c.rules, all(l.prefix(nft.SourceAddr, d, true), addMark(h.Mark())))
+		do(clause{}, pod)
+		return c
+	}
+	// A node address that the detector recognises counts as a pod, so pods are looked for even where they go the same way
+	// as everybody else.
+	if match, ok := l.pod(h.Detector[l.family.Index()]); ok && (differ(pod, outside) || differ(host, outside)) {
+		do(match, pod)
+	}
+	if differ(host, outside) {
+		do(isLocal(nft.SourceAddr, false), host)
+	}
+	do(clause{}, outside)
+	return c
+}
+
+// gate lets through sources in the prefixes alone.
+func (c *compiler) gate(sources []netip.Prefix, v string, needs []*part) (string, []*part) {
+	h := fnv.New64a()
+	for _, p := range sources {
+		fmt.Fprintf(h, "%s ", p)
+	}
+	fam := c.family
+	set := &part{id: ID{Kind: KindSet, Name: fmt.Sprintf("sources-%016x", h.Sum64())}}
+	set.build = func(*fwd.Header) Object {
+		return setObject(fam, &rangeSet{nft.Set{Name: set.id.Name, Key: []nft.Field{nft.SourceAddr}, Interval: true}, sources})
+	}
+	fmt.Fprint(h, v)
+	l := c.lang
+	gate := &part{id: ID{Kind: KindChain, Name: fmt.Sprintf("from-%016x", h.Sum64())}, needs: append([]*part{set}, needs...)}
+	gate.build = func(*fwd.Header) Object {
+		return chainObject(&chain{rules: []rule{all(in(set.id.Name, l.source()), verdict(v)), all(verdict("drop"))}})
+	}
+	return "goto " + gate.id.Name, []*part{gate}
+}
+
+// affinityChain is the name of the chain of a pool with session affinity.
+func affinityChain(k fwd.PoolKey) string {
+	return fmt.Sprintf("affinity-%s-%016x", k.Scope, portHash(k.Port, ""))
+}
+
+// portHash names a service port, and something of it, in 64 bits: that two of a hundred thousand names are the same by
+// accident has a probability below one in a billion.
+func portHash(p fwd.ServicePort, what string) uint64 {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s", p.Namespace, p.Name, p.Port, p.Proto, what)
+	return mix(h.Sum64())
+}
+
+// affinity renders the chain of a pool with session affinity, and a chain for each of its endpoints:
+//
+//	is the client remembered with endpoint A? goto A; with B? goto B; ...
+//	choose by weight: goto A, or B, or ...
+//	A: remember the client with A; DNAT to A
+//
+// All chains of a service port share what is remembered, and a client that is remembered with an endpoint that is not in
+// the pool is chosen for anew. If there is no room to remember a client, it is served all the same.
+func (c *compiler) affinity(p *fwd.Pool) {
+	l := c.lang
+	proto := p.Key.Port.Proto
+	var again, fresh []rule
+	shares := make([]uint64, len(p.Endpoints))
+	for i, e := range p.Endpoints {
+		shares[i] = uint64(e.Weight)
+	}
+	for i, among := range shareOut(shares) {
+		e := p.Endpoints[i]
+		h := portHash(p.Key.Port, e.Addr.String())
+		record := []operand{l.source(), random(1, uint32(h>>32)), random(1, uint32(h))}
+		name := fmt.Sprintf("endpoint-%016x", h)
+		c.out.own[ID{Kind: KindChain, Name: name}] = &chain{rules: []rule{
+			all(update(setAffinity, p.AffinitySec, record...)), all(isProto(proto), l.dnatTo(e.Addr))}}
+		again = append(again, all(in(setAffinity, record...), goTo(name)))
+		fresh = append(fresh, all(among, goTo(name)))
+	}
+	c.out.own[ID{Kind: KindChain, Name: affinityChain(p.Key)}] = &chain{rules: append(again, fresh...)}
+}

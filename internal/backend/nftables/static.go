@@ -1,0 +1,147 @@
+package nftables
+
+import (
+	"net/netip"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
+)
+
+// The sets and maps that every table has.
+const (
+	setVIPs              = "vips"               // (virtual IP, protocol, port) → verdict
+	setNodePorts         = "nodeports"          // (protocol, port) → verdict
+	setEndpoints         = "endpoints"          // (virtual IP, protocol, port, index) → endpoint
+	setNodePortEndpoints = "nodeport-endpoints" // (protocol, port, index) → endpoint
+	setAffinity          = "affinity"           // clients that have an endpoint: (client, two words that name port and endpoint)
+	setHairpin           = "hairpin"            // (address, address) of endpoints
+	setClusterIPs        = "cluster-ips"
+)
+
+// affinitySize bounds the clients that are remembered, all Services taken together. What does not fit is not remembered.
+const affinitySize = 1 << 20
+
+// staticSets are in the order in which they are printed.
+var staticSets = []nft.Set{
+	{Name: setVIPs, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort}, Verdicts: true},
+	{Name: setNodePorts, Key: []nft.Field{nft.Protocol, nft.DestPort}, Verdicts: true},
+	{Name: setEndpoints, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
+	{Name: setNodePortEndpoints, Key: []nft.Field{nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
+	{Name: setAffinity, Key: []nft.Field{nft.SourceAddr, nft.Number, nft.Number}, Dynamic: true, Size: affinitySize},
+	{Name: setHairpin, Key: []nft.Field{nft.SourceAddr, nft.DestAddr}},
+	{Name: setClusterIPs, Key: []nft.Field{nft.DestAddr}},
+}
+
+// beside is the map of endpoints that belongs to a map to verdicts.
+func beside(frontends string) string {
+	if frontends == setNodePorts {
+		return setNodePortEndpoints
+	}
+	return setEndpoints
+}
+
+// staticSet returns the definition of one of them.
+func staticSet(name string) (nft.Set, bool) {
+	for _, s := range staticSets {
+		if s.Name == name {
+			return s, true
+		}
+	}
+	return nft.Set{}, false
+}
+
+// The chains that every table has; those below are there only where node ports are served on loopback addresses.
+const (
+	chainPrerouting  = "nat-prerouting"
+	chainOutput      = "nat-output"
+	chainPostrouting = "nat-postrouting"
+	chainServices    = "services"
+	chainNodePorts   = "nodeports-chain"
+	chainRefuse      = "refuse"
+
+	chainFilterInput  = "filter-input"
+	chainFilterOutput = "filter-output"
+	chainLoopback     = "loopback"
+)
+
+// Priorities of the base chains: those of nft's names dstnat, srcnat and filter.
+const (
+	priorityDNAT   = -100
+	prioritySNAT   = 100
+	priorityFilter = 0
+)
+
+// staticChains renders the chains whose content depends on the header alone.
+func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
+	l := lang{fam}
+	np := h.NodePorts[fam.Index()]
+	mark := h.Mark()
+	out := make(map[string]*chain)
+	set := func(name string, rules ...rule) { out[name] = &chain{rules: rules} }
+	base := func(name, typ string, hook nft.Hook, priority int32, rules ...rule) {
+		out[name] = &chain{base: nft.Base{Type: typ, Hook: hook, Priority: priority}, rules: rules}
+	}
+
+	base(chainPrerouting, "nat", nft.Prerouting, priorityDNAT, all(verdict("jump "+chainServices)))
+	base(chainOutput, "nat", nft.Output, priorityDNAT, all(verdict("jump "+chainServices)))
+	services := []rule{all(verdictOf(setVIPs, l.dest(), protocol(), destPort()))}
+	services = append(services, l.nodePorts(np)...)
+	// A cluster IP has no other ports. Where somebody gave the address to an interface of this host, they are its own.
+	services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), l.reject()))
+	set(chainServices, services...)
+	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
+	set(chainRefuse, all(l.reject()))
+	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
+		// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
+		all(hasMark(mark), clearMark(mark), masquerade()),
+		all(ctIsDNAT(), in(setHairpin, l.source(), l.dest()), masquerade()))
+
+	if np.Loopback {
+		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.
+		martian := all(l.prefix(nft.DestAddr, l.loopback(), false), l.prefix(nft.SourceAddr, l.loopback(), true), goTo(chainLoopback))
+		base(chainFilterInput, "filter", nft.Input, priorityFilter, martian)
+		base(chainFilterOutput, "filter", nft.Output, priorityFilter, martian)
+		set(chainLoopback, all(ctKnown(), verdict("return")), all(ctIsDNAT(), verdict("return")), all(verdict("drop")))
+	}
+	return out
+}
+
+func (l lang) loopback() netip.Prefix {
+	if l.family == fwd.IPv6 {
+		return netip.PrefixFrom(netip.IPv6Loopback(), 128)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
+}
+
+// nodePorts are the rules that lead to the node ports. The kernel knows the addresses of the node, so one that appears
+// later is served at once.
+func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
+	var rules []rule
+	if np.Loopback {
+		rules = append(rules, all(l.prefix(nft.DestAddr, l.loopback(), false), isLocal(nft.SourceAddr, false), goTo(chainNodePorts)))
+	}
+	if !np.All && len(np.Prefixes) == 0 {
+		return rules
+	}
+	rules = append(rules, all(l.prefix(nft.DestAddr, l.loopback(), false), verdict("return")))
+	if np.All {
+		return append(rules, all(isLocal(nft.DestAddr, false), goTo(chainNodePorts)))
+	}
+	for _, p := range np.Prefixes {
+		rules = append(rules, all(l.prefix(nft.DestAddr, p, false), isLocal(nft.DestAddr, false), goTo(chainNodePorts)))
+	}
+	return rules
+}
+
+// pod matches packets from local pods; ok is false if there is no way to recognise them.
+func (l lang) pod(d fwd.Detector) (c clause, ok bool) {
+	switch {
+	case d.Prefix.IsValid():
+		return l.prefix(nft.SourceAddr, d.Prefix, false), true
+	case d.Bridge != "":
+		return arrivedOn(d.Bridge, false), true
+	case d.InterfacePrefix != "":
+		return arrivedOn(d.InterfacePrefix, true), true
+	}
+	return clause{}, false
+}

@@ -1,0 +1,279 @@
+package nft
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// errChanged says that the table was written to while it was read.
+var errChanged = errors.New("the table changes all the time")
+
+// readAttempts is how often Read begins anew where others write at the same time.
+const readAttempts = 5
+
+// Read implements Interface.
+func (c *Conn) Read(ctx context.Context) (Content, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	for range readAttempts {
+		if err := ctx.Err(); err != nil {
+			return Content{}, err
+		}
+		out, err := c.read()
+		if !errors.Is(err, errChanged) {
+			return out, err
+		}
+	}
+	return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, errChanged)
+}
+
+func (c *Conn) read() (Content, error) {
+	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
+	err := c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
+		return Attrs(s, func(a Attr) {
+			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
+				out.Exists = true
+			}
+		})
+	})
+	if err != nil || !out.Exists {
+		return out, err
+	}
+	byName, err := c.readChains(&out)
+	if err != nil {
+		return out, err
+	}
+	if err := c.readRules(&out, byName); err != nil {
+		return out, err
+	}
+	if err := c.readSets(&out); err != nil {
+		return out, err
+	}
+	for name, s := range out.Sets {
+		if s.Dynamic() {
+			continue
+		}
+		if out.Elements[name], err = c.readElements(name, s.Verdicts()); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// dump asks for all objects of a kind and yields their attributes.
+func (c *Conn) dump(msg uint16, request func(*encoder), yield func(string) error) error {
+	e := encoder{family: c.family, table: c.table}
+	at := e.message(msg, unix.NLM_F_DUMP, "")
+	if request != nil {
+		request(&e)
+	}
+	e.end(at)
+	if err := c.reads.send(e.buf); err != nil {
+		return fmt.Errorf("ask nf_tables: %w", err)
+	}
+	buf := make([]byte, receiveBuffer/4)
+	changed, done := false, false
+	for !done {
+		n, _, err := unix.Recvfrom(int(c.reads), buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("answer of nf_tables: %w", err)
+		}
+		err = messages(buf[:n], func(m message) error {
+			changed = changed || m.flags&unix.NLM_F_DUMP_INTR != 0
+			switch {
+			case m.typ == unix.NLMSG_DONE:
+				done = true
+			case m.typ == unix.NLMSG_ERROR:
+				done = true
+				if errno := -int32(binary.NativeEndian.Uint32(m.body)); errno != 0 {
+					return &Error{Errno: unix.Errno(errno), Text: m.explanation()}
+				}
+			case len(m.body) >= 4:
+				return yield(string(m.body[4:]))
+			}
+			return nil
+		})
+		if errors.Is(err, unix.EINTR) {
+			changed = true
+		} else if err != nil {
+			return err
+		}
+	}
+	if changed {
+		return errChanged
+	}
+	return nil
+}
+
+func (c *Conn) readChains(out *Content) (map[string]int, error) {
+	byName := make(map[string]int)
+	err := c.dump(unix.NFT_MSG_GETCHAIN, nil, func(s string) error {
+		var ch Chain
+		var table string
+		var inner error
+		err := Attrs(s, func(a Attr) {
+			switch a.Type {
+			case unix.NFTA_CHAIN_TABLE:
+				table = a.Text()
+			case unix.NFTA_CHAIN_NAME:
+				ch.Name = a.Text()
+			case unix.NFTA_CHAIN_TYPE:
+				ch.Base.Type = a.Text()
+			case unix.NFTA_CHAIN_POLICY:
+				ch.Base.Drop = a.Uint32() == nfDrop
+			case unix.NFTA_CHAIN_HOOK:
+				inner = Attrs(a.Data, func(a Attr) {
+					switch a.Type {
+					case unix.NFTA_HOOK_HOOKNUM:
+						ch.Base.Hook = Hook(a.Uint32())
+					case unix.NFTA_HOOK_PRIORITY:
+						ch.Base.Priority = int32(a.Uint32())
+					}
+				})
+			}
+		})
+		if table == c.table {
+			byName[ch.Name] = len(out.Chains)
+			out.Chains = append(out.Chains, ch)
+		}
+		return errors.Join(err, inner)
+	})
+	return byName, err
+}
+
+func (c *Conn) readRules(out *Content, byName map[string]int) error {
+	request := func(e *encoder) { e.text(unix.NFTA_RULE_TABLE, c.table) }
+	return c.dump(unix.NFT_MSG_GETRULE, request, func(s string) error {
+		var table, chain string
+		var rule Rule
+		var inner error
+		err := Attrs(s, func(a Attr) {
+			switch a.Type {
+			case unix.NFTA_RULE_TABLE:
+				table = a.Text()
+			case unix.NFTA_RULE_CHAIN:
+				chain = a.Text()
+			case unix.NFTA_RULE_EXPRESSIONS:
+				rule, inner = parseRule(a.Data)
+			}
+		})
+		if i, ok := byName[chain]; ok && table == c.table {
+			out.Chains[i].Rules = append(out.Chains[i].Rules, rule)
+		}
+		return errors.Join(err, inner)
+	})
+}
+
+func parseRule(s string) (Rule, error) {
+	var r Rule
+	var errs []error
+	err := Attrs(s, func(a Attr) {
+		var name, attrs string
+		errs = append(errs, Attrs(a.Data, func(a Attr) {
+			switch a.Type {
+			case unix.NFTA_EXPR_NAME:
+				name = a.Text()
+			case unix.NFTA_EXPR_DATA:
+				attrs = a.Data
+			}
+		}))
+		x, err := normal(name, attrs)
+		r, errs = append(r, x), append(errs, err)
+	})
+	return r, errors.Join(append(errs, err)...)
+}
+
+func (c *Conn) readSets(out *Content) error {
+	request := func(e *encoder) { e.text(unix.NFTA_SET_TABLE, c.table) }
+	return c.dump(unix.NFT_MSG_GETSET, request, func(s string) error {
+		var name, table string
+		var sh Shape
+		var inner error
+		err := Attrs(s, func(a Attr) {
+			switch a.Type {
+			case unix.NFTA_SET_TABLE:
+				table = a.Text()
+			case unix.NFTA_SET_NAME:
+				name = a.Text()
+			case unix.NFTA_SET_FLAGS:
+				sh.Flags = a.Uint32()
+			case unix.NFTA_SET_KEY_TYPE:
+				sh.KeyType = a.Uint32()
+			case unix.NFTA_SET_KEY_LEN:
+				sh.KeyLen = a.Uint32()
+			case unix.NFTA_SET_DATA_TYPE:
+				sh.DataType = a.Uint32()
+			case unix.NFTA_SET_DATA_LEN:
+				sh.DataLen = a.Uint32()
+			case unix.NFTA_SET_DESC:
+				inner = Attrs(a.Data, func(a Attr) {
+					if a.Type == unix.NFTA_SET_DESC_SIZE {
+						sh.Size = a.Uint32()
+					}
+				})
+			}
+		})
+		if sh.DataType == dataVerdict {
+			sh.DataLen = 0 // kernels differ in what they say of it
+		}
+		if table == c.table {
+			out.Sets[name] = sh
+		}
+		return errors.Join(err, inner)
+	})
+}
+
+func (c *Conn) readElements(set string, verdicts bool) ([]Element, error) {
+	request := func(e *encoder) {
+		e.text(unix.NFTA_SET_ELEM_LIST_TABLE, c.table)
+		e.text(unix.NFTA_SET_ELEM_LIST_SET, set)
+	}
+	var out []Element
+	err := c.dump(unix.NFT_MSG_GETSETELEM, request, func(s string) error {
+		var errs []error
+		err := Attrs(s, func(a Attr) {
+			if a.Type == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
+				errs = append(errs, Attrs(a.Data, func(a Attr) {
+					el, err := parseElement(verdicts, a.Data)
+					out = append(out, el)
+					if err != nil {
+						errs = append(errs, err)
+					}
+				}))
+			}
+		})
+		return errors.Join(append(errs, err)...)
+	})
+	return out, err
+}
+
+func parseElement(verdicts bool, s string) (Element, error) {
+	var el Element
+	value := func(s string) (v string, err error) {
+		err = Attrs(s, func(a Attr) { v = a.Data })
+		return v, err
+	}
+	var errs [3]error
+	errs[2] = Attrs(s, func(a Attr) {
+		switch a.Type {
+		case unix.NFTA_SET_ELEM_FLAGS:
+			el.End = a.Uint32()&unix.NFT_SET_ELEM_INTERVAL_END != 0
+		case unix.NFTA_SET_ELEM_KEY:
+			el.Key, errs[0] = value(a.Data)
+		case unix.NFTA_SET_ELEM_DATA:
+			if verdicts {
+				el.Value, errs[1] = ParseVerdict(a.Data)
+			} else {
+				el.Value, errs[1] = value(a.Data)
+			}
+		}
+	})
+	return el, errors.Join(errs[:]...)
+}
