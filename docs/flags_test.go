@@ -16,9 +16,9 @@ import (
 
 // TestFlags compares flags.md with the daemon's flags, both ways, with their defaults.
 func TestFlags(t *testing.T) {
-	page, _, found := strings.Cut(read(t, "flags.md"), "## Of `trace` and `render` alone")
+	page, _, found := strings.Cut(read(t, "flags.md"), "## Of other commands alone")
 	if !found {
-		t.Fatal("flags.md has no section about trace and render alone")
+		t.Fatal("flags.md has no section about other commands")
 	}
 	rows := make(map[string]string)
 	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+)`(?:, `-[a-z]`)? \\| (.*?) \\|").FindAllStringSubmatch(page, -1) {

@@ -59,6 +59,7 @@ func TestCluster(t *testing.T) {
 		{"stale flows", testStaleFlows},
 
 		{"oracle", testOracle},
+		{"health", testHealth},
 		{"life", testLife},
 	}
 	for _, userland := range []string{"nft", "legacy"} {
@@ -186,12 +187,17 @@ const settleTimeout = 20 * time.Second
 // an endpoint and one that has none: when the first is answered and the second refused, the node has synced past it.
 func (c *cluster) settle(t *testing.T) {
 	t.Helper()
+	c.settleWithin(t, settleTimeout)
+}
+
+func (c *cluster) settleWithin(t *testing.T, timeout time.Duration) {
+	t.Helper()
 	c.barriers++
 	svc := c.service(t, fmt.Sprintf("barrier-%d", c.barriers), func(s *corev1.Service) {
 		s.Spec.Ports = []corev1.ServicePort{port("open", corev1.ProtocolUDP, 80), port("closed", corev1.ProtocolUDP, 81)}
 	})
 	c.endpointsOf(t, svc, []string{"open"}, ready("node1-p1"))
-	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
 	for _, n := range c.lab.Nodes {
 		for f := range families {

@@ -45,9 +45,11 @@ func testStaleFlows(t *testing.T, c *cluster) {
 		var flows []*flow
 		for f := range families {
 			fl := c.open(t, svc, path{from: guest, to: "cluster"}, f)
-			if r := fl.conn.Ask(t.Context()); r.Verdict != probe.Lost {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			if r := fl.conn.Ask(ctx); r.Verdict != probe.Lost {
 				t.Errorf("%s: %s, want it lost", fl.name, r)
 			}
+			cancel()
 			flows = append(flows, fl)
 		}
 		c.update(t, svc, func(s *corev1.Service) { s.Labels = nil })

@@ -67,7 +67,11 @@ func TestUnansweredAndRefused(t *testing.T) {
 		for f := range 2 {
 			for _, proto := range []string{"tcp", "udp"} {
 				add := func(a netip.Addr, v probe.Verdict) {
-					targets = append(targets, probe.Target{Proto: proto, Dst: netip.AddrPortFrom(a, 81)})
+					to := probe.Target{Proto: proto, Dst: netip.AddrPortFrom(a, 81)}
+					if v == probe.Lost {
+						to = to.Briefly()
+					}
+					targets = append(targets, to)
 					want = append(want, v)
 				}
 				add(lab.ServiceCIDRs[f].Addr().Next(), probe.Lost)

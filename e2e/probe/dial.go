@@ -27,17 +27,25 @@ type Target struct {
 	// Src is the address to ask from; where it or its port is zero, the kernel chooses.
 	Src netip.AddrPort
 	Dst netip.AddrPort
-	// Timeout is for all of the exchange; zero means DefaultTimeout, or DefaultTimeoutTCP6 for TCP over IPv6.
+	// Timeout is for all of the exchange; zero means DefaultTimeout.
 	Timeout time.Duration
 }
 
-// DefaultTimeout is long for what stays on one machine, and short to wait for what never comes.
-const DefaultTimeout = 300 * time.Millisecond
+// DefaultTimeout is so long that a machine with other things to do is not taken for a lost packet.
+const DefaultTimeout = 5 * time.Second
 
-// DefaultTimeoutTCP6 is longer than Linux takes for its second SYN, 1 s. Between namespaces the answer to the first one
-// arrives while connect(2) still holds the socket, and an ICMPv6 port unreachable is then only noted: the connection is
-// refused by the answer to the second SYN. IPv4 is refused by the first (seen with Linux 6.18).
-const DefaultTimeoutTCP6 = 1400 * time.Millisecond
+// Briefly returns the question with little time for an answer, for what is expected to get none. A slow machine cannot
+// make that wrong.
+func (t Target) Briefly() Target {
+	t.Timeout = 500 * time.Millisecond
+	if t.Proto == "tcp" && t.Dst.Addr().Is6() {
+		// Longer than Linux takes for its second SYN, 1 s. Between namespaces the answer to the first one arrives while
+		// connect(2) still holds the socket, and an ICMPv6 port unreachable is then only noted: the connection is refused by
+		// the answer to the second SYN. IPv4 is refused by the first (seen with Linux 6.18).
+		t.Timeout = 1600 * time.Millisecond
+	}
+	return t
+}
 
 func (t Target) String() string {
 	src := "any"
@@ -48,11 +56,8 @@ func (t Target) String() string {
 }
 
 func (t Target) timeout() time.Duration {
-	switch {
-	case t.Timeout != 0:
+	if t.Timeout != 0 {
 		return t.Timeout
-	case t.Proto == "tcp" && t.Dst.Addr().Is6():
-		return DefaultTimeoutTCP6
 	}
 	return DefaultTimeout
 }

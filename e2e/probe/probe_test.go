@@ -112,9 +112,10 @@ func TestTimeouts(t *testing.T) {
 		want   time.Duration
 	}{
 		{Target{Proto: "tcp", Dst: v4}, DefaultTimeout},
-		{Target{Proto: "tcp", Dst: v6}, DefaultTimeoutTCP6},
-		{Target{Proto: "udp", Dst: v6}, DefaultTimeout},
 		{Target{Proto: "tcp", Dst: v6, Timeout: time.Second}, time.Second},
+		{Target{Proto: "tcp", Dst: v4}.Briefly(), 500 * time.Millisecond},
+		{Target{Proto: "udp", Dst: v6}.Briefly(), 500 * time.Millisecond},
+		{Target{Proto: "tcp", Dst: v6}.Briefly(), 1600 * time.Millisecond},
 	}
 	for _, tt := range tests {
 		if got := tt.target.timeout(); got != tt.want {

@@ -43,6 +43,7 @@ var rooms = []room{
 		outside: []string{"github.com/coreos/go-iptables", "github.com/moby/ipvs", "github.com/vishvananda/", "golang.org/x/sys"},
 		effects: []string{"net", "os/exec", "syscall", "unsafe"}},
 	{path: "internal/staleflow", inside: []string{"internal/fwd", "internal/host/..."}},
+	{path: "internal/localport", inside: []string{"internal/fwd"}, effects: []string{"net"}},
 	{path: "internal/health", inside: []string{"internal/fwd"}, effects: []string{"net", "net/http"}},
 	{path: "internal/metrics", inside: []string{"internal/cluster", "internal/fwd", "internal/reconcile"},
 		outside: []string{"github.com/prometheus/client_golang"}, effects: []string{"net", "net/http"}},

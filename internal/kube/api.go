@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -131,7 +132,7 @@ func inClusterConfig(master string) (*rest.Config, error) {
 	case errors.Is(err, rest.ErrNotInCluster) && master != "":
 		return &rest.Config{Host: master}, nil
 	case errors.Is(err, rest.ErrNotInCluster):
-		return nil, errors.New("connect to the API server: this is no pod, so --kubeconfig or --master is needed")
+		return nil, errors.New("connect to the API server: neither --kubeconfig nor --master is given, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set as they are in a pod")
 	case err != nil:
 		return nil, fmt.Errorf("use the pod's service account: %w", err)
 	}
@@ -163,12 +164,18 @@ func (s *APISource) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	for _, r := range s.resources() {
 		reflector := cache.NewReflectorWithOptions(s.listWatch(r), r.example, r.store,
-			cache.ReflectorOptions{Name: r.name, Logger: &logger})
+			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retry()})
 		wg.Go(func() { reflector.RunWithContext(quietCtx) })
 	}
 	wg.Go(func() { s.node.remind(ctx) })
 	wg.Wait()
 	return nil
+}
+
+// retry is the pause between attempts to reach the server: 0.8 s, doubled up to 10 s, and up to as much again at random.
+// client-go's own goes up to a minute, for which a node would not learn of changes after the server has come back.
+func retry() *wait.Backoff {
+	return &wait.Backoff{Duration: 800 * time.Millisecond, Factor: 2, Cap: 10 * time.Second, Steps: 10, Jitter: 1}
 }
 
 // resource is one of the three things that are watched.

@@ -325,7 +325,7 @@ func TestNewAPISourceErrors(t *testing.T) {
 		want string
 	}{
 		"no node name":       {APIOptions{Master: "http://127.0.0.1:1"}, "name of the node"},
-		"no server":          {APIOptions{NodeName: "n1"}, "--kubeconfig or --master"},
+		"no server":          {APIOptions{NodeName: "n1"}, "--kubeconfig nor --master"},
 		"missing kubeconfig": {APIOptions{NodeName: "n1", Kubeconfig: broken + "x"}, "kubeconfigx"},
 		"broken kubeconfig":  {APIOptions{NodeName: "n1", Kubeconfig: broken}, "read kubeconfig"},
 	} {

@@ -88,9 +88,9 @@ func (t *Tables) Exists(table string) bool {
 	if t.flavour == NFT {
 		return true
 	}
-	names := "/proc/net/ip_tables_names"
+	names := "/proc/thread-self/net/ip_tables_names"
 	if t.info.Proto() == iptables.ProtocolIPv6 {
-		names = "/proc/net/ip6_tables_names"
+		names = "/proc/thread-self/net/ip6_tables_names"
 	}
 	list, err := os.ReadFile(names)
 	// Without the file the kernel has no legacy tables at all; an unreadable one says nothing.

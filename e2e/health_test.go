@@ -1,0 +1,57 @@
+package e2e
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/e2e/lab"
+)
+
+// testHealth asks the daemon's own servers: load balancers do so from outside, Prometheus on the node.
+func testHealth(t *testing.T, c *cluster) {
+	c.settle(t)
+	node := c.lab.Nodes[0]
+	for f, family := range families {
+		for _, path := range []string{"/healthz", "/livez"} {
+			code, _ := get(t, c.lab.Client, netip.AddrPortFrom(node.Addrs[f], 10256), path)
+			if code != http.StatusOK {
+				t.Errorf("%s %s from outside: %d", family, path, code)
+			}
+		}
+	}
+	local := netip.MustParseAddrPort("127.0.0.1:10249")
+	if _, mode := get(t, node.Host, local, "/proxyMode"); mode != "iptables" {
+		t.Errorf("/proxyMode: %q", mode)
+	}
+	_, text := get(t, node.Host, local, "/metrics")
+	for _, name := range []string{"kubeproxy_sync_proxy_rules_duration_seconds_count", "kubeproxy_sync_proxy_rules_last_timestamp_seconds"} {
+		if !strings.Contains(text, "\n"+name) {
+			t.Errorf("/metrics: %s is missing", name)
+		}
+	}
+}
+
+// get requests a path from inside a host's namespace.
+func get(t *testing.T, from lab.Host, to netip.AddrPort, path string) (int, string) {
+	t.Helper()
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		err = from.Do(func() error {
+			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, err
+	}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+to.String()+path, nil)
+	must(t, err)
+	resp, err := transport.RoundTrip(req)
+	must(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	must(t, err)
+	return resp.StatusCode, string(body)
+}

@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// BenchmarkNewConnections compares the rate of new TCP connections between two pods of a node: on a node without any
+// rule, which does not even track connections; on one with a single masquerade rule that they do not match, as every pod
+// network has, so that connections are tracked; with Fairlead's rules of no Service; and with those of 10,000 Services
+// of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
+// concerns all alike; the figures are medians, and ratios to the node that tracks connections.
+func BenchmarkNewConnections(b *testing.B) {
+	for _, flavour := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
+		b.Run(string(flavour), func(b *testing.B) {
+			l := lab.ForTest(b, 4, 2)
+			_, err := l.Nodes[3].Run(b.Context(), "iptables-"+string(flavour), "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE")
+			if err != nil {
+				b.Fatal(err)
+			}
+			vip := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 0x27, 0x0f}), 80)
+			for i, services := range map[int]int{1: 0, 2: 10000} {
+				n := l.Nodes[i]
+				if err := n.Do(func() error { return loadServices(b.Context(), flavour, services, vip, n.Pods[0].Addrs[0]) }); err != nil {
+					b.Fatal(err)
+				}
+			}
+			cases := []struct {
+				name string
+				node *lab.Node
+				dst  netip.AddrPort
+			}{
+				{"tracked", l.Nodes[3], netip.AddrPortFrom(l.Nodes[3].Pods[0].Addrs[0], 8080)},
+				{"no-rules", l.Nodes[0], netip.AddrPortFrom(l.Nodes[0].Pods[0].Addrs[0], 8080)},
+				{"no-Service", l.Nodes[1], netip.AddrPortFrom(l.Nodes[1].Pods[0].Addrs[0], 8080)},
+				{"10000-direct", l.Nodes[2], netip.AddrPortFrom(l.Nodes[2].Pods[0].Addrs[0], 8080)},
+				{"10000-through", l.Nodes[2], vip},
+			}
+			for _, n := range l.Nodes {
+				acceptAll(b, n.Pods[0])
+			}
+			rates := make([][]float64, len(cases))
+			for b.Loop() {
+				for range 15 {
+					for i, c := range cases {
+						var rate float64
+						if err := c.node.Pods[1].Do(func() (err error) { rate, err = connect(c.dst, 200*time.Millisecond); return err }); err != nil {
+							b.Fatalf("%s: %v", c.name, err)
+						}
+						rates[i] = append(rates[i], rate)
+					}
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			for i, c := range cases {
+				slices.Sort(rates[i])
+				median := rates[i][len(rates[i])/2]
+				if i == 0 {
+					b.ReportMetric(median, "tracked-conn/s")
+					continue
+				}
+				b.ReportMetric(median/rates[0][len(rates[0])/2], c.name+"-ratio")
+			}
+		})
+	}
+}
+
+// loadServices writes rules of Services, the last of them with the virtual IP and one endpoint.
+func loadServices(ctx context.Context, flavour xtables.Flavour, services int, vip netip.AddrPort, endpoint netip.Addr) error {
+	tables, err := xtables.New(flavour, false)
+	if err != nil {
+		return err
+	}
+	o := iptables.FamilyOptions{Tables: tables, HairpinBPF: true, RandomFully: true, DropInvalid: true}
+	if flavour == xtables.NFT {
+		o.MaxChains = 1000
+	}
+	be := iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o})
+	var table fwd.Table
+	be.Update(table.SetHeader(fwd.Header{
+		Detector:      [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
+		NodePorts:     [2]fwd.NodePortAddrs{{All: true, Loopback: true}},
+		MasqueradeBit: 14,
+	}))
+	for i := range services {
+		key := fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), Proto: fwd.TCP, Port: 80}
+		owner := fwd.ServicePort{Service: fwd.Service{Namespace: "default", Name: fmt.Sprintf("svc-%d", i)}, Proto: fwd.TCP}
+		pool := fwd.Pool{Key: fwd.PoolKey{Port: owner, Family: fwd.IPv4}}
+		for e := range 10 {
+			a := netip.AddrFrom4([4]byte{10, 245 + byte(e), byte(i >> 8), byte(i)})
+			pool.Endpoints = append(pool.Endpoints, fwd.Endpoint{Addr: netip.AddrPortFrom(a, 8080), Weight: 1})
+		}
+		if key.Addr == vip.Addr() {
+			pool.Endpoints = []fwd.Endpoint{{Addr: netip.AddrPortFrom(endpoint, 8080), Weight: 1, Local: true}}
+		}
+		masquerade := fwd.Route{Action: fwd.Forward, Masquerade: true}
+		be.Update(table.Put(&fwd.Fragment{
+			Owner:     owner.Service,
+			Frontends: []fwd.Frontend{{Key: key, Owner: owner, Routes: [fwd.NumClasses]fwd.Route{fwd.Outside: masquerade, fwd.Pod: {Action: fwd.Forward}, fwd.Host: masquerade}}},
+			Pools:     []fwd.Pool{pool},
+		}))
+	}
+	_, err = be.Apply(ctx)
+	return err
+}
+
+// acceptAll accepts and closes connections to port 8080 of the pod.
+func acceptAll(b *testing.B, p *lab.Pod) {
+	var l net.Listener
+	if err := p.Do(func() (err error) { l, err = net.Listen("tcp4", ":8080"); return err }); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+}
+
+// connect makes connections one after the other for about so long and returns how many a second there were. Each is
+// reset, so that no port is kept waiting.
+func connect(dst netip.AddrPort, d time.Duration) (float64, error) {
+	to := &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}
+	start, n := time.Now(), 0
+	for ; time.Since(start) < d; n++ {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return 0, err
+		}
+		if err = unix.Connect(fd, to); err == nil {
+			err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		unix.Close(fd)
+		if err != nil {
+			return 0, fmt.Errorf("connect to %s: %w", dst, err)
+		}
+	}
+	return float64(n) / time.Since(start).Seconds(), nil
+}
