@@ -17,8 +17,11 @@ type Mode string
 // ModeIPTables programs the kernel with iptables-restore and ip6tables-restore.
 const ModeIPTables Mode = "iptables"
 
+// ModeNFTables programs the kernel with a table of nf_tables of its own, over netlink.
+const ModeNFTables Mode = "nftables"
+
 // modes lists what --mode accepts.
-var modes = []Mode{ModeIPTables}
+var modes = []Mode{ModeIPTables, ModeNFTables}
 
 // DetectMode says how a connection from a pod of the cluster is recognised.
 type DetectMode string

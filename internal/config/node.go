@@ -34,7 +34,7 @@ func (c *Config) Warnings(node cluster.Node) []string {
 	if len(c.UnknownGates) > 0 {
 		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(c.UnknownGates, ", "))
 	}
-	if c.NodePortAddresses.Unset() {
+	if c.NodePortAddresses.Unset() && c.Mode != ModeNFTables {
 		out = append(out, "--nodeport-addresses is not set: node ports are served on all addresses of the node; consider primary")
 	}
 	for _, f := range fwd.Families {
@@ -114,7 +114,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 	wanted, warnings := c.nodePortPrefixes(node, f)
 	var out fwd.NodePortAddrs
 	if len(wanted) == 0 {
-		if c.NodePortAddresses.Primary {
+		if c.nodePortWords().Primary {
 			return out, warnings
 		}
 		if !c.NodePortAddresses.Unset() {
@@ -141,16 +141,24 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 	}
 	slices.SortFunc(out.Prefixes, netip.Prefix.Compare)
 	out.Prefixes = slices.Compact(out.Prefixes)
-	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4
+	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4 && c.Mode != ModeNFTables
 	if explicit && !out.Loopback {
 		warnings = append(warnings, c.noLoopback(f, loopback))
 	}
 	return out, warnings
 }
 
+// nodePortWords is --nodeport-addresses. In mode nftables, as in kube-proxy's, nothing means primary.
+func (c *Config) nodePortWords() NodePortAddresses {
+	if c.Mode == ModeNFTables && c.NodePortAddresses.Unset() {
+		return NodePortAddresses{Primary: true}
+	}
+	return c.NodePortAddresses
+}
+
 // nodePortPrefixes expands the words of --nodeport-addresses for one family.
 func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) ([]netip.Prefix, []string) {
-	n := c.NodePortAddresses
+	n := c.nodePortWords()
 	var out []netip.Prefix
 	var warnings []string
 	for _, p := range n.Prefixes {
@@ -187,6 +195,9 @@ func zeroPrefix(f fwd.Family) netip.Prefix {
 func (c *Config) noLoopback(f fwd.Family, loopback netip.Addr) string {
 	if f == fwd.IPv6 {
 		return fmt.Sprintf("--nodeport-addresses has %s: node ports cannot be served on it, so it is left out", loopback)
+	}
+	if c.Mode == ModeNFTables {
+		return fmt.Sprintf("--nodeport-addresses has %s: mode %s does not serve node ports on it, so it is left out", loopback, c.Mode)
 	}
 	return fmt.Sprintf("--nodeport-addresses has %s, but --iptables-localhost-nodeports is false: it is left out", loopback)
 }

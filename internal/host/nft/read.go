@@ -31,16 +31,35 @@ func (c *Conn) Read(ctx context.Context) (Content, error) {
 	return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, errChanged)
 }
 
-func (c *Conn) read() (Content, error) {
-	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
-	err := c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
+// Exists says whether the table is there.
+func (c *Conn) Exists(ctx context.Context) (bool, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	return c.exists()
+}
+
+func (c *Conn) exists() (found bool, err error) {
+	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
 		return Attrs(s, func(a Attr) {
 			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
-				out.Exists = true
+				found = true
 			}
 		})
 	})
-	if err != nil || !out.Exists {
+	var ne *Error
+	if errors.Is(err, errChanged) || errors.As(err, &ne) && (ne.Errno == unix.EINVAL || ne.Errno == unix.EOPNOTSUPP) {
+		err = nil // other tables come and go; a kernel without nf_tables does not know the question
+	}
+	return found, err
+}
+
+func (c *Conn) read() (Content, error) {
+	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
+	var err error
+	if out.Exists, err = c.exists(); err != nil || !out.Exists {
 		return out, err
 	}
 	byName, err := c.readChains(&out)
