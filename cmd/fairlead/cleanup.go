@@ -8,12 +8,14 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/nftables"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 const cleanupUsage = `fairlead cleanup [flags]
 
 Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
-userlands of iptables and both families. Nobody else's rules are touched, and established connections go on. End the
+userlands of iptables, and the tables fairlead of nf_tables; in both families. Nobody else's rules are touched, and established connections go on. End the
 daemon first. Doing it twice is harmless.`
 
 func runCleanup(ctx context.Context, args []string, s streams) error {
@@ -43,7 +45,16 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 		}
 		fmt.Fprintf(s.out, "%s %d chains of iptables, %s, %s\n", verb, l.Chains, l.Flavour, l.Family)
 	}
-	if len(left) == 0 && err == nil {
+	tables := 0
+	for _, f := range fwd.Families {
+		there, err := nftables.Remove(ctx, f, *dryRun)
+		errs = append(errs, err)
+		if there && err == nil {
+			tables++
+			fmt.Fprintf(s.out, "%s the table %s of nf_tables, %s\n", verb, nftables.TableName, f)
+		}
+	}
+	if len(left)+tables == 0 && errors.Join(errs...) == nil {
 		fmt.Fprintln(s.out, "nothing of Fairlead's is in the kernel")
 	}
 	return errors.Join(errs...)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/nftables"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -27,9 +28,23 @@ func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (d
 		return dataplane{b, func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
 			iptables.RemoveOthers(ctx, flavour, f, log)
+			removeNFTables(ctx, f, log)
 		}}, err
+	case config.ModeNFTables:
+		b, err := nftables.Open(ctx, log)
+		return dataplane{b, func(ctx context.Context, f fwd.Family) { iptables.RemoveOthers(ctx, "", f, log) }}, err
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
+}
+
+// removeNFTables takes out what mode nftables left, now that other rules are complete.
+func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
+	switch removed, err := nftables.Remove(ctx, f, false); {
+	case err != nil:
+		log.Warn("the table of mode nftables stays in force", "family", f.String(), "error", err)
+	case removed:
+		log.Info("removed the table of mode nftables", "family", f.String())
+	}
 }
 
 // render prints the program of one family as a kernel with all features gets it.
@@ -37,6 +52,8 @@ func render(w io.Writer, mode config.Mode, f fwd.Family, t *fwd.Table) error {
 	switch mode {
 	case config.ModeIPTables:
 		return iptables.Render(w, f, iptables.FamilyOptions{HairpinBPF: true, RandomFully: true, DropInvalid: true}, t)
+	case config.ModeNFTables:
+		return nftables.Render(w, f, t)
 	}
 	return fmt.Errorf("mode %q has no text form", mode)
 }

@@ -14,11 +14,16 @@ import (
 // Mode names a dataplane.
 type Mode string
 
-// ModeIPTables programs the kernel with iptables-restore and ip6tables-restore.
-const ModeIPTables Mode = "iptables"
+// The modes.
+const (
+	// ModeIPTables programs the kernel with iptables-restore and ip6tables-restore.
+	ModeIPTables Mode = "iptables"
+	// ModeNFTables programs nf_tables over netlink.
+	ModeNFTables Mode = "nftables"
+)
 
 // modes lists what --mode accepts.
-var modes = []Mode{ModeIPTables}
+var modes = []Mode{ModeIPTables, ModeNFTables}
 
 // DetectMode says how a connection from a pod of the cluster is recognised.
 type DetectMode string

@@ -67,7 +67,7 @@ func (c *Config) bindSource(fs *pflag.FlagSet) {
 // bindDatapath registers what changes the fate of packets.
 func (c *Config) bindDatapath(fs *pflag.FlagSet) {
 	mode := to(&c.Mode, "mode", string(c.Mode), func(s string) (Mode, error) { return oneOf(s, modes) })
-	fs.Var(mode, "mode", "dataplane: iptables")
+	fs.Var(mode, "mode", "dataplane: iptables or nftables")
 	fs.Var(mode, "proxy-mode", "the same as --mode")
 	fs.Var(to(&c.BindAddress, "address", c.BindAddress.String(), parseAddr), "bind-address", "the node's address, if it is not to be the first one of the Node object")
 	fs.Var(to(&c.ClusterCIDRs, "CIDRs", "", parsePrefixes), "cluster-cidr", "the cluster's pod network, or a pair for dual stack")

@@ -33,14 +33,8 @@ func (c *Conn) Read(ctx context.Context) (Content, error) {
 
 func (c *Conn) read() (Content, error) {
 	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
-	err := c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
-		return Attrs(s, func(a Attr) {
-			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
-				out.Exists = true
-			}
-		})
-	})
-	if err != nil || !out.Exists {
+	var err error
+	if out.Exists, err = c.exists(); err != nil || !out.Exists {
 		return out, err
 	}
 	byName, err := c.readChains(&out)
@@ -62,6 +56,31 @@ func (c *Conn) read() (Content, error) {
 		}
 	}
 	return out, nil
+}
+
+// Exists says whether the kernel has the table. One without nf_tables has none.
+func (c *Conn) Exists() (bool, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	there, err := c.exists()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return false, nil // nobody in the kernel takes the message
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for nf_tables table %s: %w", c.table, err)
+	}
+	return there, nil
+}
+
+func (c *Conn) exists() (there bool, err error) {
+	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
+		return Attrs(s, func(a Attr) {
+			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
+				there = true
+			}
+		})
+	})
+	return there, err
 }
 
 // dump asks for all objects of a kind and yields their attributes.
