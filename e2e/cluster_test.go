@@ -28,6 +28,9 @@ var podPorts = []uint16{8080, 8081}
 
 var families = []string{"IPv4", "IPv6"}
 
+// modeNFTables stands in the place of an iptables userland where that is not the mode.
+const modeNFTables = "nftables"
+
 // cluster is two nodes with three pods each, a client, an API server and a daemon on each node.
 type cluster struct {
 	lab      *lab.Lab
@@ -62,7 +65,7 @@ func TestCluster(t *testing.T) {
 		{"health", testHealth},
 		{"life", testLife},
 	}
-	for _, userland := range []string{"nft", "legacy"} {
+	for _, userland := range []string{"nft", "legacy", modeNFTables} {
 		t.Run(userland, func(t *testing.T) {
 			c := newCluster(t, command, userland)
 			for _, g := range groups {
@@ -112,12 +115,14 @@ func newCluster(t *testing.T, command []string, userland string) *cluster {
 	kubeconfig, err := c.api.Kubeconfig(apiserver.Daemon)
 	must(t, err)
 	c.flags = append(command[1:],
-		"--proxy-mode=iptables", "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
+		"--proxy-mode="+c.mode(), "--nodeport-addresses=all", "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
 		"--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(),
 	)
 	c.daemons = make([]*daemon.Daemon, len(l.Nodes))
 	for i, n := range l.Nodes {
-		must(t, daemon.Hint(t.Context(), n, userland))
+		if userland != modeNFTables {
+			must(t, daemon.Hint(t.Context(), n, userland))
+		}
 		c.startDaemon(t, i)
 	}
 	t.Cleanup(func() {
@@ -126,6 +131,14 @@ func newCluster(t *testing.T, command []string, userland string) *cluster {
 		}
 	})
 	return c
+}
+
+// mode is the one that the daemons run in.
+func (c *cluster) mode() string {
+	if c.userland == modeNFTables {
+		return modeNFTables
+	}
+	return "iptables"
 }
 
 // stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.

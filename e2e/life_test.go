@@ -60,9 +60,16 @@ func testLife(t *testing.T, c *cluster) {
 	})
 
 	t.Run("flushed rules come back", func(t *testing.T) {
+		if c.userland == modeNFTables {
+			_, err := c.lab.Nodes[0].Run(t.Context(), "nft", "flush", "ruleset")
+			must(t, err)
+		}
 		// As a firewall does that loads its own rules: all chains go at once. The hint is the kubelet's, which puts it back.
 		const nothing = "*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 		for _, tool := range []string{"iptables-" + c.userland + "-restore", "ip6tables-" + c.userland + "-restore"} {
+			if c.userland == modeNFTables {
+				break
+			}
 			cmd := c.lab.Nodes[0].Command(t.Context(), tool, "-w")
 			cmd.Stdin = strings.NewReader(nothing)
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -104,6 +111,14 @@ func testLife(t *testing.T, c *cluster) {
 		_, err := c.lab.Nodes[0].Run(t.Context(), c.binary, "cleanup")
 		must(t, err)
 		for _, tool := range []string{"iptables-", "ip6tables-"} {
+			if c.userland == modeNFTables {
+				rules, err := c.lab.Nodes[0].Run(t.Context(), "nft", "list", "ruleset")
+				must(t, err)
+				if rules != "" {
+					t.Errorf("after cleanup nft has:\n%s", rules)
+				}
+				break
+			}
 			rules, err := c.lab.Nodes[0].Run(t.Context(), tool+c.userland+"-save")
 			must(t, err)
 			if strings.Contains(rules, "FAIRLEAD") || !strings.Contains(rules, "KUBE-IPTABLES-HINT") {

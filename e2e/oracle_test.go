@@ -256,11 +256,12 @@ func (g *generator) trips(objects *oracle.Cluster) []trip {
 				for range 2 {
 					trips = append(trips, g.trip(proto, dst))
 				}
-				if g.IntN(8) == 0 {
+				// In mode nftables a cluster IP refuses its other ports; package oracle follows the mode iptables.
+				if g.IntN(8) == 0 && g.cluster.userland != modeNFTables {
 					trips = append(trips, g.trip(proto, netip.AddrPortFrom(dst.Addr(), dst.Port()+1000)))
 				}
 			}
-			if p.NodePort != 0 {
+			if p.NodePort != 0 && g.cluster.userland != modeNFTables {
 				node := g.cluster.lab.Nodes[g.IntN(2)]
 				lo := netip.MustParseAddr("127.0.0.1")
 				trips = append(trips, trip{from: node.Host, proto: proto, src: lo, dst: netip.AddrPortFrom(lo, uint16(p.NodePort))})

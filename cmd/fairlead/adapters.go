@@ -8,6 +8,7 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/localport"
 	"github.com/fairlead/fairlead/internal/reconcile"
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
@@ -20,17 +21,25 @@ func (a feedAdapter) Drain(s *cluster.Store) reconcile.Drained {
 	return reconcile.Drained(a.Feed.Drain(s))
 }
 
-// flowAdapter makes plans for the worker. It belongs to the loop's goroutine.
+// flowAdapter makes plans for those who follow a sync: the worker that removes stale flows, and the forwarder of node ports
+// on loopback addresses. It belongs to the loop's goroutine.
 type flowAdapter struct {
 	builder staleflow.Builder
 	worker  *staleflow.Worker
+	local   *localport.Forwarder
 }
 
 // Update implements reconcile.Flows.
-func (a *flowAdapter) Update(ch fwd.Changes) { a.builder.Update(ch) }
+func (a *flowAdapter) Update(ch fwd.Changes) {
+	a.builder.Update(ch)
+	a.local.Update(ch)
+}
 
 // Submit implements reconcile.Flows.
-func (a *flowAdapter) Submit(all bool) { a.worker.Submit(a.builder.Snapshot(all)) }
+func (a *flowAdapter) Submit(all bool) {
+	a.worker.Submit(a.builder.Snapshot(all))
+	a.local.Sync()
+}
 
 // eventAdapter reports Events; without a Recorder it drops them.
 type eventAdapter struct{ recorder *kube.Recorder }

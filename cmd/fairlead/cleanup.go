@@ -15,7 +15,7 @@ import (
 const cleanupUsage = `fairlead cleanup [flags]
 
 Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
-userlands of iptables and both families, and the tables of nf_tables named fairlead. Nobody else's rules are touched, and established connections go on. End the
+userlands of iptables, and the tables fairlead of nf_tables; in both families. Nobody else's rules are touched, and established connections go on. End the
 daemon first. Doing it twice is harmless.`
 
 func runCleanup(ctx context.Context, args []string, s streams) error {
@@ -30,14 +30,12 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 	if !mayAdminister() {
 		return errors.New("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW")
 	}
+	left, err := iptables.Leftovers(ctx)
+	errs := []error{err}
 	verb := "removed"
 	if *dryRun {
 		verb = "would remove"
 	}
-	tables, err := cleanTables(ctx, *dryRun, verb, s)
-	errs := []error{err}
-	left, err := iptables.Leftovers(ctx)
-	errs = append(errs, err)
 	for _, l := range left {
 		if !*dryRun {
 			if err := l.Remove(ctx); err != nil {
@@ -47,29 +45,17 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 		}
 		fmt.Fprintf(s.out, "%s %d chains of iptables, %s, %s\n", verb, l.Chains, l.Flavour, l.Family)
 	}
+	tables := 0
+	for _, f := range fwd.Families {
+		there, err := nftables.Remove(ctx, f, *dryRun)
+		errs = append(errs, err)
+		if there && err == nil {
+			tables++
+			fmt.Fprintf(s.out, "%s the table %s of nf_tables, %s\n", verb, nftables.TableName, f)
+		}
+	}
 	if len(left)+tables == 0 && errors.Join(errs...) == nil {
 		fmt.Fprintln(s.out, "nothing of Fairlead's is in the kernel")
 	}
 	return errors.Join(errs...)
-}
-
-// cleanTables removes the tables of mode nftables and returns how many there were.
-func cleanTables(ctx context.Context, dryRun bool, verb string, s streams) (int, error) {
-	n := 0
-	var errs []error
-	for _, f := range fwd.Families {
-		look := nftables.Remove
-		if dryRun {
-			look = nftables.Exists
-		}
-		found, err := look(ctx, f)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("clean up nf_tables, %s: %w", f, err))
-		}
-		if found {
-			n++
-			fmt.Fprintf(s.out, "%s the table %s of nf_tables, %s\n", verb, nftables.TableName, f)
-		}
-	}
-	return n, errors.Join(errs...)
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/localport"
 	"github.com/fairlead/fairlead/internal/metrics"
 	"github.com/fairlead/fairlead/internal/reconcile"
 	"github.com/fairlead/fairlead/internal/staleflow"
@@ -84,8 +85,9 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	monitor := metrics.New(string(cfg.Mode), version(), cfg.SyncPeriod)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, nil)
+	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker}, Events: eventAdapter{recorder},
+		Config: cfg, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
@@ -96,6 +98,9 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("stale flows", func() error { worker.Run(ctx); return nil })
+	if cfg.LocalPorts() != [2]bool{} {
+		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
+	}
 	if a := cfg.HealthzAddress; a.IsValid() {
 		g.run("health server", func() error { return metrics.Serve(ctx, a, monitor.HealthHandler(), log) })
 	}

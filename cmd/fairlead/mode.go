@@ -28,44 +28,22 @@ func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (d
 		return dataplane{b, func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
 			iptables.RemoveOthers(ctx, flavour, f, log)
-			removeTable(ctx, f, log)
+			removeNFTables(ctx, f, log)
 		}}, err
 	case config.ModeNFTables:
 		b, err := nftables.Open(ctx, log)
-		if err == nil && dropInvalid(log) {
-			log.Warn("packets that conntrack cannot place reach their peers untranslated in this mode; set net.netfilter.nf_conntrack_tcp_be_liberal to 1")
-		}
-		return dataplane{b, func(ctx context.Context, f fwd.Family) { removeChains(ctx, f, log) }}, err
+		return dataplane{b, func(ctx context.Context, f fwd.Family) { iptables.RemoveOthers(ctx, "", f, log) }}, err
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }
 
-// removeTable takes away what mode nftables left, now that mode iptables is complete.
-func removeTable(ctx context.Context, f fwd.Family, log *slog.Logger) {
-	found, err := nftables.Remove(ctx, f)
-	switch {
+// removeNFTables takes out what mode nftables left, now that other rules are complete.
+func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
+	switch removed, err := nftables.Remove(ctx, f, false); {
 	case err != nil:
-		log.Debug("what mode nftables left cannot be removed", "family", f.String(), "error", err)
-	case found:
+		log.Warn("the table of mode nftables stays in force", "family", f.String(), "error", err)
+	case removed:
 		log.Info("removed the table of mode nftables", "family", f.String())
-	}
-}
-
-// removeChains takes away what mode iptables left, now that mode nftables is complete.
-func removeChains(ctx context.Context, f fwd.Family, log *slog.Logger) {
-	left, err := iptables.Leftovers(ctx)
-	if err != nil {
-		log.Debug("what mode iptables left cannot be found", "error", err)
-	}
-	for _, l := range left {
-		if l.Family != f {
-			continue
-		}
-		if err := l.Remove(ctx); err != nil {
-			log.Warn("chains of mode iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)
-			continue
-		}
-		log.Info("removed the chains of mode iptables", "flavour", string(l.Flavour), "family", f.String(), "chains", l.Chains)
 	}
 }
 

@@ -14,11 +14,13 @@ import (
 // Mode names a dataplane.
 type Mode string
 
-// ModeIPTables programs the kernel with iptables-restore and ip6tables-restore.
-const ModeIPTables Mode = "iptables"
-
-// ModeNFTables programs the kernel with a table of nf_tables of its own, over netlink.
-const ModeNFTables Mode = "nftables"
+// The modes.
+const (
+	// ModeIPTables programs the kernel with iptables-restore and ip6tables-restore.
+	ModeIPTables Mode = "iptables"
+	// ModeNFTables programs nf_tables over netlink.
+	ModeNFTables Mode = "nftables"
+)
 
 // modes lists what --mode accepts.
 var modes = []Mode{ModeIPTables, ModeNFTables}

@@ -46,7 +46,6 @@ func TestFlags(t *testing.T) {
 		}},
 		{"mode by its old name", "--proxy-mode iptables", func(*Config) {}},
 		{"empty mode", "--mode=", func(*Config) {}},
-		{"mode nftables", "--mode=nftables", func(c *Config) { c.Mode = ModeNFTables }},
 		{"node name is trimmed and lower-cased", "--hostname-override=\u00a0AbC\u00a0", func(c *Config) { c.NodeName = "abc" }},
 		{"empty node name is the host name", "--hostname-override=", func(*Config) {}},
 		{"pair of cluster CIDRs", "--cluster-cidr fd00::1/64,10.0.0.0/8", func(c *Config) {
@@ -112,8 +111,8 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"argument", []string{"start"}, []string{`"start"`, "flags only"}},
 		{"unknown flag", []string{"--no-such"}, []string{"--no-such"}},
-		{"mode", []string{"--mode=userspace"}, []string{"--mode", `"userspace"`, "want iptables, nftables"}},
-		{"mode by its old name", []string{"--proxy-mode=userspace"}, []string{"--proxy-mode", `"userspace"`, "want iptables, nftables"}},
+		{"mode", []string{"--mode=userspace"}, []string{"--mode", `"userspace"`, "want iptables"}},
+		{"mode by its old name", []string{"--proxy-mode=userspace"}, []string{"--proxy-mode", `"userspace"`, "want iptables"}},
 		{"cluster CIDR", []string{"--cluster-cidr=10.0.0.0"}, []string{"--cluster-cidr", `"10.0.0.0"`, "CIDR such as"}},
 		{"mapped cluster CIDR", []string{"--cluster-cidr=::ffff:10.0.0.0/104"}, []string{"--cluster-cidr", "CIDR such as"}},
 		{"two cluster CIDRs of a family", []string{"--cluster-cidr=10.0.0.0/8,11.0.0.0/8"}, []string{"--cluster-cidr 10.0.0.0/8,11.0.0.0/8", "one of IPv4 and one of IPv6"}},

@@ -13,7 +13,7 @@ import (
 // Header is the header of the forwarding table on that node. local are the addresses of the node's interfaces, in any
 // order.
 func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
-	h := fwd.Header{MasqueradeBit: c.MasqueradeBit}
+	h := fwd.Header{MasqueradeBit: c.MasqueradeBit, RejectOtherPorts: c.Mode == ModeNFTables}
 	for _, f := range fwd.Families {
 		h.Detector[f.Index()] = c.detector(node, f)
 		h.NodePorts[f.Index()], _ = c.nodePorts(node, f)
@@ -34,7 +34,7 @@ func (c *Config) Warnings(node cluster.Node) []string {
 	if len(c.UnknownGates) > 0 {
 		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(c.UnknownGates, ", "))
 	}
-	if c.NodePortAddresses.Unset() && c.Mode != ModeNFTables {
+	if c.nodePortAddresses().Unset() {
 		out = append(out, "--nodeport-addresses is not set: node ports are served on all addresses of the node; consider primary")
 	}
 	for _, f := range fwd.Families {
@@ -107,17 +107,14 @@ func (c *Config) noDetector(f fwd.Family) string {
 
 // nodePorts works out where node ports of a family are served, and what to warn of.
 func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, []string) {
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if f == fwd.IPv6 {
-		loopback = netip.IPv6Loopback()
-	}
+	loopback := loopbackOf(f)
 	wanted, warnings := c.nodePortPrefixes(node, f)
 	var out fwd.NodePortAddrs
 	if len(wanted) == 0 {
-		if c.nodePortWords().Primary {
+		if c.nodePortAddresses().Primary {
 			return out, warnings
 		}
-		if !c.NodePortAddresses.Unset() {
+		if !c.nodePortAddresses().Unset() {
 			warnings = append(warnings, fmt.Sprintf("--nodeport-addresses names no %s address: %s node ports are served on all addresses of the node", f, f))
 		}
 		out.All = true
@@ -141,24 +138,52 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 	}
 	slices.SortFunc(out.Prefixes, netip.Prefix.Compare)
 	out.Prefixes = slices.Compact(out.Prefixes)
-	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4 && c.Mode != ModeNFTables
+	if c.Mode == ModeNFTables {
+		return out, warnings // see LocalPorts
+	}
+	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4
 	if explicit && !out.Loopback {
 		warnings = append(warnings, c.noLoopback(f, loopback))
 	}
 	return out, warnings
 }
 
-// nodePortWords is --nodeport-addresses. In mode nftables, as in kube-proxy's, nothing means primary.
-func (c *Config) nodePortWords() NodePortAddresses {
+// LocalPorts says by fwd.Family.Index whether node ports are served on loopback addresses by a forwarder in user space.
+// So it is in mode nftables, where --nodeport-addresses names such an address (KEP-6032); a list that means all addresses
+// does not name it.
+func (c *Config) LocalPorts() [2]bool {
+	n := c.NodePortAddresses
+	out := [2]bool{n.Localhost, n.Localhost}
+	for _, p := range n.Prefixes {
+		if f := fwd.FamilyOf(p.Addr()); p.Bits() > 0 && p.Contains(loopbackOf(f)) {
+			out[f.Index()] = true
+		}
+	}
+	if c.Mode != ModeNFTables {
+		return [2]bool{}
+	}
+	return out
+}
+
+// nodePortAddresses is --nodeport-addresses with what its absence means in the mode.
+func (c *Config) nodePortAddresses() NodePortAddresses {
 	if c.Mode == ModeNFTables && c.NodePortAddresses.Unset() {
 		return NodePortAddresses{Primary: true}
 	}
 	return c.NodePortAddresses
 }
 
+// loopbackOf is the address of the loopback interface.
+func loopbackOf(f fwd.Family) netip.Addr {
+	if f == fwd.IPv6 {
+		return netip.IPv6Loopback()
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
+
 // nodePortPrefixes expands the words of --nodeport-addresses for one family.
 func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) ([]netip.Prefix, []string) {
-	n := c.nodePortWords()
+	n := c.nodePortAddresses()
 	var out []netip.Prefix
 	var warnings []string
 	for _, p := range n.Prefixes {
@@ -195,9 +220,6 @@ func zeroPrefix(f fwd.Family) netip.Prefix {
 func (c *Config) noLoopback(f fwd.Family, loopback netip.Addr) string {
 	if f == fwd.IPv6 {
 		return fmt.Sprintf("--nodeport-addresses has %s: node ports cannot be served on it, so it is left out", loopback)
-	}
-	if c.Mode == ModeNFTables {
-		return fmt.Sprintf("--nodeport-addresses has %s: mode %s does not serve node ports on it, so it is left out", loopback, c.Mode)
 	}
 	return fmt.Sprintf("--nodeport-addresses has %s, but --iptables-localhost-nodeports is false: it is left out", loopback)
 }

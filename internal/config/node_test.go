@@ -72,10 +72,6 @@ func TestNodePorts(t *testing.T) {
 		{"explicit loopback, disabled", "--nodeport-addresses 127.0.0.0/8,::/0 --iptables-localhost-nodeports=false", dual, [2]fwd.NodePortAddrs{none, all6}, "left out"},
 		{"prefix around loopback", "--nodeport-addresses 126.0.0.0/7,::/0", dual, [2]fwd.NodePortAddrs{some(true, "126.0.0.0/7"), all6}, ""},
 		{"another loopback address", "--nodeport-addresses 127.0.0.2/32,::/0", dual, [2]fwd.NodePortAddrs{none, all6}, ""},
-		{"unset in mode nftables", "--mode nftables", dual, [2]fwd.NodePortAddrs{some(false, "192.0.2.1/32"), some(false, "2001:db8::1/128")}, ""},
-		{"unset in mode nftables, one family", "--mode nftables", single, [2]fwd.NodePortAddrs{some(false, "192.0.2.1/32"), none}, "no IPv6 address"},
-		{"all in mode nftables", "--mode nftables --nodeport-addresses all", dual, [2]fwd.NodePortAddrs{{All: true}, all6}, ""},
-		{"localhost in mode nftables", "--mode nftables --nodeport-addresses primary,127.0.0.1/32", dual, [2]fwd.NodePortAddrs{some(false, "192.0.2.1/32"), some(false, "2001:db8::1/128")}, "mode nftables does not serve"},
 		{"IPv6 loopback", "--nodeport-addresses 0.0.0.0/0,::1/128", dual, [2]fwd.NodePortAddrs{all4, none}, "::1"},
 	}
 	for _, tt := range tests {

@@ -65,6 +65,8 @@ type Header struct {
 	NodePorts [2]NodePortAddrs
 	// MasqueradeBit is the bit of the packet mark that asks for masquerade, from 0 to 31.
 	MasqueradeBit uint8
+	// RejectOtherPorts rejects what is sent to a cluster IP but to none of its ports (mode nftables). Otherwise it passes.
+	RejectOtherPorts bool
 	// LocalAddrs are the addresses of the node, sorted; loopback ones need not be named. Only Lookup reads them: the
 	// kernel knows its own.
 	LocalAddrs []netip.Addr
@@ -81,7 +83,7 @@ func (h *Header) IsLocal(a netip.Addr) bool {
 
 // Equal compares all fields.
 func (h *Header) Equal(o *Header) bool {
-	return h.Detector == o.Detector && h.MasqueradeBit == o.MasqueradeBit &&
+	return h.Detector == o.Detector && h.MasqueradeBit == o.MasqueradeBit && h.RejectOtherPorts == o.RejectOtherPorts &&
 		h.NodePorts[0].Equal(o.NodePorts[0]) && h.NodePorts[1].Equal(o.NodePorts[1]) && slices.Equal(h.LocalAddrs, o.LocalAddrs)
 }
 

@@ -85,6 +85,9 @@ func (t *Table) Lookup(p Packet) Outcome {
 		if np.Loopback && dst.IsLoopback() && !p.Src.IsLoopback() {
 			out.Verdict, out.Reason = VerdictDrop, ReasonLoopback
 		}
+		if t.header.RejectOtherPorts && t.vips[dst].clusterIP > 0 && !t.header.IsLocal(dst) {
+			out.Verdict, out.Reason = VerdictReject, ReasonOtherPort
+		}
 		return out
 	}
 

@@ -27,6 +27,8 @@ const (
 	ReasonShortCircuit
 	// ReasonLoopback: the destination is a loopback address and the source is not this host.
 	ReasonLoopback
+	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (mode nftables).
+	ReasonOtherPort
 	numReasons
 )
 
@@ -40,6 +42,7 @@ var reasonText = [numReasons]string{
 	ReasonExternalLocal:      "external-local: externalTrafficPolicy is Local, so outside clients reach only endpoints on this node",
 	ReasonExternalLocalEmpty: "external-local-empty: externalTrafficPolicy is Local and no endpoint is on this node, so outside clients are dropped",
 	ReasonShortCircuit:       "short-circuit: externalTrafficPolicy is Local, but a source inside the cluster is served as if by the load balancer, from all usable endpoints",
+	ReasonOtherPort:          "other-port: the address is a cluster IP that has no such protocol and port, so it is rejected",
 	ReasonLoopback:           "loopback: a source that is not this host may not reach loopback addresses",
 }
 

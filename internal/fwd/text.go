@@ -76,6 +76,9 @@ func writeHeader(w io.Writer, h *Header) {
 			fmt.Fprintf(w, " nodeports%d=%s", fam, strings.Join(on, ","))
 		}
 	}
+	if h.RejectOtherPorts {
+		fmt.Fprint(w, " otherports=reject")
+	}
 	if len(h.LocalAddrs) > 0 {
 		fmt.Fprintf(w, " local=%s", join(h.LocalAddrs, netip.Addr.String))
 	}

@@ -305,6 +305,12 @@ func (f *fields) header() (h Header) {
 		f.fail("masqueradebit: %w", err)
 	}
 	h.MasqueradeBit = uint8(bit)
+	if s, there := f.take("otherports"); there {
+		h.RejectOtherPorts = s == "reject"
+		if !h.RejectOtherPorts {
+			f.fail("otherports %q: want reject", s)
+		}
+	}
 	s, _ := f.take("local")
 	h.LocalAddrs = list(f, "local", split(s), func(s string) (netip.Addr, error) {
 		a, err := netip.ParseAddr(s)

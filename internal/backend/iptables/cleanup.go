@@ -75,7 +75,8 @@ func (l Leftover) Remove(ctx context.Context) error {
 }
 
 // RemoveOthers takes out what Fairlead wrote for one family with another userland than the one in use, as it is when a
-// node changes from legacy to nft: both would be in force. It is called when the rules of the one in use are complete.
+// node changes from legacy to nft: both would be in force. With no userland in use, because another mode is, it takes out
+// all. It is called when the rules in use are complete.
 func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, log *slog.Logger) {
 	left, err := Leftovers(ctx)
 	if err != nil {
@@ -86,9 +87,9 @@ func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, log 
 			continue
 		}
 		if err := l.Remove(ctx); err != nil {
-			log.Warn("rules of the other flavour of iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)
+			log.Warn("old rules in iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)
 			continue
 		}
-		log.Info("removed rules of the other flavour of iptables", "flavour", string(l.Flavour), "family", f.String(), "chains", l.Chains)
+		log.Info("removed old rules from iptables", "flavour", string(l.Flavour), "family", f.String(), "chains", l.Chains)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
@@ -59,31 +57,4 @@ func Open(ctx context.Context, log *slog.Logger) (backend.Backend, error) {
 		log.Warn("one address family is left out", "error", err)
 	}
 	return New(tables, 0), nil
-}
-
-// Exists says whether our table is in the kernel for a family. A kernel without nf_tables has none.
-func Exists(ctx context.Context, f fwd.Family) (bool, error) {
-	return look(ctx, f, false)
-}
-
-// Remove takes our table out of the kernel for a family, and says whether there was one. Connections that are established
-// go on.
-func Remove(ctx context.Context, f fwd.Family) (bool, error) {
-	return look(ctx, f, true)
-}
-
-func look(ctx context.Context, f fwd.Family, remove bool) (found bool, err error) {
-	c, err := nft.Open(f, TableName)
-	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, c.Close()) }()
-	found, err = c.Exists(ctx)
-	if err != nil || !found || !remove {
-		return found, err
-	}
-	return true, c.Commit(ctx, []nft.Op{{Kind: nft.DelTable}})
 }

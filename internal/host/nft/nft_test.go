@@ -120,7 +120,7 @@ func TestKernel(t *testing.T) {
 		if err := c.Usable(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if found, err := c.Exists(ctx); found || err != nil {
+		if found, err := c.Exists(); found || err != nil {
 			t.Fatalf("%s: the table is there (%v) before it was made, or the probe is: %v", f, found, err)
 		}
 		set := Set{Name: "s", Key: []Field{DestAddr, DestPort}, Value: []Field{DestPort, Number}}

@@ -31,31 +31,6 @@ func (c *Conn) Read(ctx context.Context) (Content, error) {
 	return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, errChanged)
 }
 
-// Exists says whether the table is there.
-func (c *Conn) Exists(ctx context.Context) (bool, error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if err := ctx.Err(); err != nil {
-		return false, err
-	}
-	return c.exists()
-}
-
-func (c *Conn) exists() (found bool, err error) {
-	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
-		return Attrs(s, func(a Attr) {
-			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
-				found = true
-			}
-		})
-	})
-	var ne *Error
-	if errors.Is(err, errChanged) || errors.As(err, &ne) && (ne.Errno == unix.EINVAL || ne.Errno == unix.EOPNOTSUPP) {
-		err = nil // other tables come and go; a kernel without nf_tables does not know the question
-	}
-	return found, err
-}
-
 func (c *Conn) read() (Content, error) {
 	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
 	var err error
@@ -81,6 +56,34 @@ func (c *Conn) read() (Content, error) {
 		}
 	}
 	return out, nil
+}
+
+// Exists says whether the kernel has the table. One without nf_tables has none.
+func (c *Conn) Exists() (bool, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	there, err := c.exists()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
+		return false, nil // nobody in the kernel takes the message
+	}
+	if errors.Is(err, errChanged) {
+		return there, nil // other tables come and go meanwhile
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for nf_tables table %s: %w", c.table, err)
+	}
+	return there, nil
+}
+
+func (c *Conn) exists() (there bool, err error) {
+	err = c.dump(unix.NFT_MSG_GETTABLE, nil, func(s string) error {
+		return Attrs(s, func(a Attr) {
+			if a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table {
+				there = true
+			}
+		})
+	})
+	return there, err
 }
 
 // dump asks for all objects of a kind and yields their attributes.
