@@ -141,6 +141,14 @@ func (c *cluster) mode() string {
 	return "iptables"
 }
 
+// otherPort is what becomes of a packet to a cluster IP that does not have that port.
+func (c *cluster) otherPort() probe.Verdict {
+	if c.userland == modeNFTables {
+		return probe.Refused
+	}
+	return probe.Lost
+}
+
 // stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.
 func (c *cluster) stop(d *daemon.Daemon) error {
 	if c.reference {

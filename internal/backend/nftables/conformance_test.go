@@ -110,8 +110,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 	return s.judge(p, remembered)
 }
 
-// Deviate says what is otherwise than Lookup has it: only endpoints on this node are masqueraded when they reach themselves.
-// And it says of otherPorts what Lookup would say.
+// Deviate says of otherPorts what Lookup would say.
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
 	o := t.Lookup(p)
 	if s.otherPorts && o.Verdict == fwd.VerdictPass && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
@@ -120,25 +119,7 @@ func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Ou
 			return []backendtest.Outcome{{Verdict: fwd.VerdictReject, Probability: 1}}
 		}
 	}
-	for i := range lookup {
-		if e := &lookup[i]; e.Masquerade && !o.Masquerade && !localEndpoint(t, e.Endpoint.Addr()) {
-			e.Masquerade = false
-		}
-	}
 	return lookup
-}
-
-func localEndpoint(t *fwd.Table, a netip.Addr) bool {
-	for f := range t.Services() {
-		for _, p := range f.Pools {
-			for _, e := range p.Endpoints {
-				if e.Local && e.Addr.Addr() == a {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
 
 func (s *simulation) Dump() string {
@@ -148,7 +129,7 @@ func (s *simulation) Dump() string {
 		if err != nil {
 			panic(err)
 		}
-		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindElement} {
+		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindHairpin, KindElement} {
 			for _, id := range sorted(m, kind) {
 				fmt.Fprintf(&b, "%s %d %s %x: %q\n", f, kind, id.Name, id.Key, m[id].Value)
 			}
