@@ -176,10 +176,12 @@ func (s *simulation) Drift(r *rand.Rand) string {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	backendtest.Run(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 0, true) })
 }
 
 func TestConformanceInSmallPieces(t *testing.T) {
+	t.Parallel()
 	backendtest.RunBriefly(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 7, false) })
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -294,5 +293,3 @@ func BenchmarkKernel(b *testing.B) {
 		})
 	}
 }
-
-var _ = maps.Keys[map[int]int]

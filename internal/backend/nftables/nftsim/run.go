@@ -205,14 +205,11 @@ func (w *walk) pass(fork func(walk)) (fate, error) {
 		if h.Hook == nft.Prerouting || h.Hook == nft.Input || h.Hook == nft.Forward {
 			w.in = cmp.Or(w.p.InInterface, "lo")
 		}
-		if w.t.state != nil {
-			for _, c := range w.t.state.chains {
-				if c.Base.Type != "" && c.Base.Hook == h.Hook && (c.Base.Type != "nat" || h.nat) {
-					w.bases = append(w.bases, c)
-				}
+		for _, c := range w.t.bases {
+			if c.Base.Hook == h.Hook && (c.Base.Type != "nat" || h.nat) {
+				w.bases = append(w.bases, c)
 			}
 		}
-		slices.SortFunc(w.bases, func(a, b *chain) int { return cmp.Compare(a.Base.Priority, b.Base.Priority) })
 		w.enter()
 	}
 	for len(w.bases) > 0 {

@@ -1,6 +1,7 @@
 package nftsim
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -18,6 +19,8 @@ type Table struct {
 	family fwd.Family
 	state  *state
 	parse  parser
+	// bases are the base chains in the order of their priorities.
+	bases []*chain
 	// Before is called at the begin of each Commit, if it is set; an error of it is that of the Commit.
 	Before func() error
 }
@@ -106,7 +109,15 @@ func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 			return &nft.Error{Op: what, Errno: no}
 		}
 	}
-	t.state = next
+	t.state, t.bases = next, nil
+	if next != nil {
+		for _, c := range next.chains {
+			if c.Base.Type != "" {
+				t.bases = append(t.bases, c)
+			}
+		}
+		slices.SortFunc(t.bases, func(a, b *chain) int { return cmp.Compare(a.Base.Priority, b.Base.Priority) })
+	}
 	return nil
 }
 
