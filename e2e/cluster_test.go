@@ -33,7 +33,8 @@ type cluster struct {
 	lab      *lab.Lab
 	api      *apiserver.Server
 	client   *kubernetes.Clientset
-	userland string
+	mode     string
+	userland string // of iptables, which kubelet's hint names
 	binary   string
 	flags    []string
 	daemons  []*daemon.Daemon
@@ -44,7 +45,7 @@ type cluster struct {
 	reference bool
 }
 
-// TestCluster runs all groups of cases against a cluster of each userland.
+// TestCluster runs all groups of cases against a cluster of each dataplane.
 func TestCluster(t *testing.T) {
 	lab.RequireKernel(t)
 	command := daemonCommand(t)
@@ -61,10 +62,15 @@ func TestCluster(t *testing.T) {
 		{"oracle", testOracle},
 		{"health", testHealth},
 		{"life", testLife},
+		{"switch of modes", testSwitch},
 	}
-	for _, userland := range []string{"nft", "legacy"} {
-		t.Run(userland, func(t *testing.T) {
-			c := newCluster(t, command, userland)
+	for _, plane := range []struct{ name, mode, userland string }{
+		{"nft", "iptables", "nft"},
+		{"legacy", "iptables", "legacy"},
+		{"nftables", "nftables", "nft"},
+	} {
+		t.Run(plane.name, func(t *testing.T) {
+			c := newCluster(t, command, plane.mode, plane.userland)
 			for _, g := range groups {
 				t.Run(g.name, func(t *testing.T) {
 					g.run(t, c)
@@ -91,11 +97,11 @@ func daemonCommand(t *testing.T) []string {
 	return []string{binary}
 }
 
-func newCluster(t *testing.T, command []string, userland string) *cluster {
+func newCluster(t *testing.T, command []string, mode, userland string) *cluster {
 	t.Helper()
 	l := lab.ForTest(t, 2, 3)
 	c := &cluster{
-		lab: l, userland: userland, binary: command[0], hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{},
+		lab: l, mode: mode, userland: userland, binary: command[0], hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{},
 		reference: os.Getenv("E2E_DAEMON") != "",
 	}
 	c.addHosts(t)
@@ -112,9 +118,12 @@ func newCluster(t *testing.T, command []string, userland string) *cluster {
 	kubeconfig, err := c.api.Kubeconfig(apiserver.Daemon)
 	must(t, err)
 	c.flags = append(command[1:],
-		"--proxy-mode=iptables", "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
+		"--proxy-mode="+mode, "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
 		"--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(),
 	)
+	if mode == "nftables" {
+		c.flags = append(c.flags, "--nodeport-addresses=primary,localhost")
+	}
 	c.daemons = make([]*daemon.Daemon, len(l.Nodes))
 	for i, n := range l.Nodes {
 		must(t, daemon.Hint(t.Context(), n, userland))
