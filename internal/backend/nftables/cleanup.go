@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -10,13 +11,13 @@ import (
 
 // Remove takes our table of one family out of the kernel, with everything in it, in one transaction. It says whether there
 // is one; with dryRun it does no more. A kernel without nf_tables has none.
-func Remove(ctx context.Context, f fwd.Family, dryRun bool) (bool, error) {
+func Remove(ctx context.Context, f fwd.Family, dryRun bool) (there bool, err error) {
 	c, err := nft.Open(f, TableName)
 	if err != nil {
 		return false, fmt.Errorf("open nf_tables, %s: %w", f, err)
 	}
-	defer c.Close()
-	there, err := c.Exists()
+	defer func() { err = errors.Join(err, c.Close()) }()
+	there, err = c.Exists()
 	if err != nil || !there || dryRun {
 		return there, err
 	}

@@ -80,7 +80,9 @@ func chainValue(b nft.Base, rules []nft.Rule) string {
 	}
 	for _, r := range rules {
 		for _, x := range r {
-			fmt.Fprintf(&s, "%s%q ", x.Name, x.Attrs)
+			s.WriteString(x.Name)
+			s.WriteByte('0' + byte(len(x.Attrs)/4)) // so that no attribute is taken for a name
+			s.WriteString(x.Attrs)
 		}
 		s.WriteByte('\n')
 	}

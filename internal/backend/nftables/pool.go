@@ -191,6 +191,8 @@ func (l lang) choose(p place, levels []level) *part {
 		return l.pick(p, levels[0].bit, len(levels[0].slots))
 	}
 	h := fnv.New64a()
+	levels = slices.Clone(levels)
+	slices.Reverse(levels) // the likeliest first
 	var needs []*part
 	var shares []uint64
 	for _, lv := range levels {

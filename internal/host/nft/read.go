@@ -66,6 +66,9 @@ func (c *Conn) Exists() (bool, error) {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return false, nil // nobody in the kernel takes the message
 	}
+	if errors.Is(err, errChanged) {
+		return there, nil // other tables come and go meanwhile
+	}
 	if err != nil {
 		return false, fmt.Errorf("look for nf_tables table %s: %w", c.table, err)
 	}

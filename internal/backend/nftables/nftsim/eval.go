@@ -30,9 +30,9 @@ func (w *walk) store(a nft.Attr, data []byte) {
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
 // eval evaluates one expression of a rule: ok is false where the rule ends there.
-func (w *walk) eval(x nft.Expr, r nft.Rule, fork func(walk)) (verdict string, ok bool, err error) {
-	a := attrsOf(x)
-	switch x.Name {
+func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict string, ok bool, err error) {
+	a := x.attrs
+	switch x.name {
 	case "payload":
 		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Uint32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Uint32()), int(a[unix.NFTA_PAYLOAD_LEN].Uint32()))
 		w.store(a[unix.NFTA_PAYLOAD_DREG], data)
@@ -62,8 +62,8 @@ func (w *walk) eval(x nft.Expr, r nft.Rule, fork func(walk)) (verdict string, ok
 		w.store(a[unix.NFTA_BYTEORDER_DREG], binary.BigEndian.AppendUint32(nil, v))
 		return "", true, nil
 	case "immediate":
-		if v := verdictOf(x); v != "" {
-			return v, true, nil
+		if x.verdict != "" {
+			return x.verdict, true, nil
 		}
 		w.store(a[unix.NFTA_IMMEDIATE_DREG], []byte(value(a[unix.NFTA_IMMEDIATE_DATA])))
 		return "", true, nil
@@ -79,7 +79,7 @@ func (w *walk) eval(x nft.Expr, r nft.Rule, fork func(walk)) (verdict string, ok
 	case "reject":
 		return "reject", true, nil
 	}
-	return "", false, fmt.Errorf("%s is not simulated", x.Name)
+	return "", false, fmt.Errorf("%s is not simulated", x.name)
 }
 
 // payload is a piece of the packet as it is now.
@@ -178,7 +178,7 @@ func (w *walk) fib(a map[uint16]nft.Attr) error {
 const maxDraws = 1 << 16
 
 // numgen draws a number. Where it is only compared with a bound, two values stand for all.
-func (w *walk) numgen(a map[uint16]nft.Attr, r nft.Rule, fork func(walk)) error {
+func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) error {
 	if a[unix.NFTA_NG_TYPE].Uint32() != unix.NFT_NG_RANDOM {
 		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Uint32())
 	}
@@ -205,11 +205,11 @@ func (w *walk) numgen(a map[uint16]nft.Attr, r nft.Rule, fork func(walk)) error 
 }
 
 // upperBound recognises the comparison of a number with a bound: byteorder, then cmp lt.
-func upperBound(rest nft.Rule) (uint32, bool) {
-	if len(rest) < 2 || rest[0].Name != "byteorder" || rest[1].Name != "cmp" {
+func upperBound(rest []*expression) (uint32, bool) {
+	if len(rest) < 2 || rest[0].name != "byteorder" || rest[1].name != "cmp" {
 		return 0, false
 	}
-	a := attrsOf(rest[1])
+	a := rest[1].attrs
 	v := value(a[unix.NFTA_CMP_DATA])
 	return binary.BigEndian.Uint32([]byte(v)), a[unix.NFTA_CMP_OP].Uint32() == unix.NFT_CMP_LT && len(v) == 4
 }

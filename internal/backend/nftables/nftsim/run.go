@@ -58,7 +58,7 @@ var (
 
 // frame is a position in a chain: of rules, and of expressions in the rule.
 type frame struct {
-	chain *nft.Chain
+	chain *chain
 	rule  int
 }
 
@@ -78,8 +78,8 @@ type walk struct {
 	notes            []Note
 
 	hooks  []hook
-	bases  []*nft.Chain // still to pass at the present hook
-	ready  bool         // bases are those of the present hook
+	bases  []*chain // still to pass at the present hook
+	ready  bool     // bases are those of the present hook
 	routed bool
 	stack  []frame
 	expr   int
@@ -212,7 +212,7 @@ func (w *walk) pass(fork func(walk)) (fate, error) {
 				}
 			}
 		}
-		slices.SortFunc(w.bases, func(a, b *nft.Chain) int { return cmp.Compare(a.Base.Priority, b.Base.Priority) })
+		slices.SortFunc(w.bases, func(a, b *chain) int { return cmp.Compare(a.Base.Priority, b.Base.Priority) })
 		w.enter()
 	}
 	for len(w.bases) > 0 {
@@ -240,14 +240,14 @@ func (w *walk) enter() {
 func (w *walk) base(fork func(walk)) (fate, error) {
 	for len(w.stack) > 0 {
 		top := &w.stack[len(w.stack)-1]
-		if top.rule >= len(top.chain.Rules) {
+		if top.rule >= len(top.chain.rules) {
 			w.stack = w.stack[:len(w.stack)-1]
 			continue
 		}
 		if w.steps++; w.steps > 10000 {
 			return 0, errors.New("the packet goes round in circles")
 		}
-		v, err := w.rule(top.chain.Rules[top.rule], fork)
+		v, err := w.rule(top.chain.rules[top.rule], fork)
 		if err != nil {
 			return 0, fmt.Errorf("rule %d of %s: %w", top.rule, top.chain.Name, err)
 		}
@@ -290,13 +290,13 @@ func (w *walk) follow(v string) (fate, error) {
 
 // rule evaluates the expressions of a rule, from w.expr on, and returns its verdict. A rule whose expression does not
 // match has none.
-func (w *walk) rule(r nft.Rule, fork func(walk)) (string, error) {
+func (w *walk) rule(r []*expression, fork func(walk)) (string, error) {
 	for w.expr < len(r) {
 		x := r[w.expr]
 		w.expr++
 		v, ok, err := w.eval(x, r, fork)
 		if err != nil {
-			return "", fmt.Errorf("expression %s: %w", x.Name, err)
+			return "", fmt.Errorf("expression %s: %w", x.name, err)
 		}
 		if !ok || v != "" {
 			return v, nil
@@ -313,15 +313,6 @@ func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
 	other.prob *= share
 	change(&other)
 	fork(other)
-}
-
-// attrsOf are the attributes of an expression by type.
-func attrsOf(x nft.Expr) map[uint16]nft.Attr {
-	out := make(map[uint16]nft.Attr)
-	if err := nft.Attrs(x.Attrs, func(a nft.Attr) { out[a.Type] = a }); err != nil {
-		panic("BUG: " + err.Error())
-	}
-	return out
 }
 
 // value is the data in an attribute that holds a value.

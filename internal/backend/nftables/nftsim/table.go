@@ -17,15 +17,38 @@ import (
 type Table struct {
 	family fwd.Family
 	state  *state
+	parse  parser
 	// Before is called at the begin of each Commit, if it is set; an error of it is that of the Commit.
 	Before func() error
 }
 
-// state is what a table holds; nil if there is no table.
+// state is what a table holds; nil if there is no table. Its chains and sets are replaced and never changed, so that a
+// copy of the maps is a copy of all.
 type state struct {
-	chains map[string]*nft.Chain
+	chains map[string]*chain
 	sets   map[string]*set
+	// leads says where rules and elements lead to; nil if it has to be found out again.
+	leads map[string]bool
+	// fresh are the sets that are of the present transaction alone.
+	fresh map[*set]bool
+	parse parser
 }
+
+type chain struct {
+	nft.Chain
+	rules [][]*expression
+}
+
+// expression is an nft.Expr with what is read of it.
+type expression struct {
+	name  string
+	attrs map[uint16]nft.Attr
+	// set is the one that it uses, verdict that of an immediate one; mostly empty.
+	set, verdict string
+}
+
+// parser remembers the expressions that it has read.
+type parser map[nft.Expr]*expression
 
 type set struct {
 	def   nft.Set
@@ -37,24 +60,13 @@ type set struct {
 var _ nft.Interface = (*Table)(nil)
 
 // New returns a table that does not exist yet.
-func New(f fwd.Family) *Table { return &Table{family: f} }
+func New(f fwd.Family) *Table { return &Table{family: f, parse: make(parser)} }
 
 func (s *state) clone() *state {
 	if s == nil {
 		return nil
 	}
-	out := &state{chains: make(map[string]*nft.Chain, len(s.chains)), sets: make(map[string]*set, len(s.sets))}
-	for name, c := range s.chains {
-		cc := *c
-		cc.Rules = slices.Clone(c.Rules)
-		out.chains[name] = &cc
-	}
-	for name, x := range s.sets {
-		xx := *x
-		xx.elements = maps.Clone(x.elements)
-		out.sets[name] = &xx
-	}
-	return out
+	return &state{chains: maps.Clone(s.chains), sets: maps.Clone(s.sets), fresh: make(map[*set]bool), parse: s.parse}
 }
 
 // Read implements nft.Interface.
@@ -65,7 +77,7 @@ func (t *Table) Read(context.Context) (nft.Content, error) {
 	}
 	out.Exists = true
 	for _, name := range slices.Sorted(maps.Keys(t.state.chains)) {
-		out.Chains = append(out.Chains, *t.state.chains[name])
+		out.Chains = append(out.Chains, t.state.chains[name].Chain)
 	}
 	for name, s := range t.state.sets {
 		out.Sets[name] = s.shape
@@ -85,7 +97,7 @@ func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 	}
 	next := t.state.clone()
 	for i := range ops {
-		if no := next.apply(t.family, &ops[i], &next); no != 0 {
+		if no := next.apply(t, &ops[i], &next); no != 0 {
 			return &nft.Error{Op: ops[i].String(), Errno: no}
 		}
 	}
@@ -99,11 +111,11 @@ func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 }
 
 // apply carries out one operation; the table itself may come or go.
-func (s *state) apply(fam fwd.Family, o *nft.Op, table **state) unix.Errno {
+func (s *state) apply(t *Table, o *nft.Op, table **state) unix.Errno {
 	switch {
 	case o.Kind == nft.AddTable:
 		if s == nil {
-			*table = &state{chains: make(map[string]*nft.Chain), sets: make(map[string]*set)}
+			*table = &state{chains: make(map[string]*chain), sets: make(map[string]*set), fresh: make(map[*set]bool), parse: t.parse}
 		}
 		return 0
 	case s == nil:
@@ -112,11 +124,11 @@ func (s *state) apply(fam fwd.Family, o *nft.Op, table **state) unix.Errno {
 		*table = nil
 		return 0
 	case o.Kind == nft.AddSet:
-		return s.addSet(fam, o)
+		return s.addSet(t.family, o)
 	case o.Kind == nft.DelSet:
 		return s.delSet(o.Name)
 	case o.Kind == nft.AddElements || o.Kind == nft.DelElements:
-		return s.change(fam, o)
+		return s.change(t.family, o)
 	}
 	return s.chain(o)
 }
@@ -126,7 +138,7 @@ func (s *state) chain(o *nft.Op) unix.Errno {
 	if o.Kind == nft.AddChain {
 		switch {
 		case c == nil:
-			s.chains[o.Name] = &nft.Chain{Name: o.Name, Base: o.Base}
+			s.chains[o.Name] = &chain{Chain: nft.Chain{Name: o.Name, Base: o.Base}}
 		case c.Base != o.Base:
 			return unix.EEXIST
 		}
@@ -137,59 +149,66 @@ func (s *state) chain(o *nft.Op) unix.Errno {
 	}
 	switch o.Kind {
 	case nft.FlushChain:
-		c.Rules = nil
+		s.chains[o.Name] = &chain{Chain: nft.Chain{Name: c.Name, Base: c.Base}}
+		s.leads = nil
 	case nft.AddRules:
-		for _, r := range o.Rules {
-			for _, x := range r {
-				if no := s.check(x); no != 0 {
-					return no
-				}
-			}
-			c.Rules = append(c.Rules, r)
-		}
+		return s.addRules(c, o.Rules)
 	case nft.DelChain:
+		delete(s.chains, o.Name)
+		if len(c.rules) > 0 {
+			s.leads = nil
+		}
 		if s.used(o.Name) {
 			return unix.EBUSY
 		}
-		delete(s.chains, o.Name)
 	}
 	return 0
 }
 
-// check says whether what an expression refers to is there.
-func (s *state) check(x nft.Expr) unix.Errno {
-	if name := setOf(x); name != "" && s.sets[name] == nil {
-		return unix.ENOENT
+func (s *state) addRules(c *chain, rules []nft.Rule) unix.Errno {
+	cc := *c
+	for _, r := range rules {
+		var parsed []*expression
+		for _, x := range r {
+			e := s.parse.expression(x)
+			if e.set != "" && s.sets[e.set] == nil {
+				return unix.ENOENT
+			}
+			if to := chainOf(e.verdict); to != "" && s.chains[to] == nil {
+				return unix.ENOENT
+			}
+			parsed = append(parsed, e)
+		}
+		cc.Rules, cc.rules = append(slices.Clip(cc.Rules), r), append(slices.Clip(cc.rules), parsed)
 	}
-	if to := chainOf(verdictOf(x)); to != "" && s.chains[to] == nil {
-		return unix.ENOENT
-	}
+	s.chains[c.Name], s.leads = &cc, nil
 	return 0
 }
 
-// setOf is the set that an expression uses, if any.
-func setOf(x nft.Expr) string {
-	a := attrsOf(x)
+func (p parser) expression(x nft.Expr) *expression {
+	if e := p[x]; e != nil {
+		return e
+	}
+	e := &expression{name: x.Name, attrs: make(map[uint16]nft.Attr)}
+	if err := nft.Attrs(x.Attrs, func(a nft.Attr) { e.attrs[a.Type] = a }); err != nil {
+		panic("BUG: " + err.Error())
+	}
 	switch x.Name {
 	case "lookup":
-		return a[unix.NFTA_LOOKUP_SET].Text()
+		e.set = e.attrs[unix.NFTA_LOOKUP_SET].Text()
 	case "dynset":
-		return a[unix.NFTA_DYNSET_SET_NAME].Text()
+		e.set = e.attrs[unix.NFTA_DYNSET_SET_NAME].Text()
+	case "immediate":
+		if e.attrs[unix.NFTA_IMMEDIATE_DREG].Uint32() == unix.NFT_REG_VERDICT {
+			v, err := nft.ParseVerdict(e.attrs[unix.NFTA_IMMEDIATE_DATA].Data)
+			if err != nil {
+				panic("BUG: " + err.Error())
+			}
+			e.verdict = v
+		}
 	}
-	return ""
-}
-
-// verdictOf is the verdict of an immediate expression, if it is one.
-func verdictOf(x nft.Expr) string {
-	a := attrsOf(x)
-	if x.Name != "immediate" || a[unix.NFTA_IMMEDIATE_DREG].Uint32() != unix.NFT_REG_VERDICT {
-		return ""
-	}
-	v, err := nft.ParseVerdict(a[unix.NFTA_IMMEDIATE_DATA].Data)
-	if err != nil {
-		return ""
-	}
-	return v
+	p[x] = e
+	return e
 }
 
 // chainOf is the chain to which a verdict leads, if any.
@@ -199,24 +218,25 @@ func chainOf(verdict string) string {
 }
 
 // used says whether a rule or an element leads to the chain.
-func (s *state) used(chain string) bool {
-	for _, c := range s.chains {
-		for _, r := range c.Rules {
-			for _, x := range r {
-				if c.Name != chain && chainOf(verdictOf(x)) == chain {
-					return true
+func (s *state) used(name string) bool {
+	if s.leads == nil {
+		s.leads = make(map[string]bool)
+		for _, c := range s.chains {
+			for _, r := range c.rules {
+				for _, e := range r {
+					s.leads[chainOf(e.verdict)] = true
+				}
+			}
+		}
+		for _, x := range s.sets {
+			for _, e := range x.elements {
+				if x.def.Verdicts {
+					s.leads[chainOf(e.Value)] = true
 				}
 			}
 		}
 	}
-	for _, x := range s.sets {
-		for _, e := range x.elements {
-			if x.def.Verdicts && chainOf(e.Value) == chain {
-				return true
-			}
-		}
-	}
-	return false
+	return s.leads[name]
 }
 
 func (s *state) addSet(fam fwd.Family, o *nft.Op) unix.Errno {
@@ -235,15 +255,16 @@ func (s *state) delSet(name string) unix.Errno {
 		return unix.ENOENT
 	}
 	for _, c := range s.chains {
-		for _, r := range c.Rules {
-			for _, x := range r {
-				if setOf(x) == name {
+		for _, r := range c.rules {
+			for _, e := range r {
+				if e.set == name {
 					return unix.EBUSY
 				}
 			}
 		}
 	}
 	delete(s.sets, name)
+	s.leads = nil
 	return 0
 }
 
@@ -253,6 +274,11 @@ func (s *state) change(fam fwd.Family, o *nft.Op) unix.Errno {
 	if x == nil {
 		return unix.ENOENT
 	}
+	if !s.fresh[x] {
+		x = &set{def: x.def, shape: x.shape, elements: maps.Clone(x.elements)}
+		s.sets[o.Name], s.fresh[x] = x, true
+	}
+	s.leads = nil
 	for _, e := range o.Elements {
 		at := e.Key
 		if x.def.Interval {
@@ -306,7 +332,7 @@ func (s *state) validate() (unix.Errno, string) {
 	return 0, ""
 }
 
-func (s *state) reach(b nft.Base, c *nft.Chain, seen map[string]bool, depth int) (unix.Errno, string) {
+func (s *state) reach(b nft.Base, c *chain, seen map[string]bool, depth int) (unix.Errno, string) {
 	if depth >= maxJumps {
 		return unix.EMLINK, "chain " + c.Name
 	}
@@ -320,15 +346,15 @@ func (s *state) reach(b nft.Base, c *nft.Chain, seen map[string]bool, depth int)
 		}
 		return 0, ""
 	}
-	for _, r := range c.Rules {
+	for _, r := range c.rules {
 		for _, x := range r {
-			if a, limited := allowed[x.Name]; limited && (a.typ != "" && a.typ != b.Type || !slices.Contains(a.hooks, b.Hook)) {
-				return unix.EOPNOTSUPP, "chain " + c.Name + ": " + x.Name
+			if a, limited := allowed[x.name]; limited && (a.typ != "" && a.typ != b.Type || !slices.Contains(a.hooks, b.Hook)) {
+				return unix.EOPNOTSUPP, "chain " + c.Name + ": " + x.name
 			}
-			if no, what := follow(verdictOf(x)); no != 0 {
+			if no, what := follow(x.verdict); no != 0 {
 				return no, what
 			}
-			m := s.sets[setOf(x)]
+			m := s.sets[x.set]
 			if m == nil || !m.def.Verdicts {
 				continue
 			}

@@ -1,0 +1,40 @@
+// Package nftables programs the forwarding table with nf_tables: a table "fairlead" in each of the families ip and ip6,
+// written over netlink, without the program nft. No other table is read or written.
+//
+// Chains stand for shapes, not for Services. What varies is an element of a map:
+//
+//	nat-prerouting, nat-output ─► services ─┬─ vips {address, protocol, port} ──► chain of the shape ─► DNAT
+//	                                        ├─ local address ─► nodeports {protocol, port} ─► …
+//	                                        └─ cluster-ips: wrong port ─► reject
+//	chain of a shape, e.g. CcC_tcp-10:        dnat to (address, protocol, port, random mod 10) map @endpoints
+//	nat-postrouting ─► mark set, or (source, destination) in hairpin ─► masquerade
+//
+// A packet for a Service meets two look-ups, one for no Service one, however many Services there are. In the name of a
+// shape a letter stands for each class of source, outside, pod and host: c and l for the pools of the cluster and of this
+// node (with a capital: masquerade), x for drop and r for reject; then follow the pools with their sizes. "tcp-10" alone is
+// the shape in which all are treated alike. Prefix "from-" and "sources-": only sources in the set come through.
+//
+// An endpoint has one index of its pool, or as many as its weight, or one in each of the levels that the weights' powers of
+// two make (pool.go); the indexes are arranged so that an endpoint more or less changes few of them. Session affinity needs
+// chains of the Service's own (compiler.affinity): the clients are elements of one dynamic set.
+//
+// Rejecting and dropping is done in the nat chains as well, which see the first packet of each connection: one look-up
+// serves both purposes, and a verdict can never disagree with the DNAT beside it.
+//
+// What differs from fwd.Table.Lookup, as in kube-proxy's nftables mode: other ports of a cluster IP are rejected (unless
+// the address is one of this host); only endpoints on this node are masqueraded when they reach themselves. Nothing is
+// accepted on behalf of the host's firewall, and INVALID packets are not dropped.
+//
+// Invariants:
+//
+//  1. What is rendered depends on the table alone, not on the order in which Services came.
+//  2. Text and netlink are made of the same values (rule.go); the expressions are those that nft makes of the text, so that
+//     what was read compares equal to what is wanted, and a restart with nothing changed writes nothing.
+//  3. A frontend with its endpoints is changed in one transaction.
+//  4. No name that a user chose gets into the kernel but hashed.
+//
+// Commands and the loop import it. Tested by golden files, by the conformance suite over a table in memory (nftsim), and in
+// the kernel, where nft must make the same of the rendered text and of its own listing.
+//
+// See nft(8), KEP-3866, and linux/netfilter/nf_tables.h.
+package nftables

@@ -1,0 +1,152 @@
+package nft
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
+)
+
+// The userdata are those that nft 1.0.6 writes for the declarations in the names, on a little-endian machine.
+func TestUserdata(t *testing.T) {
+	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
+		t.Skip("userdata is in the byte order of the machine")
+	}
+	tests := []struct {
+		name string
+		fam  fwd.Family
+		set  Set
+		want string
+	}{
+		{"typeof meta l4proto . th dport : verdict", fwd.IPv4, Set{Key: []Field{Protocol, DestPort}, Verdicts: true},
+			"000400000000010400000000032e00040d0000000126000e00040900000001060004100000000114000407000000010c00040b000000010402000000040800040100000001000604" + "00000000"},
+		{"typeof ip daddr", fwd.IPv4, Set{Key: []Field{DestAddr}}, "000402000000031400040700000001" + "0c00040c00000001040c000000"},
+		{"typeof ip6 saddr", fwd.IPv6, Set{Key: []Field{SourceAddr}, Interval: true}, "000402000000031400040700000001" + "0c00040d000000010408000000"},
+		{"typeof ip saddr . numgen random mod 4294967295 . numgen random mod 4294967295", fwd.IPv4, Set{Key: []Field{SourceAddr, Number, Number}, Dynamic: true},
+			"000400000000035600040d000000014e00140004070000" + "00010c00040c00000001040b000000011a000417000000011200040100000001" + "04ffffffff020400000000021a00041700000001120004010000000104ffffffff020400000000"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, hex.EncodeToString([]byte(tt.set.userdata(tt.fam)))); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestVerdicts(t *testing.T) {
+	for _, v := range []string{"accept", "drop", "return", "goto somewhere", "jump a-b"} {
+		var w writer
+		w.verdict(v)
+		got, err := ParseVerdict(string(w.buf))
+		if err != nil || got != v {
+			t.Errorf("%q is read as %q, %v", v, got, err)
+		}
+	}
+}
+
+// Expressions are written as they are compared: with attributes that are known, sorted.
+func TestExpressionsAreNormal(t *testing.T) {
+	for _, x := range []Expr{
+		Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 16, 4, 3), Meta(unix.NFT_META_MARK, 0), SetMeta(unix.NFT_META_MARK, 0), Ct(unix.NFT_CT_STATE, 0),
+		FibType(unix.NFTA_FIB_F_SADDR, 0), Random(10, 3, 4), Compare(unix.NFT_CMP_LT, 0, "abcd"), Bitwise(0, "abcd", "efgh"), ToNetworkOrder(0),
+		In("s", 0), Map("m", 0, 4), VerdictMap("v", 0), Update("d", 0, 10), Immediate("abcd", 0), Verdict("goto x"), DNAT(unix.NFPROTO_IPV4, 0, 1), Masquerade(), Reject(3),
+	} {
+		got, err := normal(x.Name, x.Attrs)
+		if err != nil || got != x {
+			t.Errorf("%s: %x becomes %x, %v", x.Name, x.Attrs, got.Attrs, err)
+		}
+		var w writer
+		w.u32(99, 7) // of a kernel to come
+		if got, err := normal(x.Name, string(w.buf)+x.Attrs); err != nil || got != x {
+			t.Errorf("%s with an attribute that is not known: %x, %v", x.Name, got.Attrs, err)
+		}
+	}
+	if _, err := normal("meta", "abc"); err == nil {
+		t.Error("what is no attribute is taken for one")
+	}
+}
+
+func TestRegister(t *testing.T) {
+	for word, reg := range map[int]uint32{0: 1, 1: 9, 2: 10, 3: 11, 4: 2, 5: 13, 6: 14, 8: 3} {
+		if got := Register(word); got != reg || Word(reg) != word {
+			t.Errorf("word %d is register %d and back word %d, want register %d", word, got, Word(reg), reg)
+		}
+	}
+}
+
+// FuzzAttrs: whatever the kernel sends, reading ends, without a panic, and what is written is read.
+func FuzzAttrs(f *testing.F) {
+	f.Add("")
+	f.Add(Random(10, 3, 4).Attrs)
+	f.Add("\x05\x00\x01\x00a")
+	f.Add("\xff\xff\x01\x00a")
+	f.Fuzz(func(t *testing.T, s string) {
+		var w writer
+		err := Attrs(s, func(a Attr) { w.bytes(a.Type, a.Data) })
+		if err != nil {
+			return
+		}
+		var again writer
+		if err := Attrs(string(w.buf), func(a Attr) { again.bytes(a.Type, a.Data) }); err != nil || string(again.buf) != string(w.buf) {
+			t.Errorf("%x is written as %x and then as %x, %v", s, w.buf, again.buf, err)
+		}
+		if _, err := parseElement(true, s); err != nil {
+			return
+		}
+		if _, err := parseRule(s); err != nil {
+			return
+		}
+	})
+}
+
+// TestKernel: a refused transaction says which operation it was and changes nothing; many messages are one transaction.
+func TestKernel(t *testing.T) {
+	hosttest.Netns(t)
+	ctx := context.Background()
+	for _, f := range fwd.Families {
+		c, err := Open(f, "fl-test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Usable(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if found, err := c.Exists(); found || err != nil {
+			t.Fatalf("%s: the table is there (%v) before it was made, or the probe is: %v", f, found, err)
+		}
+		set := Set{Name: "s", Key: []Field{DestAddr, DestPort}, Value: []Field{DestPort, Number}}
+		var els []Element
+		for i := range 5000 {
+			key := strings.Repeat("\x01", Len(f, set.Key)-8) + string(binary.BigEndian.AppendUint32(nil, uint32(i))) + "\x00\x50\x00\x00"
+			els = append(els, Element{Key: key, Value: "\x00\x51\x00\x00abcd"})
+		}
+		good := []Op{{Kind: AddTable}, {Kind: AddSet, Name: "s", Set: set}, {Kind: AddElements, Name: "s", Set: set, Elements: els}, {Kind: AddChain, Name: "c"}}
+		if err := c.Commit(ctx, good); err != nil {
+			t.Fatal(err)
+		}
+		bad := []Op{{Kind: DelElements, Name: "s", Set: set, Elements: els[:10]}, {Kind: AddRules, Name: "c", Rules: []Rule{{In("none", 0)}}}, {Kind: AddChain, Name: "d"}}
+		var ne *Error
+		if err := c.Commit(ctx, bad); !errors.As(err, &ne) || ne.Errno != unix.ENOENT || ne.Op != "add rules to chain c" || ne.Refused() {
+			t.Errorf("%s: a rule with a set that is not there: %v", f, err)
+		}
+		got, err := c.Read(ctx)
+		if err != nil || len(got.Elements["s"]) != len(els) || len(got.Chains) != 1 || got.Sets["s"] != set.Shape(f) {
+			t.Errorf("%s: %d elements, %d chains, %+v, %v", f, len(got.Elements["s"]), len(got.Chains), got.Sets["s"], err)
+		}
+		if err := c.Commit(ctx, []Op{{Kind: DelTable}}); err != nil {
+			t.Error(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
