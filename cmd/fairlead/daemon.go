@@ -70,6 +70,8 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	plane, err := openDataplane(ctx, cfg, log)
 	if err != nil && !mayAdminister() {
 		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
@@ -77,8 +79,6 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("open mode %s: %w", cfg.Mode, err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	addrs, err := link.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
@@ -89,7 +89,7 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	loop := reconcile.New(reconcile.Options{
 		Config: cfg, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
 	})
