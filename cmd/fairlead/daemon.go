@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -156,6 +157,21 @@ func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 		log.Warn("node ports do not work on 127.0.0.1; allow the write, or set --iptables-localhost-nodeports=false", "error", err)
 	} else if changed {
 		log.Info("kernel parameter set", "name", name, "value", 1)
+	}
+}
+
+// closeLoopback takes route_localnet back before the rules go that guard loopback addresses: the kernel is then the guard
+// again. What interfaces have set for themselves stays in force.
+func closeLoopback(l iptables.Leftover, log *slog.Logger) {
+	if !l.Guard {
+		return
+	}
+	const name = "net/ipv4/conf/all/route_localnet"
+	changed, err := sysctl.FS{}.Ensure(name, "0")
+	if err != nil {
+		log.Warn("neighbours can reach sockets on loopback addresses: set net.ipv4.conf.all.route_localnet to 0", "error", err)
+	} else if changed {
+		log.Info("kernel parameter set", "name", name, "value", 0)
 	}
 }
 

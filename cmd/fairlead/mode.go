@@ -29,12 +29,14 @@ func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (d
 		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
 		return dataplane{b, func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
-			iptables.RemoveOthers(ctx, flavour, f, log)
+			iptables.RemoveOthers(ctx, flavour, f, nil, log)
 			removeNFTables(ctx, f, log)
 		}, nil}, err
 	case config.ModeNFTables:
 		b, drift, err := nftables.Open(ctx, log)
-		return dataplane{b, func(ctx context.Context, f fwd.Family) { iptables.RemoveOthers(ctx, "", f, log) }, drift}, err
+		return dataplane{b, func(ctx context.Context, f fwd.Family) {
+			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
+		}, drift}, err
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }
