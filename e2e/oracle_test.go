@@ -202,18 +202,10 @@ func (tr trip) expectsNothing(c *cluster, objects *oracle.Cluster) bool {
 func (tr trip) compare(t *testing.T, c *cluster, objects *oracle.Cluster, got probe.Result) fwd.Verdict {
 	t.Helper()
 	packet, answer, at := tr.judge(c, objects)
-	if !tr.agrees(answer, at.node, got) && !tr.repliesGetLost(c, answer, at.node) && !c.decidesOtherwise(answer, at, got) && !tr.reachesItselfFromAfar(c, answer, at.node) {
+	if !tr.agrees(answer, at.node, got) && !tr.repliesGetLost(c, answer, at.node) && !c.decidesOtherwise(answer, at, got) {
 		oracle.Disagreement(t, "", objects, at.cfg, packet, answer.String(), fmt.Sprintf("dialled from %s: %s", tr.from.Label, got))
 	}
 	return answer.Verdict
-}
-
-// reachesItselfFromAfar says that mode nftables may forward a pod to itself on another node without masquerading it: it
-// recognises as hairpin only what endpoints of its own node send. The pod's kernel then drops its own address as source.
-func (tr trip) reachesItselfFromAfar(c *cluster, want oracle.Answer, at *lab.Node) bool {
-	home, _, isPod := strings.Cut(tr.from.Label, "-")
-	return c.mode == "nftables" && isPod && home != at.Label &&
-		slices.ContainsFunc(want.Endpoints, func(e netip.AddrPort) bool { return e.Addr() == tr.src })
 }
 
 // decidesOtherwise knows what kube-proxy does in two cases where we have decided for the other thing: it does not reject

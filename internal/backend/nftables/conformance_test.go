@@ -22,16 +22,18 @@ import (
 
 // simulation is a Subject: the backend on simulated tables. There is nothing foreign in a table of ours.
 type simulation struct {
-	header  fwd.Header
-	chunk   int
-	tables  map[fwd.Family]*nftsim.Table
-	backend backend.Backend
-	writes  int
-	fail    int
+	header fwd.Header
+	chunk  int
+	// otherPorts sets RejectOtherPorts in every header, which the suite leaves alone.
+	otherPorts bool
+	tables     map[fwd.Family]*nftsim.Table
+	backend    backend.Backend
+	writes     int
+	fail       int
 }
 
-func newSimulation(h fwd.Header, chunk int) *simulation {
-	s := &simulation{header: h, chunk: chunk, tables: make(map[fwd.Family]*nftsim.Table)}
+func newSimulation(h fwd.Header, chunk int, otherPorts bool) *simulation {
+	s := &simulation{header: h, chunk: chunk, otherPorts: otherPorts, tables: make(map[fwd.Family]*nftsim.Table)}
 	for _, f := range fwd.Families {
 		t := nftsim.New(f)
 		t.Before = func() error {
@@ -60,7 +62,22 @@ func (s *simulation) Restart() backend.Backend {
 		tables[f] = t
 	}
 	s.backend = New(tables, s.chunk)
+	if s.otherPorts {
+		s.backend = rejecting{s.backend}
+	}
 	return s.backend
+}
+
+// rejecting is a backend that is told to reject other ports.
+type rejecting struct{ backend.Backend }
+
+func (r rejecting) Update(ch fwd.Changes) {
+	if ch.Header != nil {
+		h := *ch.Header
+		h.RejectOtherPorts = true
+		ch.Header = &h
+	}
+	r.Backend.Update(ch)
 }
 
 func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) { return s.judge(p, nil) }
@@ -93,35 +110,16 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 	return s.judge(p, remembered)
 }
 
-// Deviate says what is otherwise than Lookup has it: a cluster IP rejects what is sent to its other ports, and only
-// endpoints on this node are masqueraded when they reach themselves.
+// Deviate says of otherPorts what Lookup would say.
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
 	o := t.Lookup(p)
-	if o.Verdict == fwd.VerdictPass && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
+	if s.otherPorts && o.Verdict == fwd.VerdictPass && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
 		is := func(v fwd.VIP) bool { return v.ClusterIP && v.Addr == p.Dst.Addr() && !s.header.IsLocal(v.Addr) }
 		if slices.ContainsFunc(t.VIPs(), is) {
 			return []backendtest.Outcome{{Verdict: fwd.VerdictReject, Probability: 1}}
 		}
 	}
-	for i := range lookup {
-		if e := &lookup[i]; e.Masquerade && !o.Masquerade && !localEndpoint(t, e.Endpoint.Addr()) {
-			e.Masquerade = false
-		}
-	}
 	return lookup
-}
-
-func localEndpoint(t *fwd.Table, a netip.Addr) bool {
-	for f := range t.Services() {
-		for _, p := range f.Pools {
-			for _, e := range p.Endpoints {
-				if e.Local && e.Addr.Addr() == a {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
 
 func (s *simulation) Dump() string {
@@ -131,7 +129,7 @@ func (s *simulation) Dump() string {
 		if err != nil {
 			panic(err)
 		}
-		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindElement} {
+		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindHairpin, KindElement} {
 			for _, id := range sorted(m, kind) {
 				fmt.Fprintf(&b, "%s %d %s %x: %q\n", f, kind, id.Name, id.Key, m[id].Value)
 			}
@@ -178,11 +176,11 @@ func (s *simulation) Drift(r *rand.Rand) string {
 }
 
 func TestConformance(t *testing.T) {
-	backendtest.Run(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 0) })
+	backendtest.Run(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 0, true) })
 }
 
 func TestConformanceInSmallPieces(t *testing.T) {
-	backendtest.RunBriefly(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 7) })
+	backendtest.RunBriefly(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 7, false) })
 }
 
 // TestRefusal: what the kernel will never take is told from what may pass.

@@ -21,9 +21,9 @@
 // Rejecting and dropping is done in the nat chains as well, which see the first packet of each connection: one look-up
 // serves both purposes, and a verdict can never disagree with the DNAT beside it.
 //
-// What differs from fwd.Table.Lookup, as in kube-proxy's nftables mode: other ports of a cluster IP are rejected (unless
-// the address is one of this host); only endpoints on this node are masqueraded when they reach themselves. Nothing is
-// accepted on behalf of the host's firewall, and INVALID packets are not dropped.
+// The kernel decides as fwd.Table.Lookup does, without exception. From mode iptables it differs as kube-proxy's nftables mode
+// does: nothing is accepted on behalf of the host's firewall, and INVALID packets are not dropped. The set hairpin has every
+// endpoint, on whatever node: a pod can reach itself through the node port of another node.
 //
 // Invariants:
 //

@@ -82,7 +82,7 @@ func everyShape() *fwd.Table {
 			{All: true, Loopback: true},
 			{Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::5/128")}},
 		},
-		MasqueradeBit: 14,
+		MasqueradeBit: 14, RejectOtherPorts: true,
 	})
 	for i := range 40 {
 		t.Put(sampleFragment(i, 1+i%3))

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
@@ -51,8 +52,11 @@ type batcher struct {
 
 // flush ends the present step.
 func (b *batcher) flush() []step {
-	if len(b.cur.ops) > 0 {
+	switch n := len(b.steps); {
+	case len(b.cur.ops) > 0:
 		b.steps = append(b.steps, b.cur)
+	case n > 0: // nothing was left to do for these
+		b.steps[n-1].completes = append(b.steps[n-1].completes, b.cur.completes...)
 	}
 	b.cur, b.elements = step{}, 0
 	return b.steps
@@ -73,13 +77,18 @@ func (b *batcher) element(kind nft.OpKind, set string, el nft.Element) {
 	b.add(nft.Op{Kind: kind, Name: set, Set: def, Elements: []nft.Element{el}})
 }
 
-// plainElement adds or deletes an element that is an object of its own.
-func (b *batcher) plainElement(kind nft.OpKind, id ID) {
+// was is the value that an object is believed to have.
+func (b *batcher) was(id ID) string {
+	o, _ := b.plan.Actual(id)
+	return o.Value
+}
+
+// limited adds or deletes an element without a value, in a new step if the present one has enough.
+func (b *batcher) limited(kind nft.OpKind, set, key string) {
 	if b.elements >= b.chunk {
 		b.flush()
 	}
-	b.element(kind, id.Name, nft.Element{Key: id.Key})
-	b.complete(id)
+	b.element(kind, set, nft.Element{Key: key})
 }
 
 func (b *batcher) table() {
@@ -130,7 +139,20 @@ func (b *batcher) prepare() {
 		}
 	}
 	for _, id := range sorted(b.plan.Upserts, KindElement) {
-		b.plainElement(nft.AddElements, id)
+		b.limited(nft.AddElements, id.Name, id.Key)
+		b.complete(id)
+	}
+	for _, id := range sorted(b.plan.Upserts, KindHairpin) {
+		b.pins(nft.AddElements, id, b.plan.Upserts[id].Value, b.was(id))
+	}
+}
+
+// pins adds or deletes the elements of a hairpin object that are in one list and not in the other.
+func (b *batcher) pins(kind nft.OpKind, id ID, list, except string) {
+	for i := range len(list) {
+		if strings.IndexByte(except, list[i]) < 0 {
+			b.limited(kind, id.Name, hairpinKey(id, list[i]))
+		}
 	}
 }
 
@@ -232,8 +254,7 @@ func (c *changes) size() int {
 // compare notes what changes in a frontend. The kernel has no change of an element's value: the old one goes and the new
 // one comes.
 func (b *batcher) compare(id ID, out *changes) {
-	actual, _ := b.plan.Actual(id)
-	was, is := targets(actual.Value), targets(b.plan.Upserts[id].Value)
+	was, is := targets(b.was(id)), targets(b.plan.Upserts[id].Value)
 	if v, w := was.verdict(), is.verdict(); v != w {
 		if v != "" {
 			out.note(nft.DelElements, id.Name, nft.Element{Key: id.Key, Value: v})
@@ -282,6 +303,13 @@ func (b *batcher) collect() {
 		b.complete(id)
 	}
 	for _, id := range sorted(b.plan.Deletes, KindElement) {
-		b.plainElement(nft.DelElements, id)
+		b.limited(nft.DelElements, id.Name, id.Key)
+		b.complete(id)
+	}
+	for _, m := range []map[ID]Object{b.plan.Upserts, b.plan.Deletes} {
+		for _, id := range sorted(m, KindHairpin) {
+			b.pins(nft.DelElements, id, b.was(id), b.plan.Upserts[id].Value)
+			b.complete(id)
+		}
 	}
 }

@@ -55,6 +55,11 @@ func (p *printer) elements() map[string][]nft.Element {
 	for _, id := range sorted(p.objects, KindElement) {
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key})
 	}
+	for _, id := range sorted(p.objects, KindHairpin) {
+		for _, last := range []byte(p.objects[id].Value) {
+			out[id.Name] = append(out[id.Name], nft.Element{Key: hairpinKey(id, last)})
+		}
+	}
 	for _, id := range sorted(p.objects, KindFrontend) {
 		t, set := targets(p.objects[id].Value), beside(id.Name)
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key, Value: t.verdict()})

@@ -16,6 +16,8 @@ type renderer struct {
 	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
 	hairpin map[netip.Addr]int
+	// pins are the hairpin objects that the present Render changes.
+	pins    map[ID]bool
 	statics map[string]*chain
 	begun   bool
 }
@@ -26,7 +28,7 @@ type counted struct {
 }
 
 func newRenderer(fam fwd.Family) *renderer {
-	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int)}
+	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int), pins: make(map[ID]bool)}
 }
 
 type edits []backend.Edit[ID, Object]
@@ -65,6 +67,7 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 	for _, sc := range ch.Services {
 		r.replace(sc.Owner, programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
 	}
+	r.setPins(&out)
 	return out
 }
 
@@ -113,10 +116,10 @@ func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 		r.need(p, -1, out)
 	}
 	for _, a := range is.hairpin {
-		r.needHairpin(a, 1, out)
+		r.needHairpin(a, 1)
 	}
 	for _, a := range was.hairpin {
-		r.needHairpin(a, -1, out)
+		r.needHairpin(a, -1)
 	}
 }
 
@@ -141,19 +144,36 @@ func (r *renderer) need(p *part, by int, out *edits) {
 	}
 }
 
-func (r *renderer) needHairpin(a netip.Addr, by int, out *edits) {
-	before := r.hairpin[a]
-	after := before + by
-	id := elementID(setHairpin, hairpinKey(a))
-	switch {
-	case after == 0:
+// needHairpin notes that an address is that of one endpoint more or less.
+func (r *renderer) needHairpin(a netip.Addr, by int) {
+	n := r.hairpin[a] + by
+	if n == 0 {
 		delete(r.hairpin, a)
-		out.gone(id)
-		return
-	case before == 0:
-		out.set(id, Object{})
+	} else {
+		r.hairpin[a] = n
 	}
-	r.hairpin[a] = after
+	if n == 0 || n == by {
+		r.pins[hairpinID(a)] = true
+	}
+}
+
+// setPins renders the hairpin objects that changed.
+func (r *renderer) setPins(out *edits) {
+	for id := range r.pins {
+		var last []byte
+		for i := range 256 {
+			a, _ := netip.AddrFromSlice(append([]byte(id.Key), byte(i)))
+			if r.hairpin[a] > 0 {
+				last = append(last, byte(i))
+			}
+		}
+		if len(last) > 0 {
+			out.set(id, Object{Value: string(last)})
+		} else {
+			out.gone(id)
+		}
+	}
+	clear(r.pins)
 }
 
 // objectsOf renders a whole table for one family.

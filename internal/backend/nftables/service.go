@@ -56,9 +56,7 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 			continue
 		}
 		for _, e := range p.Endpoints {
-			if e.Local {
-				c.out.hairpin = append(c.out.hairpin, e.Addr.Addr())
-			}
+			c.out.hairpin = append(c.out.hairpin, e.Addr.Addr())
 		}
 		if p.AffinitySec > 0 {
 			c.affinity(p)
@@ -82,8 +80,8 @@ type action struct {
 	// letter tells routes apart in the name of a chain.
 	letter string
 	needs  []*part
-	// inline is the rule to which the verdict would lead, where it is one.
-	inline clause
+	// inline makes the rule to which the verdict would lead, where it is one; nil where it is not.
+	inline func() clause
 }
 
 func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
@@ -107,7 +105,8 @@ func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
 	choice := c.choose(at, levels)
 	a.verdict, a.needs = "goto "+choice.id.Name, []*part{choice}
 	if len(levels) == 1 {
-		a.inline = c.draw(at, levels[0].bit, len(levels[0].slots))
+		l, bit, size := c.lang, levels[0].bit, len(levels[0].slots)
+		a.inline = func() clause { return l.draw(at, bit, size) }
 	}
 	return a
 }
@@ -158,7 +157,7 @@ func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 		if isGoto && target != chainRefuse && !strings.Contains(seen, "_"+target+"_") {
 			seen += "_" + target + "_"
 			name += "_" + target
-			if a.inline.text == "" {
+			if a.inline == nil {
 				p.needs = append(p.needs, a.needs...)
 			}
 		}
@@ -177,9 +176,9 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 		if a.mark {
 			mark = addMark(h.Mark())
 		}
-		then := a.inline
-		if then.text == "" {
-			then = verdict(a.verdict)
+		then := verdict(a.verdict)
+		if a.inline != nil {
+			then = a.inline()
 		}
 		c.rules = append(c.rules, all(match, mark, then))
 	}

@@ -86,8 +86,10 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	base(chainOutput, "nat", nft.Output, priorityDNAT, all(verdict("jump "+chainServices)))
 	services := []rule{all(verdictOf(setVIPs, l.dest(), protocol(), destPort()))}
 	services = append(services, l.nodePorts(np)...)
-	// A cluster IP has no other ports. Where somebody gave the address to an interface of this host, they are its own.
-	services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), l.reject()))
+	if h.RejectOtherPorts {
+		// Where somebody gave the address to an interface of this host, the ports are the host's own.
+		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), l.reject()))
+	}
 	set(chainServices, services...)
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
 	set(chainRefuse, all(l.reject()))

@@ -3,6 +3,7 @@ package nftables
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -43,11 +44,10 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		}
 		out[ID{Kind: KindSet, Name: name}] = Object{Value: setValue(sh, ranges)}
 	}
-	for _, name := range []string{setHairpin, setClusterIPs} {
-		for _, e := range c.Elements[name] {
-			out[elementID(name, e.Key)] = Object{}
-		}
+	for _, e := range c.Elements[setClusterIPs] {
+		out[elementID(setClusterIPs, e.Key)] = Object{}
 	}
+	readHairpin(c.Elements[setHairpin], out)
 	for _, name := range []string{setVIPs, setNodePorts} {
 		readFrontends(name, c.Elements[name], c.Elements[beside(name)], out)
 	}
@@ -55,6 +55,23 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}
 	}
 	return out, nil
+}
+
+// readHairpin puts addresses together that differ in the last byte alone.
+func readHairpin(els []nft.Element, out map[ID]Object) {
+	lists := make(map[ID][]byte)
+	for _, e := range els {
+		id, last, ok := hairpinOf(e.Key)
+		if !ok { // not of our making
+			out[elementID(setHairpin, e.Key)] = Object{}
+			continue
+		}
+		lists[id] = append(lists[id], last)
+	}
+	for id, list := range lists {
+		slices.Sort(list)
+		out[id] = Object{Value: string(list)}
+	}
 }
 
 // readFrontends puts verdicts and endpoints together.

@@ -5,55 +5,63 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// errChanged says that the table was written to while it was read.
-var errChanged = errors.New("the table changes all the time")
+// errChanged says that something was written while it was read, or moved: a hash table of the kernel that grows meanwhile
+// gives some elements twice and others not at all.
+var errChanged = errors.New("nf_tables changes while it is read")
 
-// readAttempts is how often Read begins anew where others write at the same time.
-const readAttempts = 5
+// attempts is how often something is read that changes all the time.
+const attempts = 5
 
-// Read implements Interface.
+// steady reads until nothing changes meanwhile.
+func steady(read func() error) error {
+	var err error
+	for range attempts {
+		if err = read(); !errors.Is(err, errChanged) {
+			return err
+		}
+	}
+	return err
+}
+
+// Read implements Interface. Where others write to large sets all the time, what it returns of these is what was met in
+// any of several readings.
 func (c *Conn) Read(ctx context.Context) (Content, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	for range readAttempts {
-		if err := ctx.Err(); err != nil {
-			return Content{}, err
+	out := Content{Elements: make(map[string][]Element)}
+	reads := []func() error{
+		func() (err error) { out.Exists, err = c.exists(); return err },
+		func() (err error) { out.Chains, err = c.readChains(); return err },
+		func() error { return c.readRules(out.Chains) },
+		func() (err error) { out.Sets, err = c.readSets(); return err },
+	}
+	for i, read := range reads {
+		if i > 0 && !out.Exists {
+			break
 		}
-		out, err := c.read()
-		if !errors.Is(err, errChanged) {
-			return out, err
+		err := ctx.Err()
+		if err == nil {
+			err = steady(read)
 		}
-	}
-	return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, errChanged)
-}
-
-func (c *Conn) read() (Content, error) {
-	out := Content{Sets: make(map[string]Shape), Elements: make(map[string][]Element)}
-	var err error
-	if out.Exists, err = c.exists(); err != nil || !out.Exists {
-		return out, err
-	}
-	byName, err := c.readChains(&out)
-	if err != nil {
-		return out, err
-	}
-	if err := c.readRules(&out, byName); err != nil {
-		return out, err
-	}
-	if err := c.readSets(&out); err != nil {
-		return out, err
+		if err != nil {
+			return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, err)
+		}
 	}
 	for name, s := range out.Sets {
 		if s.Dynamic() {
 			continue
 		}
-		if out.Elements[name], err = c.readElements(name, s.Verdicts()); err != nil {
-			return out, err
+		els, err := c.readElements(ctx, name, s.Verdicts())
+		if err != nil {
+			return Content{}, fmt.Errorf("read nf_tables table %s, set %s: %w", c.table, name, err)
 		}
+		out.Elements[name] = els
 	}
 	return out, nil
 }
@@ -134,9 +142,8 @@ func (c *Conn) dump(msg uint16, request func(*encoder), yield func(string) error
 	return nil
 }
 
-func (c *Conn) readChains(out *Content) (map[string]int, error) {
-	byName := make(map[string]int)
-	err := c.dump(unix.NFT_MSG_GETCHAIN, nil, func(s string) error {
+func (c *Conn) readChains() (out []Chain, err error) {
+	err = c.dump(unix.NFT_MSG_GETCHAIN, nil, func(s string) error {
 		var ch Chain
 		var table string
 		var inner error
@@ -162,15 +169,19 @@ func (c *Conn) readChains(out *Content) (map[string]int, error) {
 			}
 		})
 		if table == c.table {
-			byName[ch.Name] = len(out.Chains)
-			out.Chains = append(out.Chains, ch)
+			out = append(out, ch)
 		}
 		return errors.Join(err, inner)
 	})
-	return byName, err
+	return out, err
 }
 
-func (c *Conn) readRules(out *Content, byName map[string]int) error {
+func (c *Conn) readRules(chains []Chain) error {
+	byName := make(map[string]int)
+	for i := range chains {
+		byName[chains[i].Name] = i
+		chains[i].Rules = nil
+	}
 	request := func(e *encoder) { e.text(unix.NFTA_RULE_TABLE, c.table) }
 	return c.dump(unix.NFT_MSG_GETRULE, request, func(s string) error {
 		var table, chain string
@@ -187,7 +198,7 @@ func (c *Conn) readRules(out *Content, byName map[string]int) error {
 			}
 		})
 		if i, ok := byName[chain]; ok && table == c.table {
-			out.Chains[i].Rules = append(out.Chains[i].Rules, rule)
+			chains[i].Rules = append(chains[i].Rules, rule)
 		}
 		return errors.Join(err, inner)
 	})
@@ -212,9 +223,10 @@ func parseRule(s string) (Rule, error) {
 	return r, errors.Join(append(errs, err)...)
 }
 
-func (c *Conn) readSets(out *Content) error {
+func (c *Conn) readSets() (map[string]Shape, error) {
+	out := make(map[string]Shape)
 	request := func(e *encoder) { e.text(unix.NFTA_SET_TABLE, c.table) }
-	return c.dump(unix.NFT_MSG_GETSET, request, func(s string) error {
+	err := c.dump(unix.NFT_MSG_GETSET, request, func(s string) error {
 		var name, table string
 		var sh Shape
 		var inner error
@@ -246,13 +258,41 @@ func (c *Conn) readSets(out *Content) error {
 			sh.DataLen = 0 // kernels differ in what they say of it
 		}
 		if table == c.table {
-			out.Sets[name] = sh
+			out[name] = sh
 		}
 		return errors.Join(err, inner)
 	})
+	return out, err
 }
 
-func (c *Conn) readElements(set string, verdicts bool) ([]Element, error) {
+// readElements reads the elements of a set. If there is no reading without a change meanwhile, it joins those that it has.
+func (c *Conn) readElements(ctx context.Context, set string, verdicts bool) ([]Element, error) {
+	type place struct {
+		key string
+		end bool
+	}
+	met := make(map[place]Element)
+	for range attempts {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		els, err := c.dumpElements(set, verdicts)
+		if err != nil && !errors.Is(err, errChanged) {
+			return nil, err
+		}
+		seen := make(map[place]struct{}, len(els))
+		for _, e := range els {
+			at := place{e.Key, e.End}
+			seen[at], met[at] = struct{}{}, e
+		}
+		if err == nil && len(seen) == len(els) {
+			return els, nil
+		}
+	}
+	return slices.Collect(maps.Values(met)), nil
+}
+
+func (c *Conn) dumpElements(set string, verdicts bool) ([]Element, error) {
 	request := func(e *encoder) {
 		e.text(unix.NFTA_SET_ELEM_LIST_TABLE, c.table)
 		e.text(unix.NFTA_SET_ELEM_LIST_SET, set)
