@@ -6,7 +6,7 @@ SHELL := bash
 
 MODE ?= iptables
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
-KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./e2e/...
+KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./e2e/...
 STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
 
 .PHONY: help
@@ -47,6 +47,13 @@ endif
 .PHONY: bench
 bench: ## Run the benchmarks of all packages
 	go test -run '^$$' -bench . -benchmem ./...
+
+SERVICES ?= 1000
+.PHONY: bench-beside
+bench-beside: ## Measure Fairlead beside kube-proxy on real API objects (root); SERVICES=1000
+	hack/deps.sh
+	FAIRLEAD_KUBE_PROXY=$$(hack/build-servers.sh kube-apiserver kube-proxy)/kube-proxy FAIRLEAD_KERNEL_TESTS=1 FAIRLEAD_BESIDE=$(SERVICES) \
+		go test -count=1 -v -timeout 60m -run '^TestBeside$$' ./e2e
 
 .PHONY: demo
 demo: build ## Show Fairlead at work between network namespaces (root); MODE=iptables

@@ -28,15 +28,13 @@ var podPorts = []uint16{8080, 8081}
 
 var families = []string{"IPv4", "IPv6"}
 
-// modeNFTables stands in the place of an iptables userland where that is not the mode.
-const modeNFTables = "nftables"
-
 // cluster is two nodes with three pods each, a client, an API server and a daemon on each node.
 type cluster struct {
 	lab      *lab.Lab
 	api      *apiserver.Server
 	client   *kubernetes.Clientset
-	userland string
+	mode     string
+	userland string // of iptables, which kubelet's hint names
 	binary   string
 	flags    []string
 	daemons  []*daemon.Daemon
@@ -47,7 +45,7 @@ type cluster struct {
 	reference bool
 }
 
-// TestCluster runs all groups of cases against a cluster of each userland.
+// TestCluster runs all groups of cases against a cluster of each dataplane.
 func TestCluster(t *testing.T) {
 	lab.RequireKernel(t)
 	command := daemonCommand(t)
@@ -64,10 +62,15 @@ func TestCluster(t *testing.T) {
 		{"oracle", testOracle},
 		{"health", testHealth},
 		{"life", testLife},
+		{"switch of modes", testSwitch},
 	}
-	for _, userland := range []string{"nft", "legacy", modeNFTables} {
-		t.Run(userland, func(t *testing.T) {
-			c := newCluster(t, command, userland)
+	for _, plane := range []struct{ name, mode, userland string }{
+		{"nft", "iptables", "nft"},
+		{"legacy", "iptables", "legacy"},
+		{"nftables", "nftables", "nft"},
+	} {
+		t.Run(plane.name, func(t *testing.T) {
+			c := newCluster(t, command, plane.mode, plane.userland)
 			for _, g := range groups {
 				t.Run(g.name, func(t *testing.T) {
 					g.run(t, c)
@@ -94,11 +97,11 @@ func daemonCommand(t *testing.T) []string {
 	return []string{binary}
 }
 
-func newCluster(t *testing.T, command []string, userland string) *cluster {
+func newCluster(t *testing.T, command []string, mode, userland string) *cluster {
 	t.Helper()
 	l := lab.ForTest(t, 2, 3)
 	c := &cluster{
-		lab: l, userland: userland, binary: command[0], hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{},
+		lab: l, mode: mode, userland: userland, binary: command[0], hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{},
 		reference: os.Getenv("E2E_DAEMON") != "",
 	}
 	c.addHosts(t)
@@ -115,14 +118,15 @@ func newCluster(t *testing.T, command []string, userland string) *cluster {
 	kubeconfig, err := c.api.Kubeconfig(apiserver.Daemon)
 	must(t, err)
 	c.flags = append(command[1:],
-		"--proxy-mode="+c.mode(), "--nodeport-addresses=all", "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
+		"--proxy-mode="+mode, "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
 		"--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(),
 	)
+	if mode == "nftables" {
+		c.flags = append(c.flags, "--nodeport-addresses=primary,localhost")
+	}
 	c.daemons = make([]*daemon.Daemon, len(l.Nodes))
 	for i, n := range l.Nodes {
-		if userland != modeNFTables {
-			must(t, daemon.Hint(t.Context(), n, userland))
-		}
+		must(t, daemon.Hint(t.Context(), n, userland))
 		c.startDaemon(t, i)
 	}
 	t.Cleanup(func() {
@@ -131,22 +135,6 @@ func newCluster(t *testing.T, command []string, userland string) *cluster {
 		}
 	})
 	return c
-}
-
-// mode is the one that the daemons run in.
-func (c *cluster) mode() string {
-	if c.userland == modeNFTables {
-		return modeNFTables
-	}
-	return "iptables"
-}
-
-// otherPort is what becomes of a packet to a cluster IP that does not have that port.
-func (c *cluster) otherPort() probe.Verdict {
-	if c.userland == modeNFTables {
-		return probe.Refused
-	}
-	return probe.Lost
 }
 
 // stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.

@@ -25,7 +25,7 @@ func testHealth(t *testing.T, c *cluster) {
 		}
 	}
 	local := netip.MustParseAddrPort("127.0.0.1:10249")
-	if _, mode := get(t, node.Host, local, "/proxyMode"); mode != c.mode() {
+	if _, mode := get(t, node.Host, local, "/proxyMode"); mode != c.mode {
 		t.Errorf("/proxyMode: %q", mode)
 	}
 	_, text := get(t, node.Host, local, "/metrics")

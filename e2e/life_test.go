@@ -60,16 +60,12 @@ func testLife(t *testing.T, c *cluster) {
 	})
 
 	t.Run("flushed rules come back", func(t *testing.T) {
-		if c.userland == modeNFTables {
-			_, err := c.lab.Nodes[0].Run(t.Context(), "nft", "flush", "ruleset")
-			must(t, err)
+		if c.mode == "nftables" {
+			c.removeNFTables(t)
 		}
 		// As a firewall does that loads its own rules: all chains go at once. The hint is the kubelet's, which puts it back.
 		const nothing = "*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 		for _, tool := range []string{"iptables-" + c.userland + "-restore", "ip6tables-" + c.userland + "-restore"} {
-			if c.userland == modeNFTables {
-				break
-			}
 			cmd := c.lab.Nodes[0].Command(t.Context(), tool, "-w")
 			cmd.Stdin = strings.NewReader(nothing)
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -89,15 +85,14 @@ func testLife(t *testing.T, c *cluster) {
 	})
 
 	t.Run("the API server is away", func(t *testing.T) {
-		if c.userland == "legacy" {
-			t.Skip("the same in both userlands, and it may take a minute")
+		if c.userland == "legacy" || c.mode != "iptables" {
+			t.Skip("the same in all dataplanes, and it may take a minute")
 		}
 		must(t, c.api.Close())
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node1-p1", "node2-p1"}})
 		must(t, c.api.Run(t.Context()))
 		start := time.Now()
 		c.endpoints(t, svc, ready("node2-p2"))
-		// Informers ask again after up to a minute, by client-go's back-off.
 		c.settleWithin(t, 2*time.Minute)
 		t.Logf("changes arrive again after %v", time.Since(start).Round(time.Millisecond))
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node2-p2"}})
@@ -110,20 +105,9 @@ func testLife(t *testing.T, c *cluster) {
 		check(t, c.stop(c.daemons[0]))
 		_, err := c.lab.Nodes[0].Run(t.Context(), c.binary, "cleanup")
 		must(t, err)
-		for _, tool := range []string{"iptables-", "ip6tables-"} {
-			if c.userland == modeNFTables {
-				rules, err := c.lab.Nodes[0].Run(t.Context(), "nft", "list", "ruleset")
-				must(t, err)
-				if rules != "" {
-					t.Errorf("after cleanup nft has:\n%s", rules)
-				}
-				break
-			}
-			rules, err := c.lab.Nodes[0].Run(t.Context(), tool+c.userland+"-save")
-			must(t, err)
-			if strings.Contains(rules, "FAIRLEAD") || !strings.Contains(rules, "KUBE-IPTABLES-HINT") {
-				t.Errorf("after cleanup %s%s has:\n%s", tool, c.userland, rules)
-			}
+		c.nothingInIPTables(t)
+		if n := c.removeNFTables(t); n != 0 {
+			t.Errorf("cleanup left %d tables of nf_tables", n)
 		}
 		c.expect(t, svc, path{from: guest, to: "cluster", verdict: probe.Lost})
 		c.startDaemon(t, 0)

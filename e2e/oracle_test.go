@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -124,10 +125,14 @@ type hop struct {
 func (c *cluster) way(tr trip) []hop {
 	var hops []hop
 	add := func(n *lab.Node, in string) {
-		hops = append(hops, hop{node: n, in: in, cfg: &oracle.Config{
+		cfg := &oracle.Config{
 			NodeName: n.Label, LocalhostNodePorts: true,
 			ClusterCIDRs: []string{lab.PodCIDRs[0].String(), lab.PodCIDRs[1].String()},
-		}})
+		}
+		if c.mode == "nftables" {
+			cfg.LocalhostNodePorts, cfg.NodePortAddresses = false, []string{"primary"}
+		}
+		hops = append(hops, hop{node: n, in: in, cfg: cfg})
 	}
 	for _, n := range c.lab.Nodes {
 		if n.Label == tr.from.Label {
@@ -160,11 +165,23 @@ func (tr trip) judge(c *cluster, objects *oracle.Cluster) (fwd.Packet, oracle.An
 	for _, at = range c.way(tr) {
 		packet.InInterface = at.in
 		answer = oracle.Judge(objects, at.cfg, packet)
+		if answer.Verdict == fwd.VerdictPass && c.mode == "nftables" && ownsClusterIP(objects, tr.dst.Addr()) {
+			answer.Verdict = fwd.VerdictReject // a cluster IP has no other ports in this mode
+		}
 		if answer.Verdict != fwd.VerdictPass {
 			break
 		}
 	}
 	return packet, answer, at
+}
+
+// ownsClusterIP says whether the address is the cluster IP of a Service that is served.
+func ownsClusterIP(objects *oracle.Cluster, a netip.Addr) bool {
+	return slices.ContainsFunc(objects.Services, func(s *corev1.Service) bool {
+		_, foreign := s.Labels["service.kubernetes.io/service-proxy-name"]
+		_, headless := s.Labels["service.kubernetes.io/headless"]
+		return !foreign && !headless && s.Spec.Type != corev1.ServiceTypeExternalName && slices.Contains(s.Spec.ClusterIPs, a.String())
+	})
 }
 
 // expectsNothing says that no answer is due, so that it is not worth while to wait long for one.
@@ -256,12 +273,11 @@ func (g *generator) trips(objects *oracle.Cluster) []trip {
 				for range 2 {
 					trips = append(trips, g.trip(proto, dst))
 				}
-				// In mode nftables a cluster IP refuses its other ports; package oracle follows the mode iptables.
-				if g.IntN(8) == 0 && g.cluster.userland != modeNFTables {
+				if g.IntN(8) == 0 {
 					trips = append(trips, g.trip(proto, netip.AddrPortFrom(dst.Addr(), dst.Port()+1000)))
 				}
 			}
-			if p.NodePort != 0 && g.cluster.userland != modeNFTables {
+			if p.NodePort != 0 && g.cluster.mode == "iptables" {
 				node := g.cluster.lab.Nodes[g.IntN(2)]
 				lo := netip.MustParseAddr("127.0.0.1")
 				trips = append(trips, trip{from: node.Host, proto: proto, src: lo, dst: netip.AddrPortFrom(lo, uint16(p.NodePort))})

@@ -165,6 +165,10 @@ func testPaths(t *testing.T, c *cluster) {
 	const onePod, otherPod, guest = "node1-p1", "node2-p1", "node1-p3"
 	both := []string{onePod, otherPod}
 	cluster, local := corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal
+	local127 := both // as if the load balancer had sent it
+	if c.mode == "nftables" {
+		local127 = []string{onePod} // KEP-6032
+	}
 	c.play(t, []scene{
 		{name: "policy Cluster", edits: []func(*corev1.Service){balanced(1, cluster), external(2)}, endpoints: readyAll(both...), paths: []path{
 			{name: "pod to cluster IP", from: guest, to: "cluster", by: both},
@@ -235,7 +239,7 @@ func testPaths(t *testing.T, c *cluster) {
 			{name: "SCTP, client to balancer", from: "client", to: "balancer", port: 1, by: both, saw: "node1"},
 		}},
 		{name: "localhost", v4: true, edits: []func(*corev1.Service){balanced(10, local)}, endpoints: readyAll(both...), paths: []path{
-			{name: "node to 127.0.0.1", from: "node1", to: "loopback", by: both, saw: "node1"},
+			{name: "node to 127.0.0.1", from: "node1", to: "loopback", by: local127, saw: "node1"},
 		}},
 		{name: "only terminating endpoints", edits: []func(*corev1.Service){balanced(11, local)},
 			endpoints: []endpoint{terminating(onePod), terminating(otherPod)}, paths: []path{

@@ -12,8 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/nftables"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/nft"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
@@ -23,17 +26,21 @@ import (
 // of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
 // concerns all alike; the figures are medians, and ratios to the node that tracks connections.
 func BenchmarkNewConnections(b *testing.B) {
-	for _, flavour := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
-		b.Run(string(flavour), func(b *testing.B) {
+	for _, plane := range []string{"legacy", "nft", "nftables"} {
+		b.Run(plane, func(b *testing.B) {
+			flavour := "nft"
+			if plane == "legacy" {
+				flavour = plane
+			}
 			l := lab.ForTest(b, 4, 2)
-			_, err := l.Nodes[3].Run(b.Context(), "iptables-"+string(flavour), "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE")
+			_, err := l.Nodes[3].Run(b.Context(), "iptables-"+flavour, "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE")
 			if err != nil {
 				b.Fatal(err)
 			}
 			vip := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 0x27, 0x0f}), 80)
 			for i, services := range map[int]int{1: 0, 2: 10000} {
 				n := l.Nodes[i]
-				if err := n.Do(func() error { return loadServices(b.Context(), flavour, services, vip, n.Pods[0].Addrs[0]) }); err != nil {
+				if err := n.Do(func() error { return loadServices(b.Context(), plane, services, vip, n.Pods[0].Addrs[0]) }); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -78,16 +85,11 @@ func BenchmarkNewConnections(b *testing.B) {
 }
 
 // loadServices writes rules of Services, the last of them with the virtual IP and one endpoint.
-func loadServices(ctx context.Context, flavour xtables.Flavour, services int, vip netip.AddrPort, endpoint netip.Addr) error {
-	tables, err := xtables.New(flavour, false)
+func loadServices(ctx context.Context, plane string, services int, vip netip.AddrPort, endpoint netip.Addr) error {
+	be, err := openPlane(plane)
 	if err != nil {
 		return err
 	}
-	o := iptables.FamilyOptions{Tables: tables, HairpinBPF: true, RandomFully: true, DropInvalid: true}
-	if flavour == xtables.NFT {
-		o.MaxChains = 1000
-	}
-	be := iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o})
 	var table fwd.Table
 	be.Update(table.SetHeader(fwd.Header{
 		Detector:      [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
@@ -114,6 +116,26 @@ func loadServices(ctx context.Context, flavour xtables.Flavour, services int, vi
 	}
 	_, err = be.Apply(ctx)
 	return err
+}
+
+// openPlane returns the backend of a dataplane on the kernel of the thread's namespace, for IPv4.
+func openPlane(plane string) (backend.Backend, error) {
+	if plane == "nftables" {
+		c, err := nft.Open(fwd.IPv4, nftables.TableName)
+		if err != nil {
+			return nil, err
+		}
+		return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: c}, 0), nil
+	}
+	tables, err := xtables.New(xtables.Flavour(plane), false)
+	if err != nil {
+		return nil, err
+	}
+	o := iptables.FamilyOptions{Tables: tables, HairpinBPF: true, RandomFully: true, DropInvalid: true}
+	if plane == "nft" {
+		o.MaxChains = 1000
+	}
+	return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o}), nil
 }
 
 // acceptAll accepts and closes connections to port 8080 of the pod.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs what the kernel tests and the demo run besides Go: iptables in both userlands, iproute2's and util-linux's
+# Installs what the kernel tests and the demo run besides Go: iptables in both userlands, nft, conntrack, iproute2's and util-linux's
 # everyday tools, and etcd for a real kube-apiserver. It does nothing, quickly, where all of it is there, and starts no service.
 #
-# Usage: hack/deps.sh [demo]     "demo" leaves etcd out.
+# Usage: hack/deps.sh [demo]     "demo" leaves etcd, nft and conntrack out.
 set -euo pipefail
 
 declare -A package=(
@@ -10,9 +10,12 @@ declare -A package=(
 	[iptables-nft]=iptables
 	[nsenter]=util-linux
 	[ip]=iproute2
+	[nft]=nftables
+	[conntrack]=conntrack
 	[etcd]=etcd-server
 )
-[[ ${1:-} == demo ]] && unset 'package[etcd]'
+# The demo needs no API server, and Fairlead itself neither nft nor conntrack: tests look with them at what it did.
+[[ ${1:-} == demo ]] && unset 'package[etcd]' 'package[nft]' 'package[conntrack]'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()

@@ -6,7 +6,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -61,6 +63,7 @@ type kustomize struct {
 		Name string
 		Envs []string
 	}
+	Patches []struct{ Patch string }
 }
 
 func kustomization(t *testing.T, dir string) kustomize {
@@ -87,6 +90,86 @@ func daemonSet(t *testing.T) (*appsv1.DaemonSet, corev1.Container) {
 	return nil, corev1.Container{}
 }
 
+// patched is the base's DaemonSet with the patches of components, in this order.
+func patched(t *testing.T, components ...string) (*appsv1.DaemonSet, corev1.Container) {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("base", "daemonset.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tree any
+	if err := yaml.Unmarshal(data, &tree); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range components {
+		for _, p := range kustomization(t, dir).Patches {
+			var ops []operation
+			if err := yaml.UnmarshalStrict([]byte(p.Patch), &ops); err != nil {
+				t.Fatalf("%s: %v", dir, err)
+			}
+			for _, o := range ops {
+				tree = o.apply(t, tree, strings.Split(o.Path, "/")[1:])
+			}
+		}
+	}
+	ds := new(appsv1.DaemonSet)
+	if data, err = yaml.Marshal(tree); err == nil {
+		err = yaml.UnmarshalStrict(data, ds)
+	}
+	if err != nil {
+		t.Fatalf("%v: %v", components, err)
+	}
+	return ds, ds.Spec.Template.Spec.Containers[0]
+}
+
+// operation is one of JSON Patch (RFC 6902), of those that the components use.
+type operation struct {
+	Op, Path string
+	Value    any
+}
+
+// apply returns the node with the operation carried out below it.
+func (o operation) apply(t *testing.T, node any, path []string) any {
+	t.Helper()
+	if len(path) == 0 {
+		switch {
+		case o.Op == "replace":
+			return o.Value
+		case o.Op != "test":
+			t.Fatalf("%s %s: this operation is not known here", o.Op, o.Path)
+		case !reflect.DeepEqual(node, o.Value):
+			t.Fatalf("%s is %v, the patch expects %v", o.Path, node, o.Value)
+		}
+		return node
+	}
+	remove := o.Op == "remove" && len(path) == 1
+	switch n := node.(type) {
+	case map[string]any:
+		child, there := n[path[0]]
+		if !there {
+			t.Fatalf("%s: there is no %s", o.Path, path[0])
+		}
+		if remove {
+			delete(n, path[0])
+		} else {
+			n[path[0]] = o.apply(t, child, path[1:])
+		}
+		return n
+	case []any:
+		i, err := strconv.Atoi(path[0])
+		if err != nil || i >= len(n) {
+			t.Fatalf("%s: there is no %s", o.Path, path[0])
+		}
+		if remove {
+			return slices.Delete(n, i, i+1)
+		}
+		n[i] = o.apply(t, n[i], path[1:])
+		return n
+	}
+	t.Fatalf("%s: there is nothing below %v", o.Path, node)
+	return nil
+}
+
 // cluster is what the overlay's ConfigMap holds.
 func cluster(t *testing.T) map[string]string {
 	t.Helper()
@@ -107,9 +190,46 @@ func cluster(t *testing.T) map[string]string {
 	return out
 }
 
-// TestArguments resolves the container's environment and lets the daemon's parser read its arguments.
+// TestArguments lets the daemon's parser read the container's arguments, as they are and as the components make them.
 func TestArguments(t *testing.T) {
-	_, c := daemonSet(t)
+	for _, tt := range []struct {
+		name       string
+		components []string
+		mode       config.Mode
+		localhost  bool
+	}{
+		{"base", nil, config.ModeIPTables, false},
+		{"node ports on localhost", []string{"localhost-nodeports"}, config.ModeIPTables, true},
+		{"nftables", []string{"nftables"}, config.ModeNFTables, false},
+		{"nftables without iptables", []string{"nftables", "no-iptables"}, config.ModeNFTables, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, c := patched(t, tt.components...)
+			cfg := parseArguments(t, c)
+			if cfg.NodeName != "n1" || len(cfg.ClusterCIDRs) == 0 || cfg.Mode != tt.mode || cfg.LocalhostNodePorts != tt.localhost {
+				t.Errorf("unexpected configuration from %q: %+v", c.Args, cfg)
+			}
+			if want := cfg.HealthzAddress.Port(); int32(want) != c.Ports[0].ContainerPort {
+				t.Errorf("the container names port %d, the health server listens on %d", c.Ports[0].ContainerPort, want)
+			}
+		})
+	}
+}
+
+// TestWithoutIPTables checks that the component leaves nothing that only iptables needs.
+func TestWithoutIPTables(t *testing.T) {
+	ds, c := patched(t, "nftables", "no-iptables")
+	if len(ds.Spec.Template.Spec.Volumes) != 0 || len(c.VolumeMounts) != 0 {
+		t.Errorf("volumes are left: %v", ds.Spec.Template.Spec.Volumes)
+	}
+	if got := c.SecurityContext.Capabilities.Add; !slices.Equal(got, []corev1.Capability{"NET_ADMIN"}) {
+		t.Errorf("capabilities %v", got)
+	}
+}
+
+// parseArguments resolves the container's environment in its arguments.
+func parseArguments(t *testing.T, c corev1.Container) *config.Config {
+	t.Helper()
 	values := cluster(t)
 	var pairs []string
 	for _, e := range c.Env {
@@ -130,12 +250,7 @@ func TestArguments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cfg.NodeName != "n1" || len(cfg.ClusterCIDRs) == 0 || cfg.LocalhostNodePorts {
-		t.Errorf("unexpected configuration from %q: %+v", args, cfg)
-	}
-	if want := cfg.HealthzAddress.Port(); int32(want) != c.Ports[0].ContainerPort {
-		t.Errorf("the container names port %d, the health server listens on %d", c.Ports[0].ContainerPort, want)
-	}
+	return cfg
 }
 
 // TestProbes asks the health server for the paths of the probes.
@@ -180,16 +295,12 @@ func TestReferences(t *testing.T) {
 			t.Errorf("no volume %s", m.Name)
 		}
 	}
-	for _, dir := range []string{"base", "kubeadm", "localhost-nodeports", "cleanup"} {
+	for _, dir := range []string{"base", "kubeadm", "localhost-nodeports", "nftables", "no-iptables", "cleanup"} {
 		k := kustomization(t, dir)
 		for _, path := range append(k.Resources, k.Components...) {
 			if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
 				t.Errorf("%s/kustomization.yaml: %v", dir, err)
 			}
 		}
-	}
-	// The component replaces an argument by its place.
-	if len(c.Args) < 4 || c.Args[3] != "--iptables-localhost-nodeports=false" {
-		t.Errorf("argument 3 of %q is not the one that localhost-nodeports replaces", c.Args)
 	}
 }

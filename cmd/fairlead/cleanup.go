@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/spf13/pflag"
 
@@ -15,7 +16,8 @@ import (
 const cleanupUsage = `fairlead cleanup [flags]
 
 Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
-userlands of iptables, and the tables fairlead of nf_tables; in both families. Nobody else's rules are touched, and established connections go on. End the
+userlands of iptables, and the tables fairlead of nf_tables; in both families. Where it served node ports on 127.0.0.1, it
+sets net.ipv4.conf.all.route_localnet back to 0. Nobody else's rules are touched, and established connections go on. End the
 daemon first. Doing it twice is harmless.`
 
 func runCleanup(ctx context.Context, args []string, s streams) error {
@@ -38,6 +40,7 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 	}
 	for _, l := range left {
 		if !*dryRun {
+			closeLoopback(l, notesLogger(s, slog.LevelInfo))
 			if err := l.Remove(ctx); err != nil {
 				errs = append(errs, fmt.Errorf("clean up iptables, %s, %s: %w", l.Flavour, l.Family, err))
 				continue

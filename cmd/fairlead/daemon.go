@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -70,6 +71,8 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	plane, err := openDataplane(ctx, cfg, log)
 	if err != nil && !mayAdminister() {
 		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
@@ -77,8 +80,6 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("open mode %s: %w", cfg.Mode, err)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	addrs, err := link.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
@@ -89,7 +90,7 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	loop := reconcile.New(reconcile.Options{
 		Config: cfg, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
 	})
@@ -156,6 +157,21 @@ func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 		log.Warn("node ports do not work on 127.0.0.1; allow the write, or set --iptables-localhost-nodeports=false", "error", err)
 	} else if changed {
 		log.Info("kernel parameter set", "name", name, "value", 1)
+	}
+}
+
+// closeLoopback takes route_localnet back before the rules go that guard loopback addresses: the kernel is then the guard
+// again. What interfaces have set for themselves stays in force.
+func closeLoopback(l iptables.Leftover, log *slog.Logger) {
+	if !l.Guard {
+		return
+	}
+	const name = "net/ipv4/conf/all/route_localnet"
+	changed, err := sysctl.FS{}.Ensure(name, "0")
+	if err != nil {
+		log.Warn("neighbours can reach sockets on loopback addresses: set net.ipv4.conf.all.route_localnet to 0", "error", err)
+	} else if changed {
+		log.Info("kernel parameter set", "name", name, "value", 0)
 	}
 }
 

@@ -18,6 +18,8 @@ type dataplane struct {
 	backend.Backend
 	// complete is called once for each family, when everything is in the kernel.
 	complete func(context.Context, fwd.Family)
+	// drift receives when others have changed what is ours; nil where the kernel does not say.
+	drift <-chan struct{}
 }
 
 // openDataplane opens the dataplane of a mode on this node's kernel.
@@ -27,12 +29,14 @@ func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (d
 		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
 		return dataplane{b, func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
-			iptables.RemoveOthers(ctx, flavour, f, log)
+			iptables.RemoveOthers(ctx, flavour, f, nil, log)
 			removeNFTables(ctx, f, log)
-		}}, err
+		}, nil}, err
 	case config.ModeNFTables:
-		b, err := nftables.Open(ctx, log)
-		return dataplane{b, func(ctx context.Context, f fwd.Family) { iptables.RemoveOthers(ctx, "", f, log) }}, err
+		b, drift, err := nftables.Open(ctx, log)
+		return dataplane{b, func(ctx context.Context, f fwd.Family) {
+			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
+		}, drift}, err
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }

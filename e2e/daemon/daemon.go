@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -81,6 +83,29 @@ func (d *Daemon) AwaitLog(ctx context.Context, text string) error {
 			return fmt.Errorf("wait for %q in the daemon's log: %w\n%s", text, ctx.Err(), d.Log())
 		}
 	}
+}
+
+// CPU is the time that the daemon and the children that it has waited for have spent on processors, in steps of 10 ms.
+func (d *Daemon) CPU() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field, the name, may hold anything; times are fields 14 to 17 of proc_pid_stat(5), in ticks of 10 ms.
+	_, rest, _ := strings.Cut(string(text), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 15 {
+		return 0, fmt.Errorf("read the daemon's CPU time: %q", text)
+	}
+	var sum time.Duration
+	for _, f := range fields[11:15] {
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return 0, fmt.Errorf("read the daemon's CPU time: %w", err)
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	return sum, nil
 }
 
 // stopTimeout is how long a daemon may take to end when asked to.

@@ -195,6 +195,7 @@ type house struct {
 	follow  *follower
 	log     *bytes.Buffer
 	addrs   chan struct{}
+	drift   chan struct{}
 	first   []fwd.Family
 	cancel  context.CancelFunc
 	done    chan error
@@ -210,12 +211,12 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 	}
 	h := &house{
 		feed:    &fakeFeed{wake: make(chan struct{}, 1)},
-		kernels: kernels, follow: &follower{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), done: make(chan error, 1),
+		kernels: kernels, follow: &follower{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan struct{}, 1), done: make(chan error, 1),
 	}
 	l := New(Options{
 		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Events: h.follow, Monitor: h.follow,
 		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
-		AddrChanges: h.addrs, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
+		AddrChanges: h.addrs, Drift: h.drift, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -81,7 +81,7 @@ type Sync struct {
 	Drifted int
 }
 
-// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges and OnFirstWrite may be nil.
+// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges, Drift and OnFirstWrite may be nil.
 type Options struct {
 	Config  *config.Config
 	Feed    Feed
@@ -92,6 +92,8 @@ type Options struct {
 	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
 	LocalAddrs  func() ([]netip.Addr, error)
 	AddrChanges <-chan struct{}
+	// Drift receives when others may have changed what the Backend wrote.
+	Drift <-chan struct{}
 	// OnFirstWrite is called once for each family, after everything was written for the first time.
 	OnFirstWrite func(fwd.Family)
 	Logger       *slog.Logger
@@ -128,6 +130,9 @@ type Loop struct {
 	// lastEnd is the end of the last sync that did anything.
 	lastEnd  time.Time
 	verifyAt time.Time
+	// verifyRest is the time before which no verification begins, suspect says that one is due then because of Drift.
+	verifyRest time.Time
+	suspect    bool
 	// verified receives the reading that is going on; reading says that there is one.
 	verified chan verification
 	reading  bool
@@ -155,7 +160,7 @@ func New(o Options) *Loop {
 func (l *Loop) Run(ctx context.Context) error {
 	l.started = time.Now()
 	l.woken = true
-	changes := l.AddrChanges
+	changes, drift := l.AddrChanges, l.Drift
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	ctx, cancel := context.WithCancel(ctx)
@@ -172,6 +177,11 @@ func (l *Loop) Run(ctx context.Context) error {
 				changes = nil // the watch ended, as it does when the context ends
 			}
 			l.woken, l.addrsStale = true, true
+		case _, ok := <-drift:
+			if !ok {
+				drift = nil
+			}
+			l.suspect = ok
 		case v := <-l.verified:
 			l.endVerify(ctx, v)
 		case <-timer.C:
@@ -203,7 +213,7 @@ func (l *Loop) act(ctx context.Context, now time.Time) error {
 			return err
 		}
 	}
-	if l.complete && !l.failure.failing() && !l.reading && !time.Now().Before(l.verifyAt) {
+	if at, due := l.nextVerify(); due && !time.Now().Before(at) {
 		l.beginVerify(ctx)
 	}
 	return nil
@@ -229,7 +239,7 @@ func (l *Loop) next() (time.Time, bool) {
 	}
 	consider(l.changeAt(), l.woken)
 	consider(l.failure.retryAt, l.failure.failing())
-	consider(l.verifyAt, l.complete && !l.failure.failing() && !l.reading)
+	consider(l.nextVerify())
 	consider(l.started.Add(podCIDRWait), l.Config.DetectMode == config.DetectNodeCIDR && l.podCIDRs == nil)
 	return at, !at.IsZero()
 }

@@ -311,6 +311,30 @@ func TestVerifyUnderConstantChange(t *testing.T) {
 	})
 }
 
+func TestDriftIsRepairedWhenTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].slowRead = 100 * time.Millisecond
+		delete(k[0].objects, fwd.Service(name(1)))
+		h.drift <- struct{}{}
+		h.after(200 * time.Millisecond)
+		if h.has(1) != both {
+			t.Error("not repaired")
+		}
+		// Whoever changes the rules all the time cannot make us read all the time.
+		reads := k[0].reads
+		for range 50 {
+			h.drift <- struct{}{}
+			h.after(100 * time.Millisecond)
+		}
+		if n := k[0].reads - reads; n != 1 {
+			t.Errorf("read %d times in five seconds, each taking a tenth", n)
+		}
+	})
+}
+
 // A reading that takes long neither holds up a change nor takes what was written meanwhile for drift.
 func TestSlowVerify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -18,9 +18,18 @@ type verification struct {
 // 10,000 Services need takes seconds with iptables' nft userland.
 const verifyShare = 50
 
+// nextVerify is when the kernel is to be read, if at all.
+func (l *Loop) nextVerify() (time.Time, bool) {
+	at := l.verifyAt
+	if l.suspect {
+		at = l.verifyRest
+	}
+	return at, l.complete && !l.failure.failing() && !l.reading
+}
+
 // beginVerify reads the kernel in the background: an update never waits for it.
 func (l *Loop) beginVerify(ctx context.Context) {
-	l.reading = true
+	l.reading, l.suspect = true, false
 	r := l.Backend.Begin()
 	go func() {
 		start := time.Now()
@@ -33,7 +42,9 @@ func (l *Loop) beginVerify(ctx context.Context) {
 // is left out of it; what a failing sync left unclear is read again by that sync's retry.
 func (l *Loop) endVerify(ctx context.Context, v verification) {
 	l.reading = false
-	l.verifyAt = time.Now().Add(max(l.Config.SyncPeriod, verifyShare*v.took))
+	now := time.Now()
+	l.verifyRest = now.Add(verifyShare * v.took)
+	l.verifyAt = now.Add(max(l.Config.SyncPeriod, verifyShare*v.took))
 	if l.failure.failing() || ctx.Err() != nil {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/xtables"
@@ -16,6 +17,9 @@ type Leftover struct {
 	Family  fwd.Family
 	// Chains counts chains of ours, and built-in chains with a jump to them.
 	Chains int
+	// Guard says that the rules keep neighbours from loopback addresses, to which net.ipv4.conf.all.route_localnet opens
+	// the way. Without them it should not be 1.
+	Guard bool
 
 	tables *xtables.Tables
 }
@@ -38,7 +42,8 @@ func Leftovers(ctx context.Context) ([]Leftover, error) {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s, %s: %w", fl, f, err))
 			} else if len(found) > 0 {
-				out = append(out, Leftover{Flavour: fl, Family: f, Chains: len(found), tables: tables})
+				guard := strings.Contains(found[ChainID{Filter, chainInput}].Rules, "-d 127.0.0.0/8")
+				out = append(out, Leftover{Flavour: fl, Family: f, Chains: len(found), Guard: guard, tables: tables})
 			}
 		}
 	}
@@ -76,8 +81,8 @@ func (l Leftover) Remove(ctx context.Context) error {
 
 // RemoveOthers takes out what Fairlead wrote for one family with another userland than the one in use, as it is when a
 // node changes from legacy to nft: both would be in force. With no userland in use, because another mode is, it takes out
-// all. It is called when the rules in use are complete.
-func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, log *slog.Logger) {
+// all. It is called when the rules in use are complete; before, which may be nil, is called before each removal.
+func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, before func(Leftover), log *slog.Logger) {
 	left, err := Leftovers(ctx)
 	if err != nil {
 		log.Debug("not all flavours of iptables can be read", "error", err)
@@ -85,6 +90,9 @@ func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, log 
 	for _, l := range left {
 		if l.Flavour == inUse || l.Family != f || inUse == xtables.Plain {
 			continue
+		}
+		if before != nil {
+			before(l)
 		}
 		if err := l.Remove(ctx); err != nil {
 			log.Warn("old rules in iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)

@@ -230,7 +230,11 @@ func TestKernelLeftovers(t *testing.T) {
 	if diff := cmp.Diff(want, count()); diff != "" {
 		t.Fatal(diff)
 	}
-	RemoveOthers(ctx, xtables.NFT, fwd.IPv4, slog.New(slog.DiscardHandler))
+	guarded := false
+	RemoveOthers(ctx, xtables.NFT, fwd.IPv4, func(l Leftover) { guarded = l.Guard }, slog.New(slog.DiscardHandler))
+	if !guarded {
+		t.Error("the rules that guard loopback addresses were not noticed")
+	}
 	delete(want, "legacy IPv4")
 	if diff := cmp.Diff(want, count()); diff != "" {
 		t.Fatal(diff)

@@ -33,10 +33,12 @@ func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Backend {
 	return backend.Join(families...)
 }
 
-// Open returns a Backend on the kernel of this node, for the families in which it has nf_tables; at least one. The error
-// says what is missing.
-func Open(ctx context.Context, log *slog.Logger) (backend.Backend, error) {
+// Open returns a Backend on the kernel of this node, for the families in which it has nf_tables; at least one. The channel
+// receives when somebody else has changed a table of ours; it is closed when the context ends. The error says what is
+// missing.
+func Open(ctx context.Context, log *slog.Logger) (backend.Backend, <-chan struct{}, error) {
 	tables := make(map[fwd.Family]nft.Interface)
+	var conns []*nft.Conn
 	var errs []error
 	for _, f := range fwd.Families {
 		c, err := nft.Open(f, TableName)
@@ -48,13 +50,18 @@ func Open(ctx context.Context, log *slog.Logger) (backend.Backend, error) {
 			continue
 		}
 		tables[f] = c
+		conns = append(conns, c)
 		log.Info("using nf_tables", "family", f.String(), "table", TableName)
 	}
 	if len(tables) == 0 {
-		return nil, errors.Join(errs...)
+		return nil, nil, errors.Join(errs...)
 	}
 	for _, err := range errs {
 		log.Warn("one address family is left out", "error", err)
 	}
-	return New(tables, 0), nil
+	changed, err := nft.Watch(ctx, TableName, conns...)
+	if err != nil {
+		return nil, nil, err
+	}
+	return New(tables, 0), changed, nil
 }
