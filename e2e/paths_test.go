@@ -133,9 +133,6 @@ func (c *cluster) play(t *testing.T, scenes []scene) {
 					if p.ours && c.reference {
 						t.Skip("kube-proxy does otherwise")
 					}
-					if p.to == "loopback" && c.userland == modeNFTables {
-						t.Skip("not with --nodeport-addresses=all")
-					}
 					c.checkPath(t, services[i], p, f)
 				})
 			}
