@@ -3,6 +3,7 @@
 //	fairlead [flags]    daemon.go   API server or files ─► kube.Feed ─► reconcile.Loop ─► kernel
 //	fairlead trace      trace.go    files ─► fwd.Table ─► Lookup(packet) ─► text or JSON
 //	fairlead render     render.go   files ─► fwd.Table ─► the program of one mode
+//	fairlead cleanup    cleanup.go  takes what all modes wrote out of the kernel
 //
 // It is wiring: flags, goroutines and exit codes, no decisions. A mode is one case in mode.go.
 //
