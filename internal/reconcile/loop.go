@@ -133,6 +133,8 @@ type Loop struct {
 	// verifyRest is the time before which no verification begins, suspect says that one is due then because of Drift.
 	verifyRest time.Time
 	suspect    bool
+	// unverified counts verifications in a row that failed.
+	unverified int
 	// verified receives the reading that is going on; reading says that there is one.
 	verified chan verification
 	reading  bool

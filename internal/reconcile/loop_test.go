@@ -311,6 +311,36 @@ func TestVerifyUnderConstantChange(t *testing.T) {
 	})
 }
 
+// One failed verification is no failed sync: no update waits for another reading. Many in a row are.
+func TestFailedVerify(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[0].failRead = errors.New("somebody else writes")
+		h.after(31 * time.Second)
+		k[0].slowRead = 10 * time.Second
+		h.feed.put(service(2, 0))
+		h.settle()
+		if h.has(2) != both {
+			t.Error("a change waited for a reading")
+		}
+		if h.count("cannot read the kernel back") != 1 || h.count("level=ERROR") != 0 {
+			t.Errorf("log %s", h.log)
+		}
+		k[0].slowRead = 0
+		h.after(2 * time.Minute)
+		if h.count("level=ERROR") == 0 {
+			t.Errorf("nothing but failures for two minutes, and the log has %s", h.log)
+		}
+		k[0].failRead = nil
+		h.after(time.Minute)
+		if h.count("sync works again") != 1 {
+			t.Errorf("log %s", h.log)
+		}
+	})
+}
+
 func TestDriftIsRepairedWhenTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

@@ -18,6 +18,10 @@ type verification struct {
 // 10,000 Services need takes seconds with iptables' nft userland.
 const verifyShare = 50
 
+// verifyTries is how often in a row reading back may fail before it counts as failure of a sync. A reading fails now and
+// then while others write; a sync's retry would read again at once, and updates would wait for it.
+const verifyTries = 3
+
 // nextVerify is when the kernel is to be read, if at all.
 func (l *Loop) nextVerify() (time.Time, bool) {
 	at := l.verifyAt
@@ -48,12 +52,17 @@ func (l *Loop) endVerify(ctx context.Context, v verification) {
 	if l.failure.failing() || ctx.Err() != nil {
 		return
 	}
-	rep := Sync{Start: time.Now()}
 	if v.err != nil {
-		l.end(ctx, rep, false, v.err)
+		l.unverified++
+		if l.unverified < verifyTries {
+			l.log.Warn("cannot read the kernel back, it is tried again", "err", v.err, "at", l.verifyAt)
+			return
+		}
+		l.end(ctx, Sync{Start: time.Now()}, false, v.err)
 		return
 	}
-	rep.Drifted = v.reading.Accept()
+	l.unverified = 0
+	rep := Sync{Start: time.Now(), Drifted: v.reading.Accept()}
 	l.write(ctx, rep, true)
 }
 
