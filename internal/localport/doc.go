@@ -34,7 +34,7 @@
 //     reach the listener (CVE-2020-8558).
 //  7. The kernel chooses the source address towards the endpoint: one of this node.
 //
-// Not for: UDP and SCTP node ports on loopback, which the backend rejects and counts; IPv4 in modes whose kernel rules
+// Not for: UDP and SCTP node ports on loopback, which nobody serves; IPv4 in modes whose kernel rules
 // serve 127.0.0.0/8. A client that is gone while only its endpoint's direction is open is noticed with the next byte from
 // the endpoint.
 //
