@@ -39,8 +39,7 @@ func split(p plan, maxChains int) []step {
 	for piece := range slices.Chunk(ahead, maxChains) {
 		part := plan{Upserts: make(map[ChainID]Chain), Actual: p.Actual}
 		for _, id := range piece {
-			// A new chain that goes to a new built-in jump, or the like, does not exist; one that goes to a chain which is
-			// rewritten later finds it there.
+			// What it goes to is in this piece, in one before, or in the kernel already.
 			part.Upserts[id] = p.Upserts[id]
 			delete(last.Upserts, id)
 		}
