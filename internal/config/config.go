@@ -20,10 +20,27 @@ const (
 	ModeIPTables Mode = "iptables"
 	// ModeNFTables programs nf_tables over netlink.
 	ModeNFTables Mode = "nftables"
+	// ModeIPVS programs IPVS virtual servers over netlink.
+	ModeIPVS Mode = "ipvs"
 )
 
-// modes lists what --mode accepts.
-var modes = []Mode{ModeIPTables, ModeNFTables}
+// modes lists what --mode accepts; the first is the default.
+var modes = []Mode{ModeIPTables, ModeNFTables, ModeIPVS}
+
+// VIPMode says how the node takes packets that are sent to a VIP of an IPVS virtual server for its own.
+type VIPMode string
+
+// The ways to own VIPs.
+const (
+	// VIPAddress binds each VIP to the device kube-ipvs0.
+	VIPAddress VIPMode = "address"
+	// VIPRoute has a local route for each VIP and binds none.
+	VIPRoute VIPMode = "route"
+	// VIPMark marks packets to VIPs and routes the mark to the node.
+	VIPMark VIPMode = "mark"
+)
+
+var vipModes = []VIPMode{VIPAddress, VIPRoute, VIPMark}
 
 // DetectMode says how a connection from a pod of the cluster is recognised.
 type DetectMode string
@@ -51,8 +68,10 @@ type Config struct {
 	Objects string
 	// Kubeconfig is the path of a kubeconfig; Master overrides the server's URL. With neither, the Pod's service account.
 	Kubeconfig, Master string
-	// ContentType is the media type that is asked of the API server.
+	// ContentType is the media type of what is sent to the API server.
 	ContentType string
+	// AcceptContentTypes is the Accept header of requests to the API server; empty lets the client choose.
+	AcceptContentTypes string
 	// QPS and Burst limit requests to the API server, per second and at once.
 	QPS   float32
 	Burst int
@@ -62,6 +81,14 @@ type Config struct {
 	BindAddress netip.Addr
 	// HealthzAddress and MetricsAddress are where the two servers listen; the zero AddrPort turns a server off.
 	HealthzAddress, MetricsAddress netip.AddrPort
+	// BindAddressHardFail ends the process where one of the two cannot listen; otherwise it tries again.
+	BindAddressHardFail bool
+	// EnableProfiling serves /debug/pprof and /debug/flags on the metrics server.
+	EnableProfiling bool
+	// MetricsAuth authenticates requests to the metrics server with TokenReview and authorizes them with SubjectAccessReview.
+	MetricsAuth bool
+	// ShowHiddenMetricsForVersion is accepted for kube-proxy's sake: no metrics are hidden.
+	ShowHiddenMetricsForVersion string
 	// DetectMode, and for its values ClusterCIDRs, PodBridge and PodInterfacePrefix, say what a local pod is.
 	DetectMode DetectMode
 	// ClusterCIDRs are the pod networks of the cluster, at most one of each family in mode ClusterCIDR.
@@ -77,9 +104,17 @@ type Config struct {
 	// LocalhostNodePorts serves node ports on 127.0.0.0/8 to the node itself.
 	LocalhostNodePorts bool
 	// SyncPeriod is the time between two verifications of the kernel and the longest wait before a retry; it is positive.
+	// Settle takes it and MinSyncPeriod from the settings of the Mode.
 	SyncPeriod time.Duration
 	// MinSyncPeriod is the shortest time between the end of one sync and the start of the next, from 0 to SyncPeriod.
 	MinSyncPeriod time.Duration
+	// IPVS is what only mode ipvs needs.
+	IPVS IPVS
+	// Conntrack is how the kernel is to track connections.
+	Conntrack Conntrack
+	// ServiceProxyName is the value of the label service.kubernetes.io/service-proxy-name of the Services that are served;
+	// empty for the Services without the label.
+	ServiceProxyName string
 	// Resync is the period after which informers repeat what they know; it is positive.
 	Resync time.Duration
 	// NodePortAddresses says on which addresses node ports are served.
@@ -88,14 +123,59 @@ type Config struct {
 	Gates Gates
 	// UnknownGates are the names of other gates that were set, sorted.
 	UnknownGates []string
+	// RemoveTaint is the key of a taint that is taken from this Node once the first rules are in the kernel; empty for none.
+	RemoveTaint string
 	// OOMScoreAdj is the process's oom_score_adj, from -1000 to 1000.
 	OOMScoreAdj int
 	// Verbosity is 0 for state changes, 4 and more for debugging.
 	Verbosity int
+	// VModule is a list pattern=level of files with a verbosity of their own.
+	VModule string
 	// LogJSON logs one JSON object a line, otherwise text.
 	LogJSON bool
+	// LogFlushFrequency is accepted for kube-proxy's sake: the log is not buffered.
+	LogFlushFrequency time.Duration
+	// ConfigFile is the path of a KubeProxyConfiguration, empty for none.
+	ConfigFile string
+	// WriteConfigTo is the path of a file that gets the resolved configuration, after which the process ends; empty for none.
+	WriteConfigTo string
+	// Cleanup takes all rules of Fairlead and of kube-proxy out of the kernel, after which the process ends.
+	Cleanup bool
+	// InitOnly does what needs privileges beyond NET_ADMIN, after which the process ends.
+	InitOnly bool
 	// ShowVersion asks for the version and nothing else.
 	ShowVersion bool
+}
+
+// IPVS is what only mode ipvs needs.
+type IPVS struct {
+	// Scheduler is the kernel's name of the scheduler of virtual servers, "rr" unless the operator says otherwise.
+	Scheduler string
+	// ExcludeCIDRs are the networks of VIPs whose virtual servers belong to others and are never touched.
+	ExcludeCIDRs []netip.Prefix
+	// StrictARP keeps the node from answering ARP requests for VIPs on other interfaces, and from announcing them.
+	StrictARP bool
+	// TCPTimeout, TCPFinTimeout and UDPTimeout are after how long without a packet IPVS forgets a connection; 0 leaves the
+	// kernel's value alone.
+	TCPTimeout, TCPFinTimeout, UDPTimeout time.Duration
+	// VIP is how the node owns VIPs.
+	VIP VIPMode
+	// DrainTimeout is how long a removed destination may keep its connections; 0 stands for IPVS' TCP time-out.
+	DrainTimeout time.Duration
+}
+
+// Conntrack is how the kernel is to track connections. In all numbers and durations 0 leaves the kernel's value alone.
+type Conntrack struct {
+	// MaxPerCore times the number of CPUs, but at least Min, is the size of the table. With MaxPerCore 0, Min counts for
+	// nothing.
+	MaxPerCore, Min int
+	// TCPEstablishedTimeout and TCPCloseWaitTimeout are after how long without a packet a connection in that state is
+	// forgotten. The kernel counts whole seconds.
+	TCPEstablishedTimeout, TCPCloseWaitTimeout time.Duration
+	// UDPTimeout and UDPStreamTimeout are the same for UDP flows without and with packets in both directions.
+	UDPTimeout, UDPStreamTimeout time.Duration
+	// TCPBeLiberal accepts packets outside of the window. False leaves the kernel's value alone.
+	TCPBeLiberal bool
 }
 
 // NodePortAddresses is the parsed --nodeport-addresses.
@@ -148,7 +228,13 @@ func Default() *Config {
 			PreferSameTrafficDistribution: true,
 			LoadBalancerIPMode:            true,
 		},
-		OOMScoreAdj: -999,
+		IPVS: IPVS{Scheduler: "rr", VIP: VIPAddress},
+		Conntrack: Conntrack{
+			MaxPerCore: 32 * 1024, Min: 128 * 1024,
+			TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour,
+		},
+		OOMScoreAdj:       -999,
+		LogFlushFrequency: 5 * time.Second,
 	}
 }
 

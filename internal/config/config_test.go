@@ -28,7 +28,9 @@ func TestDefaults(t *testing.T) {
 		HealthzAddress: netip.MustParseAddrPort("0.0.0.0:10256"), MetricsAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
 		DetectMode: "ClusterCIDR", MasqueradeBit: 14, LocalhostNodePorts: true,
 		SyncPeriod: 30 * time.Second, MinSyncPeriod: time.Second, Resync: 15 * time.Minute,
-		Gates: Gates{true, true, true}, OOMScoreAdj: -999,
+		Gates: Gates{true, true, true}, OOMScoreAdj: -999, LogFlushFrequency: 5 * time.Second,
+		IPVS:      IPVS{Scheduler: "rr", VIP: "address"},
+		Conntrack: Conntrack{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
 	}
 	if d := cmp.Diff(want, got, compareNetip); d != "" {
 		t.Error(d)

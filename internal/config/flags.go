@@ -50,6 +50,33 @@ func (c *Config) Bind(fs *pflag.FlagSet) {
 	c.bindSource(fs)
 	c.bindDatapath(fs)
 	c.bindProcess(fs)
+	c.bindIPVS(fs)
+	c.bindConntrack(fs)
+}
+
+// bindIPVS registers what only mode ipvs needs.
+func (c *Config) bindIPVS(fs *pflag.FlagSet) {
+	v := &c.IPVS
+	fs.StringVar(&v.Scheduler, "ipvs-scheduler", v.Scheduler, "scheduler of virtual servers")
+	fs.Var(to(&v.ExcludeCIDRs, "CIDRs", "", parsePrefixes), "ipvs-exclude-cidrs", "networks of VIPs whose virtual servers are never touched")
+	bindBool(fs, &v.StrictARP, "ipvs-strict-arp", "do not answer ARP requests for VIPs on other interfaces")
+	fs.Var(to(&v.TCPTimeout, "duration", "0s", parseNonNegative), "ipvs-tcp-timeout", "time-out of idle TCP connections; 0 leaves it alone")
+	fs.Var(to(&v.TCPFinTimeout, "duration", "0s", parseNonNegative), "ipvs-tcpfin-timeout", "time-out of TCP connections after a FIN; 0 leaves it alone")
+	fs.Var(to(&v.UDPTimeout, "duration", "0s", parseNonNegative), "ipvs-udp-timeout", "time-out of UDP flows; 0 leaves it alone")
+	fs.Var(to(&v.VIP, "mode", string(v.VIP), func(s string) (VIPMode, error) { return oneOf(s, vipModes) }), "ipvs-vip", "how the node owns VIPs: address, route or mark")
+	fs.Var(to(&v.DrainTimeout, "duration", "0s", parseNonNegative), "ipvs-drain-timeout", "how long removed endpoints keep their connections; 0 for IPVS' TCP time-out")
+}
+
+// bindConntrack registers how connections are tracked.
+func (c *Config) bindConntrack(fs *pflag.FlagSet) {
+	v := &c.Conntrack
+	fs.Var(to(&v.MaxPerCore, "number", strconv.Itoa(v.MaxPerCore), parseInt(0, math.MaxInt32)), "conntrack-max-per-core", "connections to track per CPU; 0 leaves the limit alone")
+	fs.Var(to(&v.Min, "number", strconv.Itoa(v.Min), parseInt(0, math.MaxInt32)), "conntrack-min", "least number of connections to track")
+	fs.Var(to(&v.TCPEstablishedTimeout, "duration", v.TCPEstablishedTimeout.String(), parseNonNegative), "conntrack-tcp-timeout-established", "time-out of idle TCP connections; 0 leaves it alone")
+	fs.Var(to(&v.TCPCloseWaitTimeout, "duration", v.TCPCloseWaitTimeout.String(), parseNonNegative), "conntrack-tcp-timeout-close-wait", "time-out of TCP connections in CLOSE_WAIT; 0 leaves it alone")
+	fs.Var(to(&v.UDPTimeout, "duration", "0s", parseNonNegative), "conntrack-udp-timeout", "time-out of UDP flows without an answer; 0 leaves it alone")
+	fs.Var(to(&v.UDPStreamTimeout, "duration", "0s", parseNonNegative), "conntrack-udp-timeout-stream", "time-out of UDP flows with answers; 0 leaves it alone")
+	bindBool(fs, &v.TCPBeLiberal, "conntrack-tcp-be-liberal", "accept TCP packets outside of the window")
 }
 
 // bindSource registers where the cluster's objects come from.
@@ -96,6 +123,13 @@ func (c *Config) bindProcess(fs *pflag.FlagSet) {
 		c.LogJSON = format == "json"
 		return err
 	}}, "logging-format", "text or json")
+	bindBool(fs, &c.BindAddressHardFail, "bind-address-hard-fail", "end where a server cannot listen, instead of trying again")
+	bindBool(fs, &c.EnableProfiling, "profiling", "serve /debug/pprof on the metrics server")
+	bindBool(fs, &c.MetricsAuth, "metrics-auth", "authenticate and authorize requests to the metrics server")
+	fs.StringVar(&c.ServiceProxyName, "service-proxy-name", c.ServiceProxyName, "value of the label service-proxy-name of the Services to serve")
+	fs.StringVar(&c.RemoveTaint, "remove-taint", c.RemoveTaint, "key of a taint to take from this Node once the first rules are in the kernel")
+	bindBool(fs, &c.Cleanup, "cleanup", "take all rules out of the kernel and end")
+	bindBool(fs, &c.InitOnly, "init-only", "do what needs privileges and end")
 	bindBool(fs, &c.ShowVersion, "version", "print the version")
 }
 
