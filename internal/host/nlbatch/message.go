@@ -1,0 +1,189 @@
+package nlbatch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrMalformed says that the kernel sent something that is not netlink.
+var ErrMalformed = errors.New("malformed netlink message")
+
+// Error is an error that the kernel answered.
+type Error struct {
+	// Errno is the kernel's number. Subsystems have numbers of their own from 4096 on.
+	Errno unix.Errno
+	// Text is the kernel's explanation, mostly empty.
+	Text string
+}
+
+func (e *Error) Error() string {
+	if e.Text == "" {
+		return e.Errno.Error()
+	}
+	return fmt.Sprintf("%v (%s)", e.Errno, e.Text)
+}
+
+// Unwrap returns the number, so that errors.Is(err, unix.EEXIST) works.
+func (e *Error) Unwrap() error { return e.Errno }
+
+func align(n int) int { return (n + 3) &^ 3 }
+
+// append appends the request as a message.
+func (r Request) append(b []byte, flags uint16, seq uint32) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(unix.NLMSG_HDRLEN+len(r.Body)))
+	b = binary.NativeEndian.AppendUint16(b, r.Type)
+	b = binary.NativeEndian.AppendUint16(b, r.Flags|flags|unix.NLM_F_REQUEST)
+	b = binary.NativeEndian.AppendUint32(b, seq)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	return pad(append(b, r.Body...), len(r.Body))
+}
+
+// pad fills up to a multiple of four after something of n bytes.
+func pad(b []byte, n int) []byte {
+	for ; n%4 != 0; n++ {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// Messages yields the messages of a datagram. Their bodies are parts of b.
+func Messages(b []byte) iter.Seq2[Message, error] {
+	return func(yield func(Message, error) bool) {
+		for len(b) > 0 {
+			if len(b) < unix.NLMSG_HDRLEN {
+				yield(Message{}, ErrMalformed)
+				return
+			}
+			n := binary.NativeEndian.Uint32(b)
+			if n < unix.NLMSG_HDRLEN || uint64(n) > uint64(len(b)) {
+				yield(Message{}, ErrMalformed)
+				return
+			}
+			m := Message{
+				Type: binary.NativeEndian.Uint16(b[4:]), Flags: binary.NativeEndian.Uint16(b[6:]),
+				Seq: binary.NativeEndian.Uint32(b[8:]), Body: b[unix.NLMSG_HDRLEN:n:n],
+			}
+			if !yield(m, nil) {
+				return
+			}
+			b = b[min(align(int(n)), len(b)):]
+		}
+	}
+}
+
+// nlmsgerrMessage is the attribute with the kernel's explanation of an error (NLMSGERR_ATTR_MSG).
+const nlmsgerrMessage = 1
+
+// err returns what a message of type NLMSG_ERROR or NLMSG_DONE says, nil if all is well.
+func (m Message) err() error {
+	if len(m.Body) < 4 {
+		if m.Type == unix.NLMSG_DONE {
+			return nil
+		}
+		return ErrMalformed
+	}
+	code := int32(binary.NativeEndian.Uint32(m.Body))
+	if code == 0 || code > 0 && m.Type == unix.NLMSG_DONE { // the end of a dump may carry a length
+		return nil
+	}
+	e := &Error{Errno: unix.Errno(-code)}
+	if m.Flags&unix.NLM_F_ACK_TLVS == 0 {
+		return e
+	}
+	// In an error the header of the request comes first, and the whole request if it is not capped.
+	skip := 4
+	if m.Type == unix.NLMSG_ERROR {
+		skip += unix.NLMSG_HDRLEN
+		if m.Flags&unix.NLM_F_CAPPED == 0 && len(m.Body) >= 8 {
+			skip = 4 + align(int(binary.NativeEndian.Uint32(m.Body[4:])))
+		}
+	}
+	if skip < 0 || skip > len(m.Body) {
+		return e
+	}
+	for a, err := range Attrs(m.Body[skip:]) {
+		if err == nil && a.Type == nlmsgerrMessage {
+			e.Text = a.Text()
+		}
+	}
+	return e
+}
+
+const attrHeader = 4
+
+// AppendAttr appends an attribute to b, which begins at a multiple of four.
+func AppendAttr(b []byte, typ uint16, data ...byte) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeader+len(data)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	return pad(append(b, data...), len(data))
+}
+
+// AppendText appends an attribute with a string that a zero byte ends.
+func AppendText(b []byte, typ uint16, s string) []byte {
+	return AppendAttr(b, typ, append([]byte(s), 0)...)
+}
+
+// AppendUint32 appends an attribute with a number in the byte order of the machine, as rtnetlink and generic netlink want.
+func AppendUint32(b []byte, typ uint16, v uint32) []byte {
+	return AppendAttr(b, typ, binary.NativeEndian.AppendUint32(nil, v)...)
+}
+
+// AppendNest appends an attribute that consists of those that fill appends.
+func AppendNest(b []byte, typ uint16, fill func([]byte) []byte) []byte {
+	at := len(b)
+	b = binary.NativeEndian.AppendUint16(b, 0)
+	b = fill(binary.NativeEndian.AppendUint16(b, typ|unix.NLA_F_NESTED))
+	binary.NativeEndian.PutUint16(b[at:], uint16(len(b)-at))
+	return b
+}
+
+// Attr is an attribute as it was read.
+type Attr struct {
+	// Type is without the flags for nesting and byte order.
+	Type uint16
+	Data []byte
+}
+
+// Text reads a string that ends with a zero byte.
+func (a Attr) Text() string {
+	for i, c := range a.Data {
+		if c == 0 {
+			return string(a.Data[:i])
+		}
+	}
+	return string(a.Data)
+}
+
+// Uint32 reads a number in the byte order of the machine; 0 if there is none.
+func (a Attr) Uint32() uint32 {
+	if len(a.Data) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(a.Data)
+}
+
+// Attrs yields the attributes that are encoded in b, in order.
+func Attrs(b []byte) iter.Seq2[Attr, error] {
+	return func(yield func(Attr, error) bool) {
+		for len(b) > 0 {
+			if len(b) < attrHeader {
+				yield(Attr{}, ErrMalformed)
+				return
+			}
+			n := int(binary.NativeEndian.Uint16(b))
+			if n < attrHeader || n > len(b) {
+				yield(Attr{}, ErrMalformed)
+				return
+			}
+			typ := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if !yield(Attr{Type: typ, Data: b[attrHeader:n:n]}, nil) {
+				return
+			}
+			b = b[min(align(n), len(b)):]
+		}
+	}
+}
