@@ -2,8 +2,10 @@ package fwd
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Class is the class of a packet's source, as this node sees it. Each packet has exactly one, tested in the order Pod,
@@ -128,6 +130,9 @@ type Endpoint struct {
 	Local bool
 	// Terminating says that the endpoint serves while it shuts down.
 	Terminating bool
+	// Instance tells apart the pods that have had this address one after the other; 0 where that is not known. Dataplanes
+	// that follow connections themselves (IPVS) need it; it has no influence on who may be chosen.
+	Instance uint32
 }
 
 // Pool is what a route chooses an endpoint from: per new connection, at random in proportion to the weights, unless
@@ -139,11 +144,58 @@ type Pool struct {
 	// AffinitySec is the time in seconds for which a client address stays with its endpoint after its last new
 	// connection, from 1 to 86400; 0 means no session affinity. Both pools of a service port share the records.
 	AffinitySec uint32
+	// Scheduler is the name of the IPVS scheduler that the Service asks for, such as "mh"; empty for the node's default.
+	// Other dataplanes choose at random whatever it says.
+	Scheduler string
+	// SchedulerFlags belong to Scheduler.
+	SchedulerFlags SchedulerFlags
+}
+
+// SchedulerFlags change how the IPVS schedulers sh and mh choose. The others know none.
+type SchedulerFlags uint8
+
+// The flags of schedulers, see ipvsadm(8).
+const (
+	// SchedulerFallback chooses another endpoint where the one that was hashed takes no connections.
+	SchedulerFallback SchedulerFlags = 1 << iota
+	// SchedulerPort takes the source port into the hash.
+	SchedulerPort
+)
+
+// schedulerFlagNames are the names of the flags in order, as ipvsadm writes them without the scheduler's name.
+var schedulerFlagNames = []string{"fallback", "port"}
+
+// ParseSchedulerFlags reads a comma list of "fallback" and "port"; nothing is no flag.
+func ParseSchedulerFlags(s string) (SchedulerFlags, error) {
+	var f SchedulerFlags
+	for name := range strings.SplitSeq(s, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		i := slices.Index(schedulerFlagNames, name)
+		if i < 0 {
+			return 0, fmt.Errorf("%q: want %s", name, strings.Join(schedulerFlagNames, ", "))
+		}
+		f |= 1 << i
+	}
+	return f, nil
+}
+
+// String is the comma list that ParseSchedulerFlags reads.
+func (f SchedulerFlags) String() string {
+	var names []string
+	for i, name := range schedulerFlagNames {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // Equal compares all fields.
 func (p Pool) Equal(o Pool) bool {
-	return p.Key == o.Key && p.AffinitySec == o.AffinitySec && slices.Equal(p.Endpoints, o.Endpoints)
+	return p.Key == o.Key && p.AffinitySec == o.AffinitySec && p.Scheduler == o.Scheduler && p.SchedulerFlags == o.SchedulerFlags &&
+		slices.Equal(p.Endpoints, o.Endpoints)
 }
 
 // VIP is an address of Services, of whatever kind, on which at least one frontend is.
@@ -182,6 +234,9 @@ type Fragment struct {
 	Pools []Pool
 	// Serving is sorted by port and family; one for each UDP service port and family that is handled here.
 	Serving []ServingPort
+	// Leaving are the endpoints of all ports and both families that shut down and are not gone yet, whether or not they are
+	// in a pool; sorted, without duplicates. One that was here and is no longer is a pod that has ended.
+	Leaving []netip.AddrPort
 	// HealthCheck is the Service's health-check node port.
 	HealthCheck HealthCheck
 	// LocalPolicyEmpty counts the service ports and families whose internal (index 0) or external (index 1) traffic
@@ -191,7 +246,7 @@ type Fragment struct {
 
 // Empty says that the fragment contributes nothing.
 func (f *Fragment) Empty() bool {
-	return len(f.Frontends) == 0 && len(f.Pools) == 0 && len(f.Serving) == 0 && f.HealthCheck == HealthCheck{}
+	return len(f.Frontends) == 0 && len(f.Pools) == 0 && len(f.Serving) == 0 && len(f.Leaving) == 0 && f.HealthCheck == HealthCheck{}
 }
 
 // Equal compares all fields.
@@ -199,7 +254,7 @@ func (f *Fragment) Equal(o *Fragment) bool {
 	return f.Owner == o.Owner && f.CreatedUnix == o.CreatedUnix && f.HealthCheck == o.HealthCheck && f.LocalPolicyEmpty == o.LocalPolicyEmpty &&
 		slices.EqualFunc(f.Frontends, o.Frontends, Frontend.Equal) &&
 		slices.EqualFunc(f.Pools, o.Pools, Pool.Equal) &&
-		slices.EqualFunc(f.Serving, o.Serving, ServingPort.Equal)
+		slices.EqualFunc(f.Serving, o.Serving, ServingPort.Equal) && slices.Equal(f.Leaving, o.Leaving)
 }
 
 // Equal compares all fields.

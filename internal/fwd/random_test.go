@@ -88,6 +88,9 @@ func (g generator) port(f *Fragment, p ServicePort, fam Family) {
 			s.Endpoints = append(s.Endpoints, netip.AddrPortFrom(g.addr(fam, byte(i)), 53))
 		}
 		f.Serving = append(f.Serving, s)
+		if len(f.Leaving) == 0 && g.one(3) {
+			f.Leaving = []netip.AddrPort{netip.AddrPortFrom(g.addr(fam, 1), 53)}
+		}
 	}
 }
 
@@ -104,8 +107,11 @@ func (g generator) pool(k PoolKey) Pool {
 	for i := range 1 + g.IntN(3) {
 		p.Endpoints = append(p.Endpoints, Endpoint{
 			Addr:   netip.AddrPortFrom(g.addr(k.Family, byte(i)), 80),
-			Weight: uint32(1 + g.IntN(2)), Local: g.one(2), Terminating: g.one(3),
+			Weight: uint32(1 + g.IntN(2)), Local: g.one(2), Terminating: g.one(3), Instance: uint32(g.IntN(2)),
 		})
+	}
+	if g.one(3) {
+		p.Scheduler, p.SchedulerFlags = "mh", SchedulerFlags(g.IntN(4))
 	}
 	return p
 }

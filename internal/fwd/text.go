@@ -98,6 +98,9 @@ func writeService(w io.Writer, f *Fragment) {
 			fmt.Fprintf(w, " %s=%d", name, n)
 		}
 	}
+	if len(f.Leaving) > 0 {
+		fmt.Fprintf(w, " leaving=%s", join(f.Leaving, netip.AddrPort.String))
+	}
 	fmt.Fprintln(w)
 }
 
@@ -151,6 +154,12 @@ func writePool(w io.Writer, p *Pool) {
 	if p.AffinitySec != 0 {
 		fmt.Fprintf(w, " affinity=%d", p.AffinitySec)
 	}
+	if p.Scheduler != "" {
+		fmt.Fprintf(w, " scheduler=%s", nameText(p.Scheduler))
+	}
+	if p.SchedulerFlags != 0 {
+		fmt.Fprintf(w, " schedulerflags=%s", p.SchedulerFlags)
+	}
 	fmt.Fprintf(w, " endpoints=%s\n", join(p.Endpoints, endpointText))
 }
 
@@ -181,6 +190,9 @@ func endpointText(e Endpoint) string {
 	}
 	if e.Weight != 1 {
 		s += "/weight:" + strconv.FormatUint(uint64(e.Weight), 10)
+	}
+	if e.Instance != 0 {
+		s += "/instance:" + strconv.FormatUint(uint64(e.Instance), 10)
 	}
 	return s
 }

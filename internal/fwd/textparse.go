@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -370,6 +371,14 @@ func (f *fields) service(out *Fragment) {
 	for i, name := range emptyFields {
 		out.LocalPolicyEmpty[i] = int(f.uint(name, 1<<31-1))
 	}
+	leaving, _ := f.take("leaving")
+	out.Leaving = list(f, "leaving", split(leaving), func(s string) (netip.AddrPort, error) {
+		a, err := netip.ParseAddrPort(s)
+		if err != nil {
+			return a, err
+		}
+		return parseAddrPort(s, FamilyOf(a.Addr()))
+	}, netip.AddrPort.Compare)
 }
 
 func (f *fields) frontend() (fe Frontend) {
@@ -449,6 +458,8 @@ func (f *fields) pool() (p Pool) {
 	p.Key.Family = enum(f, "family", IPv4, IPv6)
 	p.Key.Scope = enum(f, "scope", Cluster, Local)
 	p.AffinitySec = uint32(f.uint("affinity", 86400))
+	p.Scheduler = read(f, "scheduler", parseWholeName)
+	p.SchedulerFlags = read(f, "schedulerflags", ParseSchedulerFlags)
 	p.Endpoints = list(f, "endpoints", split(f.must("endpoints")), func(s string) (Endpoint, error) {
 		return parseEndpoint(s, p.Key.Family)
 	}, func(a, b Endpoint) int { return a.Addr.Compare(b.Addr) })
@@ -612,6 +623,7 @@ func parseEndpoint(s string, fam Family) (Endpoint, error) {
 	e := Endpoint{Addr: addr, Weight: 1}
 	for _, flag := range parts[1:] {
 		weight, isWeight := strings.CutPrefix(flag, "weight:")
+		instance, isInstance := strings.CutPrefix(flag, "instance:")
 		switch {
 		case flag == "local":
 			e.Local = true
@@ -623,8 +635,14 @@ func parseEndpoint(s string, fam Family) (Endpoint, error) {
 				return e, err
 			}
 			e.Weight = uint32(n)
+		case isInstance:
+			n, err := parseUint(instance, 1, math.MaxUint32)
+			if err != nil {
+				return e, err
+			}
+			e.Instance = uint32(n)
 		default:
-			return e, fmt.Errorf("%q: want local, draining or weight", flag)
+			return e, fmt.Errorf("%q: want local, draining, weight or instance", flag)
 		}
 	}
 	return e, nil
