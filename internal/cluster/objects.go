@@ -75,6 +75,41 @@ type Service struct {
 	HealthCheckNodePort uint16
 	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for none.
 	AffinitySec uint32
+	// Scheduler is the IPVS scheduler that an annotation asks for, empty for the node's default; SchedulerFlags are those of
+	// package fwd.
+	Scheduler      string
+	SchedulerFlags uint8
+	// Weights say how endpoints share new connections; the first that fits an endpoint counts, and none means weight 1.
+	Weights []Weight
+}
+
+// WeightSelector says which endpoints a Weight is for.
+type WeightSelector uint8
+
+// The selectors.
+const (
+	// SelectAll fits every endpoint.
+	SelectAll WeightSelector = iota
+	// SelectLocal fits endpoints on this node.
+	SelectLocal
+	// SelectSameZone fits endpoints in this node's zone, if it has one.
+	SelectSameZone
+	// SelectNode, SelectZone fit endpoints whose node or zone has the name that Value says.
+	SelectNode
+	SelectZone
+	// SelectPod fits endpoints whose pod's name matches the pattern (path.Match) that Value says.
+	SelectPod
+	// SelectAddress fits endpoints inside Prefix.
+	SelectAddress
+)
+
+// Weight gives endpoints their share of new connections.
+type Weight struct {
+	Selector WeightSelector
+	Value    string
+	Prefix   netip.Prefix
+	// Weight is from 1 to 65535.
+	Weight uint16
 }
 
 // Equal compares all fields.
@@ -83,7 +118,8 @@ func (s *Service) Equal(o *Service) bool {
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
 		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&
-		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinitySec == o.AffinitySec
+		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinitySec == o.AffinitySec &&
+		s.Scheduler == o.Scheduler && s.SchedulerFlags == o.SchedulerFlags && slices.Equal(s.Weights, o.Weights)
 }
 
 // SlicePort is one entry of an EndpointSlice's ports that has a name and a number.
@@ -100,8 +136,11 @@ type Endpoint struct {
 	Ready       bool
 	Serving     bool
 	Terminating bool
-	// Node is empty where the object names none.
-	Node string
+	// Node and Zone are empty where the object names none.
+	Node, Zone string
+	// Pod is the name of the pod behind the address, Instance a hash of its UID; empty and 0 where the object names none.
+	Pod      string
+	Instance uint32
 	// ZoneHints and NodeHints are sorted.
 	ZoneHints []string
 	NodeHints []string
@@ -110,6 +149,7 @@ type Endpoint struct {
 // Equal compares all fields.
 func (e Endpoint) Equal(o Endpoint) bool {
 	return e.Addr == o.Addr && e.Ready == o.Ready && e.Serving == o.Serving && e.Terminating == o.Terminating && e.Node == o.Node &&
+		e.Zone == o.Zone && e.Pod == o.Pod && e.Instance == o.Instance &&
 		slices.Equal(e.ZoneHints, o.ZoneHints) && slices.Equal(e.NodeHints, o.NodeHints)
 }
 

@@ -62,6 +62,8 @@ func Compile(svc *cluster.Service, endpointSlices []*cluster.Slice, f *Facts) (*
 	slices.SortFunc(c.out.Serving, func(a, b fwd.ServingPort) int {
 		return cmp.Or(a.Port.Compare(b.Port), cmp.Compare(a.Family, b.Family))
 	})
+	slices.SortFunc(c.out.Leaving, netip.AddrPort.Compare)
+	c.out.Leaving = slices.Compact(c.out.Leaving)
 	c.out.HealthCheck.LocalEndpoints = countDistinct(c.localReady)
 	return c.out, c.problems
 }
@@ -176,6 +178,7 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 	accessible := p.NodePort != 0 || len(c.lbIPs[i]) > 0 || len(c.externalIPs[i]) > 0
 	found := c.endpoints(fam, p)
 	s := c.choose(found)
+	c.leaving(found)
 	// Those that no route uses are dropped at the end.
 	for scope, eps := range [fwd.NumScopes][]fwd.Endpoint{fwd.Cluster: s.cluster, fwd.Local: s.local} {
 		if len(eps) > 0 {
@@ -183,6 +186,7 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 				Key:         fwd.PoolKey{Port: owner, Family: fam, Scope: fwd.Scope(scope)},
 				Endpoints:   eps,
 				AffinitySec: c.svc.AffinitySec,
+				Scheduler:   c.svc.Scheduler, SchedulerFlags: fwd.SchedulerFlags(c.svc.SchedulerFlags),
 			})
 		}
 	}
@@ -198,10 +202,10 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 	}
 	if len(s.cluster) > 0 && len(s.local) == 0 {
 		if c.svc.InternalLocal {
-			c.out.LocalPolicyEmpty[0]++
+			c.out.LocalPolicyEmpty[fam.Index()][0]++
 		}
 		if c.externalLocal && accessible {
-			c.out.LocalPolicyEmpty[1]++
+			c.out.LocalPolicyEmpty[fam.Index()][1]++
 		}
 	}
 	return c.internalRoutes(fam, s), c.externalRoutes(fam, s)

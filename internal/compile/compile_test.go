@@ -41,7 +41,7 @@ frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp outside=forward,clu
 pool ns/svc:/tcp family=IPv4 scope=cluster affinity=10800 endpoints=10.0.1.1:80/local,10.0.1.2:80
 `},
 		{"external policy Local: both pools, terminating local one", "", "172.30.0.41 np=3001 lb=1.2.3.4 etp=local hc=30000", ".1@n1:ST .2@n2:R", `
-service ns/svc created=1 healthcheck=30000
+service ns/svc created=1 healthcheck=30000 leaving=10.0.1.1:80
 frontend node4:3001/tcp kind=NodePort owner=ns/svc:/tcp outside=forward,local,external-local pod=forward,cluster,short-circuit host=forward,cluster,masquerade,short-circuit
 frontend 1.2.3.4:80/tcp kind=LoadBalancer owner=ns/svc:/tcp outside=forward,local,external-local pod=forward,cluster,short-circuit host=forward,cluster,masquerade,short-circuit
 frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp outside=forward,cluster,masquerade,policy-cluster pod=forward,cluster,policy-cluster host=forward,cluster,masquerade,policy-cluster
@@ -49,7 +49,7 @@ pool ns/svc:/tcp family=IPv4 scope=cluster endpoints=10.0.1.2:80
 pool ns/svc:/tcp family=IPv4 scope=local endpoints=10.0.1.1:80/local/draining
 `},
 		{"no detector: the route of pods is that of outside", "noop", "172.30.0.41 lb=1.2.3.4 etp=local hc=30000", ".2@n2:R", `
-service ns/svc created=1 healthcheck=30000 externalempty=1
+service ns/svc created=1 healthcheck=30000 externalempty4=1
 frontend 1.2.3.4:80/tcp kind=LoadBalancer owner=ns/svc:/tcp outside=drop,external-local-empty pod=drop,external-local-empty host=forward,cluster,masquerade,short-circuit
 frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp all=forward,cluster,policy-cluster
 pool ns/svc:/tcp family=IPv4 scope=cluster endpoints=10.0.1.2:80
@@ -60,7 +60,7 @@ frontend 172.30.0.41:80/tcp kind=ClusterIP owner=ns/svc:/tcp outside=forward,loc
 pool ns/svc:/tcp family=IPv4 scope=local endpoints=10.0.1.1:80/local
 `},
 		{"UDP: what serves, ready or not, and an empty list", "", "172.30.0.41 fd00:30::41 ports=dns/udp:53", "[dns/udp:53] .1@n1:NS .2@n2:NT .3@n2:ST .4@n2:NR", `
-service ns/svc created=1
+service ns/svc created=1 leaving=10.0.1.2:53,10.0.1.3:53
 frontend 172.30.0.41:53/udp kind=ClusterIP owner=ns/svc:dns/udp outside=forward,cluster,masquerade,policy-cluster pod=forward,cluster,policy-cluster host=forward,cluster,masquerade,policy-cluster
 frontend [fd00:30::41]:53/udp kind=ClusterIP owner=ns/svc:dns/udp all=reject,no-endpoints
 pool ns/svc:dns/udp family=IPv4 scope=cluster endpoints=10.0.1.3:53/draining
@@ -215,15 +215,16 @@ func TestHealthCheck(t *testing.T) {
 func TestLocalPolicyEmpty(t *testing.T) {
 	tests := []struct {
 		name, svc, eps string
-		want           [2]int
+		want           [2][2]int
 	}{
-		{"both, two ports", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1 ports=/tcp:80,b/tcp:81", "[/tcp:80] [b/tcp:80] .1@n2:R", [2]int{2, 2}},
-		{"a local one", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1", ".1@n2:R .2@n1:ST", [2]int{}},
-		{"none anywhere", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1", ".1@n2:NR", [2]int{}},
-		{"policy Cluster", "172.30.0.41 lb=1.2.3.4", ".1@n2:R", [2]int{}},
-		{"no external frontend", "172.30.0.41 etp=local itp=local", ".1@n2:R", [2]int{1, 0}},
-		{"policy Local, load balancer pending, no node port", "172.30.0.41 type=LoadBalancer etp=local hc=1", ".1@n2:R", [2]int{}},
-		{"each family", "172.30.0.41 fd00:30::41 itp=local", ".1@n2:R | fd00:10::5@n2:R", [2]int{2, 0}},
+		{"both, two ports", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1 ports=/tcp:80,b/tcp:81", "[/tcp:80] [b/tcp:80] .1@n2:R", [2][2]int{{2, 2}}},
+		{"a local one", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1", ".1@n2:R .2@n1:ST", [2][2]int{}},
+		{"none anywhere", "172.30.0.41 lb=1.2.3.4 etp=local itp=local hc=1", ".1@n2:NR", [2][2]int{}},
+		{"policy Cluster", "172.30.0.41 lb=1.2.3.4", ".1@n2:R", [2][2]int{}},
+		{"no external frontend", "172.30.0.41 etp=local itp=local", ".1@n2:R", [2][2]int{{1, 0}}},
+		{"policy Local, load balancer pending, no node port", "172.30.0.41 type=LoadBalancer etp=local hc=1", ".1@n2:R", [2][2]int{}},
+		{"one family", "172.30.0.41 fd00:30::41 itp=local", ".1@n1:R | fd00:10::5@n2:R", [2][2]int{{}, {1, 0}}},
+		{"each family", "172.30.0.41 fd00:30::41 itp=local", ".1@n2:R | fd00:10::5@n2:R", [2][2]int{{1, 0}, {1, 0}}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"path"
 	"slices"
 
 	"github.com/fairlead/fairlead/internal/cluster"
@@ -109,13 +110,13 @@ func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate 
 // regard to topology, which never leaves it empty: a mode is on only if an endpoint is hinted for this node.
 func (c *compiler) choose(found []candidate) (s sets) {
 	hinted := c.topology(found)
-	s.cluster = pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
+	s.cluster = c.pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
 	if len(s.cluster) == 0 {
-		s.cluster = pick(found, (*candidate).draining)
+		s.cluster = c.pick(found, (*candidate).draining)
 	}
-	s.local = pick(found, func(e *candidate) bool { return e.ep.Ready && e.local })
+	s.local = c.pick(found, func(e *candidate) bool { return e.ep.Ready && e.local })
 	if len(s.local) == 0 {
-		s.local = pick(found, func(e *candidate) bool { return e.draining() && e.local })
+		s.local = c.pick(found, func(e *candidate) bool { return e.draining() && e.local })
 	}
 	return s
 }
@@ -150,7 +151,7 @@ func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
 }
 
 // pick returns the endpoints to keep, in the order found; nil if none.
-func pick(found []candidate, keep func(*candidate) bool) []fwd.Endpoint {
+func (c *compiler) pick(found []candidate, keep func(*candidate) bool) []fwd.Endpoint {
 	n := 0
 	for i := range found {
 		if keep(&found[i]) {
@@ -163,10 +164,49 @@ func pick(found []candidate, keep func(*candidate) bool) []fwd.Endpoint {
 	out := make([]fwd.Endpoint, 0, n)
 	for i := range found {
 		if e := &found[i]; keep(e) {
-			out = append(out, fwd.Endpoint{Addr: e.addr, Weight: 1, Local: e.local, Terminating: e.draining()})
+			out = append(out, fwd.Endpoint{
+				Addr: e.addr, Weight: c.weight(e), Local: e.local, Terminating: e.draining(), Instance: e.ep.Instance,
+			})
 		}
 	}
 	return out
+}
+
+// weight is the endpoint's share of new connections: that of the first selector that fits.
+func (c *compiler) weight(e *candidate) uint32 {
+	for i := range c.svc.Weights {
+		w := &c.svc.Weights[i]
+		fits := false
+		switch w.Selector {
+		case cluster.SelectAll:
+			fits = true
+		case cluster.SelectLocal:
+			fits = e.local
+		case cluster.SelectSameZone:
+			fits = c.facts.Zone != "" && e.ep.Zone == c.facts.Zone
+		case cluster.SelectNode:
+			fits = e.ep.Node == w.Value
+		case cluster.SelectZone:
+			fits = e.ep.Zone == w.Value
+		case cluster.SelectPod:
+			fits, _ = path.Match(w.Value, e.ep.Pod)
+		case cluster.SelectAddress:
+			fits = w.Prefix.Contains(e.ep.Addr)
+		}
+		if fits {
+			return uint32(w.Weight)
+		}
+	}
+	return 1
+}
+
+// leaving adds the endpoints that shut down.
+func (c *compiler) leaving(found []candidate) {
+	for i := range found {
+		if found[i].ep.Terminating {
+			c.out.Leaving = append(c.out.Leaving, found[i].addr)
+		}
+	}
 }
 
 // serving lists the endpoints whose flows are good, whatever policy makes of them for new ones.

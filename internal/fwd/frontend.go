@@ -239,9 +239,9 @@ type Fragment struct {
 	Leaving []netip.AddrPort
 	// HealthCheck is the Service's health-check node port.
 	HealthCheck HealthCheck
-	// LocalPolicyEmpty counts the service ports and families whose internal (index 0) or external (index 1) traffic
+	// LocalPolicyEmpty counts, by Family.Index, the service ports whose internal (index 0) or external (index 1) traffic
 	// policy is Local and that have endpoints, none of them on this node.
-	LocalPolicyEmpty [2]int
+	LocalPolicyEmpty [2][2]int
 }
 
 // Empty says that the fragment contributes nothing.

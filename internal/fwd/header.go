@@ -67,6 +67,12 @@ type Header struct {
 	MasqueradeBit uint8
 	// RejectOtherPorts rejects what is sent to a cluster IP but to none of its ports (mode nftables). Otherwise it passes.
 	RejectOtherPorts bool
+	// ServiceCIDRs are the networks that cluster IPs are taken from, by Family.Index, as far as they are known: masked,
+	// sorted, and none inside another.
+	ServiceCIDRs [2][]netip.Prefix
+	// DropUnallocated drops what is sent to an address in ServiceCIDRs that is no cluster IP (mode nftables). Otherwise it
+	// passes.
+	DropUnallocated bool
 	// LocalAddrs are the addresses of the node, sorted; loopback ones need not be named. Only Lookup reads them: the
 	// kernel knows its own.
 	LocalAddrs []netip.Addr
@@ -81,9 +87,15 @@ func (h *Header) IsLocal(a netip.Addr) bool {
 	return ok
 }
 
+// inServiceCIDR says whether the address is in one of ServiceCIDRs.
+func (h *Header) inServiceCIDR(a netip.Addr) bool {
+	return slices.ContainsFunc(h.ServiceCIDRs[FamilyOf(a).Index()], func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // Equal compares all fields.
 func (h *Header) Equal(o *Header) bool {
 	return h.Detector == o.Detector && h.MasqueradeBit == o.MasqueradeBit && h.RejectOtherPorts == o.RejectOtherPorts &&
+		h.DropUnallocated == o.DropUnallocated && slices.Equal(h.ServiceCIDRs[0], o.ServiceCIDRs[0]) && slices.Equal(h.ServiceCIDRs[1], o.ServiceCIDRs[1]) &&
 		h.NodePorts[0].Equal(o.NodePorts[0]) && h.NodePorts[1].Equal(o.NodePorts[1]) && slices.Equal(h.LocalAddrs, o.LocalAddrs)
 }
 

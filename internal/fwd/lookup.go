@@ -85,8 +85,13 @@ func (t *Table) Lookup(p Packet) Outcome {
 		if np.Loopback && dst.IsLoopback() && !p.Src.IsLoopback() {
 			out.Verdict, out.Reason = VerdictDrop, ReasonLoopback
 		}
-		if t.header.RejectOtherPorts && t.vips[dst].clusterIP > 0 && !t.header.IsLocal(dst) {
+		// Where somebody gave the address to an interface of this host, it is the host's own.
+		switch isClusterIP := t.vips[dst].clusterIP > 0; {
+		case t.header.IsLocal(dst):
+		case isClusterIP && t.header.RejectOtherPorts:
 			out.Verdict, out.Reason = VerdictReject, ReasonOtherPort
+		case !isClusterIP && t.header.DropUnallocated && t.header.inServiceCIDR(dst):
+			out.Verdict, out.Reason = VerdictDrop, ReasonUnallocated
 		}
 		return out
 	}

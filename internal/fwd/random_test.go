@@ -37,7 +37,7 @@ func (g generator) fragment(owner Service) *Fragment {
 		f.HealthCheck = HealthCheck{Port: uint16(1 + g.IntN(9)), LocalEndpoints: g.IntN(3)}
 	}
 	for i := range f.LocalPolicyEmpty {
-		f.LocalPolicyEmpty[i] = g.IntN(2)
+		f.LocalPolicyEmpty[i] = [2]int{g.IntN(2), g.IntN(2)}
 	}
 	for _, name := range []string{"", "http", "odd port"} {
 		for _, fam := range Families {

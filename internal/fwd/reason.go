@@ -29,6 +29,8 @@ const (
 	ReasonLoopback
 	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (mode nftables).
 	ReasonOtherPort
+	// ReasonUnallocated: the destination is in a service CIDR, but no cluster IP (mode nftables).
+	ReasonUnallocated
 	numReasons
 )
 
@@ -43,6 +45,7 @@ var reasonText = [numReasons]string{
 	ReasonExternalLocalEmpty: "external-local-empty: externalTrafficPolicy is Local and no endpoint is on this node, so outside clients are dropped",
 	ReasonShortCircuit:       "short-circuit: externalTrafficPolicy is Local, but a source inside the cluster is served as if by the load balancer, from all usable endpoints",
 	ReasonOtherPort:          "other-port: the address is a cluster IP that has no such protocol and port, so it is rejected",
+	ReasonUnallocated:        "unallocated: the address is in a service CIDR and is no Service's cluster IP, so it is dropped",
 	ReasonLoopback:           "loopback: a source that is not this host may not reach loopback addresses",
 }
 

@@ -79,6 +79,14 @@ func writeHeader(w io.Writer, h *Header) {
 	if h.RejectOtherPorts {
 		fmt.Fprint(w, " otherports=reject")
 	}
+	for i, fam := range Families {
+		if len(h.ServiceCIDRs[i]) > 0 {
+			fmt.Fprintf(w, " servicecidrs%d=%s", fam, join(h.ServiceCIDRs[i], netip.Prefix.String))
+		}
+	}
+	if h.DropUnallocated {
+		fmt.Fprint(w, " unallocated=drop")
+	}
 	if len(h.LocalAddrs) > 0 {
 		fmt.Fprintf(w, " local=%s", join(h.LocalAddrs, netip.Addr.String))
 	}
@@ -93,9 +101,11 @@ func writeService(w io.Writer, f *Fragment) {
 	if f.HealthCheck.LocalEndpoints != 0 {
 		fmt.Fprintf(w, " localendpoints=%d", f.HealthCheck.LocalEndpoints)
 	}
-	for i, name := range emptyFields {
-		if n := f.LocalPolicyEmpty[i]; n != 0 {
-			fmt.Fprintf(w, " %s=%d", name, n)
+	for i, names := range emptyFields {
+		for policy, name := range names {
+			if n := f.LocalPolicyEmpty[i][policy]; n != 0 {
+				fmt.Fprintf(w, " %s=%d", name, n)
+			}
 		}
 	}
 	if len(f.Leaving) > 0 {
@@ -105,7 +115,7 @@ func writeService(w io.Writer, f *Fragment) {
 }
 
 // emptyFields are the names of Fragment.LocalPolicyEmpty by its index.
-var emptyFields = [2]string{"internalempty", "externalempty"}
+var emptyFields = [2][2]string{{"internalempty4", "externalempty4"}, {"internalempty6", "externalempty6"}}
 
 // writeFrontends writes the frontends of all Services by key, then the claims by key and Service.
 func (t *Table) writeFrontends(w io.Writer, owners []Service) {

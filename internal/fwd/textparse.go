@@ -312,6 +312,15 @@ func (f *fields) header() (h Header) {
 			f.fail("otherports %q: want reject", s)
 		}
 	}
+	for i, fam := range Families {
+		h.ServiceCIDRs[i] = f.serviceCIDRs(fam)
+	}
+	if s, there := f.take("unallocated"); there {
+		h.DropUnallocated = s == "drop"
+		if !h.DropUnallocated {
+			f.fail("unallocated %q: want drop", s)
+		}
+	}
 	s, _ := f.take("local")
 	h.LocalAddrs = list(f, "local", split(s), func(s string) (netip.Addr, error) {
 		a, err := netip.ParseAddr(s)
@@ -321,6 +330,18 @@ func (f *fields) header() (h Header) {
 		return a, err
 	}, netip.Addr.Compare)
 	return h
+}
+
+func (f *fields) serviceCIDRs(fam Family) []netip.Prefix {
+	name := fmt.Sprintf("servicecidrs%d", fam)
+	s, _ := f.take(name)
+	out := list(f, name, split(s), func(s string) (netip.Prefix, error) { return parsePrefix(s, fam) }, comparePrefix)
+	for i := 1; i < len(out); i++ {
+		if out[i-1].Overlaps(out[i]) {
+			f.fail("%s: %s is inside %s", name, out[i], out[i-1])
+		}
+	}
+	return out
 }
 
 func (f *fields) nodePorts(fam Family) (a NodePortAddrs) {
@@ -368,8 +389,10 @@ func (f *fields) service(out *Fragment) {
 		Port:           uint16(f.uint("healthcheck", 65535)),
 		LocalEndpoints: int(f.uint("localendpoints", 1<<31-1)),
 	}
-	for i, name := range emptyFields {
-		out.LocalPolicyEmpty[i] = int(f.uint(name, 1<<31-1))
+	for i, names := range emptyFields {
+		for policy, name := range names {
+			out.LocalPolicyEmpty[i][policy] = int(f.uint(name, 1<<31-1))
+		}
 	}
 	leaving, _ := f.take("leaving")
 	out.Leaving = list(f, "leaving", split(leaving), func(s string) (netip.AddrPort, error) {

@@ -309,11 +309,12 @@ func TestConvertSlice(t *testing.T) {
 		{name: "conditions", edit: func(s *in) {
 			s.Endpoints = []discoveryv1.Endpoint{
 				{Addresses: []string{"10.0.1.3"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(false), Terminating: ptr(true)}},
-				{Addresses: []string{"10.0.1.2", "10.0.1.9"}, NodeName: ptr("n1"), Zone: ptr("z")},
+				{Addresses: []string{"10.0.1.2", "10.0.1.9"}, NodeName: ptr("n1"), Zone: ptr("z"),
+					TargetRef: &v1.ObjectReference{Kind: "Pod", Name: "web-1", UID: "3c0d"}},
 			}
 		}, want: want(func(v *cluster.Slice) {
 			v.Endpoints = []cluster.Endpoint{
-				{Addr: netip.MustParseAddr("10.0.1.2"), Ready: true, Serving: true, Node: "n1"},
+				{Addr: netip.MustParseAddr("10.0.1.2"), Ready: true, Serving: true, Node: "n1", Zone: "z", Pod: "web-1", Instance: instance("3c0d")},
 				{Addr: netip.MustParseAddr("10.0.1.3"), Terminating: true},
 			}
 		})},

@@ -67,7 +67,9 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 		SourceRanges:    sourceRanges(s.Spec.LoadBalancerSourceRanges, p),
 		ExternalLocal:   isLocal("spec.externalTrafficPolicy", s.Spec.ExternalTrafficPolicy, p),
 		AffinitySec:     affinity(&s.Spec, p),
+		Weights:         weights(s.Annotations, p),
 	}
+	v.Scheduler, v.SchedulerFlags = scheduler(s.Annotations, p)
 	if !s.CreationTimestamp.IsZero() {
 		v.CreatedUnix = s.CreationTimestamp.Unix()
 	}

@@ -3,11 +3,13 @@ package kube
 import (
 	"cmp"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
@@ -101,6 +103,10 @@ func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems
 			Serving:     orDefault(e.Conditions.Serving, true),
 			Terminating: orDefault(e.Conditions.Terminating, false),
 			Node:        in.str(orDefault(e.NodeName, "")),
+			Zone:        in.str(orDefault(e.Zone, "")),
+		}
+		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
+			v.Pod, v.Instance = ref.Name, instance(ref.UID)
 		}
 		if e.Hints != nil {
 			v.ZoneHints = hints(e.Hints.ForZones, func(z discoveryv1.ForZone) string { return z.Name }, in)
@@ -112,9 +118,20 @@ func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems
 	return slices.CompactFunc(out, cluster.Endpoint.Equal)
 }
 
+// instance makes a number, never 0, of a UID; 0 stands for none.
+func instance(uid types.UID) uint32 {
+	if uid == "" {
+		return 0
+	}
+	h := fnv.New32a()
+	h.Write([]byte(uid))
+	return max(h.Sum32(), 1)
+}
+
 func compareEndpoints(a, b cluster.Endpoint) int {
 	return cmp.Or(a.Addr.Compare(b.Addr), trueFirst(a.Ready, b.Ready), trueFirst(a.Serving, b.Serving),
-		trueFirst(b.Terminating, a.Terminating), cmp.Compare(a.Node, b.Node),
+		trueFirst(b.Terminating, a.Terminating), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone),
+		cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Instance, b.Instance),
 		slices.Compare(a.ZoneHints, b.ZoneHints), slices.Compare(a.NodeHints, b.NodeHints))
 }
 

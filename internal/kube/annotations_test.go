@@ -1,0 +1,101 @@
+package kube
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+func annotated(annotations map[string]string) (*cluster.Service, []Problem) {
+	return ConvertService(&v1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", Annotations: annotations},
+		Spec:       v1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []v1.ServicePort{{Port: 80}}},
+	}, ConvertOptions{})
+}
+
+func TestSchedulerAnnotations(t *testing.T) {
+	for _, tt := range []struct {
+		scheduler, flags string
+		want             string
+		wantFlags        fwd.SchedulerFlags
+		problem          string
+	}{
+		{"", "", "", 0, ""},
+		{"wlc", "", "wlc", 0, ""},
+		{" mh ", "port, fallback", "mh", fwd.SchedulerFallback | fwd.SchedulerPort, ""},
+		{"sh", "port,", "sh", fwd.SchedulerPort, ""},
+		{"fastest", "port", "", 0, `metadata.annotations[fairlead.dev/scheduler]: "fastest" is no scheduler`},
+		{"mh", "flag-1", "mh", 0, `metadata.annotations[fairlead.dev/scheduler-flags]: "flag-1" is no flag`},
+		{"wlc", "port", "wlc", 0, "only the schedulers sh and mh"},
+		{"", "port", "", 0, "only the schedulers sh and mh"},
+	} {
+		s, problems := annotated(map[string]string{AnnotationScheduler: tt.scheduler, AnnotationSchedulerFlags: tt.flags})
+		if s.Scheduler != tt.want || fwd.SchedulerFlags(s.SchedulerFlags) != tt.wantFlags {
+			t.Errorf("%q, %q: got %q, %s; want %q, %s", tt.scheduler, tt.flags, s.Scheduler, fwd.SchedulerFlags(s.SchedulerFlags), tt.want, tt.wantFlags)
+		}
+		checkProblem(t, tt.scheduler+" "+tt.flags, problems, tt.problem)
+	}
+}
+
+func TestSchedulerFlagsAreThoseOfTheTable(t *testing.T) {
+	for name, bit := range schedulerFlags {
+		if want, err := fwd.ParseSchedulerFlags(name); err != nil || uint8(want) != bit {
+			t.Errorf("%s is %d here and %d (%v) in package fwd", name, bit, want, err)
+		}
+	}
+}
+
+func TestWeightsAnnotation(t *testing.T) {
+	for _, tt := range []struct {
+		text    string
+		want    []cluster.Weight
+		problem string
+	}{
+		{"", nil, ""},
+		{"  ", nil, ""},
+		{"pod:web-canary-*=1, *=9", []cluster.Weight{{Selector: cluster.SelectPod, Value: "web-canary-*", Weight: 1}, {Weight: 9}}, ""},
+		{"local=100,same-zone = 10,node:n1=65535,zone:eu-1a=3", []cluster.Weight{
+			{Selector: cluster.SelectLocal, Weight: 100},
+			{Selector: cluster.SelectSameZone, Weight: 10},
+			{Selector: cluster.SelectNode, Value: "n1", Weight: 65535},
+			{Selector: cluster.SelectZone, Value: "eu-1a", Weight: 3},
+		}, ""},
+		{"address:fd00::/64=2,address:10.0.0.1=5", []cluster.Weight{
+			{Selector: cluster.SelectAddress, Prefix: netip.MustParsePrefix("fd00::/64"), Weight: 2},
+			{Selector: cluster.SelectAddress, Prefix: netip.MustParsePrefix("10.0.0.1/32"), Weight: 5},
+		}, ""},
+		{"*=0", nil, "from 1 to 65535"},
+		{"*=65536", nil, "from 1 to 65535"},
+		{"*", nil, "want SELECTOR=WEIGHT"},
+		{"local=1,", nil, "want SELECTOR=WEIGHT"},
+		{"pod:[=1", nil, "want a pattern"},
+		{"pod=1", nil, "want the selector"},
+		{"local:n1=1", nil, "want the selector"},
+		{"address:here=1", nil, "want an address"},
+		{strings.Repeat("*=1,", maxWeights) + "*=1", nil, "more than 64"},
+	} {
+		s, problems := annotated(map[string]string{AnnotationWeights: tt.text})
+		if diff := cmp.Diff(tt.want, s.Weights, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", tt.text, diff)
+		}
+		checkProblem(t, tt.text, problems, tt.problem)
+	}
+}
+
+// checkProblem expects one problem with the text, or none.
+func checkProblem(t *testing.T, of string, problems []Problem, want string) {
+	t.Helper()
+	switch {
+	case want == "" && len(problems) > 0:
+		t.Errorf("%q: unexpected %v", of, problems)
+	case want != "" && (len(problems) != 1 || !strings.Contains(problems[0].String(), want)):
+		t.Errorf("%q: got %v, want one problem with %q", of, problems, want)
+	}
+}
