@@ -134,6 +134,10 @@ func (g generator) header() Header {
 			n.Prefixes = []netip.Prefix{netip.PrefixFrom(g.addr(fam, 0), fam.Bits())}
 		}
 		h.LocalAddrs = append(h.LocalAddrs, g.addr(fam, 200))
+		if g.one(2) {
+			h.ServiceCIDRs[i] = []netip.Prefix{netip.PrefixFrom(g.addr(fam, 0), fam.Bits()-4).Masked()}
+		}
 	}
+	h.RejectOtherPorts, h.DropUnallocated = g.one(2), g.one(2)
 	return h
 }
