@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/fairlead/fairlead/internal/delta"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -23,6 +24,13 @@ type Backend interface {
 	Begin() Reading
 	// Cleanup removes from the kernel all that is ours. It is harmless to call it twice.
 	Cleanup(context.Context) error
+}
+
+// Tender is a Backend that has work to do as time passes, whether or not anything changes. A Backend need not be one.
+type Tender interface {
+	// Tend does what is due and returns when it is to be called next, the zero Time for not before the next Apply. It is
+	// called after each Apply too, in the Backend's goroutine. What fails it tries again by itself.
+	Tend(ctx context.Context, now time.Time) (next time.Time)
 }
 
 // Reading is a reading of the kernel beside ongoing work. A Backend has one at a time: a later Begin or Observe makes an

@@ -8,6 +8,9 @@
 // which reads the kernel and writes a plan. The Engine does the rest in one code path: first programming, changes, retry
 // of what failed, repair of what others changed, and clean-up.
 //
+// A Backend that is a Tender too has work that time makes due: virtual servers keep an endpoint that is gone until its
+// connections are.
+//
 // A Backend has one Engine for each address family, so that the failure of one family does not stop the other.
 //
 // Invariants:

@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -26,6 +27,18 @@ func (j joined) Apply(ctx context.Context) (Result, error) {
 		sum, errs = sum.Add(res), append(errs, err)
 	}
 	return sum, errors.Join(errs...)
+}
+
+// Tend implements Tender for those that are one.
+func (j joined) Tend(ctx context.Context, now time.Time) (next time.Time) {
+	for _, b := range j {
+		if t, ok := b.(Tender); ok {
+			if at := t.Tend(ctx, now); next.IsZero() || !at.IsZero() && at.Before(next) {
+				next = at
+			}
+		}
+	}
+	return next
 }
 
 func (j joined) Observe(ctx context.Context) (int, error) {
