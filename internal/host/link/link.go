@@ -1,12 +1,10 @@
 package link
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -55,89 +53,4 @@ func HasIPv6() bool {
 	}
 	_ = unix.Close(fd)
 	return true
-}
-
-// retryAfter is the pause before a subscription that failed is made anew.
-const retryAfter = time.Second
-
-// Watch signals after addresses were added to or removed from interfaces. The channel holds one signal, so that a slow
-// reader misses none; it is closed when the context has ended and nothing of the watch is left.
-func Watch(ctx context.Context) (<-chan struct{}, error) {
-	sub, err := subscribe()
-	if err != nil {
-		return nil, err
-	}
-	out := make(chan struct{}, 1)
-	go watch(ctx, sub, out)
-	return out, nil
-}
-
-// watch is the goroutine of Watch. It owns the subscription and out.
-func watch(ctx context.Context, sub *subscription, out chan<- struct{}) {
-	defer close(out)
-	for {
-		lost := sub.forward(ctx, out)
-		sub.stop()
-		for lost {
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(retryAfter):
-			}
-			var err error
-			if sub, err = subscribe(); err == nil {
-				signal(out) // what happened in between is not known
-				break
-			}
-		}
-		if !lost {
-			return
-		}
-	}
-}
-
-func signal(out chan<- struct{}) {
-	select {
-	case out <- struct{}{}:
-	default:
-	}
-}
-
-type subscription struct {
-	updates chan netlink.AddrUpdate
-	done    chan struct{}
-}
-
-func subscribe() (*subscription, error) {
-	s := &subscription{updates: make(chan netlink.AddrUpdate), done: make(chan struct{})}
-	if err := netlink.AddrSubscribeWithOptions(s.updates, s.done, netlink.AddrSubscribeOptions{
-		// The error ends the subscription, which closes updates; that is enough to know.
-		ErrorCallback: func(error) {},
-	}); err != nil {
-		close(s.done)
-		return nil, fmt.Errorf("subscribe to changes of addresses: %w", err)
-	}
-	return s, nil
-}
-
-// forward turns updates into signals until the context ends, or the subscription does, for which it returns true.
-func (s *subscription) forward(ctx context.Context, out chan<- struct{}) (lost bool) {
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case _, ok := <-s.updates:
-			if !ok {
-				return true
-			}
-			signal(out)
-		}
-	}
-}
-
-// stop ends the subscription and waits for its goroutine.
-func (s *subscription) stop() {
-	close(s.done)
-	for range s.updates {
-	}
 }

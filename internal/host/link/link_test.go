@@ -3,14 +3,16 @@ package link
 import (
 	"context"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	"github.com/fairlead/fairlead/internal/host/nlbatch"
 )
 
 func addrs(s ...string) []netip.Addr {
@@ -94,9 +96,13 @@ func TestKernelWatch(t *testing.T) {
 func TestWatchComesBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	out := make(chan struct{}, 1)
-	broken := &subscription{updates: make(chan netlink.AddrUpdate), done: make(chan struct{})}
-	close(broken.updates)
-	go watch(ctx, broken, out)
+	broken, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close() // a read of the other end fails
+	s := subscription{groups: []int{unix.RTNLGRP_LINK}, concerns: func(nlbatch.Message) bool { return true }}
+	go s.run(ctx, broken, out)
 	select {
 	case <-out:
 	case <-time.After(10 * time.Second):
