@@ -7,6 +7,8 @@ SHELL := bash
 MODE ?= iptables
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./e2e/...
+# What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
+IPVS_PACKAGES := ./internal/host/hosttest ./internal/host/link ./internal/host/conntrack ./internal/host/xtables
 STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
 
 .PHONY: help
@@ -24,7 +26,7 @@ lint: ## Run go vet, staticcheck and gofmt
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
 .PHONY: test
-test: test-unit test-kernel ## Run all tests; as root those with the kernel, too
+test: test-unit test-kernel test-ipvs ## Run all tests; as root those with the kernel, too
 
 .PHONY: test-unit
 test-unit: lint ## Run what needs neither root nor a kernel feature
@@ -43,6 +45,10 @@ test-kernel:
 	@echo "*** Run them with: sudo make test-kernel"
 	@if [[ $${CI:-} == true ]]; then echo "*** In CI that is a failure."; exit 1; fi
 endif
+
+.PHONY: test-ipvs
+test-ipvs: ## Run the tests with IPVS, on this kernel or in user-mode Linux
+	hack/uml/ipvs-tests $(IPVS_PACKAGES)
 
 .PHONY: bench
 bench: ## Run the benchmarks of all packages

@@ -76,6 +76,7 @@ func withoutID(flows []Flow) []Flow {
 }
 
 func TestKernelDumpAndDelete(t *testing.T) {
+	hosttest.Need(t, hosttest.Zones)
 	hosttest.Netns(t, "conntrack")
 	c, v := ap("10.0.0.1:1000"), ap("10.96.0.10:53")
 	udp := []Flow{
@@ -161,6 +162,7 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 }
 
 func TestKernelTraffic(t *testing.T) {
+	hosttest.Need(t, hosttest.NFTables)
 	hosttest.Netns(t, "iptables-nft")
 	hosttest.Run(t, "iptables-nft", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "--dport", "53", "-j", "DNAT", "--to-destination", "127.0.0.1:5353")
 	server, err := net.ListenPacket("udp4", "127.0.0.1:5353")

@@ -1,6 +1,7 @@
 package hosttest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -17,9 +18,7 @@ const Env = "FAIRLEAD_KERNEL_TESTS"
 // in the namespace too; other goroutines, those of t.Run included, are not. The test fails if a program is missing.
 func Netns(t testing.TB, programs ...string) {
 	t.Helper()
-	if os.Getenv(Env) != "1" {
-		t.Skipf("kernel test: needs root and %s=1", Env)
-	}
+	asked(t)
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			t.Fatalf("kernel test: %v", err)
@@ -39,6 +38,14 @@ func Netns(t testing.TB, programs ...string) {
 	}
 }
 
+// asked skips a test unless kernel tests were asked for.
+func asked(t testing.TB) {
+	t.Helper()
+	if os.Getenv(Env) != "1" {
+		t.Skipf("kernel test: needs root and %s=1", Env)
+	}
+}
+
 // Run runs a program in the namespace of the calling goroutine and fails the test if it fails.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
@@ -47,4 +54,12 @@ func Run(t testing.TB, name string, args ...string) string {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
 	return string(out)
+}
+
+// run runs a program in the namespace of the calling goroutine.
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %v: %w\n%s", name, args, err, out)
+	}
+	return nil
 }

@@ -62,9 +62,18 @@ var realities = []struct {
 	{"mark and comment", "*nat\n:W - [0:0]\n-A W -m comment --comment \"a -j NOPE \\\"b\\\" c\" -j MARK --set-xmark 0x4000/0x4000\nCOMMIT\n", false},
 }
 
+// need lets a test with a flavour run where the kernel has it.
+func need(t *testing.T, fl Flavour) {
+	t.Helper()
+	if fl == NFT {
+		hosttest.Need(t, hosttest.NFTables)
+	}
+}
+
 func TestRealities(t *testing.T) {
 	for _, fl := range []Flavour{Legacy, NFT} {
 		t.Run(string(fl), func(t *testing.T) {
+			need(t, fl)
 			hosttest.Netns(t, "iptables-legacy", "iptables-nft")
 			real, err := New(fl, false)
 			if err != nil {
@@ -115,6 +124,7 @@ func TestKernelFeatures(t *testing.T) {
 	for _, fl := range []Flavour{Legacy, NFT} {
 		for _, ipv6 := range []bool{false, true} {
 			t.Run(fl.command(ipv6, ""), func(t *testing.T) {
+				need(t, fl)
 				hosttest.Netns(t, "iptables-legacy", "iptables-nft")
 				x, err := New(fl, ipv6)
 				if err != nil {
@@ -138,6 +148,7 @@ func TestKernelFeatures(t *testing.T) {
 }
 
 func TestWhitespaceCommentOfOthers(t *testing.T) {
+	need(t, NFT)
 	hosttest.Netns(t, "iptables-legacy", "iptables-nft")
 	for _, fl := range []Flavour{Legacy, NFT} {
 		hosttest.Run(t, fl.command(false, ""), "-t", "nat", "-A", "OUTPUT", "-m", "comment", "--comment", "a\n-A OUTPUT \"x\"\nCOMMIT", "-j", "ACCEPT")
@@ -153,6 +164,7 @@ func TestWhitespaceCommentOfOthers(t *testing.T) {
 }
 
 func TestDetectOnKernel(t *testing.T) {
+	need(t, NFT)
 	hosttest.Netns(t, "iptables-legacy", "iptables-nft", "ip6tables-legacy")
 	detect := func(want Flavour) {
 		t.Helper()
