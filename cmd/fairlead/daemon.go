@@ -126,7 +126,7 @@ func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Sou
 	}
 	src, err := kube.NewAPISource(kube.APIOptions{
 		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, QPS: cfg.QPS, Burst: cfg.Burst,
-		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), Logger: log,
+		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), Logger: log,
 		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
 	}, feed)
 	if err != nil {

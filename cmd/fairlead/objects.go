@@ -80,7 +80,9 @@ func (o *offline) load(s streams) error {
 
 // fill compiles all objects into the table.
 func (o *offline) fill(store *cluster.Store, node cluster.Node) {
-	o.table.SetHeader(o.cfg.Header(node, append(o.local, node.Addrs...)))
+	h := o.cfg.Header(node, append(o.local, node.Addrs...))
+	o.cfg.SetServiceCIDRs(&h, store.ServiceCIDRs())
+	o.table.SetHeader(h)
 	facts := o.cfg.Facts(node)
 	o.problems = make(map[fwd.Service][]compile.Problem)
 	for _, name := range store.TakeDirty() {

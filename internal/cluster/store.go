@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 )
 
@@ -14,7 +15,9 @@ type Store struct {
 	// owner finds the Service of a slice whose label changes or that is deleted.
 	owner map[SliceName]ServiceName
 	node  Node
-	dirty map[ServiceName]struct{}
+	// serviceCIDRs are those that are ready.
+	serviceCIDRs []netip.Prefix
+	dirty        map[ServiceName]struct{}
 }
 
 func (s *Store) init() {
@@ -90,6 +93,19 @@ func (s *Store) SetNode(n Node) bool {
 	s.node = n
 	return true
 }
+
+// SetServiceCIDRs replaces the networks that cluster IPs are allocated from, of both families, sorted. No Service becomes
+// dirty; it reports whether anything changed.
+func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) bool {
+	if slices.Equal(s.serviceCIDRs, cidrs) {
+		return false
+	}
+	s.serviceCIDRs = cidrs
+	return true
+}
+
+// ServiceCIDRs returns what was set last. The caller must not change it.
+func (s *Store) ServiceCIDRs() []netip.Prefix { return s.serviceCIDRs }
 
 // MarkAllDirty makes every Service dirty.
 func (s *Store) MarkAllDirty() {

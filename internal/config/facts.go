@@ -1,6 +1,8 @@
 package config
 
 import (
+	"net/netip"
+
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -21,4 +23,19 @@ func (c *Config) Facts(node cluster.Node) compile.Facts {
 		f.DetectsPods[fam.Index()] = c.detector(node, fam).Implemented()
 	}
 	return f
+}
+
+// WatchesServiceCIDRs says whether the mode makes use of service CIDRs.
+func (c *Config) WatchesServiceCIDRs() bool { return c.Mode == ModeNFTables }
+
+// SetServiceCIDRs puts the service CIDRs of both families into a header, where the mode makes use of them.
+func (c *Config) SetServiceCIDRs(h *fwd.Header, cidrs []netip.Prefix) {
+	h.DropUnallocated = c.Mode == ModeNFTables
+	if !c.WatchesServiceCIDRs() {
+		return
+	}
+	for _, p := range cidrs {
+		i := fwd.FamilyOf(p.Addr()).Index()
+		h.ServiceCIDRs[i] = append(h.ServiceCIDRs[i], p)
+	}
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -51,8 +53,12 @@ type APIOptions struct {
 	// ServiceProxyName selects the Services that carry label service.kubernetes.io/service-proxy-name with this value,
 	// instead of those that carry none.
 	ServiceProxyName string
-	Logger           *slog.Logger
-	UserAgent        string
+	// ServiceCIDRs also watches these. Where the server has or shows none of them, the Feed gets none.
+	ServiceCIDRs bool
+	Logger       *slog.Logger
+	UserAgent    string
+	// withoutPause is for tests: 0 stands for withoutPeriod.
+	withoutPause time.Duration
 }
 
 // APISource delivers what an API server has.
@@ -62,6 +68,7 @@ type APISource struct {
 	services *keyStore
 	slices   *keyStore
 	node     *nodeStore
+	cidrs    *cidrStore
 	o        APIOptions
 	// startDelay bounds the random delay before the first request.
 	startDelay time.Duration
@@ -99,6 +106,7 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		services:   newKeyStore(KindServices, o, f, r),
 		slices:     newKeyStore(KindSlices, o, f, r),
 		node:       &nodeStore{name: o.NodeName, feed: f, log: o.Logger},
+		cidrs:      newCIDRStore(f),
 		o:          o,
 		startDelay: maxStartDelay,
 	}, nil
@@ -178,7 +186,7 @@ func retry() *wait.Backoff {
 	return &wait.Backoff{Duration: 800 * time.Millisecond, Factor: 2, Cap: 10 * time.Second, Steps: 10, Jitter: 1}
 }
 
-// resource is one of the three things that are watched.
+// resource is one of the things that are watched.
 type resource struct {
 	name    string
 	labels  string
@@ -187,7 +195,13 @@ type resource struct {
 	store   cache.ReflectorStore
 	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
 	watch   func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	// without says what it means that the server does not have the resource, or does not show it to us; empty if we cannot
+	// do without.
+	without string
 }
+
+// withoutPeriod is the pause after a server said that it has no such resource, or does not show it to us.
+const withoutPeriod = 10 * time.Minute
 
 // resources names what is watched, with the selectors of kube-proxy: what is not for us never arrives.
 func (s *APISource) resources() []resource {
@@ -200,11 +214,17 @@ func (s *APISource) resources() []resource {
 		// Slices that were made by hand need not carry the labels of their Service.
 		serviceLabels, sliceLabels = labelProxyName+"="+name+",!"+labelHeadless, "!"+labelHeadless
 	}
-	return []resource{
-		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch},
-		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch},
-		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch},
+	all := []resource{
+		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, ""},
+		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, ""},
+		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, ""},
 	}
+	if s.o.ServiceCIDRs {
+		cidrs := s.client.NetworkingV1().ServiceCIDRs()
+		all = append(all, resource{"servicecidrs", "", "", &networkingv1.ServiceCIDR{}, s.cidrs, lister(cidrs.List), cidrs.Watch,
+			"packets to addresses that no Service has are not dropped"})
+	}
+	return all
 }
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) func(context.Context, metav1.ListOptions) (runtime.Object, error) {
@@ -213,12 +233,13 @@ func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L,
 
 // listWatch adds the selectors to requests and takes note of their outcome.
 func (s *APISource) listWatch(r resource) cache.ListerWatcher {
-	l := &link{resource: r.name, log: s.o.Logger}
+	l := &link{resource: r.name, without: r.without, log: s.o.Logger, pause: cmp.Or(s.o.withoutPause, withoutPeriod)}
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector, o.FieldSelector = r.labels, r.fields
 			list, err := r.list(ctx, o)
 			l.note(ctx, o, err)
+			l.rest(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {

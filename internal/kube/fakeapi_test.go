@@ -14,6 +14,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -27,8 +28,10 @@ type fakeAPI struct {
 	refused chan apiRequest
 	events  chan eventsv1.Event
 
-	mu       sync.Mutex
-	down     bool
+	mu   sync.Mutex
+	down bool
+	// absent are resources that the server answers with this code.
+	absent   map[string]int
 	version  int
 	objects  map[string]map[string]metav1.Object
 	log      []apiChange
@@ -103,6 +106,13 @@ func (a *fakeAPI) setDown(down bool) {
 	}
 }
 
+// setAbsent makes the server answer requests for a resource with a code; 0 ends that.
+func (a *fakeAPI) setAbsent(resource string, code int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.absent = map[string]int{resource: code}
+}
+
 // seen returns the requests for a resource.
 func (a *fakeAPI) seen(resource string, watches bool) (out []apiRequest) {
 	a.mu.Lock()
@@ -121,6 +131,8 @@ func resourceOf(obj metav1.Object) string {
 		return "services"
 	case *discoveryv1.EndpointSlice:
 		return "endpointslices"
+	case *networkingv1.ServiceCIDR:
+		return "servicecidrs"
 	}
 	return "nodes"
 }
@@ -129,6 +141,7 @@ func typeOf(resource string) metav1.TypeMeta {
 	return map[string]metav1.TypeMeta{
 		"services":       {APIVersion: "v1", Kind: "Service"},
 		"endpointslices": {APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSlice"},
+		"servicecidrs":   {APIVersion: "networking.k8s.io/v1", Kind: "ServiceCIDR"},
 		"nodes":          {APIVersion: "v1", Kind: "Node"},
 	}[resource]
 }
@@ -154,7 +167,7 @@ func encode(obj metav1.Object) []byte {
 func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r := apiRequest{resource: req.URL.Path[strings.LastIndexByte(req.URL.Path, '/')+1:], query: req.URL.Query(), accept: req.Header.Get("Accept")}
 	a.mu.Lock()
-	down := a.down
+	down, code := a.down, a.absent[r.resource]
 	a.requests = append(a.requests, r)
 	a.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
@@ -162,6 +175,10 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	case down:
 		status(w, http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable)
 		a.refused <- r
+	case code == http.StatusNotFound:
+		status(w, code, metav1.StatusReasonNotFound)
+	case code == http.StatusForbidden:
+		status(w, code, metav1.StatusReasonForbidden)
 	case r.resource == "events":
 		var e eventsv1.Event
 		if err := json.NewDecoder(req.Body).Decode(&e); err != nil {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type Feed struct {
 	services       map[cluster.ServiceName]*cluster.Service
 	endpointSlices map[cluster.SliceName]*cluster.Slice
 	node           *cluster.Node
+	serviceCIDRs   *[]netip.Prefix
 	// triggers are the new trigger times of pending slices, and lastTriggers those seen last: a version that repeats
 	// its predecessor's was not caused by that trigger.
 	triggers     map[cluster.SliceName][]time.Time
@@ -65,7 +67,7 @@ func (f *Feed) reset() {
 	f.services = make(map[cluster.ServiceName]*cluster.Service)
 	f.endpointSlices = make(map[cluster.SliceName]*cluster.Slice)
 	f.triggers = make(map[cluster.SliceName][]time.Time)
-	f.node, f.serviceSeen, f.sliceSeen = nil, 0, 0
+	f.node, f.serviceCIDRs, f.serviceSeen, f.sliceSeen = nil, nil, 0, 0
 }
 
 // Wake has a value when something was put into the Feed since the last receive. Its capacity is one.
@@ -85,7 +87,7 @@ type Drained struct {
 	// Triggers are the times of the changes in the cluster that made the slices that were handed over, as far as they
 	// are newer than this process; deletions have none.
 	Triggers []time.Time
-	// NodeChanged says that the facts about the node are not what they were.
+	// NodeChanged says that the facts about the node, or the service CIDRs, are not what they were.
 	NodeChanged bool
 }
 
@@ -93,7 +95,7 @@ type Drained struct {
 // the Feed is synced; the loop must not write to the kernel before that.
 func (f *Feed) Drain(s *cluster.Store) Drained {
 	f.mu.Lock()
-	services, endpointSlices, node, triggers := f.services, f.endpointSlices, f.node, f.triggers
+	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
 	d := Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
 	f.reset()
 	f.mu.Unlock()
@@ -115,6 +117,9 @@ func (f *Feed) Drain(s *cluster.Store) Drained {
 	}
 	if node != nil {
 		d.NodeChanged = s.SetNode(*node)
+	}
+	if cidrs != nil && s.SetServiceCIDRs(*cidrs) {
+		d.NodeChanged = true
 	}
 	return d
 }
@@ -154,6 +159,10 @@ func (f *Feed) DeleteSlice(name cluster.SliceName) { f.together(func() { f.putSl
 
 // SetNode delivers the facts about the node, which also marks KindNode as synced.
 func (f *Feed) SetNode(n cluster.Node) { f.together(func() { f.putNode(n) }) }
+
+// SetServiceCIDRs delivers the service CIDRs of both families, sorted. Nobody waits for them: where they cannot be read,
+// there are none.
+func (f *Feed) SetServiceCIDRs(cidrs []netip.Prefix) { f.together(func() { f.serviceCIDRs = &cidrs }) }
 
 // together makes changes by the methods below that no Drain can see a part of.
 func (f *Feed) together(change func()) {

@@ -255,6 +255,10 @@ func (s *FileSource) deliver(next state) {
 			s.feed.putNode(next.node)
 			changes++
 		}
+		if !slices.Equal(s.sent.cidrs, next.cidrs) {
+			s.feed.serviceCIDRs = &next.cidrs
+			changes++
+		}
 	})
 	s.sent = next
 	if changes > 0 {

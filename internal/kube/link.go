@@ -15,11 +15,33 @@ import (
 // link watches over the requests for one resource, and logs once when they begin to fail and once when they succeed again.
 type link struct {
 	resource string
-	log      *slog.Logger
+	// without is that of the resource, pause how long to wait after it could not be had.
+	without string
+	pause   time.Duration
+	log     *slog.Logger
 
-	// mu guards badSince, which is zero while all is well.
+	// mu guards badSince, which is zero while all is well, and absent, which says that it was told that we do without.
 	mu       sync.Mutex
 	badSince time.Time
+	absent   bool
+}
+
+// lacking says that the server does not have the resource, or does not show it to us, and that we can do without.
+func (l *link) lacking(err error) bool {
+	return l.without != "" && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err))
+}
+
+// rest waits, where we can do without the resource: all nodes of a cluster would ask in vain every few seconds.
+func (l *link) rest(ctx context.Context, err error) {
+	if !l.lacking(err) {
+		return
+	}
+	t := time.NewTimer(l.pause)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }
 
 // note takes the outcome of a list or watch request.
@@ -32,9 +54,15 @@ func (l *link) note(ctx context.Context, opts metav1.ListOptions, err error) {
 	var status apierrors.APIStatus
 	switch {
 	case err == nil:
+		l.absent = false
 		if !l.badSince.IsZero() {
 			l.log.Info("API server answers again", "resource", l.resource, "after", time.Since(l.badSince).Round(time.Second))
 			l.badSince = time.Time{}
+		}
+	case l.lacking(err):
+		if !l.absent {
+			l.log.Info("API server has no "+l.resource+" for us, going on without: "+l.without, "error", err)
+			l.absent = true
 		}
 	case apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		l.log.Debug("watch starts anew", "resource", l.resource, "error", err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -103,6 +104,7 @@ type state struct {
 	services map[cluster.ServiceName]*cluster.Service
 	slices   map[cluster.SliceName]*cluster.Slice
 	node     cluster.Node
+	cidrs    []netip.Prefix
 }
 
 // store returns a Store with the state.
@@ -115,6 +117,7 @@ func (s state) store() *cluster.Store {
 		store.SetSlice(v)
 	}
 	store.SetNode(s.node)
+	store.SetServiceCIDRs(s.cidrs)
 	return &store
 }
 
@@ -168,6 +171,8 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 				out.slices[o.slice.Name] = o.slice
 			case o.name == node:
 				out.node = *o.node
+			case len(o.cidrs) > 0:
+				out.cidrs = mergeCIDRs(out.cidrs, o.cidrs)
 			}
 		}
 	}

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	caseful "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 
@@ -32,13 +34,14 @@ func (n objectName) String() string {
 	return n.kind + " " + n.namespace + "/" + n.name
 }
 
-// fileObject is one handled object of a file; exactly one of service, slice and node is set.
+// fileObject is one handled object of a file; exactly one of service, slice, node and cidrs is set.
 type fileObject struct {
 	name    objectName
 	where   string
 	service *cluster.Service
 	slice   *cluster.Slice
 	node    *cluster.Node
+	cidrs   []netip.Prefix
 }
 
 // badObject is an object that could not be read; its name is as much as could be found out.
@@ -53,7 +56,7 @@ type parsed struct {
 	bad     []badObject
 	// problems are those of fields, with the place in the file.
 	problems []placedProblem
-	// seen counts the Services, EndpointSlices and Nodes that could be read, handled or not.
+	// seen counts the objects of the kinds that are read, handled or not.
 	seen int
 }
 
@@ -191,9 +194,9 @@ func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, de
 		return
 	}
 	switch head.String() {
-	case "v1 List", "v1 ServiceList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList":
+	case "v1 List", "v1 ServiceList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList", "networking.k8s.io/v1 ServiceCIDRList":
 		r.list(out, where, text, head, depth)
-	case "v1 Service", "v1 Node", "discovery.k8s.io/v1 EndpointSlice":
+	case "v1 Service", "v1 Node", "discovery.k8s.io/v1 EndpointSlice", "networking.k8s.io/v1 ServiceCIDR":
 		name := nameOf(text, head.Kind)
 		if err := r.read(out, where, text, name); err != nil {
 			out.bad = append(out.bad, badObject{name, fmt.Errorf("%s: %s: %w", where, name, err)})
@@ -241,7 +244,7 @@ func nameOf(text []byte, kind string) objectName {
 	_ = caseful.Unmarshal(text, &o) // what cannot be read stays empty, and is reported with the rest of the object
 	name := objectName{kind: kind}
 	name.name, _ = o.Metadata.Name.(string)
-	if kind != "Node" {
+	if kind != "Node" && kind != "ServiceCIDR" {
 		if name.namespace, _ = o.Metadata.Namespace.(string); name.namespace == "" {
 			name.namespace = v1.NamespaceDefault
 		}
@@ -279,11 +282,17 @@ func (r *reader) read(out *parsed, where string, text []byte, name objectName) e
 		}
 		node := ConvertNode(&n)
 		o.node = &node
+	case "ServiceCIDR":
+		var s networkingv1.ServiceCIDR
+		if err := caseful.Unmarshal(text, &s); err != nil {
+			return err
+		}
+		o.cidrs = ConvertServiceCIDR(&s)
 	}
 	for _, p := range problems {
 		out.problems = append(out.problems, placedProblem{where, p})
 	}
-	if o.service != nil || o.slice != nil || o.node != nil {
+	if o.service != nil || o.slice != nil || o.node != nil || len(o.cidrs) > 0 {
 		out.objects = append(out.objects, o)
 	}
 	return nil

@@ -20,7 +20,7 @@ type Drained struct {
 	Services, Slices int
 	// Triggers are the times of the changes that made the endpoint slices, as the control plane noted them.
 	Triggers []time.Time
-	// NodeChanged says that facts about the node changed.
+	// NodeChanged says that facts about the node, or the service CIDRs, changed.
 	NodeChanged bool
 }
 

@@ -123,6 +123,7 @@ func (l *Loop) refreshNode() bool {
 		l.store.MarkAllDirty()
 	}
 	h := l.Config.Header(node, l.addrs)
+	l.Config.SetServiceCIDRs(&h, l.store.ServiceCIDRs())
 	ch := l.table.SetHeader(h)
 	if !l.headerSent { // also a header that happens to be the zero one
 		l.headerSent = true
