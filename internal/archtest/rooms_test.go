@@ -50,6 +50,8 @@ var rooms = []room{
 	{path: "internal/health", inside: []string{"internal/fwd"}, effects: []string{"net", "net/http"}},
 	{path: "internal/metrics", inside: []string{"internal/cluster", "internal/fwd", "internal/reconcile"},
 		outside: []string{"github.com/prometheus/client_golang"}, effects: []string{"net", "net/http"}},
+	{path: "internal/kubeproxy", inside: []string{"internal/fwd", "internal/host/..."}, outside: []string{"golang.org/x/sys"}},
+	{path: "internal/tuning", inside: []string{"internal/config", "internal/host/sysctl"}},
 	{path: "internal/reconcile", inside: []string{"internal/backend", "internal/cluster", "internal/compile", "internal/config", "internal/fwd"}},
 	{path: "internal/fieldtest", test: true},
 	{path: "internal/oracle", inside: []string{"internal/fwd"}, outside: []string{"k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/yaml"}, test: true},

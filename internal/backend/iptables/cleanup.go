@@ -29,7 +29,7 @@ type Leftover struct {
 func Leftovers(ctx context.Context) ([]Leftover, error) {
 	var out []Leftover
 	var errs []error
-	for _, fl := range flavours() {
+	for _, fl := range xtables.Installed() {
 		for _, f := range fwd.Families {
 			tables, err := xtables.New(fl, f == fwd.IPv6)
 			if errors.Is(err, xtables.ErrNotFound) {
@@ -48,16 +48,6 @@ func Leftovers(ctx context.Context) ([]Leftover, error) {
 		}
 	}
 	return out, errors.Join(errs...)
-}
-
-// flavours are those to look at: an iptables without a suffix is one of the others wherever these are installed.
-func flavours() []xtables.Flavour {
-	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
-		if _, err := xtables.New(fl, false); !errors.Is(err, xtables.ErrNotFound) {
-			return []xtables.Flavour{xtables.NFT, xtables.Legacy}
-		}
-	}
-	return []xtables.Flavour{xtables.Plain}
 }
 
 // existing reads a table that the kernel does not have as an empty one.

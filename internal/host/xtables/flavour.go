@@ -40,6 +40,17 @@ func (f Flavour) command(ipv6 bool, suffix string) string {
 	return name
 }
 
+// Installed returns the flavours to look at for what is in the kernel: an iptables without a suffix is one of the others
+// wherever these are installed.
+func Installed() []Flavour {
+	for _, fl := range []Flavour{NFT, Legacy} {
+		if installed(Host{}, fl, false) == nil {
+			return []Flavour{NFT, Legacy}
+		}
+	}
+	return []Flavour{Plain}
+}
+
 // Finder finds and runs programs. Host is the real one.
 type Finder interface {
 	// LookPath returns the path of a program; the error is exec.ErrNotFound where there is none.
