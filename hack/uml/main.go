@@ -50,6 +50,8 @@ func host() int {
 		flag.Usage()
 		return exitUsage
 	}
+	// A reader that goes away must not end this process before the guest's.
+	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 
@@ -60,7 +62,7 @@ func host() int {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("not done after %v: %w", *limit, errTime))
 	defer cancel()
-	code, err := run(ctx, *memory, j)
+	code, err := run(ctx, *memory, j, os.Stdout, os.Stderr)
 	switch {
 	case err == nil:
 		return code

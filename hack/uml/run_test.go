@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestMain is process 1 of the guests that the tests boot, for they take this binary.
+func TestMain(m *testing.M) {
+	if path := os.Getenv(jobEnv); path != "" && os.Getpid() == 1 {
+		guest(path)
+	}
+	os.Exit(m.Run())
+}
+
+func TestEnviron(t *testing.T) {
+	have := []string{"PATH=/bin", "HOME=/root", "LANG=C", "CI=true", "FAIRLEAD_X=1", "FAIRLEAD=2", "GOFLAGS=-v=1"}
+	got := environ(have, []string{"GOFLAGS", "NOPE", "A=b=c", "HOME=/h"})
+	want := []string{"PATH=/bin:/usr/sbin:/sbin", "HOME=/root", "CI=true", "FAIRLEAD_X=1", "GOFLAGS=-v=1", "A=b=c", "HOME=/h"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestConsole(t *testing.T) {
+	long := strings.Repeat("x\n", 3*tail)
+	for _, tt := range []struct {
+		name, before, after string
+		mark                bool
+		want                string
+	}{
+		{"no start", "a\r\nb\r\n", "", false, "kernel: a\nkernel: b\n"},
+		{"only since the start", "a\n", "b\n", true, "kernel: b\n"},
+		{"nothing since the start", "a\n", "", true, ""},
+		{"the last lines", long, "end", false, strings.Repeat("kernel: x\n", tail-1) + "kernel: end\n"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var c console
+			_, _ = c.Write([]byte(tt.before))
+			if tt.mark {
+				c.mark()
+			}
+			_, _ = c.Write([]byte(tt.after))
+			var got bytes.Buffer
+			if c.print(&got); got.String() != tt.want {
+				t.Errorf("got %q, want %q", got.String(), tt.want)
+			}
+		})
+	}
+}
+
+// closed is a reader that went away.
+type closed struct{}
+
+var errClosed = errors.New("closed")
+
+func (closed) Write([]byte) (int, error) { return 0, errClosed }
+
+// TestGuest boots guests. It is for make test-ipvs on a machine whose own kernel lacks IPVS.
+func TestGuest(t *testing.T) {
+	if os.Getenv("FAIRLEAD_UML_TESTS") != "1" {
+		t.Skip("boots user-mode Linux: needs FAIRLEAD_UML_TESTS=1; make test-ipvs sets it where it uses that")
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	shared := t.TempDir()
+	other := t.TempDir()
+	boot := func(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, errTime)
+		defer cancel()
+		j, err := newJob([]string{"bash", "-c", script, "name", shared, other}, []string{"COLOUR=red and blue"}, []string{shared})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, errs bytes.Buffer
+		code, err = run(ctx, "512M", j, &out, &errs)
+		if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		return code, out.String(), errs.String(), err
+	}
+
+	t.Run("a command", func(t *testing.T) {
+		code, stdout, stderr, err := boot(t, 5*time.Minute, `
+			printf 'one\n\ttwo'; echo three >&2; echo "$COLOUR $PWD"
+			modprobe ip_vs && head -c 17 /proc/net/ip_vs
+			echo mine >"$1/file"; echo gone >"$2/file"; cat "$2/file"
+			seq 50000 | tail -n 1
+			exit 7`)
+		dir, _ := os.Getwd()
+		if want := "one\n\ttwored and blue " + dir + "\nIP Virtual Servergone\n50000\n"; code != 7 || err != nil || stdout != want {
+			t.Errorf("got %d, %v, output %q, want %q", code, err, stdout, want)
+		}
+		lines := strings.Split(strings.TrimSpace(stderr), "\n")
+		kernels := slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return !strings.HasPrefix(l, "kernel: ") })
+		if lines[0] != "three" || len(kernels) != len(lines)-1 || !strings.Contains(stderr, "IPVS: ipvs loaded") {
+			t.Errorf("standard error:\n%s", stderr)
+		}
+		if text, err := os.ReadFile(filepath.Join(shared, "file")); string(text) != "mine\n" {
+			t.Errorf("got %q, %v", text, err)
+		}
+		if _, err := os.Stat(filepath.Join(other, "file")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("written outside: %v", err)
+		}
+	})
+	t.Run("success is quiet", func(t *testing.T) {
+		if code, stdout, stderr, err := boot(t, 5*time.Minute, "modprobe ip_vs"); code != 0 || err != nil || stdout+stderr != "" {
+			t.Errorf("got %d, %v, output %q, %q", code, err, stdout, stderr)
+		}
+	})
+	t.Run("a signal", func(t *testing.T) {
+		if code, _, _, err := boot(t, 5*time.Minute, "kill -9 $$"); code != 137 || err != nil {
+			t.Errorf("got %d, %v", code, err)
+		}
+	})
+	t.Run("a panic", func(t *testing.T) {
+		_, stdout, stderr, err := boot(t, 5*time.Minute, "echo before; echo c >/proc/sysrq-trigger")
+		if err == nil || stdout != "before\n" || !strings.Contains(stderr, "kernel: Kernel panic - not syncing") {
+			t.Errorf("got %v, output %q\n%s", err, stdout, stderr)
+		}
+	})
+	t.Run("a hang", func(t *testing.T) {
+		if _, _, _, err := boot(t, 5*time.Second, "sleep 1000 & sleep 1000"); !errors.Is(err, errTime) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("a reader that goes away", func(t *testing.T) {
+		j, err := newJob([]string{"yes"}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := run(t.Context(), "512M", j, closed{}, os.Stderr); !errors.Is(err, errClosed) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
