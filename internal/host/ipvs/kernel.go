@@ -1,83 +1,320 @@
 package ipvs
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"golang.org/x/sys/unix"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
 	"time"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/nlbatch"
 )
 
-// Kernel is the IPVS of the network namespace in which Open was called.
-type Kernel struct{}
+// Kernel is the IPVS of the network namespace of the thread in which Open was called. It needs CAP_NET_ADMIN in the first
+// user namespace. One conversation with the kernel goes on at a time; others wait for it.
+type Kernel struct {
+	mu sync.Mutex // guards what follows
+	// conn is for what is sent in batches and what the library does not read whole.
+	conn   *nlbatch.Conn
+	family uint16
+	// library is for single calls.
+	library *ipvs.Handle
+	// table is /proc/net/ip_vs. It is kept open because it belongs to the namespace in which it was opened.
+	table *os.File
+}
 
 var _ Interface = (*Kernel)(nil)
 
-// maxBatch is the most operations in one system call.
-const maxBatch = 500
+// ErrUnavailable says that the kernel has no IPVS and could not load it.
+var ErrUnavailable = errors.New(`no IPVS in this kernel: load ip_vs ("modprobe ip_vs" on the host), or use a kernel built with CONFIG_IP_VS`)
 
-// Open connects to the kernel.
-func Open() (*Kernel, error) { return nil, errors.ErrUnsupported }
-
-func (k *Kernel) Close() error                              { return nil }
-func (k *Kernel) Read(ctx context.Context) (Content, error) { return Content{}, errors.ErrUnsupported }
-func (k *Kernel) List(ctx context.Context) (Content, error) { return Content{}, errors.ErrUnsupported }
-func (k *Kernel) RealServers(context.Context, VirtualServer) ([]RealState, error) {
-	return nil, errors.ErrUnsupported
-}
-func (k *Kernel) Apply(ctx context.Context, ops []Op) []error           { return nil }
-func (k *Kernel) Timeouts(context.Context) (Timeouts, error)            { return Timeouts{}, nil }
-func (k *Kernel) SetTimeouts(context.Context, Timeouts) error           { return nil }
-func (k *Kernel) ConnTableSize(context.Context) (int, error)            { return 0, nil }
-func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error { return nil }
-
-// results are what became of operations.
-type results []error
-
-// rest notes an error for all operations from one on.
-func (r results) rest(ops []Op, from int, err error) {
-	for i := from; i < len(ops); i++ {
-		r[i] = &Error{Op: ops[i], Err: err}
+// Open connects to the kernel, which loads the module ip_vs if it has it and is able to.
+func Open() (*Kernel, error) {
+	// The library does not report a missing family, and remembers that it was missing; so ask first. The kernel loads the
+	// module for this question.
+	family, err := netlink.GenlFamilyGet(genlName)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil, ErrUnavailable
+	case err != nil:
+		return nil, fmt.Errorf("look up the netlink family %s: %w", genlName, err)
 	}
+	k := &Kernel{family: family.ID}
+	if err := k.open(); err != nil {
+		return nil, fmt.Errorf("open IPVS: %w", errors.Join(err, k.Close()))
+	}
+	return k, nil
 }
 
-// orNil returns nil if no operation failed.
-func (r results) orNil() []error {
-	for _, err := range r {
+func (k *Kernel) open() (err error) {
+	if k.conn, err = nlbatch.Dial(unix.NETLINK_GENERIC); err != nil {
+		return err
+	}
+	if k.library, err = ipvs.New(""); err != nil {
+		return err
+	}
+	k.table, err = os.Open("/proc/thread-self/net/ip_vs")
+	return err
+}
+
+// Close gives back what Open took; the tables stay as they are.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	if k.conn != nil {
+		errs = append(errs, k.conn.Close())
+	}
+	if k.library != nil {
+		k.library.Close()
+	}
+	if k.table != nil {
+		errs = append(errs, k.table.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Apply implements Interface.
+func (k *Kernel) Apply(ctx context.Context, ops []Op) []error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	errs := make(results, len(ops))
+	// at are the positions of the operations that are to be sent.
+	at := make([]int, 0, len(ops))
+	for i, op := range ops {
+		if err := op.check(); err != nil {
+			errs[i] = &Error{Op: op, Err: err}
+		} else {
+			at = append(at, i)
+		}
+	}
+	for batch := range slices.Chunk(at, maxBatch) {
+		err := ctx.Err()
+		if err == nil {
+			err = k.apply(ctx, ops, batch, errs)
+		}
+		for _, i := range batch {
+			if err != nil && errs[i] == nil {
+				errs[i] = &Error{Op: ops[i], Err: err}
+			}
+		}
+	}
+	return errs.orNil()
+}
+
+// apply sends some of the operations and notes what the kernel refuses. An error of its own is that of all others.
+func (k *Kernel) apply(ctx context.Context, ops []Op, batch []int, errs results) error {
+	reqs := make([]nlbatch.Request, 0, len(batch))
+	for _, i := range batch {
+		reqs = append(reqs, nlbatch.Request{Type: k.family, Body: ops[i].encode()})
+	}
+	// A context that ended here would leave open which were carried out.
+	failed, err := k.conn.Do(context.WithoutCancel(ctx), reqs)
+	for j, err := range failed {
 		if err != nil {
-			return r
+			errs[batch[j]] = &Error{Op: ops[batch[j]], Err: err}
 		}
+	}
+	if err != nil {
+		return fmt.Errorf("answer lost: %w: %w", unix.ENOBUFS, err)
 	}
 	return nil
 }
 
-func compareReals(a, b RealState) int { return a.Addr.Compare(b.Addr) }
+// readTries is how often Read begins anew because others changed the tables meanwhile.
+const readTries = 5
 
-func compareMarks(a, b MarkServer) int {
-	six := func(m MarkServer) int {
-		if m.IPv6 {
-			return 1
+// Read implements Interface.
+func (k *Kernel) Read(ctx context.Context) (Content, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var err error
+	for range readTries {
+		var c Content
+		if c, err = k.list(ctx); err != nil {
+			break
 		}
-		return 0
+		if err = k.fill(&c); err == nil {
+			return c, nil
+		}
 	}
-	return cmp.Or(cmp.Compare(a.Mark, b.Mark), cmp.Compare(six(a), six(b)))
+	return Content{}, fmt.Errorf("read IPVS: %w", err)
 }
 
-// or fills in what is 0.
-func (t Timeouts) or(o Timeouts) Timeouts {
-	return Timeouts{TCP: cmp.Or(t.TCP, o.TCP), TCPFin: cmp.Or(t.TCPFin, o.TCPFin), UDP: cmp.Or(t.UDP, o.UDP)}
-}
-
-// check refuses time-outs that the kernel cannot keep.
-func (t Timeouts) check() error {
-	for _, d := range []time.Duration{t.TCP, t.TCPFin, t.UDP} {
-		if d < 0 || d%time.Second != 0 || d > maxTimeout {
-			return fmt.Errorf("time-out of %v: %w", d, unix.EINVAL)
+// fill adds the real servers, which it reads all at once. It fails where the two readings do not tell of the same virtual
+// servers.
+func (k *Kernel) fill(c *Content) error {
+	if _, err := k.table.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	var text strings.Builder
+	if _, err := io.Copy(&text, k.table); err != nil {
+		return err
+	}
+	table, err := parseTable(text.String())
+	if err != nil {
+		return err
+	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		reals, ok := table[s.VirtualServer]
+		if !ok {
+			return fmt.Errorf("%v was deleted meanwhile", s.VirtualServer)
 		}
+		s.Reals = reals
+		delete(table, s.VirtualServer)
+	}
+	for v := range table {
+		return fmt.Errorf("%v was added meanwhile", v)
 	}
 	return nil
 }
 
-// maxTimeout is what a kernel with a clock of 1000 Hz can keep.
+// List implements Interface.
+func (k *Kernel) List(ctx context.Context) (Content, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c, err := k.list(ctx)
+	if err != nil {
+		return Content{}, fmt.Errorf("list virtual servers: %w", err)
+	}
+	return c, nil
+}
+
+func (k *Kernel) list(ctx context.Context) (Content, error) {
+	msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: k.family, Body: body(cmdGetService)})
+	if err != nil {
+		return Content{}, err
+	}
+	var c Content
+	for _, m := range msgs {
+		if err := c.decodeServer(m.Body); err != nil {
+			return Content{}, err
+		}
+	}
+	slices.SortFunc(c.Servers, func(a, b Server) int { return a.VirtualServer.Compare(b.VirtualServer) })
+	slices.SortFunc(c.Marks, compareMarks)
+	return c, nil
+}
+
+// RealServers implements Interface.
+func (k *Kernel) RealServers(ctx context.Context, v VirtualServer) ([]RealState, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	reals, err := k.realServers(ctx, v)
+	if err != nil {
+		return nil, fmt.Errorf("read real servers of %v: %w", v, err)
+	}
+	return reals, nil
+}
+
+func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState, error) {
+	msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: k.family, Body: appendServer(body(cmdGetDest), v, nil)})
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) == 0 {
+		// Asked for real servers of what is not there, the kernel lists none.
+		_, err := k.conn.Get(ctx, nlbatch.Request{Type: k.family, Body: appendServer(body(cmdGetService), v, nil)})
+		return nil, err
+	}
+	reals := make([]RealState, 0, len(msgs))
+	for _, m := range msgs {
+		r, err := decodeReal(m.Body, v)
+		if err != nil {
+			return nil, err
+		}
+		reals = append(reals, r)
+	}
+	slices.SortFunc(reals, compareReals)
+	return reals, nil
+}
+
+// ConnTableSize implements Interface.
+func (k *Kernel) ConnTableSize(ctx context.Context) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	msgs, err := k.conn.Get(ctx, nlbatch.Request{Type: k.family, Body: body(cmdGetInfo)})
+	var a attrs
+	if err == nil && (len(msgs) != 1 || a.message(msgs[0].Body) != nil || !a.sized(4, infoConnTableSize)) {
+		err = nlbatch.ErrMalformed
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the size of the IPVS connection table: %w", err)
+	}
+	return int(a.u32(infoConnTableSize)), nil
+}
+
+// Timeouts implements Interface.
+func (k *Kernel) Timeouts(ctx context.Context) (Timeouts, error) {
+	if err := ctx.Err(); err != nil {
+		return Timeouts{}, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c, err := k.library.GetConfig()
+	if err != nil {
+		return Timeouts{}, fmt.Errorf("read IPVS time-outs: %w", err)
+	}
+	return Timeouts{TCP: c.TimeoutTCP, TCPFin: c.TimeoutTCPFin, UDP: c.TimeoutUDP}, nil
+}
+
+// SetTimeouts implements Interface.
+func (k *Kernel) SetTimeouts(ctx context.Context, t Timeouts) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := t.check(); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.library.SetConfig(&ipvs.Config{TimeoutTCP: t.TCP, TimeoutTCPFin: t.TCPFin, TimeoutUDP: t.UDP}); err != nil {
+		return fmt.Errorf("set IPVS time-outs %v: %w", t, err)
+	}
+	return nil
+}
+
+// probePorts are tried one after the other by ProbeScheduler; the first is what kube-proxy probes with.
+const (
+	firstProbePort = 20000
+	probePorts     = 16
+)
+
+// ProbeScheduler implements Interface. The virtual server has an address that is reserved for documentation, and the flag
+// Sched3.
+func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := &ipvs.Service{
+		Address: net.IPv4(198, 51, 100, 0), Protocol: unix.IPPROTO_TCP, AddressFamily: unix.AF_INET,
+		SchedName: name, Flags: uint32(Sched3), Netmask: ^uint32(0),
+	}
+	err := error(unix.EEXIST)
+	for i := uint16(0); i < probePorts && errors.Is(err, unix.EEXIST); i++ {
+		s.Port = firstProbePort + i
+		err = k.library.NewService(s)
+	}
+	if err != nil {
+		return fmt.Errorf("probe scheduler %q: %w", name, err)
+	}
+	if err := k.library.DelService(s); err != nil {
+		return fmt.Errorf("remove the virtual server that probed scheduler %q: %w", name, err)
+	}
+	return nil
+}
+
+// maxTimeout is what every kernel can keep, whose clock has up to 1000 ticks a second.
 const maxTimeout = (1<<31 - 1) / 1000 * time.Second
