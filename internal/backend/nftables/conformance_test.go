@@ -24,16 +24,16 @@ import (
 type simulation struct {
 	header fwd.Header
 	chunk  int
-	// otherPorts sets RejectOtherPorts in every header, which the suite leaves alone.
-	otherPorts bool
+	// strictly makes every header strict, which the suite leaves alone.
+	strictly bool
 	tables     map[fwd.Family]*nftsim.Table
 	backend    backend.Backend
 	writes     int
 	fail       int
 }
 
-func newSimulation(h fwd.Header, chunk int, otherPorts bool) *simulation {
-	s := &simulation{header: h, chunk: chunk, otherPorts: otherPorts, tables: make(map[fwd.Family]*nftsim.Table)}
+func newSimulation(h fwd.Header, chunk int, strictly bool) *simulation {
+	s := &simulation{header: h, chunk: chunk, strictly: strictly, tables: make(map[fwd.Family]*nftsim.Table)}
 	for _, f := range fwd.Families {
 		t := nftsim.New(f)
 		t.Before = func() error {
@@ -62,22 +62,30 @@ func (s *simulation) Restart() backend.Backend {
 		tables[f] = t
 	}
 	s.backend = New(tables, s.chunk)
-	if s.otherPorts {
-		s.backend = rejecting{s.backend}
+	if s.strictly {
+		s.backend = strict{s.backend}
 	}
 	return s.backend
 }
 
-// rejecting is a backend that is told to reject other ports.
-type rejecting struct{ backend.Backend }
+// strict is a backend that is told to reject other ports, and to drop what is sent to addresses that no Service has.
+type strict struct{ backend.Backend }
 
-func (r rejecting) Update(ch fwd.Changes) {
+func (r strict) Update(ch fwd.Changes) {
 	if ch.Header != nil {
-		h := *ch.Header
-		h.RejectOtherPorts = true
+		h := strictHeader(*ch.Header)
 		ch.Header = &h
 	}
 	r.Backend.Update(ch)
+}
+
+// strictHeader has CIDRs with cluster IPs, with addresses of no Service, of other kinds, and of this host.
+func strictHeader(h fwd.Header) fwd.Header {
+	h.RejectOtherPorts, h.DropUnallocated = h.MasqueradeBit%4 != 0, true
+	h.ServiceCIDRs = [2][]netip.Prefix{
+		{netip.MustParsePrefix("10.96.0.0/26"), netip.MustParsePrefix("203.0.113.64/27")},
+		{netip.MustParsePrefix("2001:db8:1::/120"), netip.MustParsePrefix("fd00:96::/121")}}
+	return h
 }
 
 func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) { return s.judge(p, nil) }
@@ -110,16 +118,19 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 	return s.judge(p, remembered)
 }
 
-// Deviate says of otherPorts what Lookup would say.
+// Deviate says what Lookup says with the strict header.
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
-	o := t.Lookup(p)
-	if s.otherPorts && o.Verdict == fwd.VerdictPass && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
-		is := func(v fwd.VIP) bool { return v.ClusterIP && v.Addr == p.Dst.Addr() && !s.header.IsLocal(v.Addr) }
-		if slices.ContainsFunc(t.VIPs(), is) {
-			return []backendtest.Outcome{{Verdict: fwd.VerdictReject, Probability: 1}}
-		}
+	if !s.strictly || t.Lookup(p).Verdict != fwd.VerdictPass {
+		return lookup
 	}
-	return lookup
+	h := t.Header()
+	t.SetHeader(strictHeader(h))
+	o := t.Lookup(p)
+	t.SetHeader(h)
+	if o.Verdict == fwd.VerdictPass {
+		return lookup
+	}
+	return []backendtest.Outcome{{Verdict: o.Verdict, Probability: 1}}
 }
 
 func (s *simulation) Dump() string {

@@ -81,7 +81,9 @@ func everyShape() *fwd.Table {
 			{All: true, Loopback: true},
 			{Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::5/128")}},
 		},
-		MasqueradeBit: 14, RejectOtherPorts: true,
+		MasqueradeBit: 14, RejectOtherPorts: true, DropUnallocated: true,
+		ServiceCIDRs: [2][]netip.Prefix{
+			{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.97.0.0/16")}, {netip.MustParsePrefix("fd00::/112")}},
 	})
 	for i := range 40 {
 		t.Put(sampleFragment(i, 1+i%3))

@@ -73,6 +73,12 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 
 // setHeader renders again what depends on the header: the static chains and the parts.
 func (r *renderer) setHeader(h fwd.Header, out *edits) {
+	if was := serviceCIDRs(r.family, &r.header); was != nil {
+		out.gone(ID{Kind: KindSet, Name: was.Name})
+	}
+	if is := serviceCIDRs(r.family, &h); is != nil {
+		out.set(ID{Kind: KindSet, Name: is.Name}, setObject(r.family, is))
+	}
 	r.header = h
 	old := r.statics
 	r.statics = staticChains(r.family, &h)

@@ -204,10 +204,7 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 
 // gate lets through sources in the prefixes alone.
 func (c *compiler) gate(sources []netip.Prefix, v string, needs []*part) (string, []*part) {
-	h := fnv.New64a()
-	for _, p := range sources {
-		fmt.Fprintf(h, "%s ", p)
-	}
+	h := prefixHash(sources)
 	fam := c.family
 	set := &part{id: ID{Kind: KindSet, Name: fmt.Sprintf("sources-%016x", h.Sum64())}}
 	set.build = func(*fwd.Header) Object {

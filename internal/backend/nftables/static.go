@@ -1,6 +1,9 @@
 package nftables
 
 import (
+	"fmt"
+	"hash"
+	"hash/fnv"
 	"net/netip"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -90,6 +93,12 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 		// Where somebody gave the address to an interface of this host, the ports are the host's own.
 		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), l.reject()))
 	}
+	if s := serviceCIDRs(fam, h); s != nil {
+		if !h.RejectOtherPorts {
+			services = append(services, all(in(setClusterIPs, l.dest()), verdict("return")))
+		}
+		services = append(services, all(in(s.Name, l.dest()), isLocal(nft.DestAddr, true), verdict("drop")))
+	}
 	set(chainServices, services...)
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
 	set(chainRefuse, all(l.reject()))
@@ -106,6 +115,25 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 		set(chainLoopback, all(ctKnown(), verdict("return")), all(ctIsDNAT(), verdict("return")), all(verdict("drop")))
 	}
 	return out
+}
+
+// serviceCIDRs is the set of the header's service CIDRs, nil if there are none or nothing is dropped. It has another name
+// when they change: the new one is there before a rule uses it, and the old one goes when none does.
+func serviceCIDRs(fam fwd.Family, h *fwd.Header) *rangeSet {
+	cidrs := h.ServiceCIDRs[fam.Index()]
+	if !h.DropUnallocated || len(cidrs) == 0 {
+		return nil
+	}
+	return &rangeSet{nft.Set{Name: fmt.Sprintf("service-cidrs-%016x", prefixHash(cidrs).Sum64()), Key: []nft.Field{nft.DestAddr}, Interval: true}, cidrs}
+}
+
+// prefixHash names a list of prefixes; more can be written to it.
+func prefixHash(ps []netip.Prefix) hash.Hash64 {
+	h := fnv.New64a()
+	for _, p := range ps {
+		fmt.Fprintf(h, "%s ", p)
+	}
+	return h
 }
 
 func (l lang) loopback() netip.Prefix {
