@@ -52,7 +52,9 @@ type Feed struct {
 	lastTriggers map[cluster.SliceName]int64
 	serviceSeen  int
 	sliceSeen    int
-	synced       Kind
+	// drained are the changes that were handed over so far.
+	drained Changes
+	synced  Kind
 }
 
 // NewFeed returns an empty Feed. Trigger times before this moment are not reported: a change that happened before the
@@ -84,9 +86,9 @@ func (f *Feed) signal() {
 type Drained struct {
 	// Services and Slices count the changes seen, also those that a later one replaced.
 	Services, Slices int
-	// Triggers are the times of the changes in the cluster that made the slices that were handed over, as far as they
-	// are newer than this process; deletions have none.
-	Triggers []time.Time
+	// Triggers are the times of the changes in the cluster that made the slices that were handed over, those of IPv4 and
+	// those of IPv6, as far as they are newer than this process; deletions have none.
+	Triggers [2][]time.Time
 	// NodeChanged says that the facts about the node, or the service CIDRs, are not what they were.
 	NodeChanged bool
 }
@@ -97,6 +99,8 @@ func (f *Feed) Drain(s *cluster.Store) Drained {
 	f.mu.Lock()
 	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
 	d := Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
+	f.drained.Services += uint64(d.Services)
+	f.drained.Slices += uint64(d.Slices)
 	f.reset()
 	f.mu.Unlock()
 
@@ -112,8 +116,12 @@ func (f *Feed) Drain(s *cluster.Store) Drained {
 			s.DeleteSlice(name)
 		} else {
 			s.SetSlice(v)
+			family := 0
+			if v.IPv6 {
+				family = 1
+			}
+			d.Triggers[family] = append(d.Triggers[family], triggers[name]...)
 		}
-		d.Triggers = append(d.Triggers, triggers[name]...)
 	}
 	if node != nil {
 		d.NodeChanged = s.SetNode(*node)
@@ -122,6 +130,19 @@ func (f *Feed) Drain(s *cluster.Store) Drained {
 		d.NodeChanged = true
 	}
 	return d
+}
+
+// Changes counts changes of objects, also those that a later one replaced.
+type Changes struct {
+	Services, Slices uint64
+}
+
+// Changes returns how many changes were ever put into the Feed, and how many of them no Drain has taken yet.
+func (f *Feed) Changes() (total, waiting Changes) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	waiting = Changes{uint64(f.serviceSeen), uint64(f.sliceSeen)}
+	return Changes{f.drained.Services + waiting.Services, f.drained.Slices + waiting.Slices}, waiting
 }
 
 // Synced says whether Services, EndpointSlices and the Node have all been delivered once.

@@ -81,8 +81,12 @@ func TestFeedTriggers(t *testing.T) {
 	want := func(step string, times ...int64) {
 		t.Helper()
 		var got []int64
-		for _, x := range f.Drain(store).Triggers {
+		triggers := f.Drain(store).Triggers
+		for _, x := range triggers[0] {
 			got = append(got, x.UnixNano())
+		}
+		if len(triggers[1]) > 0 {
+			t.Errorf("%s: times of IPv6: %v", step, triggers[1])
 		}
 		if d := cmp.Diff(times, got, cmpopts.EquateEmpty()); d != "" {
 			t.Errorf("%s (-want +got):\n%s", step, d)
@@ -100,6 +104,27 @@ func TestFeedTriggers(t *testing.T) {
 	want("deleted before it was applied")
 	if len(f.lastTriggers) != 0 {
 		t.Errorf("triggers of a deleted slice are kept: %v", f.lastTriggers)
+	}
+	six := sliceOf("six", "a", at(time.Second), 1)
+	six.IPv6 = true
+	f.SetSlice(six)
+	if got := f.Drain(store).Triggers; len(got[0]) != 0 || len(got[1]) != 1 {
+		t.Errorf("times of an IPv6 slice: %v", got)
+	}
+}
+
+func TestFeedCountsChanges(t *testing.T) {
+	f, store := NewFeed(), &cluster.Store{}
+	f.SetSlice(sliceOf("s", "a", 0, 1))
+	f.SetSlice(sliceOf("s", "a", 0, 2))
+	f.DeleteService(named("a"))
+	if total, waiting := f.Changes(); total != (Changes{1, 2}) || waiting != total {
+		t.Errorf("before Drain: %v in all, %v waiting", total, waiting)
+	}
+	f.Drain(store)
+	f.DeleteService(named("b"))
+	if total, waiting := f.Changes(); total != (Changes{2, 2}) || waiting != (Changes{1, 0}) {
+		t.Errorf("after Drain: %v in all, %v waiting", total, waiting)
 	}
 }
 

@@ -103,7 +103,7 @@ func TestMetrics(t *testing.T) {
 	m.Queued(at)
 	m.Synced(reconcile.Sync{
 		Start: at, End: at.Add(3 * time.Millisecond), Failed: [2]bool{false, true}, Services: 7, Frontends: 9, ServiceEvents: 2, SliceEvents: 3,
-		Triggers: []time.Time{at.Add(-2500 * time.Millisecond)}, LocalPolicyEmpty: [2]int{1, 4}, Quarantined: 1,
+		Triggers: [2][]time.Time{{at.Add(-2500 * time.Millisecond)}}, LocalPolicyEmpty: [2][2]int{{1, 4}}, Quarantined: 1,
 		Result: backend.Result{Written: 5, Deleted: 6}, Drifted: 8,
 	})
 	_, text := get(t, m.MetricsHandler(), "/metrics")
@@ -116,8 +116,8 @@ func TestMetrics(t *testing.T) {
 		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="300"} 1`,
 		`kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.700000000003e+09`,
 		`kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv6"} 1.7e+09`,
-		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="external"} 4`,
-		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal"} 1`,
+		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 4`,
+		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,
 		`kubeproxy_sync_proxy_rules_service_changes_total 2`, `kubeproxy_sync_proxy_rules_endpoint_changes_total 3`,
 		`fairlead_info{mode="iptables",version="v1"} 1`, `fairlead_sync_failures_total{ip_family="IPv6"} 1`,
 		`fairlead_objects_written_total 5`, `fairlead_objects_deleted_total 6`, `fairlead_drifted_objects_total 8`,

@@ -75,7 +75,7 @@ func (m *Monitor) Synced(s reconcile.Sync) {
 		}
 		m.pendingSince[i], m.updated[i] = time.Time{}, s.End
 		m.vectors.last.WithLabelValues(label).Set(seconds(s.End))
-		for _, t := range s.Triggers {
+		for _, t := range s.Triggers[i] {
 			m.vectors.programming.WithLabelValues(label).Observe(s.End.Sub(t).Seconds())
 		}
 	}
@@ -85,6 +85,9 @@ func (m *Monitor) Synced(s reconcile.Sync) {
 	m.quarantined = s.Quarantined
 	m.vectors.count(s)
 }
+
+// Verified implements reconcile.Monitor.
+func (m *Monitor) Verified(time.Time) {}
 
 // Node implements reconcile.Monitor.
 func (m *Monitor) Node(n cluster.Node) {
@@ -145,7 +148,7 @@ func newVectors() vectors {
 		}, family),
 		last:           gauges("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync.", family...),
 		queued:         gauges("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync was last asked for.", family...),
-		noLocal:        gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with policy Local and no endpoint on this node.", "traffic_policy"),
+		noLocal:        gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with policy Local and no endpoint on this node.", "traffic_policy", "ip_family"),
 		serviceChanges: counter("kubeproxy_sync_proxy_rules_service_changes_total", "Changes of Services."),
 		sliceChanges:   counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices."),
 		info:           gauges("fairlead_info", "Always 1.", "mode", "version"),
@@ -188,8 +191,10 @@ func (v *vectors) count(s reconcile.Sync) {
 	v.services.Set(float64(s.Services))
 	v.frontends.Set(float64(s.Frontends))
 	v.quarantine.Set(float64(s.Quarantined))
-	v.noLocal.WithLabelValues("internal").Set(float64(s.LocalPolicyEmpty[0]))
-	v.noLocal.WithLabelValues("external").Set(float64(s.LocalPolicyEmpty[1]))
+	for i, f := range fwd.Families {
+		v.noLocal.WithLabelValues("internal", f.String()).Set(float64(s.LocalPolicyEmpty[i][0]))
+		v.noLocal.WithLabelValues("external", f.String()).Set(float64(s.LocalPolicyEmpty[i][1]))
+	}
 }
 
 // answered counts an answer of a health endpoint.

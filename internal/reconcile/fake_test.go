@@ -177,22 +177,32 @@ type follower struct {
 	syncs  []Sync
 	nodes  int
 	events []string
+	// verified counts the readings that found everything.
+	verified int
 	// flows records the arguments of Submit.
 	flows []bool
 }
 
 func (f *follower) Queued(t time.Time)                { f.queued = append(f.queued, t) }
 func (f *follower) Synced(s Sync)                     { f.syncs = append(f.syncs, s) }
+func (f *follower) Verified(time.Time)                { f.verified++ }
 func (f *follower) Node(cluster.Node)                 { f.nodes++ }
 func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
 func (f *follower) Update(fwd.Changes)                {}
 func (f *follower) Submit(all bool)                   { f.flows = append(f.flows, all) }
+
+// recordedChecks counts what the loop tells those who answer load balancers.
+type recordedChecks struct{ updates, programmed int }
+
+func (c *recordedChecks) Update(fwd.Changes) { c.updates++ }
+func (c *recordedChecks) Programmed()        { c.programmed++ }
 
 // house is a Loop with its surroundings, running in a synctest bubble.
 type house struct {
 	feed    *fakeFeed
 	kernels *[2]fakeKernel
 	follow  *follower
+	checks  *recordedChecks
 	log     *bytes.Buffer
 	addrs   chan struct{}
 	drift   chan struct{}
@@ -211,10 +221,10 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 	}
 	h := &house{
 		feed:    &fakeFeed{wake: make(chan struct{}, 1)},
-		kernels: kernels, follow: &follower{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan struct{}, 1), done: make(chan error, 1),
+		kernels: kernels, follow: &follower{}, checks: &recordedChecks{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan struct{}, 1), done: make(chan error, 1),
 	}
 	l := New(Options{
-		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Events: h.follow, Monitor: h.follow,
+		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Checks: h.checks, Events: h.follow, Monitor: h.follow,
 		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
 		AddrChanges: h.addrs, Drift: h.drift, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),

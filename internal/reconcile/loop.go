@@ -18,10 +18,15 @@ import (
 type Drained struct {
 	// Services and Slices count the events.
 	Services, Slices int
-	// Triggers are the times of the changes that made the endpoint slices, as the control plane noted them.
-	Triggers []time.Time
+	// Triggers are, by fwd.Family.Index, the times of the changes that made the endpoint slices, as the control plane noted
+	// them.
+	Triggers [2][]time.Time
 	// NodeChanged says that facts about the node, or the service CIDRs, changed.
 	NodeChanged bool
+}
+
+func (d *Drained) any() bool {
+	return d.Services+d.Slices+len(d.Triggers[0])+len(d.Triggers[1]) > 0
 }
 
 // Feed collects changes of the cluster's objects from other goroutines.
@@ -43,6 +48,14 @@ type Flows interface {
 	Submit(all bool)
 }
 
+// Checks answers load balancers that ask whether a Service has endpoints on this node.
+type Checks interface {
+	// Update takes in changes of the table, in memory.
+	Update(fwd.Changes)
+	// Programmed says that the kernel has the rules of all updates so far, in both families. It does not wait.
+	Programmed()
+}
+
 // Events tells users about their Services. It does not wait.
 type Events interface {
 	// Warn makes a Warning event on a Service; reason is one word in CamelCase.
@@ -53,8 +66,10 @@ type Events interface {
 type Monitor interface {
 	// Queued says that a change waits to be written, since then.
 	Queued(since time.Time)
-	// Synced reports a sync.
+	// Synced reports a sync. Its Start is earlier than that of the next, and the reports come in that order.
 	Synced(Sync)
+	// Verified says that a reading of the kernel found all that is wanted, and nothing to repair.
+	Verified(at time.Time)
 	// Node reports new facts about the node.
 	Node(cluster.Node)
 }
@@ -64,15 +79,22 @@ type Sync struct {
 	Start, End time.Time
 	// Failed says by fwd.Family.Index what could not be written completely.
 	Failed [2]bool
-	// Services and Frontends count what is in the table.
-	Services, Frontends int
+	// Unread says that it failed since the kernel could not be read, so that nothing was written.
+	Unread bool
+	// Full says that the kernel was read before it was written: at the start, after a failure, and to verify.
+	Full bool
+	// Applying is how long the backend took to write.
+	Applying time.Duration
+	// Services, Frontends and Endpoints count what is in the table; an endpoint counts once for each service port that it is
+	// chosen for. Conflicts counts the keys that a Service claims and another one has.
+	Services, Frontends, Endpoints, Conflicts int
 	// ServiceEvents and SliceEvents count changes of objects that this sync took in.
 	ServiceEvents, SliceEvents int
-	// Triggers are the times of the endpoint changes that are in the kernel since this sync.
-	Triggers []time.Time
-	// LocalPolicyEmpty counts service ports and families whose internal (0) or external (1) policy Local has no endpoint on
-	// this node.
-	LocalPolicyEmpty [2]int
+	// Triggers are, by fwd.Family.Index, the times of the endpoint changes that are in the kernel since this sync.
+	Triggers [2][]time.Time
+	// LocalPolicyEmpty counts, by fwd.Family.Index, service ports whose internal (0) or external (1) policy Local has no
+	// endpoint on this node.
+	LocalPolicyEmpty [2][2]int
 	// Quarantined counts the Services that the kernel refuses.
 	Quarantined int
 	// Result counts what was written.
@@ -81,12 +103,13 @@ type Sync struct {
 	Drifted int
 }
 
-// Options are what a Loop works with. Flows, Events, Monitor, LocalAddrs, AddrChanges, Drift and OnFirstWrite may be nil.
+// Options are what a Loop works with. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift and OnFirstWrite may be nil.
 type Options struct {
 	Config  *config.Config
 	Feed    Feed
 	Backend backend.Backend
 	Flows   Flows
+	Checks  Checks
 	Events  Events
 	Monitor Monitor
 	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
@@ -144,8 +167,9 @@ type Loop struct {
 	failure    failure
 	quarantine quarantine
 	reports    reports
-	// localPolicyEmpty is the sum over the table.
-	localPolicyEmpty [2]int
+	// localPolicyEmpty and endpoints are sums over the table.
+	localPolicyEmpty [2][2]int
+	endpoints        int
 	// pending is what was drained and not reported yet.
 	pending Drained
 }

@@ -558,16 +558,125 @@ func TestReports(t *testing.T) {
 		}
 		trigger := time.Now()
 		h.feed.change(func() {
-			h.feed.d = Drained{Services: 1, Slices: 2, Triggers: []time.Time{trigger}}
+			h.feed.d = Drained{Services: 1, Slices: 2, Triggers: [2][]time.Time{{trigger}, {trigger, trigger}}}
 			h.feed.puts = append(h.feed.puts, service(1, 5))
 		})
 		h.after(2 * time.Second)
 		s := h.follow.syncs[len(h.follow.syncs)-1]
-		if s.ServiceEvents != 1 || s.SliceEvents != 2 || len(s.Triggers) != 1 || !s.Triggers[0].Equal(trigger) {
+		if s.ServiceEvents != 1 || s.SliceEvents != 2 || len(s.Triggers[0]) != 1 || len(s.Triggers[1]) != 2 || !s.Triggers[0][0].Equal(trigger) {
 			t.Errorf("reported %+v", s)
 		}
-		if s.Services != 2 || s.Frontends != 4 {
-			t.Errorf("reported %d Services and %d frontends", s.Services, s.Frontends)
+		if s.Services != 2 || s.Frontends != 4 || s.Conflicts != 0 {
+			t.Errorf("reported %d Services, %d frontends and %d conflicts", s.Services, s.Frontends, s.Conflicts)
+		}
+	})
+}
+
+// A change of endpoints that asks for nothing new is in the kernel at once: it does not wait for the next one that does.
+func TestTriggersOfAChangeWithoutAMeaning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := running(t, &[2]fakeKernel{})
+		defer h.stop(t)
+		syncs, writes := len(h.follow.syncs), h.kernels[0].writes
+		h.feed.change(func() { h.feed.d = Drained{Slices: 1, Triggers: [2][]time.Time{{time.Now()}, nil}} })
+		h.settle()
+		if n := len(h.follow.syncs); n != syncs+1 || len(h.follow.syncs[n-1].Triggers[0]) != 1 || h.kernels[0].writes != writes {
+			t.Errorf("%d reports, the last %+v", n-syncs, h.follow.syncs[n-1])
+		}
+	})
+}
+
+// While one family fails, the times of its changes wait; the other's do not.
+func TestTriggersByFamily(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		k[1].failWrite = errors.New("no")
+		h.feed.change(func() {
+			h.feed.d = Drained{Slices: 2, Triggers: [2][]time.Time{{time.Now()}, {time.Now()}}}
+			h.feed.puts = append(h.feed.puts, service(1, 5))
+		})
+		h.settle()
+		s := h.follow.syncs[len(h.follow.syncs)-1]
+		if len(s.Triggers[0]) != 1 || len(s.Triggers[1]) != 0 {
+			t.Fatalf("while IPv6 fails: %v", s.Triggers)
+		}
+		k[1].failWrite = nil
+		h.after(time.Minute)
+		times := 0
+		for _, s := range h.follow.syncs {
+			times += len(s.Triggers[1])
+		}
+		if times != 1 {
+			t.Errorf("%d times of IPv6 reported, want 1", times)
+		}
+	})
+}
+
+// Verified waits for a reading of the kernel after the first complete write, which follows at once; a kernel that has
+// everything already is verified by the reading before the write that is not needed.
+func TestVerified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := start(t, k)
+		k[0].slowRead, k[1].slowRead = time.Second, time.Second
+		h.feed.put(service(1, 0))
+		h.sync()
+		h.after(2500 * time.Millisecond) // two readings one after the other, the write, and a part of the next reading
+		if h.has(1) != both || h.follow.verified != 0 {
+			t.Fatalf("written %v, verified %d times before the kernel was read", h.has(1), h.follow.verified)
+		}
+		h.after(2 * time.Second)
+		if h.follow.verified != 1 {
+			t.Errorf("verified %d times after the first reading\n%s", h.follow.verified, h.log)
+		}
+		h.stop(t)
+
+		h = start(t, k) // as a new process
+		h.feed.put(service(1, 0))
+		h.sync()
+		h.after(2500 * time.Millisecond)
+		if k[0].writes != 1 || h.follow.verified == 0 {
+			t.Errorf("restart: %d writes, verified %d times\n%s", k[0].writes, h.follow.verified, h.log)
+		}
+		verified := h.follow.verified
+		delete(k[0].objects, fwd.Service(name(1)))
+		h.after(5 * time.Minute)
+		if k[0].writes != 2 || h.follow.verified <= verified {
+			t.Errorf("drift: %d writes, verified %d times more", k[0].writes, h.follow.verified-verified)
+		}
+		h.stop(t)
+	})
+}
+
+// Those who answer load balancers hear that the kernel has the rules when both families have them.
+func TestProgrammed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		before := h.checks.programmed
+		k[0].slow = time.Second
+		h.feed.put(service(2, 0))
+		h.settle()
+		if h.checks.programmed != before {
+			t.Error("told of rules that are not written")
+		}
+		h.after(2 * time.Second)
+		if h.checks.updates == 0 || h.checks.programmed != before+1 {
+			t.Errorf("%d updates, told %d times", h.checks.updates, h.checks.programmed-before)
+		}
+		k[1].failWrite = errors.New("no")
+		h.feed.put(service(3, 0))
+		h.after(5 * time.Second)
+		if h.checks.programmed != before+1 {
+			t.Error("told although one family fails")
+		}
+		k[1].failWrite = nil
+		h.after(time.Minute)
+		if h.checks.programmed == before+1 {
+			t.Error("not told when it works again")
 		}
 	})
 }

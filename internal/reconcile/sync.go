@@ -27,10 +27,11 @@ func (l *Loop) sync(ctx context.Context, take bool) error {
 	read := l.unread
 	if read {
 		if _, err := l.Backend.Observe(ctx); err != nil {
+			rep.Unread = true
 			l.end(ctx, rep, false, err)
 			return nil
 		}
-		l.unread = false
+		l.unread, rep.Full = false, true
 		l.verifyAt = time.Now().Add(l.Config.SyncPeriod)
 	}
 	l.write(ctx, rep, read)
@@ -47,8 +48,13 @@ func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
 		l.queued(rep.Start)
 	}
 	var err error
+	before := time.Now()
 	rep.Result, err = l.apply(ctx)
+	rep.Applying = time.Since(before)
 	l.end(ctx, rep, changed, err)
+	if rep.Full && err == nil && rep.Drifted == 0 && rep.Result == (backend.Result{}) && l.Monitor != nil {
+		l.Monitor.Verified(rep.Start)
+	}
 }
 
 // drain moves the feed's news into the store.
@@ -56,7 +62,9 @@ func (l *Loop) drain() {
 	d := l.Feed.Drain(&l.store)
 	l.pending.Services += d.Services
 	l.pending.Slices += d.Slices
-	l.pending.Triggers = append(l.pending.Triggers, d.Triggers...)
+	for i, t := range d.Triggers {
+		l.pending.Triggers[i] = append(l.pending.Triggers[i], t...)
+	}
 	if d.NodeChanged {
 		l.pending.NodeChanged = true
 		if l.Monitor != nil {
@@ -145,13 +153,25 @@ func (l *Loop) update(ch fwd.Changes) bool {
 	if l.Flows != nil {
 		l.Flows.Update(ch)
 	}
+	if l.Checks != nil {
+		l.Checks.Update(ch)
+	}
 	return true
 }
 
 func (l *Loop) count(f *fwd.Fragment, by int) {
-	if f != nil {
-		l.localPolicyEmpty[0] += by * f.LocalPolicyEmpty[0]
-		l.localPolicyEmpty[1] += by * f.LocalPolicyEmpty[1]
+	if f == nil {
+		return
+	}
+	for i, empty := range f.LocalPolicyEmpty {
+		l.localPolicyEmpty[i][0] += by * empty[0]
+		l.localPolicyEmpty[i][1] += by * empty[1]
+	}
+	for i, p := range f.Pools {
+		// The local pool of a service port is a part of its cluster pool, where it has one.
+		if p.Key.Scope == fwd.Cluster || f.Pool(fwd.PoolKey{Port: p.Key.Port, Family: p.Key.Family, Scope: fwd.Cluster}) == nil {
+			l.endpoints += by * len(f.Pools[i].Endpoints)
+		}
 	}
 }
 
@@ -188,9 +208,13 @@ func (l *Loop) end(ctx context.Context, rep Sync, changed bool, err error) {
 	rep.End = time.Now()
 	rep.Failed = failedFamilies(err)
 	wrote := rep.Result != backend.Result{}
+	rep.Services, rep.Frontends = l.table.Len()
 	first := err == nil && !l.complete
 	eventful := changed || wrote || err != nil || first || !l.queuedSince.IsZero()
 	if !eventful {
+		if l.Monitor != nil && l.pending.any() {
+			l.monitor(rep) // what the events asked for was in the kernel already
+		}
 		return
 	}
 	if changed || wrote || err != nil {
@@ -206,11 +230,16 @@ func (l *Loop) end(ctx context.Context, rep Sync, changed bool, err error) {
 		l.queuedSince = time.Time{}
 		l.logRecovery(rep.End)
 		l.quarantine.settle(l.log)
+		if l.Checks != nil {
+			l.Checks.Programmed()
+		}
+		if first && wrote {
+			l.verifyAt = rep.End // readiness waits for it
+		}
 	}
-	rep.Services, rep.Frontends = l.table.Len()
 	l.logSync(rep, first)
 	if l.Monitor != nil {
-		l.monitor(rep, err)
+		l.monitor(rep)
 	}
 }
 
@@ -233,14 +262,16 @@ func (l *Loop) tellWritten(rep Sync, first bool) {
 }
 
 // monitor completes a report and hands it on.
-func (l *Loop) monitor(rep Sync, err error) {
+func (l *Loop) monitor(rep Sync) {
+	rep.Endpoints, rep.Conflicts = l.endpoints, len(l.reports.conflicts)
 	rep.LocalPolicyEmpty = l.localPolicyEmpty
 	rep.Quarantined = len(l.quarantine.held)
 	rep.ServiceEvents, rep.SliceEvents = l.pending.Services, l.pending.Slices
 	l.pending.Services, l.pending.Slices = 0, 0
-	if err == nil {
-		rep.Triggers = l.pending.Triggers
-		l.pending.Triggers = nil
+	for i, failed := range rep.Failed {
+		if !failed {
+			rep.Triggers[i], l.pending.Triggers[i] = l.pending.Triggers[i], nil
+		}
 	}
 	l.Monitor.Synced(rep)
 }

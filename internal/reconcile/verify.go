@@ -58,11 +58,11 @@ func (l *Loop) endVerify(ctx context.Context, v verification) {
 			l.log.Warn("cannot read the kernel back, it is tried again", "err", v.err, "at", l.verifyAt)
 			return
 		}
-		l.end(ctx, Sync{Start: time.Now()}, false, v.err)
+		l.end(ctx, Sync{Start: time.Now(), Unread: true}, false, v.err)
 		return
 	}
 	l.unverified = 0
-	rep := Sync{Start: time.Now(), Drifted: v.reading.Accept()}
+	rep := Sync{Start: time.Now(), Full: true, Drifted: v.reading.Accept()}
 	l.write(ctx, rep, true)
 }
 

@@ -1,0 +1,353 @@
+package health
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// ReasonListen is the reason of the Event on a Service whose health-check node port cannot be served; kube-proxy's.
+const ReasonListen = "FailedToStartServiceHealthcheck"
+
+// weightHeader carries the number of endpoints, by which a load balancer can weight nodes.
+const weightHeader = "X-Load-Balancing-Endpoint-Weight"
+
+// ChecksOptions are what Checks work with.
+type ChecksOptions struct {
+	// Node is the node's name, for Events.
+	Node string
+	// Healthy says whether the node's forwarding is fresh (State.Fresh).
+	Healthy func() bool
+	// Warn makes a Warning event on a Service.
+	Warn func(s fwd.Service, reason, message string)
+	Log  *slog.Logger
+}
+
+// Checks serves the health-check node ports of Services (type LoadBalancer with external traffic policy Local): 200 while
+// the node has ready endpoints of the Service, so that the load balancer sends there. Update and Programmed belong to
+// one goroutine, Run to another.
+type Checks struct {
+	o      ChecksOptions
+	listen func(ctx context.Context, network, address string) (net.Listener, error)
+	// retry is the time between two attempts to listen, and settled, if not nil, is called by Run after each, with the number
+	// of calls of Programmed that it knows of; both are for tests.
+	retry   time.Duration
+	settled func(programmed int)
+
+	// pending and pendingAddrs are what changed since the last Programmed; they belong to the goroutine of Update. A claim on
+	// port 0 stands for none.
+	pending      map[fwd.Service]claim
+	pendingAddrs []address
+
+	wake chan struct{}
+	// mu guards all that follows.
+	mu sync.RWMutex
+	// claims holds each Service that has a health-check node port, and ports by port those who claim it, the one who has it
+	// first.
+	claims map[fwd.Service]claim
+	ports  map[uint16][]fwd.Service
+	addrs  []address
+	// programmed counts the calls of Programmed that changed something.
+	programmed int
+}
+
+// claim is one Service's health-check node port.
+type claim struct {
+	port    uint16
+	created int64
+	local   int
+}
+
+// NewChecks returns Checks that listen nowhere before Programmed and Run.
+func NewChecks(o ChecksOptions) *Checks {
+	var lc net.ListenConfig
+	return &Checks{
+		o: o, listen: lc.Listen, retry: bindRetry, pending: make(map[fwd.Service]claim), wake: make(chan struct{}, 1),
+		claims: make(map[fwd.Service]claim), ports: make(map[uint16][]fwd.Service),
+	}
+}
+
+// Update takes in changes of the table, in memory. Nothing else happens before Programmed.
+func (c *Checks) Update(ch fwd.Changes) {
+	if ch.Header != nil {
+		c.pendingAddrs = addressesOf(ch.Header)
+	}
+	for _, s := range ch.Services {
+		var now claim
+		if s.New != nil {
+			now = claim{port: s.New.HealthCheck.Port, created: s.New.CreatedUnix, local: s.New.HealthCheck.LocalEndpoints}
+		}
+		if old := s.Old; now.port != 0 || old != nil && old.HealthCheck.Port != 0 {
+			c.pending[s.Owner] = now
+		}
+	}
+}
+
+// Programmed makes all updates so far what is answered, since the kernel has their rules. It does not wait.
+func (c *Checks) Programmed() {
+	if len(c.pending) == 0 && c.pendingAddrs == nil {
+		return
+	}
+	c.mu.Lock()
+	c.programmed++
+	for owner, now := range c.pending {
+		c.take(owner, now)
+	}
+	if c.pendingAddrs != nil {
+		c.addrs = c.pendingAddrs
+	}
+	c.mu.Unlock()
+	clear(c.pending)
+	c.pendingAddrs = nil
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take replaces a Service's claim.
+func (c *Checks) take(owner fwd.Service, now claim) {
+	old := c.claims[owner]
+	if old.port != now.port && old.port != 0 {
+		rest := slices.DeleteFunc(c.ports[old.port], func(s fwd.Service) bool { return s == owner })
+		if c.ports[old.port] = rest; len(rest) == 0 {
+			delete(c.ports, old.port)
+		}
+	}
+	if now.port == 0 {
+		delete(c.claims, owner)
+		return
+	}
+	c.claims[owner] = now
+	if old.port != now.port {
+		c.ports[now.port] = append(c.ports[now.port], owner)
+	}
+	// As with other conflicts the older Service wins.
+	slices.SortFunc(c.ports[now.port], func(a, b fwd.Service) int {
+		return cmp.Or(cmp.Compare(c.claims[a].created, c.claims[b].created), a.Compare(b))
+	})
+}
+
+// handler answers requests for a port, whatever their path and method.
+func (c *Checks) handler(port uint16) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		owner, local, ok := c.owner(port)
+		if !ok { // the port is being closed
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		healthy := c.o.Healthy()
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set(weightHeader, strconv.Itoa(local))
+		code := http.StatusOK
+		if local == 0 || !healthy {
+			code = http.StatusServiceUnavailable
+		}
+		w.WriteHeader(code)
+		_, _ = fmt.Fprintf(w, "{\n\t\"service\": {\n\t\t\"namespace\": %q,\n\t\t\"name\": %q\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %v\n}",
+			owner.Namespace, owner.Name, local, healthy) // a client that went away has no use for an error
+	})
+}
+
+// owner returns the Service that has the port and the number of its endpoints on this node.
+func (c *Checks) owner(port uint16) (owner fwd.Service, local int, ok bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if len(c.ports[port]) == 0 {
+		return fwd.Service{}, 0, false
+	}
+	owner = c.ports[port][0]
+	return owner, c.claims[owner].local, true
+}
+
+// wanted returns who claims each port, where to listen, and by how many calls of Programmed that came about.
+func (c *Checks) wanted() (claims map[uint16][]fwd.Service, at []address, programmed int) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	claims = make(map[uint16][]fwd.Service, len(c.ports))
+	for port, owners := range c.ports {
+		claims[port] = slices.Clone(owners)
+	}
+	return claims, c.addrs, c.programmed
+}
+
+// address is where ports are listened on. The zero addr stands for all addresses of the network.
+type address struct {
+	// network is "tcp" for both families with one socket, or that of one family.
+	network string
+	addr    netip.Addr
+}
+
+func (a address) text(port uint16) string {
+	if !a.addr.IsValid() {
+		return net.JoinHostPort("", strconv.Itoa(int(port)))
+	}
+	return netip.AddrPortFrom(a.addr, port).String()
+}
+
+// addressesOf returns the addresses on which node ports are served, which are those of health-check node ports too. It is
+// not nil.
+func addressesOf(h *fwd.Header) []address {
+	if h.NodePorts[0].All && h.NodePorts[1].All {
+		return []address{{network: "tcp"}}
+	}
+	out := []address{}
+	for i, f := range fwd.Families {
+		on := h.NodePorts[i]
+		network := [2]string{"tcp4", "tcp6"}[i]
+		if on.All {
+			// Without an IPv6 address there may be no IPv6 at all, and nobody who could ask.
+			if f == fwd.IPv4 || slices.ContainsFunc(h.LocalAddrs, netip.Addr.Is6) {
+				out = append(out, address{network: network})
+			}
+			continue
+		}
+		for _, a := range h.LocalAddrs {
+			// A link-local address is nothing without its interface.
+			if fwd.FamilyOf(a) == f && on.Serves(a, false) && !a.IsLinkLocalUnicast() {
+				out = append(out, address{network, a})
+			}
+		}
+		if loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1}); f == fwd.IPv4 && on.Loopback {
+			out = append(out, address{network, loopback})
+		}
+	}
+	return out
+}
+
+// server is one port that is listened on.
+type server struct {
+	http      *http.Server
+	listeners map[address]net.Listener
+}
+
+// Run serves until the context ends; it returns when all its goroutines have ended. It is called once.
+func (c *Checks) Run(ctx context.Context) {
+	r := runner{Checks: c, servers: make(map[uint16]*server), told: make(map[fwd.Service]string)}
+	defer r.wg.Wait()
+	defer r.closeAll()
+	for {
+		var again <-chan time.Time
+		ports, addrs, programmed := c.wanted()
+		if r.settle(ctx, ports, addrs) {
+			again = time.After(c.retry)
+		}
+		if c.settled != nil {
+			c.settled(programmed)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		case <-again:
+		}
+	}
+}
+
+// runner is what Run's goroutine works with.
+type runner struct {
+	*Checks
+	servers map[uint16]*server
+	// told is what each Service whose port is not served was told.
+	told map[fwd.Service]string
+	wg   sync.WaitGroup
+}
+
+func (r *runner) closeAll() {
+	for port := range r.servers {
+		r.close(port)
+	}
+}
+
+// settle opens and closes listeners until they are as they should be. It reports whether something is left to be tried
+// again.
+func (r *runner) settle(ctx context.Context, ports map[uint16][]fwd.Service, addrs []address) (again bool) {
+	for port := range r.servers {
+		if _, ok := ports[port]; !ok {
+			r.close(port)
+		}
+	}
+	told := make(map[fwd.Service]string)
+	for _, port := range slices.Sorted(maps.Keys(ports)) {
+		claims := ports[port]
+		text := r.serve(ctx, port, addrs)
+		again = again || text != ""
+		r.tell(told, claims[0], port, text)
+		for _, loser := range claims[1:] {
+			r.tell(told, loser, port, "the port belongs to Service "+claims[0].String())
+		}
+	}
+	r.told = told
+	return again
+}
+
+// serve listens for a port on the addresses, and nowhere else. It returns why that is not possible on some of them.
+func (r *runner) serve(ctx context.Context, port uint16, addrs []address) string {
+	s := r.servers[port]
+	if s == nil {
+		h := newHTTPServer(r.handler(port), r.o.Log)
+		h.DisableGeneralOptionsHandler = true // also "OPTIONS *" is answered like everything else
+		s = &server{http: h, listeners: make(map[address]net.Listener)}
+		r.servers[port] = s
+	}
+	for at, l := range s.listeners {
+		if !slices.Contains(addrs, at) {
+			_ = l.Close() // fails only if it is closed already
+			delete(s.listeners, at)
+		}
+	}
+	text := ""
+	for _, at := range addrs {
+		if s.listeners[at] != nil {
+			continue
+		}
+		l, err := r.listen(ctx, at.network, at.text(port))
+		if err != nil {
+			if ctx.Err() != nil {
+				return ""
+			}
+			text = cmp.Or(text, err.Error())
+			continue
+		}
+		s.listeners[at] = l
+		r.wg.Go(func() { _ = s.http.Serve(l) }) // ends when the listener is closed
+	}
+	return text
+}
+
+// tell makes an Event and a line in the log when a port cannot be served for a Service, and a line when it can at last.
+func (r *runner) tell(told map[fwd.Service]string, owner fwd.Service, port uint16, text string) {
+	before, failing := r.told[owner]
+	switch {
+	case text == "" && failing:
+		r.o.Log.Info("health-check node port is served at last", "service", owner.String(), "port", port)
+	case text == "" || failing && before == text:
+	default:
+		r.o.Log.Error("health-check node port cannot be served, trying again every 5s", "service", owner.String(), "port", port, "error", text)
+		r.o.Warn(owner, ReasonListen, fmt.Sprintf("node %s failed to start healthcheck %q on port %d: %s", r.o.Node, owner.String(), port, text))
+	}
+	if text != "" {
+		told[owner] = text
+	}
+}
+
+// close ends listeners and connections; what fails to be closed is closed already.
+func (r *runner) close(port uint16) {
+	for _, l := range r.servers[port].listeners {
+		_ = l.Close() // the server may not know it yet
+	}
+	_ = r.servers[port].http.Close()
+	delete(r.servers, port)
+}

@@ -1,0 +1,131 @@
+package health
+
+import (
+	"sync"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// StaleAfter is how long nothing may come from a watch. It is longer than the API server keeps a watch open (ten minutes
+// at most, which clients ask for) and the time after which package kube cuts one, together.
+const StaleAfter = 15 * time.Minute
+
+// Watch is what is known of the watch of one resource.
+type Watch struct {
+	// Resource is its name, such as "services".
+	Resource string
+	// Heard is when the last sign of life came: an event, a bookmark, or an answer to a request.
+	Heard time.Time
+	// Open says that the API server answered the request to watch and that nobody has ended the watch since.
+	Open bool
+}
+
+// Options are what a State works with. Watches and Answered may be nil.
+type Options struct {
+	// SyncPeriod is the loop's; a change that waits for twice as long is stale.
+	SyncPeriod time.Duration
+	// Watches tells of the watches; nil where objects come from files.
+	Watches func() []Watch
+	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
+	Answered func(endpoint string, code int)
+}
+
+// State is what is known about the health of the node's forwarding. Make one with NewState; all methods may be called by
+// any goroutine.
+type State struct {
+	Options
+
+	// mu guards all that follows.
+	mu sync.Mutex
+	// pendingSince is, by fwd.Family.Index, the time of the oldest change that is not written, zero for none.
+	pendingSince [2]time.Time
+	// updated is, by fwd.Family.Index, the end of the last sync without a failure; before that the start of the process.
+	updated [2]time.Time
+	// written says that everything was in the kernel once, verified that a reading of the kernel found it there.
+	written, verified bool
+	leaving           bool
+	quarantined       int
+}
+
+// NewState returns a State of a process that starts now.
+func NewState(o Options) *State {
+	now := time.Now()
+	return &State{Options: o, updated: [2]time.Time{now, now}}
+}
+
+// Queued says that a change waits to be written, since then.
+func (s *State) Queued(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.pendingSince {
+		s.wait(i, since)
+	}
+}
+
+func (s *State) wait(family int, since time.Time) {
+	if s.pendingSince[family].IsZero() {
+		s.pendingSince[family] = since
+	}
+}
+
+// Synced reports an attempt to bring the kernel up to date: what failed, by fwd.Family.Index, and how many Services the
+// kernel refuses.
+func (s *State) Synced(start, end time.Time, failed [2]bool, quarantined int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range failed {
+		if failed[i] {
+			s.wait(i, start)
+			continue
+		}
+		s.pendingSince[i], s.updated[i] = time.Time{}, end
+	}
+	s.written = s.written || failed == [2]bool{}
+	s.quarantined = quarantined
+}
+
+// Verified says that a reading of the kernel found everything that is wanted.
+func (s *State) Verified() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.verified = true
+}
+
+// Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler marked it for that. It
+// stays until told otherwise.
+func (s *State) Node(leaving bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = leaving
+}
+
+// Fresh says whether forwarding follows what is known of the cluster.
+func (s *State) Fresh() bool {
+	now := time.Now()
+	watches := s.watches()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fresh(now, watches)
+}
+
+func (s *State) watches() []Watch {
+	if s.Watches == nil {
+		return nil
+	}
+	return s.Watches()
+}
+
+func (s *State) fresh(now time.Time, watches []Watch) bool {
+	for _, w := range watches {
+		if w.Open && now.Sub(w.Heard) > StaleAfter {
+			return false
+		}
+	}
+	return s.familyFresh(fwd.IPv4, now) && s.familyFresh(fwd.IPv6, now)
+}
+
+func (s *State) familyFresh(f fwd.Family, now time.Time) bool {
+	since := s.pendingSince[f.Index()]
+	return since.IsZero() || now.Sub(since) < 2*s.SyncPeriod
+}
