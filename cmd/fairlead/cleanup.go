@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/spf13/pflag"
 
@@ -18,11 +19,17 @@ const cleanupUsage = `fairlead cleanup [flags]
 Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
 userlands of iptables, and the tables fairlead of nf_tables; in both families. Where it served node ports on 127.0.0.1, it
 sets net.ipv4.conf.all.route_localnet back to 0. Nobody else's rules are touched, and established connections go on. End the
-daemon first. Doing it twice is harmless.`
+daemon first. Doing it twice is harmless.
+
+With --kube-proxy it takes out what kube-proxy left instead, in modes iptables, ipvs and nftables, while Fairlead may be running. End
+kube-proxy first. What belongs to the kubelet and to others stays.`
 
 func runCleanup(ctx context.Context, args []string, s streams) error {
 	fs := pflag.NewFlagSet("fairlead cleanup", pflag.ContinueOnError)
 	dryRun := fs.Bool("dry-run", false, "only say what would be removed")
+	kubeProxy := fs.Bool("kube-proxy", false, "take out what kube-proxy left, in all of its modes, and nothing of Fairlead's")
+	var exclude []netip.Prefix
+	fs.Var(prefixes{&exclude}, "ipvs-exclude-cidrs", "virtual servers of IPVS inside these stay")
 	if err := parseFlags(fs, args, cleanupUsage, s); err != nil {
 		return err
 	}
@@ -31,6 +38,9 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 	}
 	if !mayAdminister() {
 		return errors.New("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW")
+	}
+	if *kubeProxy {
+		return cleanupKubeProxy(ctx, exclude, *dryRun, s)
 	}
 	left, err := iptables.Leftovers(ctx)
 	errs := []error{err}

@@ -87,7 +87,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) start(ctx context.Context) error {
-	apiserver, err := binary("kube-apiserver")
+	apiserver, err := Binary("kube-apiserver")
 	if err != nil {
 		return err
 	}
@@ -100,8 +100,9 @@ func (s *Server) start(ctx context.Context) error {
 	return s.awaitReady(ctx)
 }
 
-// binary finds a server that hack/build-servers.sh has built.
-func binary(name string) (string, error) {
+// Binary returns the path of a server that hack/build-servers.sh builds, kube-apiserver or kube-proxy; it is built where it is
+// not there yet, which takes minutes.
+func Binary(name string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module's directory: %w", err)
