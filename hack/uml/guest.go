@@ -166,13 +166,21 @@ func root(writable []string) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	if err := os.MkdirAll("/lib/modules", 0o755); err != nil {
-		return err
+	for _, dir := range []string{"/lib/modules", "/run/lock"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
 	}
-	if err := os.Symlink(modules, "/lib/modules/"+filepath.Base(modules)); err != nil {
-		return err
+	for name, to := range map[string]string{
+		"/lib/modules/" + filepath.Base(modules): modules,
+		// What a device manager adds to the kernel's nodes.
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2",
+	} {
+		if err := os.Symlink(to, name); err != nil {
+			return err
+		}
 	}
-	return os.MkdirAll("/run/lock", 0o1777)
+	return nil
 }
 
 // load loads a module that depends on no other.

@@ -91,7 +91,7 @@ func TestGuest(t *testing.T) {
 
 	t.Run("a command", func(t *testing.T) {
 		code, stdout, stderr, err := boot(t, 5*time.Minute, `
-			printf 'one\n\ttwo'; echo three >&2; echo "$COLOUR $PWD"
+			printf 'one\n\ttwo'; echo three >/dev/stderr; cat <(echo "$COLOUR $PWD")
 			modprobe ip_vs && head -c 17 /proc/net/ip_vs
 			echo mine >"$1/file"; echo gone >"$2/file"; cat "$2/file"
 			seq 50000 | tail -n 1
