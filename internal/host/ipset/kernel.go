@@ -80,7 +80,6 @@ func (k *Kernel) Create(ctx context.Context, s Set) error {
 	if err := s.Validate(); err != nil {
 		return err
 	}
-	// Without NLM_F_EXCL the kernel has no objection to a set that is the same.
 	_, err := k.conn.Get(ctx, createRequest(s))
 	if !errors.Is(err, unix.EEXIST) {
 		return wrap(err, "create set %s", s.Name)
@@ -89,7 +88,10 @@ func (k *Kernel) Create(ctx context.Context, s Set) error {
 	if err != nil {
 		return fmt.Errorf("create set %s: %w", s.Name, err)
 	}
-	return fmt.Errorf("create set %s: %w: %s", s.Name, ErrExist, difference(have.Set, s, have.options))
+	if have.Set != s || len(have.options) > 0 {
+		return fmt.Errorf("create set %s: %w: %s", s.Name, ErrExist, difference(have.Set, s, have.options))
+	}
+	return nil
 }
 
 // difference says in which settings a set that is there differs from the one that is wanted. options are settings that
@@ -173,7 +175,7 @@ func named(err error) error {
 		return err
 	}
 	switch e.Errno {
-	case unix.ENOENT:
+	case unix.ENOENT, errSetname2:
 		return ErrNoSet
 	case errExist:
 		return ErrExist
@@ -184,7 +186,7 @@ func named(err error) error {
 	case errFindType:
 		return errors.New("the kernel does not know this type of set (4098)")
 	case errTypeMismatch:
-		return errors.New("the sets differ in type or family (4102)")
+		return fmt.Errorf("%w: they differ in type or family", ErrInvalid)
 	}
 	if e.Errno >= errPrivate {
 		return fmt.Errorf("error %d of the kernel's ipset", int(e.Errno))

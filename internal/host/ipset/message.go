@@ -68,6 +68,7 @@ const (
 	errPrivate      unix.Errno = 4096
 	errFindType     unix.Errno = 4098
 	errBusy         unix.Errno = 4100
+	errSetname2     unix.Errno = 4101 // of a swap: the second set is missing
 	errTypeMismatch unix.Errno = 4102
 	errExist        unix.Errno = 4103
 	errReferenced   unix.Errno = 4108
@@ -81,14 +82,17 @@ const sizeofGenmsg = 4
 // older than the kernel can list the sets too.
 var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
 
-// newRequest begins a message.
+// newRequest begins a message. With NLM_F_EXCL the kernel refuses to make what is there already and to remove what is not.
+// (Without it it lets a set of one family pass for one of the other, so that this package compares settings by itself.)
 func newRequest(cmd uint16, ipv6 bool) nlbatch.Request {
 	family := byte(unix.AF_INET)
 	if ipv6 {
 		family = unix.AF_INET6
 	}
 	body := append(make([]byte, 0, 128), family, unix.NFNETLINK_V0, 0, 0)
-	return nlbatch.Request{Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Body: nlbatch.AppendAttr(body, attrProtocol, protocol)}
+	return nlbatch.Request{
+		Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Flags: unix.NLM_F_EXCL, Body: nlbatch.AppendAttr(body, attrProtocol, protocol),
+	}
 }
 
 func nameRequest(cmd uint16, name string) nlbatch.Request {
@@ -100,6 +104,7 @@ func nameRequest(cmd uint16, name string) nlbatch.Request {
 // listRequest asks for all sets where name is empty.
 func listRequest(name string, flags uint32) nlbatch.Request {
 	r := newRequest(cmdList, false)
+	r.Flags = 0 // of another meaning in a dump
 	if name != "" {
 		r.Body = nlbatch.AppendText(r.Body, attrSetname, name)
 	}
@@ -130,15 +135,13 @@ func createRequest(s Set) nlbatch.Request {
 	return r
 }
 
-// changeRequest is that of a change that fits its set. With NLM_F_EXCL the kernel refuses to add what is there already
-// and to delete what is not.
+// changeRequest is that of a change that fits its set.
 func changeRequest(ch Change) nlbatch.Request {
 	cmd := uint16(cmdAdd)
 	if ch.Del {
 		cmd = cmdDel
 	}
 	r := newRequest(cmd, ch.Set.IPv6)
-	r.Flags = unix.NLM_F_EXCL
 	b := nlbatch.AppendText(r.Body, attrSetname, ch.Set.Name)
 	e := ch.Entry
 	r.Body = nlbatch.AppendNest(b, attrData, func(b []byte) []byte {

@@ -179,8 +179,8 @@ func (e Entry) unfit(s Set) string {
 		return "a protocol without ports"
 	case addr && !ofFamily(e.Addr, s.IPv6), net && !ofFamily(e.Net.Addr(), s.IPv6):
 		return "an address of another family"
-	case s.Type == HashIP && e.Addr == netip.IPv4Unspecified():
-		return "the kernel takes no 0.0.0.0"
+	case addr && e.Addr.IsUnspecified():
+		return "the unspecified address, which kernels refuse in hash:ip and newer ones in hash:ip,port"
 	case net && e.Net != e.Net.Masked():
 		return "a network with host bits"
 	case net && e.Net.Bits() == 0:
