@@ -20,8 +20,18 @@ const (
 	KindChain
 	// KindServer is a virtual server with its real servers: Key.Proto and Key.Addr.
 	KindServer
+	// KindDivert is a routing rule with its table by which packets with a mark are delivered to this node, whatever their
+	// destination. There is at most one; its Key has no other field.
+	KindDivert
 	// KindVIP is an address, or a prefix, that is made one of the node's: Key.Prefix.
 	KindVIP
+)
+
+// What a KindDivert consists of: "rule add fwmark M/M lookup divertTable priority divertPriority" and
+// "route add local default dev lo table divertTable". The priority is after the table local, before main.
+const (
+	divertTable    = 9650
+	divertPriority = 9650
 )
 
 // Key identifies an object of one family.
@@ -49,6 +59,8 @@ type Value struct {
 	Server *Server
 	// Source is the address that the node's own packets to a KindVIP get; the zero Addr leaves that to the kernel.
 	Source netip.Addr
+	// Mark is the one bit of the packet mark that a KindDivert looks at.
+	Mark uint32
 	// Owner is the Service that the object is for; it is not compared.
 	Owner fwd.Service
 }
@@ -68,7 +80,7 @@ type Server struct {
 
 // same says whether two objects are alike in the kernel.
 func same(a, b Value) bool {
-	if a.Rules != b.Rules || a.SetType != b.SetType || a.Source != b.Source || (a.Server == nil) != (b.Server == nil) {
+	if a.Rules != b.Rules || a.SetType != b.SetType || a.Source != b.Source || a.Mark != b.Mark || (a.Server == nil) != (b.Server == nil) {
 		return false
 	}
 	return a.Server == nil || a.Server.equal(b.Server)

@@ -1,0 +1,103 @@
+package ipvs
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// The tables of iptables.
+const (
+	tableMangle = "mangle"
+	tableNAT    = "nat"
+	tableFilter = "filter"
+)
+
+// chainPrefix begins the name of every chain that is ours; in built-in chains only rules that lead to these are ours.
+const chainPrefix = "FAIRLEAD-"
+
+// The chains. What jumps to them from the built-in chains is in static.go.
+const (
+	chainDivert      = chainPrefix + "DIVERT"       // mangle: what is for a frontend gets the mark of VIPMark
+	chainGuard       = chainPrefix + "GUARD"        // mangle: source ranges and routes that drop
+	chainServices    = chainPrefix + "SERVICES"     // nat: which of the next three
+	chainFromPod     = chainPrefix + "FROM-POD"     // nat: masquerade, redirect
+	chainFromHost    = chainPrefix + "FROM-HOST"    // nat: the same
+	chainFromOutside = chainPrefix + "FROM-OUTSIDE" // nat: the same
+	chainRedirect    = chainPrefix + "REDIRECT"     // nat: to the virtual server with the other pool
+	chainPostrouting = chainPrefix + "POSTROUTING"  // nat
+	chainMasquerade  = chainPrefix + "MASQUERADE"   // nat
+	chainUndivert    = chainPrefix + "UNDIVERT"     // mangle: takes the mark of VIPMark away
+	chainInput       = chainPrefix + "INPUT"        // filter
+	chainForward     = chainPrefix + "FORWARD"      // filter
+	chainOutput      = chainPrefix + "OUTPUT"       // filter
+)
+
+// The sets of a family, by the ends of their names (setName).
+const (
+	setFrontends = "FRONTENDS" // every virtual server that may be dialled
+	setDivert    = "DIVERT"    // the same, and those that drain; VIPMark only
+	setRanged    = "RANGED"    // frontends that not every source may dial
+	setSources   = "SOURCES"   // who may dial these
+	setVIPs      = "VIPS"      // addresses of Services, without those of the node
+	setHealth    = "HEALTH"    // health-check node ports
+	setHairpin   = "HAIRPIN"   // endpoints that can dial themselves; only without xt_bpf
+	// By class of source, see classNames:
+	setMasq     = "MASQ-"     // frontends whose connections are masqueraded
+	setDrop     = "DROP-"     // frontends that drop
+	setRedirect = "REDIRECT-" // frontends whose pool another virtual server has
+)
+
+// The types of sets.
+const (
+	typeIP        = "hash:ip"
+	typeIPPort    = "hash:ip,port"
+	typeIPPortIP  = "hash:ip,port,ip"
+	typeIPPortNet = "hash:ip,port,net"
+)
+
+// classNames end the names of sets by class.
+var classNames = [fwd.NumClasses]string{fwd.Outside: "OUT", fwd.Pod: "POD", fwd.Host: "HOST"}
+
+// setPrefix begins the names of the sets of a family. Sets of other names are never touched. A name has at most 31 bytes
+// (IPSET_MAXNAMELEN less the final zero); the longest of ours has 23.
+func setPrefix(f fwd.Family) string { return fmt.Sprintf("FAIRLEAD-%d-", f) }
+
+func setName(f fwd.Family, what string) string { return setPrefix(f) + what }
+
+// Rule fragments are written as iptables-save prints them, token for token, so that what was read compares equal to
+// what was wanted.
+
+const matchHostSource = "-m addrtype --src-type LOCAL"
+
+// matchPod is the match of packets from local pods; empty if there is no detector.
+func matchPod(d fwd.Detector) string {
+	switch {
+	case d.Prefix.IsValid():
+		return "-s " + d.Prefix.String()
+	case d.Bridge != "":
+		return "-i " + d.Bridge
+	case d.InterfacePrefix != "":
+		return "-i " + d.InterfacePrefix + "+"
+	}
+	return ""
+}
+
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// and joins the parts of a rule, leaving out empty ones.
+func and(parts ...string) string {
+	var b strings.Builder
+	for _, p := range parts {
+		if p == "" {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(p)
+	}
+	return b.String()
+}

@@ -1,0 +1,218 @@
+package ipvs
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// bySpot are the sets whose elements say something of one virtual server, in the order of the bits of members.
+var bySpot = [numMembers]string{
+	setFrontends, setDivert, setRanged,
+	setMasq + classNames[0], setMasq + classNames[1], setMasq + classNames[2],
+	setDrop + classNames[0], setDrop + classNames[1], setDrop + classNames[2],
+	setRedirect + classNames[0], setRedirect + classNames[1], setRedirect + classNames[2],
+}
+
+// setsOf returns the types of all sets of a family by name. There are the same sets whatever the number of Services.
+func setsOf(f fwd.Family, o *RenderOptions) map[string]string {
+	out := map[string]string{
+		setName(f, setSources): typeIPPortNet,
+		setName(f, setVIPs):    typeIP,
+		setName(f, setHealth):  typeIPPort,
+	}
+	for _, what := range bySpot {
+		if what != setDivert || o.VIPs == VIPMark {
+			out[setName(f, what)] = typeIPPort
+		}
+	}
+	if !o.HairpinBPF {
+		out[setName(f, setHairpin)] = typeIPPortIP
+	}
+	return out
+}
+
+// divertMark is the mark of packets that mode VIPMark delivers to this node: a bit that nobody else is known to use, and
+// never the one that asks for masquerade.
+func divertMark(h *fwd.Header) uint32 {
+	if h.MasqueradeBit == 13 {
+		return 1 << 12
+	}
+	return 1 << 13
+}
+
+// statics writes the chains whose content depends on the header and the options alone, and the jumps to them.
+type statics struct {
+	family fwd.Family
+	opt    *RenderOptions
+	header *fwd.Header
+	chains map[Key]string
+}
+
+func staticsOf(f fwd.Family, o *RenderOptions, h *fwd.Header) map[Key]string {
+	s := statics{f, o, h, make(map[Key]string)}
+	s.mangle()
+	s.nat()
+	s.filter()
+	return s.chains
+}
+
+func (s *statics) chain(table, name string, rules ...string) {
+	s.chains[Key{Kind: KindChain, Table: table, Name: name}] = strings.Join(rules, "\n")
+}
+
+// in is the match of an element of a set.
+func (s *statics) in(what, dims string) string {
+	return "-m set --match-set " + setName(s.family, what) + " " + dims
+}
+
+func (s *statics) notIn(what, dims string) string {
+	return "-m set ! --match-set " + setName(s.family, what) + " " + dims
+}
+
+// classes calls f for each class that can occur, in the order in which they are tested, with the match of its sources;
+// the last one is for whatever is left.
+func (s *statics) classes(f func(c fwd.Class, match string)) {
+	if pod := matchPod(s.header.Detector[s.family.Index()]); pod != "" {
+		f(fwd.Pod, pod)
+	}
+	f(fwd.Host, matchHostSource)
+	f(fwd.Outside, "")
+}
+
+const (
+	isNew = "-m conntrack --ctstate NEW"
+	// byIPVS are packets whose destination IPVS has rewritten.
+	byIPVS = "-m ipvs --ipvs"
+)
+
+func setMark(value, mask uint32) string {
+	return fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", value, mask)
+}
+
+// mangle drops. The mangle table does it since packets of this node itself still have the address of the Service there:
+// the filter table sees them after IPVS. Requests that IPVS has rewritten come through OUTPUT too; what they are sent to is
+// an endpoint, whatever frontend may have the same address.
+func (s *statics) mangle() {
+	entrance := isNew + " -j " + chainGuard
+	if s.opt.VIPs == VIPMark {
+		bit := divertMark(s.header)
+		s.chain(tableMangle, chainDivert,
+			// With the mark, the rewritten packet would be routed back to this node.
+			byIPVS+" -g "+chainUndivert,
+			and(s.in(setDivert, "dst,dst"), setMark(bit, bit)),
+			entrance)
+		s.chain(tableMangle, chainUndivert, setMark(0, bit))
+		s.chain(tableMangle, "INPUT", "-j "+chainUndivert)
+		entrance = "-j " + chainDivert
+	}
+	s.chain(tableMangle, "PREROUTING", entrance)
+	s.chain(tableMangle, "OUTPUT", entrance)
+
+	rules := []string{
+		and(s.notIn(setFrontends, "dst,dst"), "-j RETURN"),
+		and(byIPVS, "-j RETURN"),
+		and(s.in(setRanged, "dst,dst"), s.notIn(setSources, "dst,dst,src"), "-j DROP"),
+	}
+	s.classes(func(c fwd.Class, match string) {
+		rules = append(rules, and(match, s.in(setDrop+classNames[c], "dst,dst"), "-j DROP"))
+		if match != "" {
+			rules = append(rules, and(match, "-j RETURN"))
+		}
+	})
+	s.chain(tableMangle, chainGuard, rules...)
+}
+
+// nat asks for masquerade, and sends to another virtual server what this one has not the pool for. A packet to a frontend
+// passes no other rule of the table, lest another program takes it for one to a port of the host.
+func (s *statics) nat() {
+	mark := s.header.Mark()
+	s.chain(tableNAT, "PREROUTING", "-j "+chainServices)
+	s.chain(tableNAT, "OUTPUT", "-j "+chainServices)
+	s.chain(tableNAT, "POSTROUTING", "-j "+chainPostrouting)
+
+	rules := []string{and(s.notIn(setFrontends, "dst,dst"), "-j RETURN")}
+	if s.opt.VIPs != VIPMark {
+		// The kernel gave a packet of this node the address of the Service as its source, since that is local.
+		rules = append(rules, and(s.in(setVIPs, "src"), setMark(mark, mark)))
+	}
+	from := [fwd.NumClasses]string{fwd.Outside: chainFromOutside, fwd.Pod: chainFromPod, fwd.Host: chainFromHost}
+	s.classes(func(c fwd.Class, match string) {
+		rules = append(rules, and(match, "-g "+from[c]))
+	})
+	s.chain(tableNAT, chainServices, rules...)
+	for c, name := range from {
+		s.chain(tableNAT, name,
+			and(s.in(setMasq+classNames[c], "dst,dst"), setMark(mark, mark)),
+			and(s.in(setRedirect+classNames[c], "dst,dst"), "-g "+chainRedirect),
+			"-j ACCEPT")
+	}
+
+	hairpin := and(byIPVS, s.in(setHairpin, "dst,dst,src"), "-g "+chainMasquerade)
+	if s.opt.HairpinBPF {
+		hairpin = and(byIPVS, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(s.family)), "-g "+chainMasquerade)
+	}
+	s.chain(tableNAT, chainPostrouting, fmt.Sprintf("-m mark --mark 0x%x/0x%x -g %s", mark, mark, chainMasquerade), hairpin)
+	masquerade := "-j MASQUERADE"
+	if s.opt.RandomFully {
+		masquerade += " --random-fully"
+	}
+	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
+	s.chain(tableNAT, chainMasquerade, setMark(0, mark), masquerade)
+}
+
+// filter lets requests and replies through, and nothing else to an address that is local only for the sake of Services.
+func (s *statics) filter() {
+	s.chain(tableFilter, "INPUT", "-j "+chainInput)
+	s.chain(tableFilter, "FORWARD", "-j "+chainForward)
+	s.chain(tableFilter, "OUTPUT", "-j "+chainOutput)
+
+	reject := "-j REJECT --reject-with icmp-port-unreachable"
+	if s.family == fwd.IPv6 {
+		reject = "-j REJECT --reject-with icmp6-port-unreachable"
+	}
+	input := []string{
+		and(s.in(setFrontends, "dst,dst"), "-j ACCEPT"),
+		// What drains is in FRONTENDS no more; what was redirected may be to a port that never is.
+		and(s.in(setVIPs, "dst"), "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"),
+		and("-p tcp", s.in(setHealth, "dst,dst"), "-j ACCEPT"),
+	}
+	forward := []string{
+		"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+		fmt.Sprintf("-m mark --mark 0x%x/0x%x -j ACCEPT", s.header.Mark(), s.header.Mark()),
+	}
+	output := []string{"-m ipvs --vdir ORIGINAL --vmethod MASQ -j ACCEPT"}
+	if s.opt.VIPs != VIPMark {
+		input = append(input, and(s.in(setVIPs, "dst"), isNew, reject))
+	}
+	for _, p := range s.opt.serviceCIDRs(s.header, s.family) {
+		rule := and("-d "+p.String(), isNew, reject)
+		switch s.opt.VIPs {
+		case VIPRoute:
+			input = append(input, rule)
+		case VIPMark:
+			forward, output = append(forward, rule), append(output, rule)
+		}
+	}
+	s.chain(tableFilter, chainInput, input...)
+	s.chain(tableFilter, chainForward, forward...)
+	s.chain(tableFilter, chainOutput, output...)
+}
+
+// equalAddrs is the classic BPF program for -m bpf that is true where the source address of a packet is its destination:
+// load a word of the source, keep it in X, load the word of the destination, compare; one such step for IPv4, four for
+// IPv6, where the addresses are at 8 and 24.
+func equalAddrs(f fwd.Family) string {
+	src, dst, words := 12, 16, 1
+	if f == fwd.IPv6 {
+		src, dst, words = 8, 24, 4
+	}
+	n := 4*words + 2
+	prog := fmt.Sprintf("%d", n)
+	for i := range words {
+		toFail := n - 1 - (4*i + 4)
+		prog += fmt.Sprintf(",32 0 0 %d,7 0 0 0,32 0 0 %d,29 0 %d 0", src+4*i, dst+4*i, toFail)
+	}
+	return prog + ",6 0 0 65535,6 0 0 0"
+}

@@ -1,0 +1,171 @@
+package ipvs
+
+import (
+	"bufio"
+	"cmp"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// compare orders keys as they are printed: by kind, names, address, protocol and prefix.
+func (k Key) compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Table, o.Table), cmp.Compare(k.Name, o.Name),
+		k.Addr.Compare(o.Addr), cmp.Compare(k.Proto, o.Proto), k.Prefix.Compare(o.Prefix))
+}
+
+// Render prints the whole program of a table for one family, each part in the form that a tool takes, in the order in which
+// it is made: sets for ipset restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore,
+// addresses, routes and rules for ip -batch. The same table gives the same bytes.
+func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
+	objects := objectsOf(f, o, t)
+	by := make(map[Kind][]Key)
+	for _, k := range slices.SortedFunc(maps.Keys(objects), Key.compare) {
+		by[k.Kind] = append(by[k.Kind], k)
+	}
+	p := &printer{bufio.NewWriter(w), f, objects}
+	p.sets(by[KindSet], by[KindEntry])
+	p.rules(by[KindChain])
+	p.servers(by[KindServer])
+	p.addresses(o.VIPs, by[KindDivert], by[KindVIP])
+	return p.Flush()
+}
+
+type printer struct {
+	*bufio.Writer
+	family  fwd.Family
+	objects map[Key]Value
+}
+
+func (p *printer) line(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
+
+func (p *printer) sets(sets, entries []Key) {
+	p.line("# ipset restore")
+	inet := "inet"
+	if p.family == fwd.IPv6 {
+		inet = "inet6"
+	}
+	for _, k := range sets {
+		p.line("create %s %s family %s", k.Name, p.objects[k].SetType, inet)
+	}
+	for _, k := range entries {
+		e := k.Addr.Addr().String()
+		if k.Proto != 0 {
+			e += fmt.Sprintf(",%s:%d", k.Proto, k.Addr.Port())
+		}
+		switch {
+		case k.Prefix.IsSingleIP():
+			e += "," + k.Prefix.Addr().String()
+		case k.Prefix.IsValid():
+			e += "," + k.Prefix.String()
+		}
+		p.line("add %s %s", k.Name, e)
+	}
+}
+
+func (p *printer) rules(chains []Key) {
+	tool := "iptables-restore"
+	if p.family == fwd.IPv6 {
+		tool = "ip6tables-restore"
+	}
+	p.line("# %s --noflush", tool)
+	for len(chains) > 0 {
+		table := chains[0].Table
+		n := slices.IndexFunc(chains, func(k Key) bool { return k.Table != table })
+		if n < 0 {
+			n = len(chains)
+		}
+		p.line("*%s", table)
+		for _, k := range chains[:n] {
+			if strings.HasPrefix(k.Name, chainPrefix) {
+				p.line(":%s - [0:0]", k.Name)
+			}
+		}
+		for _, k := range chains[:n] {
+			command := "-A"
+			if !strings.HasPrefix(k.Name, chainPrefix) {
+				command = "-I"
+			}
+			for rule := range strings.SplitSeq(p.objects[k].Rules, "\n") {
+				p.line("%s %s %s", command, k.Name, rule)
+			}
+		}
+		p.line("COMMIT")
+		chains = chains[n:]
+	}
+}
+
+// serviceOptions are the options of ipvsadm that name a virtual server of a protocol.
+var serviceOptions = map[fwd.Proto]string{fwd.TCP: "-t", fwd.UDP: "-u", fwd.SCTP: "--sctp-service"}
+
+func (p *printer) servers(servers []Key) {
+	p.line("# ipvsadm --restore")
+	for _, k := range servers {
+		s := p.objects[k].Server
+		service := serviceOptions[k.Proto] + " " + k.Addr.String()
+		persistent := ""
+		if s.Flags&flagPersistent != 0 {
+			persistent = fmt.Sprintf(" -p %d", s.TimeoutSec)
+		}
+		p.line("-A %s -s %s%s -b %s", service, s.Scheduler, persistent, strings.Join(flagNames(s), ","))
+		for _, e := range s.Endpoints {
+			p.line("-a %s -r %s -m -w %d", service, e.Addr, e.Weight)
+		}
+	}
+}
+
+// flagNames are the names that ipvsadm has for flags of schedulers: those of sh and mh by what they do, others by number.
+func flagNames(s *Server) []string {
+	var out []string
+	for _, f := range []struct {
+		bit  uint32
+		what string
+	}{{flagFallback, "fallback"}, {flagPort, "port"}} {
+		if s.Flags&f.bit != 0 {
+			out = append(out, s.Scheduler+"-"+f.what)
+		}
+	}
+	return append(out, "flag-3")
+}
+
+// device has the addresses of Services, and is where routes to them lead; deviceIPv6 is where those of IPv6 do, for which
+// a device has to be up.
+const (
+	textDevice     = "kube-ipvs0"
+	textDeviceIPv6 = "lo"
+)
+
+func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
+	p.line("# ip -batch -")
+	v6 := ""
+	if p.family == fwd.IPv6 {
+		v6 = "-6 "
+	}
+	if mode != VIPMark {
+		p.line("link add %s type dummy", textDevice)
+	}
+	for _, k := range divert {
+		m := p.objects[k].Mark
+		p.line("%srule add fwmark 0x%x/0x%x lookup %d priority %d", v6, m, m, divertTable, divertPriority)
+		p.line("%sroute add local default dev lo table %d", v6, divertTable)
+	}
+	for _, k := range vips {
+		if mode == VIPAddress {
+			p.line("address add %s dev %s scope link", k.Prefix, textDevice)
+			continue
+		}
+		dev, src := textDevice, ""
+		if p.family == fwd.IPv6 {
+			dev = textDeviceIPv6
+		}
+		if a := p.objects[k].Source; a != (netip.Addr{}) {
+			src = " src " + a.String()
+		}
+		p.line("%sroute add local %s dev %s table local%s", v6, k.Prefix, dev, src)
+	}
+}
