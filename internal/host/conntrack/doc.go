@@ -2,6 +2,7 @@
 // stale it does not know.
 //
 //	Dump(family, protocol) ◄── kernel, 32 KiB at a time ──► Flow ─► yield
+//	DumpTo(protocol, destination) ◄── the same, of one destination
 //	Delete(flows) ──► kernel, 128 requests in one message
 //	tests: Fake, a table in memory
 //
@@ -16,6 +17,6 @@
 // Flows come and go during a Dump. One that the kernel interrupts, because the table was resized, says so and is of use
 // all the same.
 //
-// Package staleflow imports it. Tested with messages recorded and made up, by fuzzing the decoder, and, with
+// Package staleflow and mode ipvs import it. Tested with messages recorded and made up, by fuzzing the decoder, and, with
 // FAIRLEAD_KERNEL_TESTS=1 as root, on the kernel. See linux/netfilter/nfnetlink_conntrack.h.
 package conntrack

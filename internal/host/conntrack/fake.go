@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"sync"
 )
@@ -9,7 +10,7 @@ import (
 // Fake is a table in memory. Like the kernel it deletes a flow only if original tuple, zone and id are those of an entry,
 // and yields what is there when a Dump comes to it. It is safe for concurrent use.
 type Fake struct {
-	// Fail is called before each Dump and Delete, if it is set; its error is returned and nothing is done.
+	// Fail is called before each Dump, DumpTo and Delete, if it is set; its error is returned and nothing is done.
 	Fail func(op string) error
 	// Interrupted makes Dump say that it left something out.
 	Interrupted bool
@@ -58,6 +59,19 @@ func (f *Fake) Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(Flow
 		}
 	}
 	return !f.Interrupted, nil
+}
+
+// DumpTo implements Table.
+func (f *Fake) DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yield func(Flow) bool) error {
+	if err := f.fail(ctx, "dump to"); err != nil {
+		return err
+	}
+	for _, fl := range f.Flows() {
+		if fl.Proto == proto && fl.OrigDst == dst && !yield(fl) {
+			break
+		}
+	}
+	return nil
 }
 
 // Delete implements Table.

@@ -51,8 +51,10 @@ const (
 	ctaPortDst  = 3
 
 	ctaFilterOrigFlags = 1
-	// filterProtoNum is the flag of CTA_FILTER_ORIG_FLAGS for the protocol number.
+	// Flags of CTA_FILTER_ORIG_FLAGS: what of the original tuple an entry must have.
+	filterIPDst    = 1 << 1
 	filterProtoNum = 1 << 3
+	filterPortDst  = 1 << 5
 )
 
 var errMalformed = errors.New("malformed conntrack message")
@@ -219,14 +221,29 @@ func appendKey(b []byte, f *Flow) []byte {
 	return appendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
 }
 
-// appendFilter asks the kernel for entries of one protocol only.
-func appendFilter(b []byte, proto uint8) []byte {
+// appendFilter asks the kernel for entries of one protocol only, and, if dst is valid, to that destination only.
+func appendFilter(b []byte, proto uint8, dst netip.AddrPort) []byte {
+	flags := uint32(filterProtoNum)
 	b = appendNested(b, ctaTupleOrig|unix.NLA_F_NESTED, func(b []byte) []byte {
+		if dst.IsValid() {
+			flags |= filterIPDst | filterPortDst
+			typ := uint16(ctaIPv4Dst)
+			if dst.Addr().Is6() {
+				typ = ctaIPv6Dst
+			}
+			b = appendNested(b, ctaTupleIP|unix.NLA_F_NESTED, func(b []byte) []byte {
+				return appendAttr(b, typ, dst.Addr().AsSlice()...)
+			})
+		}
 		return appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
-			return appendAttr(b, ctaProtoNum, proto)
+			b = appendAttr(b, ctaProtoNum, proto)
+			if dst.IsValid() {
+				b = appendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+			}
+			return b
 		})
 	})
 	return appendNested(b, ctaFilter|unix.NLA_F_NESTED, func(b []byte) []byte {
-		return appendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, filterProtoNum)...)
+		return appendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)...)
 	})
 }

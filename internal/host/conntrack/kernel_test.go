@@ -127,18 +127,21 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 	hosttest.Netns(t, "conntrack")
 	insert(t, samples[0])
 	hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", "5", "--dport", "53", "--state", "ESTABLISHED", "-t", "100")
-	for _, filter := range []bool{true, false} {
+	for _, filter := range []func([]byte) []byte{
+		func(b []byte) []byte { return appendFilter(b, 17, netip.AddrPort{}) },
+		func(b []byte) []byte { return appendFilter(b, 17, samples[0].OrigDst) },
+		func(b []byte) []byte { return b },
+	} {
+		want := 1
+		if len(filter(nil)) == 0 {
+			want = 2
+		}
 		s, err := open()
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.close()
-		if err := s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, false, func(b []byte) []byte {
-			if filter {
-				return appendFilter(b, 17)
-			}
-			return b
-		})); err != nil {
+		if err := s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, false, filter)); err != nil {
 			t.Fatal(err)
 		}
 		b, err := s.receive()
@@ -151,12 +154,39 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 				n++
 			}
 		}
-		if want := map[bool]int{true: 1, false: 2}[filter]; n != want {
-			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter, n, want)
+		if n != want {
+			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter(nil), n, want)
 		}
 		var out []Flow
 		if _, err := dump(t.Context(), false, 17, filter, func(f Flow) bool { out = append(out, f); return true }); err != nil || len(out) != 1 {
-			t.Errorf("filter %v: got %v, %v", filter, out, err)
+			t.Errorf("filter %v: got %v, %v", filter(nil), out, err)
+		}
+	}
+}
+
+func TestKernelDumpTo(t *testing.T) {
+	hosttest.Netns(t)
+	c, v, w := ap("10.0.0.1:1000"), ap("10.96.0.10:53"), ap("10.96.0.10:54")
+	six := Flow{Proto: 17, OrigSrc: ap("[fd00::1]:65535"), OrigDst: ap("[fd00:96::a]:53"), ReplySrc: ap("[fd00:96::a]:53"), ReplyDst: ap("[fd00::1]:65535")}
+	insert(t,
+		Flow{Proto: 17, OrigSrc: c, OrigDst: v, ReplySrc: ap("10.1.0.5:53"), ReplyDst: c},
+		Flow{Proto: 17, OrigSrc: c, OrigDst: w, ReplySrc: w, ReplyDst: c},
+		Flow{Proto: 17, OrigSrc: v, OrigDst: ap("10.0.0.2:9"), ReplySrc: ap("10.0.0.2:9"), ReplyDst: v},
+		six)
+	for _, tt := range []struct {
+		dst   netip.AddrPort
+		proto uint8
+		want  int
+	}{
+		{v, 17, 1}, {w, 17, 1}, {v, 6, 0}, {ap("10.1.0.5:53"), 17, 0}, {six.OrigDst, 17, 1},
+	} {
+		n := 0
+		err := Kernel{}.DumpTo(t.Context(), tt.proto, tt.dst, func(f Flow) bool {
+			n++
+			return f.OrigDst == tt.dst && f.Proto == tt.proto
+		})
+		if n != tt.want || err != nil {
+			t.Errorf("protocol %d to %v: %d flows, %v; want %d", tt.proto, tt.dst, n, err, tt.want)
 		}
 	}
 }

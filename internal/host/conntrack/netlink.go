@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +17,9 @@ type Table interface {
 	// Dump calls yield for each flow of one family and protocol until it returns false. complete is false where the
 	// kernel said that it left something out. yield may call Delete.
 	Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(Flow) bool) (complete bool, err error)
+	// DumpTo is Dump for the flows whose original destination is dst alone. Memory is read for it as for a Dump, but only
+	// these flows are copied (Linux 5.8).
+	DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yield func(Flow) bool) error
 	// Delete deletes flows that a Dump yielded and returns how many were still there. Where some cannot be deleted the
 	// others are, and the error tells how many failed and why the first did.
 	Delete(ctx context.Context, flows []Flow) (deleted int, err error)
@@ -41,30 +45,39 @@ const (
 
 // Dump streams flows. The kernel filters by protocol where it can.
 func (Kernel) Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(Flow) bool) (complete bool, err error) {
-	complete, err = dump(ctx, ipv6, proto, true, yield)
-	// Filters came with Linux 5.8. Older kernels mostly ignore the attribute; one that does not refuses it at once, before
-	// it yields anything.
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
-		complete, err = dump(ctx, ipv6, proto, false, yield)
-	}
+	complete, err = dumpFiltered(ctx, ipv6, proto, netip.AddrPort{}, yield)
 	if err != nil {
 		return false, fmt.Errorf("dump conntrack flows (IPv6: %v, protocol %d): %w", ipv6, proto, err)
 	}
 	return complete, nil
 }
 
-func dump(ctx context.Context, ipv6 bool, proto uint8, filter bool, yield func(Flow) bool) (complete bool, err error) {
+// DumpTo streams flows to one destination. The kernel filters where it can.
+func (Kernel) DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yield func(Flow) bool) error {
+	_, err := dumpFiltered(ctx, dst.Addr().Is6(), proto, dst, func(f Flow) bool { return f.OrigDst != dst || yield(f) })
+	if err != nil {
+		return fmt.Errorf("dump conntrack flows to %v (protocol %d): %w", dst, proto, err)
+	}
+	return nil
+}
+
+func dumpFiltered(ctx context.Context, ipv6 bool, proto uint8, dst netip.AddrPort, yield func(Flow) bool) (complete bool, err error) {
+	complete, err = dump(ctx, ipv6, proto, func(b []byte) []byte { return appendFilter(b, proto, dst) }, yield)
+	// Filters came with Linux 5.8. Older kernels mostly ignore the attribute; one that does not refuses it at once, before
+	// it yields anything.
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
+		complete, err = dump(ctx, ipv6, proto, func(b []byte) []byte { return b }, yield)
+	}
+	return complete, err
+}
+
+func dump(ctx context.Context, ipv6 bool, proto uint8, filter func([]byte) []byte, yield func(Flow) bool) (complete bool, err error) {
 	s, err := open()
 	if err != nil {
 		return false, err
 	}
 	defer s.close()
-	err = s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, ipv6, func(b []byte) []byte {
-		if filter {
-			b = appendFilter(b, proto)
-		}
-		return b
-	}))
+	err = s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, ipv6, filter))
 	if err != nil {
 		return false, err
 	}
