@@ -221,23 +221,21 @@ func appendKey(b []byte, f *Flow) []byte {
 	return appendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
 }
 
-// appendFilter asks the kernel for entries of one protocol only, and, if dst is valid, to that destination only.
+// appendFilter asks the kernel for entries of one protocol only, and, if dst is valid, to that destination only. Of an IPv6
+// destination only the port is asked for: a kernel that is asked for an address sends all others instead (seen with 6.18).
 func appendFilter(b []byte, proto uint8, dst netip.AddrPort) []byte {
 	flags := uint32(filterProtoNum)
 	b = appendNested(b, ctaTupleOrig|unix.NLA_F_NESTED, func(b []byte) []byte {
-		if dst.IsValid() {
-			flags |= filterIPDst | filterPortDst
-			typ := uint16(ctaIPv4Dst)
-			if dst.Addr().Is6() {
-				typ = ctaIPv6Dst
-			}
+		if dst.Addr().Is4() {
+			flags |= filterIPDst
 			b = appendNested(b, ctaTupleIP|unix.NLA_F_NESTED, func(b []byte) []byte {
-				return appendAttr(b, typ, dst.Addr().AsSlice()...)
+				return appendAttr(b, ctaIPv4Dst, dst.Addr().AsSlice()...)
 			})
 		}
 		return appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
 			b = appendAttr(b, ctaProtoNum, proto)
 			if dst.IsValid() {
+				flags |= filterPortDst
 				b = appendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
 			}
 			return b
