@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"sync"
 	"time"
 
@@ -63,6 +64,8 @@ type APIOptions struct {
 
 // APISource delivers what an API server has.
 type APISource struct {
+	config   *rest.Config
+	http     *http.Client
 	client   kubernetes.Interface
 	recorder *Recorder
 	services *keyStore
@@ -101,11 +104,13 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 	}
 	r := newRecorder(eventClient, o.NodeName)
 	return &APISource{
+		config:     cfg,
+		http:       httpClient,
 		client:     client,
 		recorder:   r,
 		services:   newKeyStore(KindServices, o, f, r),
 		slices:     newKeyStore(KindSlices, o, f, r),
-		node:       &nodeStore{name: o.NodeName, feed: f, log: o.Logger},
+		node:       &nodeStore{contact: newContact("nodes"), name: o.NodeName, feed: f, log: o.Logger},
 		cidrs:      newCIDRStore(f),
 		o:          o,
 		startDelay: maxStartDelay,
@@ -153,6 +158,11 @@ func inClusterConfig(master string) (*rest.Config, error) {
 // Client returns the client that the source uses.
 func (s *APISource) Client() kubernetes.Interface { return s.client }
 
+// Contacts returns how the watches fare without which this source knows nothing.
+func (s *APISource) Contacts() []Contact {
+	return []Contact{s.services.get(), s.slices.get(), s.node.get()}
+}
+
 // Recorder returns what reports Events; they are sent while Run runs.
 func (s *APISource) Recorder() *Recorder { return s.recorder }
 
@@ -198,6 +208,7 @@ type resource struct {
 	// without says what it means that the server does not have the resource, or does not show it to us; empty if we cannot
 	// do without.
 	without string
+	contact *contact
 }
 
 // withoutPeriod is the pause after a server said that it has no such resource, or does not show it to us.
@@ -215,14 +226,14 @@ func (s *APISource) resources() []resource {
 		serviceLabels, sliceLabels = labelProxyName+"="+name+",!"+labelHeadless, "!"+labelHeadless
 	}
 	all := []resource{
-		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, ""},
-		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, ""},
-		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, ""},
+		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact},
+		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact},
+		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact},
 	}
 	if s.o.ServiceCIDRs {
 		cidrs := s.client.NetworkingV1().ServiceCIDRs()
 		all = append(all, resource{"servicecidrs", "", "", &networkingv1.ServiceCIDR{}, s.cidrs, lister(cidrs.List), cidrs.Watch,
-			"packets to addresses that no Service has are not dropped"})
+			"packets to addresses that no Service has are not dropped", newContact("servicecidrs")})
 	}
 	return all
 }
@@ -240,6 +251,9 @@ func (s *APISource) listWatch(r resource) cache.ListerWatcher {
 			list, err := r.list(ctx, o)
 			l.note(ctx, o, err)
 			l.rest(ctx, err)
+			if err == nil {
+				r.contact.hear()
+			}
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
@@ -251,7 +265,10 @@ func (s *APISource) listWatch(r resource) cache.ListerWatcher {
 				// to a minute; not knowing it, it tries to list and then backs off in a way that can be stopped.
 				err = errors.New(err.Error())
 			}
-			return w, err
+			if err != nil {
+				return nil, err
+			}
+			return r.contact.follow(w, o), nil
 		},
 	}, s.client)
 }

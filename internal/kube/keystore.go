@@ -39,6 +39,7 @@ type known struct {
 // to the Feed. As a cache.TransformingStore it reduces each object as soon as it is decoded, also while a Reflector
 // streams the initial state, so that the objects of the API never exist all at once. One Reflector uses it.
 type keyStore struct {
+	*contact
 	kind     Kind
 	convert  ConvertOptions
 	interned *interner
@@ -49,10 +50,13 @@ type keyStore struct {
 	round    uint32
 }
 
-var _ cache.TransformingStore = (*keyStore)(nil)
+var (
+	_ cache.TransformingStore      = (*keyStore)(nil)
+	_ cache.ResourceVersionUpdater = (*keyStore)(nil)
+)
 
 func newKeyStore(kind Kind, o APIOptions, f *Feed, r *Recorder) *keyStore {
-	return &keyStore{kind: kind, convert: o.Convert, interned: newInterner(), feed: f, recorder: r, log: o.Logger,
+	return &keyStore{contact: newContact(map[Kind]string{KindServices: "services", KindSlices: "endpointslices"}[kind]), kind: kind, convert: o.Convert, interned: newInterner(), feed: f, recorder: r, log: o.Logger,
 		known: make(map[types.NamespacedName]known)}
 }
 

@@ -18,6 +18,7 @@ const missingNodePeriod = 30 * time.Second
 // nodeStore is the store behind the Reflector of the one Node. The Feed is not synced before the Node exists. When it is
 // deleted its last facts stay, marked as deleting: traffic goes on while the node is being removed.
 type nodeStore struct {
+	*contact
 	name string
 	feed *Feed
 	log  *slog.Logger
@@ -27,7 +28,10 @@ type nodeStore struct {
 	missing atomic.Bool
 }
 
-var _ cache.ReflectorStore = (*nodeStore)(nil)
+var (
+	_ cache.ReflectorStore         = (*nodeStore)(nil)
+	_ cache.ResourceVersionUpdater = (*nodeStore)(nil)
+)
 
 // Add delivers the Node if it is the right one and something changed.
 func (s *nodeStore) Add(obj any) error {

@@ -1,0 +1,86 @@
+package kube
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+func TestContact(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newContact("services")
+		want := func(step string, open bool, silent time.Duration) {
+			t.Helper()
+			if got := c.get(); got.Open != open || time.Since(got.Heard) != silent || got.Resource != "services" {
+				t.Errorf("%s: %+v after %v, want open %v after %v", step, got, time.Since(got.Heard), open, silent)
+			}
+		}
+		time.Sleep(time.Minute)
+		want("before the first answer", false, time.Minute)
+		c.hear()
+		want("a list", false, 0)
+		first := c.follow(watch.NewFake(), metav1.ListOptions{})
+		time.Sleep(time.Hour)
+		want("an open watch without a time", true, time.Hour)
+		c.UpdateResourceVersion("7")
+		want("a bookmark", true, 0)
+
+		second := watch.NewFake()
+		followed := c.follow(second, metav1.ListOptions{TimeoutSeconds: ptr(int64(300))})
+		first.Stop() // a Reflector may end the watch before when it has a new one
+		want("another watch", true, 0)
+		time.Sleep(300*time.Second + watchGrace - 1)
+		if second.IsStopped() {
+			t.Error("cut too early")
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if _, ok := <-followed.ResultChan(); ok {
+			t.Error("an event came")
+		}
+		if !second.IsStopped() {
+			t.Error("a watch that the server forgot is not cut")
+		}
+		followed.Stop()
+		want("ended", false, 330*time.Second)
+
+		third := watch.NewFake()
+		c.follow(third, metav1.ListOptions{TimeoutSeconds: ptr(int64(300))}).Stop()
+		time.Sleep(time.Hour)
+		want("ended at once", false, time.Hour)
+	})
+}
+
+func TestAPISourceContacts(t *testing.T) {
+	a := newFakeAPI(t, true)
+	a.put(apiNode("z1"))
+	f, s := attach(t, a, func(*APIOptions) {})
+	open := func() int {
+		n := 0
+		for _, c := range s.Contacts() {
+			if c.Open {
+				n++
+			}
+		}
+		return n
+	}
+	f.until("synced", f.feed.Synced)
+	if n := open(); n != 3 {
+		t.Errorf("%d watches open, want 3", n)
+	}
+	before := s.Contacts()[0].Heard
+	a.put(apiService("a", "10.96.0.1"))
+	f.untilIP("a", "10.96.0.1")
+	a.put(apiService("a", "10.96.0.2")) // by now the first event has been noted
+	f.untilIP("a", "10.96.0.2")
+	if !s.Contacts()[0].Heard.After(before) {
+		t.Error("an event is no sign of life")
+	}
+	a.setDown(true)
+	for open() > 0 {
+		next(t, a.refused)
+	}
+}
