@@ -2,42 +2,114 @@
 package docs
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestFlags compares flags.md with the daemon's flags, both ways, with their defaults.
+var update = flag.Bool("update", false, "rewrite the tables of flags.md")
+
+// The tables of flags.md stand between these lines.
+const begin, end = "<!-- made by go test ./docs -update -->\n", "<!-- end -->\n"
+
+// TestFlags compares the tables of flags.md with the daemon's flags and the fields of KubeProxyConfiguration.
 func TestFlags(t *testing.T) {
-	page, _, found := strings.Cut(read(t, "flags.md"), "## Of other commands alone")
-	if !found {
-		t.Fatal("flags.md has no section about other commands")
+	page := read(t, "flags.md")
+	before, rest, found := strings.Cut(page, begin)
+	have, after, ended := strings.Cut(rest, end)
+	if !found || !ended {
+		t.Fatal("flags.md has no place for the tables")
 	}
-	rows := make(map[string]string)
-	for _, m := range regexp.MustCompile("(?m)^\\| `--([a-z-]+)`(?:, `-[a-z]`)? \\| (.*?) \\|").FindAllStringSubmatch(page, -1) {
-		rows[m[1]] = strings.Trim(m[2], "`")
+	want := tables()
+	if *update {
+		if err := os.WriteFile("flags.md", []byte(before+begin+want+end+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if d := cmp.Diff(want, have); d != "" {
+		t.Errorf("flags.md is not up to date, run go test ./docs -update (-want +got):\n%s", d)
 	}
 	fs := pflag.NewFlagSet("fairlead", pflag.ContinueOnError)
 	config.Default().Bind(fs)
 	fs.VisitAll(func(f *pflag.Flag) {
-		said, found := rows[f.Name]
-		delete(rows, f.Name)
-		switch {
-		case !found:
+		if !strings.Contains(have, "`--"+f.Name+"`") {
 			t.Errorf("--%s is missing", f.Name)
-		case f.DefValue != "" && said != f.DefValue:
-			t.Errorf("--%s has the default %q, the page says %q", f.Name, f.DefValue, said)
 		}
 	})
-	for name := range rows {
-		t.Errorf("--%s is no flag", name)
+	for _, field := range config.Fields() {
+		if !strings.Contains(have, "`"+field+"`") {
+			t.Errorf("the field %s is missing", field)
+		}
+	}
+}
+
+// tables writes all flags and fields, under their headings.
+func tables() string {
+	var b strings.Builder
+	group := ""
+	for _, r := range config.References() {
+		if r.Group != group {
+			group = r.Group
+			fmt.Fprintf(&b, "\n## %s\n\n| Flag | Field | Default | Reloaded | Meaning |\n| --- | --- | --- | --- | --- |\n", group)
+		}
+		var names []string
+		for _, n := range []string{r.Flag, r.Alias} {
+			if n != "" {
+				names = append(names, "--"+n)
+			}
+		}
+		if r.Short != "" {
+			names = append(names, "-"+r.Short)
+		}
+		meaning := strings.ToUpper(r.Usage[:1]) + r.Usage[1:] + "."
+		if r.More != "" {
+			meaning += " " + strings.ToUpper(r.More[:1]) + r.More[1:]
+			if !strings.HasSuffix(r.More, ".") {
+				meaning += "."
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", code(names...), code(r.Fields...), code(r.Default), r.Reload, meaning)
+	}
+	return b.String() + "\n"
+}
+
+// code quotes names for Markdown.
+func code(names ...string) string {
+	var out []string
+	for _, n := range names {
+		if n != "" {
+			out = append(out, "`"+n+"`")
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// TestOtherFlags compares the last table with what the other commands say of themselves.
+func TestOtherFlags(t *testing.T) {
+	_, page, found := strings.Cut(read(t, "flags.md"), "## Of other commands alone")
+	if !found {
+		t.Fatal("flags.md has no section about other commands")
+	}
+	fs := pflag.NewFlagSet("fairlead", pflag.ContinueOnError)
+	config.Default().Bind(fs)
+	rows := regexp.MustCompile("(?m)^\\| `--([a-z-]+)`").FindAllStringSubmatch(page, -1)
+	if len(rows) == 0 {
+		t.Fatal("no rows")
+	}
+	for _, m := range rows {
+		if fs.Lookup(m[1]) != nil {
+			t.Errorf("--%s is a flag of the daemon too", m[1])
+		}
 	}
 }
 

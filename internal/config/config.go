@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -60,8 +61,19 @@ const (
 var detectModes = []DetectMode{DetectClusterCIDR, DetectNodeCIDR, DetectBridgeInterface, DetectInterfacePrefix}
 
 // Config is everything that the operator decides. Make one with Parse, or with Default, Bind and Settle. It is not
-// changed after Settle and may be read by any goroutine.
+// changed after Settle and may be read by any goroutine. Do not copy one: Apply makes the next.
 type Config struct {
+	// settings is the table of all that can be said, bound to the fields below; flags are those of Bind.
+	settings []*setting
+	flags    []*flagValue
+	// notes, args, hostname and file are how the Config came about: see Notes, Reload and Watch.
+	notes    []string
+	args     []string
+	hostname func() (string, error)
+	file     []byte
+	// said holds what was said in a form that Settle completes.
+	said said
+
 	// Mode is the dataplane.
 	Mode Mode
 	// Objects is the path of a file or directory of API objects that is read instead of an API server; empty for none.
@@ -121,8 +133,8 @@ type Config struct {
 	NodePortAddresses NodePortAddresses
 	// Gates are the feature gates that change anything here.
 	Gates Gates
-	// UnknownGates are the names of other gates that were set, sorted.
-	UnknownGates []string
+	// UnknownGates are other gates that were set; they change nothing.
+	UnknownGates map[string]bool
 	// RemoveTaint is the key of a taint that is taken from this Node once the first rules are in the kernel; empty for none.
 	RemoveTaint string
 	// OOMScoreAdj is the process's oom_score_adj, from -1000 to 1000.
@@ -207,9 +219,31 @@ const (
 	metricsPort = 10249
 )
 
+// said is what Settle makes fields of Config from, since that takes the Mode or the machine.
+type said struct {
+	// nodeName is --hostname-override.
+	nodeName string
+	// iptables, nftables and ipvs are what is said for these modes; mode ipvs has the mark and masquerading of iptables.
+	iptables, nftables, ipvs stanza
+	// healthzPort and metricsPort are the deprecated flags.
+	healthzPort, metricsPort int
+}
+
+// stanza is what the file has for each mode.
+type stanza struct {
+	masqueradeAll             bool
+	masqueradeBit             uint8
+	syncPeriod, minSyncPeriod time.Duration
+}
+
 // Default returns what holds for everything that the operator does not mention.
 func Default() *Config {
-	return &Config{
+	usual := stanza{masqueradeBit: 14, syncPeriod: 30 * time.Second, minSyncPeriod: time.Second}
+	c := &Config{
+		said: said{
+			iptables: usual, nftables: usual, ipvs: stanza{syncPeriod: 30 * time.Second},
+			healthzPort: healthzPort, metricsPort: metricsPort,
+		},
 		Mode:               ModeIPTables,
 		ContentType:        "application/vnd.kubernetes.protobuf",
 		QPS:                5,
@@ -236,12 +270,15 @@ func Default() *Config {
 		OOMScoreAdj:       -999,
 		LogFlushFrequency: 5 * time.Second,
 	}
+	c.settings = c.table()
+	return c
 }
 
-// Parse reads the daemon's command line. hostname finds the name of the machine, see Settle. The error is one line;
-// pflag.ErrHelp stands for --help.
+// Parse reads the daemon's command line, and the file that it names. hostname finds the name of the machine, see Settle.
+// pflag.ErrHelp stands for --help; other errors may be several, one line each.
 func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	c := Default()
+	c.args, c.hostname = slices.Clone(args), hostname
 	fs := pflag.NewFlagSet("fairlead", pflag.ContinueOnError)
 	fs.Usage = func() {}
 	c.Bind(fs)
@@ -260,53 +297,141 @@ func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	return c, nil
 }
 
-// Settle completes and validates what was bound. hostname, which may be nil, is asked for the node's name where the
-// operator gave none.
+// Settle reads the configuration file if there is one, completes and validates what was said. Flags that were given win
+// over the file. hostname, which may be nil, is asked for the node's name where the operator gave none. The error holds
+// everything that is wrong, one line each.
 func (c *Config) Settle(hostname func() (string, error)) error {
-	if c.BindAddress.Is6() && !c.BindAddress.Is4In6() {
-		d := Default()
-		if c.HealthzAddress == d.HealthzAddress {
-			c.HealthzAddress = netip.AddrPortFrom(netip.IPv6Unspecified(), healthzPort)
-		}
-		if c.MetricsAddress == d.MetricsAddress {
-			c.MetricsAddress = netip.AddrPortFrom(netip.IPv6Loopback(), metricsPort)
-		}
-	}
-	if c.NodeName == "" && hostname != nil {
-		h, err := hostname()
+	var all []refusal
+	if c.ConfigFile != "" {
+		data, err := os.ReadFile(c.ConfigFile)
 		if err != nil {
-			return fmt.Errorf("find the node's name, since --hostname-override is not set: %w", err)
+			return fmt.Errorf("--config: %w", err)
 		}
-		if c.NodeName = strings.ToLower(strings.TrimSpace(h)); c.NodeName == "" {
-			return errors.New("the machine has no host name: set --hostname-override to the name of its Node object")
+		c.file = data
+		if all, err = c.load(data); err != nil {
+			return fmt.Errorf("--config %s: %w", c.ConfigFile, err)
 		}
 	}
-	return c.validate()
+	for _, f := range c.flags {
+		if f.given && f.err != nil {
+			all = append(all, refusal{f.settings, fmt.Errorf("--%s %q: %w", f.name, f.text, f.err)})
+		}
+	}
+	var errs []error
+	for _, r := range all {
+		if !slices.ContainsFunc(r.settings, func(s *setting) bool { return s.matters(c) }) {
+			c.notes = append(c.notes, "ignored, since it does not matter here: "+r.err.Error())
+			continue
+		}
+		errs = append(errs, r.err)
+	}
+	c.complete()
+	errs = append(errs, c.findName(hostname))
+	return errors.Join(append(errs, c.validate()...)...)
+}
+
+// findName settles the name of the Node object.
+func (c *Config) findName(hostname func() (string, error)) error {
+	c.NodeName = c.said.nodeName
+	if c.NodeName != "" || hostname == nil {
+		return nil
+	}
+	h, err := hostname()
+	if err != nil {
+		return fmt.Errorf("find the node's name, since --hostname-override is not set: %w", err)
+	}
+	if c.NodeName = strings.ToLower(strings.TrimSpace(h)); c.NodeName == "" {
+		return errors.New("the machine has no host name: set --hostname-override to the name of its Node object")
+	}
+	return nil
+}
+
+// complete works out the fields that follow from several things that were said.
+func (c *Config) complete() {
+	c.servers()
+	st := &c.said.iptables
+	if c.Mode == ModeNFTables {
+		st = &c.said.nftables
+	}
+	c.MasqueradeAll, c.MasqueradeBit = st.masqueradeAll, st.masqueradeBit
+	if c.Mode == ModeIPVS {
+		st = &c.said.ipvs
+	}
+	c.SyncPeriod, c.MinSyncPeriod = st.syncPeriod, st.minSyncPeriod
+	for _, s := range c.settings {
+		if s.note != "" && s.origin != unsaid && s.get() != s.def {
+			c.notes = append(c.notes, fmt.Sprintf("%s %s has no effect: %s", c.name(s), s.get(), s.note))
+		}
+	}
+}
+
+// servers settles where the two servers listen: ports that were given apart, and addresses of the bind address' family
+// where none were given.
+func (c *Config) servers() {
+	for _, srv := range []struct {
+		flag, portFlag string
+		addr           *netip.AddrPort
+		port           int
+		usual          uint16
+		six            netip.Addr
+	}{
+		{"healthz-bind-address", "healthz-port", &c.HealthzAddress, c.said.healthzPort, healthzPort, netip.IPv6Unspecified()},
+		{"metrics-bind-address", "metrics-port", &c.MetricsAddress, c.said.metricsPort, metricsPort, netip.IPv6Loopback()},
+	} {
+		address, port := c.setting(srv.flag), c.setting(srv.portFlag)
+		if address.origin == unsaid && c.BindAddress.Is6() {
+			*srv.addr = netip.AddrPortFrom(srv.six, srv.usual)
+		}
+		switch {
+		case port.origin == unsaid:
+		case c.ConfigFile != "":
+			c.notes = append(c.notes, fmt.Sprintf("--%s %d has no effect together with --config: set %s", srv.portFlag, srv.port, address.field))
+		case srv.port == 0:
+			*srv.addr = netip.AddrPort{}
+		case srv.addr.IsValid() && (address.origin == unsaid || srv.addr.Port() == srv.usual && !strings.HasSuffix(address.text, fmt.Sprintf(":%d", srv.usual))):
+			*srv.addr = netip.AddrPortFrom(srv.addr.Addr(), uint16(srv.port))
+		}
+	}
 }
 
 // validate checks what takes more than one field.
-func (c *Config) validate() error {
+func (c *Config) validate() []error {
+	var errs []error
+	refuse := func(flag, format string, args ...any) {
+		errs = append(errs, fmt.Errorf(c.nameOf(flag)+" "+format, args...))
+	}
+	periods := "iptables"
+	if c.Mode == ModeIPVS {
+		periods = "ipvs"
+	}
 	if c.MinSyncPeriod > c.SyncPeriod {
-		return fmt.Errorf("--iptables-min-sync-period %v: want at most --iptables-sync-period, which is %v", c.MinSyncPeriod, c.SyncPeriod)
+		refuse(periods+"-min-sync-period", "%v: want at most %s, which is %v", c.MinSyncPeriod, c.nameOf(periods+"-sync-period"), c.SyncPeriod)
 	}
 	switch c.DetectMode {
 	case DetectClusterCIDR:
 		v4 := func(p netip.Prefix) bool { return p.Addr().Is4() }
 		n := len(c.ClusterCIDRs)
 		if n > 2 || n == 2 && v4(c.ClusterCIDRs[0]) == v4(c.ClusterCIDRs[1]) {
-			return fmt.Errorf("--cluster-cidr %s: want one CIDR, or one of IPv4 and one of IPv6", join(c.ClusterCIDRs))
+			refuse("cluster-cidr", "%s: want one CIDR, or one of IPv4 and one of IPv6", join(c.ClusterCIDRs))
 		}
 	case DetectBridgeInterface:
 		if c.PodBridge == "" {
-			return fmt.Errorf("--pod-bridge-interface \"\": want the name of an interface with --detect-local-mode %s", c.DetectMode)
+			refuse("pod-bridge-interface", "\"\": want the name of an interface with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	case DetectInterfacePrefix:
 		if c.PodInterfacePrefix == "" {
-			return fmt.Errorf("--pod-interface-name-prefix \"\": want the beginning of a name with --detect-local-mode %s", c.DetectMode)
+			refuse("pod-interface-name-prefix", "\"\": want the beginning of a name with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	}
-	return nil
+	if c.VModule != "" && c.LogJSON {
+		refuse("vmodule", "%s: want none with %s json", c.VModule, c.nameOf("logging-format"))
+	}
+	return errs
 }
+
+// Notes are what the operator should know of how the Config came about, one sentence each: fields of the file that are not
+// known, flags that won over the file, settings that have no effect.
+func (c *Config) Notes() []string { return slices.Clone(c.notes) }
 
 func join(ps []netip.Prefix) string {
 	s := make([]string, 0, len(ps))

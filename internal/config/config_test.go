@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"flag"
 	"net/netip"
 	"strings"
 	"testing"
@@ -13,8 +14,12 @@ import (
 
 func hostname() (string, error) { return "Host.Example\n", nil }
 
-var compareNetip = cmp.Options{
+var update = flag.Bool("update", false, "rewrite the outputs in testdata")
+
+// compare sees what others see of a Config.
+var compare = cmp.Options{
 	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
+	cmpopts.IgnoreUnexported(Config{}),
 }
 
 func TestDefaults(t *testing.T) {
@@ -32,7 +37,7 @@ func TestDefaults(t *testing.T) {
 		IPVS:      IPVS{Scheduler: "rr", VIP: "address"},
 		Conntrack: Conntrack{MaxPerCore: 32768, Min: 131072, TCPEstablishedTimeout: 24 * time.Hour, TCPCloseWaitTimeout: time.Hour},
 	}
-	if d := cmp.Diff(want, got, compareNetip); d != "" {
+	if d := cmp.Diff(want, got, compare); d != "" {
 		t.Error(d)
 	}
 }
@@ -78,7 +83,7 @@ func TestFlags(t *testing.T) {
 		}},
 		{"gates", "--feature-gates LoadBalancerIPMode=false,Zeta=true --feature-gates=AllAlpha=false,AllowServiceExternalIPs=false", func(c *Config) {
 			c.Gates = Gates{PreferSameTrafficDistribution: true}
-			c.UnknownGates = []string{"AllAlpha", "Zeta"}
+			c.UnknownGates = map[string]bool{"AllAlpha": false, "Zeta": true}
 		}},
 		{"the rest", "-v4 --logging-format json --oom-score-adj=-1000 --kube-api-qps 0.5 --kube-api-burst 1 --iptables-masquerade-bit 0 --iptables-localhost-nodeports=false --objects o.yaml --kubeconfig k --master m --kube-api-content-type c",
 			func(c *Config) {
@@ -97,7 +102,7 @@ func TestFlags(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if d := cmp.Diff(want, got, compareNetip); d != "" {
+			if d := cmp.Diff(want, got, compare); d != "" {
 				t.Error(d)
 			}
 		})

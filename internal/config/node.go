@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -32,10 +33,10 @@ func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
 func (c *Config) Warnings(node cluster.Node) []string {
 	var out []string
 	if len(c.UnknownGates) > 0 {
-		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(c.UnknownGates, ", "))
+		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(slices.Sorted(maps.Keys(c.UnknownGates)), ", "))
 	}
 	if c.nodePortAddresses().Unset() {
-		out = append(out, "--nodeport-addresses is not set: node ports are served on all addresses of the node; consider primary")
+		out = append(out, c.nameOf("nodeport-addresses")+" is not set: node ports are served on all addresses of the node; consider primary")
 	}
 	for _, f := range fwd.Families {
 		if !c.detector(node, f).Implemented() {
@@ -98,7 +99,7 @@ func (c *Config) detector(node cluster.Node, f fwd.Family) fwd.Detector {
 }
 
 func (c *Config) noDetector(f fwd.Family) string {
-	why := fmt.Sprintf("--cluster-cidr has no %s CIDR", f)
+	why := fmt.Sprintf("%s has no %s CIDR", c.nameOf("cluster-cidr"), f)
 	if c.DetectMode == DetectNodeCIDR {
 		why = fmt.Sprintf("the Node has no %s podCIDR", f)
 	}
@@ -115,7 +116,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 			return out, warnings
 		}
 		if !c.nodePortAddresses().Unset() {
-			warnings = append(warnings, fmt.Sprintf("--nodeport-addresses names no %s address: %s node ports are served on all addresses of the node", f, f))
+			warnings = append(warnings, fmt.Sprintf("%s names no %s address: %s node ports are served on all addresses of the node", c.nameOf("nodeport-addresses"), f, f))
 		}
 		out.All = true
 	}
@@ -204,7 +205,7 @@ func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) ([]netip.Pref
 		if a := c.primary(node, f); a.IsValid() && !a.IsLoopback() {
 			out = append(out, netip.PrefixFrom(a, a.BitLen()))
 		} else {
-			warnings = append(warnings, fmt.Sprintf("--nodeport-addresses has primary, but the node has no %s address: it adds no %s node ports", f, f))
+			warnings = append(warnings, fmt.Sprintf("%s has primary, but the node has no %s address: it adds no %s node ports", c.nameOf("nodeport-addresses"), f, f))
 		}
 	}
 	return out, warnings
@@ -219,7 +220,7 @@ func zeroPrefix(f fwd.Family) netip.Prefix {
 
 func (c *Config) noLoopback(f fwd.Family, loopback netip.Addr) string {
 	if f == fwd.IPv6 {
-		return fmt.Sprintf("--nodeport-addresses has %s: node ports cannot be served on it, so it is left out", loopback)
+		return fmt.Sprintf("%s has %s: node ports cannot be served on it, so it is left out", c.nameOf("nodeport-addresses"), loopback)
 	}
-	return fmt.Sprintf("--nodeport-addresses has %s, but --iptables-localhost-nodeports is false: it is left out", loopback)
+	return fmt.Sprintf("%s has %s, but %s is false: it is left out", c.nameOf("nodeport-addresses"), loopback, c.nameOf("iptables-localhost-nodeports"))
 }

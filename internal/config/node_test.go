@@ -77,7 +77,7 @@ func TestNodePorts(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := parse(t, tt.args+" --cluster-cidr 10.0.0.0/8,fd00::/8")
-			if d := cmp.Diff(tt.want, c.Header(tt.node, nil).NodePorts, compareNetip); d != "" {
+			if d := cmp.Diff(tt.want, c.Header(tt.node, nil).NodePorts, compare); d != "" {
 				t.Error(d)
 			}
 			warnings := strings.Join(c.Warnings(tt.node), "\n")
@@ -106,7 +106,7 @@ func TestDetectors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c := parse(t, tt.args+" --nodeport-addresses all")
-			if d := cmp.Diff(tt.want, c.Header(node, nil).Detector, compareNetip); d != "" {
+			if d := cmp.Diff(tt.want, c.Header(node, nil).Detector, compare); d != "" {
 				t.Error(d)
 			}
 			if w := c.Warnings(node); len(w) != tt.warns {
@@ -118,7 +118,7 @@ func TestDetectors(t *testing.T) {
 
 func TestHeaderLocalAddrs(t *testing.T) {
 	h := parse(t, "--iptables-masquerade-bit 7").Header(cluster.Node{}, addrs("fe80::1%eth0", "192.0.2.2", "127.0.0.1", "::ffff:192.0.2.1", "192.0.2.2", "::1"))
-	if d := cmp.Diff(addrs("192.0.2.1", "192.0.2.2", "fe80::1"), h.LocalAddrs, compareNetip); d != "" {
+	if d := cmp.Diff(addrs("192.0.2.1", "192.0.2.2", "fe80::1"), h.LocalAddrs, compare); d != "" {
 		t.Error(d)
 	}
 	if h.MasqueradeBit != 7 {
@@ -155,7 +155,7 @@ func TestFacts(t *testing.T) {
 		NodeName: "n1", Zone: "z", PrimaryIP: [2]netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("2001:db8::1")},
 		DetectsPods: [2]bool{true, false}, MasqueradeAll: true, IgnoreExternalIPs: true, IgnoreNodeHints: true,
 	}
-	if d := cmp.Diff(want, c.Facts(cluster.Node{Zone: "z", Addrs: addrs("2001:db8::1")}), compareNetip); d != "" {
+	if d := cmp.Diff(want, c.Facts(cluster.Node{Zone: "z", Addrs: addrs("2001:db8::1")}), compare); d != "" {
 		t.Error(d)
 	}
 	if f := parse(t, "").Facts(cluster.Node{}); f.MasqueradeAll || f.IgnoreExternalIPs || f.IgnoreNodeHints || f.NodeName != "host.example" {
