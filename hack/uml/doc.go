@@ -13,7 +13,8 @@
 //
 // What the caller gets: the command's output and exit code; 124 at the time limit, 125 when the guest did not come to an
 // end of its own (a panic, no user-mode Linux here), 130 at SIGINT, SIGTERM or SIGHUP; 128 and the signal for a command that
-// a signal ended. Kernel log lines come only with a failure, on standard error, each with the prefix "kernel: ".
+// a signal ended. Kernel log lines come only with a failure, on standard error, each with the prefix "kernel: ", warnings
+// and worse.
 //
 // hack/uml/run builds and starts it. A system call costs 19 µs in the guest and a process 20 ms, so programs are built
 // outside and only run inside.

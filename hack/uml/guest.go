@@ -60,7 +60,7 @@ func prepareAndRun(path string, verdict *os.File) (int, error) {
 	if err := root(j.Writable); err != nil {
 		return 0, err
 	}
-	if err := loopback(); err != nil {
+	if err := network(); err != nil {
 		return 0, err
 	}
 	stdout, err := open("/dev/tty1")
@@ -196,7 +196,14 @@ func load(path string) error {
 	return nil
 }
 
-func loopback() error {
+// network gives the guest what every system has from its start on: a name, IPv6, which is a module here, and lo.
+func network() error {
+	if err := unix.Sethostname([]byte("uml")); err != nil {
+		return fmt.Errorf("set the host's name: %w", err)
+	}
+	if out, err := exec.Command("/sbin/modprobe", "ipv6").CombinedOutput(); err != nil {
+		return fmt.Errorf("modprobe ipv6: %w: %s", err, out)
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err

@@ -147,6 +147,8 @@ func newGuest(dir, memory string, j job) (*exec.Cmd, error) {
 	g := exec.Command(program, "mem="+memory, "rootfstype=hostfs", "rootflags=/", "ro", "init="+self, jobEnv+"="+path,
 		// A panic ends the guest at once; an oops is one, for what a kernel does after it proves nothing.
 		"panic=-1", "oops=panic",
+		// Warnings and worse. What it says about each link and module hides them.
+		"loglevel=5",
 		"uml_dir="+dir, "umid=guest",
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
 	// The guest's memory is a file that the kernel creates and unlinks; it prefers a tmpfs if no variable says otherwise.
