@@ -1,0 +1,261 @@
+package ipvs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// Leftover is what mode ipvs left in one family, without what is in the tables nat and filter, which are cleaned together
+// with those of mode iptables.
+type Leftover struct {
+	Family fwd.Family
+	// Servers, VIPs and Sets count virtual servers, local addresses and sets of ours; Other routes and rules for routing,
+	// and the device if nothing would be left on it. Chains counts those of table mangle, in all flavours of iptables.
+	Servers, VIPs, Sets, Other, Chains int
+
+	host host
+}
+
+// host is the kernel as clean-up sees it.
+type host struct {
+	servers hostipvs.Interface
+	sets    ipset.Sets
+	links   link.Host
+	mangle  []xtables.Interface
+	exclude []netip.Prefix
+}
+
+// Leftovers finds all that mode ipvs has left, except what has an address in one of the networks. It changes nothing, and
+// loads no module. The function closes what the Leftovers need; it is never nil. What cannot be read is in the error, which
+// may come beside a result.
+func Leftovers(ctx context.Context, exclude []netip.Prefix) ([]Leftover, func(), error) {
+	var closers []func() error
+	closeAll := func() {
+		for _, c := range closers {
+			_ = c() // sockets; what was written stays
+		}
+	}
+	h := host{servers: noServers{}, sets: noSets{}, exclude: exclude}
+	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err == nil {
+		k, err := hostipvs.Open()
+		if err != nil {
+			return nil, closeAll, err
+		}
+		h.servers, closers = k, append(closers, k.Close)
+	}
+	if _, err := os.Stat("/sys/module/ip_set"); err == nil {
+		k, err := ipset.Open()
+		if err != nil {
+			return nil, closeAll, err
+		}
+		h.sets, closers = k, append(closers, k.Close)
+	}
+	links, err := link.Open()
+	if err != nil {
+		return nil, closeAll, err
+	}
+	h.links, closers = links, append(closers, links.Close)
+	var out []Leftover
+	var errs []error
+	for _, f := range fwd.Families {
+		h.mangle, err = mangleTables(f)
+		errs = append(errs, err)
+		l, err := h.leftover(ctx, f)
+		errs = append(errs, err)
+		if l.any() {
+			out = append(out, l)
+		}
+	}
+	return out, closeAll, errors.Join(errs...)
+}
+
+func (l *Leftover) any() bool { return l.Servers+l.VIPs+l.Sets+l.Other+l.Chains > 0 }
+
+// leftover reads one family.
+func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
+	l := Leftover{Family: f, host: h}
+	t := h.backend(f, 0).families[0].target
+	found, err := t.Read(ctx)
+	if err != nil {
+		return l, fmt.Errorf("read what mode ipvs left, %s: %w", f, err)
+	}
+	for k := range found {
+		switch k.Kind {
+		case KindServer:
+			l.Servers++
+		case KindVIP:
+			l.VIPs++
+		case KindSet:
+			l.Sets++
+		}
+	}
+	l.Other = len(t.stray)
+	if on, _, err := h.links.Addrs(ctx, Device); err == nil && f == fwd.IPv4 && empty(on) {
+		if d, err := h.links.Device(ctx, Device); err == nil && d.Dummy {
+			l.Other++
+		}
+	}
+	for _, tables := range h.mangle {
+		chains, err := mangleChains(ctx, tables)
+		if err != nil {
+			return l, fmt.Errorf("read table mangle, %s: %w", f, err)
+		}
+		l.Chains += len(chains)
+	}
+	return l, nil
+}
+
+// backend is one whose rules are not its business, for objects with our tag alone.
+func (h host) backend(f fwd.Family, longest time.Duration) *Backend {
+	b := New(map[fwd.Family]FamilyOptions{f: {
+		RenderOptions: RenderOptions{Exclude: h.exclude},
+		Servers:       h.servers, Sets: h.sets, Links: h.links, Tables: noTables{}, DrainTimeout: longest,
+	}})
+	b.families[0].target.taggedOnly = true
+	return b
+}
+
+// Remove takes it out of the kernel. The rules of tables nat and filter must be gone, since they ask the sets. Connections
+// by way of virtual servers end. Nobody else's virtual server is touched.
+func (l Leftover) Remove(ctx context.Context) error {
+	for _, tables := range l.host.mangle {
+		if err := cleanMangle(ctx, tables); err != nil {
+			return fmt.Errorf("clean up table mangle, %s: %w", l.Family, err)
+		}
+	}
+	if err := l.host.backend(l.Family, 0).Cleanup(ctx); err != nil {
+		return err
+	}
+	return l.host.removeDevice(ctx)
+}
+
+// Retire is Remove for a node on which other rules serve by now: connections of virtual servers may end first, for so
+// long at most.
+func (l Leftover) Retire(ctx context.Context, longest time.Duration) error {
+	b := l.host.backend(l.Family, longest)
+	if err := b.families[0].Engine.Cleanup(ctx); err != nil {
+		// What is not gone yet goes below.
+		b.families[0].target.opts.Logger.Debug("not everything can be removed yet", "error", err)
+	}
+	for next := b.Tend(ctx, time.Now()); !next.IsZero(); next = b.Tend(ctx, time.Now()) {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Until(next)):
+		}
+	}
+	return l.Remove(ctx)
+}
+
+// removeDevice removes the device if there is nothing on it but what the kernel itself puts on a device that is up.
+func (h host) removeDevice(ctx context.Context) error {
+	on, _, err := h.links.Addrs(ctx, Device)
+	if err != nil || !empty(on) {
+		return err
+	}
+	err = h.links.RemoveDummy(ctx, Device)
+	if errors.Is(err, link.ErrNoDevice) || errors.Is(err, link.ErrNotDummy) {
+		return nil
+	}
+	return err
+}
+
+func empty(on []link.Addr) bool {
+	return !slices.ContainsFunc(on, func(a link.Addr) bool { return !a.Prefix.Addr().IsLinkLocalUnicast() })
+}
+
+// clean is what is left to do when all keys are gone.
+func (t *target) clean(ctx context.Context) error {
+	t.mu.Lock()
+	t.complete = true
+	clear(t.drains)
+	t.mu.Unlock()
+	return t.release(ctx)
+}
+
+// mangleTables are those that the kernel has, in every flavour of iptables that is installed.
+func mangleTables(f fwd.Family) ([]xtables.Interface, error) {
+	flavours := []xtables.Flavour{xtables.NFT, xtables.Legacy}
+	missing := func(fl xtables.Flavour) bool {
+		_, err := xtables.New(fl, false)
+		return errors.Is(err, xtables.ErrNotFound)
+	}
+	if missing(xtables.NFT) && missing(xtables.Legacy) {
+		flavours = []xtables.Flavour{xtables.Plain}
+	}
+	var out []xtables.Interface
+	var errs []error
+	for _, fl := range flavours {
+		switch tables, err := xtables.New(fl, f == fwd.IPv6); {
+		case errors.Is(err, xtables.ErrNotFound):
+		case err != nil:
+			errs = append(errs, err)
+		case tables.Exists(tableMangle): // to read one that is not there would make it
+			out = append(out, tables)
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// mangleChains are our chains in table mangle, and the jumps to them in others.
+func mangleChains(ctx context.Context, tables xtables.Interface) (map[Key]Value, error) {
+	text, err := tables.Save(ctx, tableMangle)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := xtables.ParseSave(bytes.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[Key]Value)
+	readChains(parsed, out)
+	return out, nil
+}
+
+func cleanMangle(ctx context.Context, tables xtables.Interface) error {
+	chains, err := mangleChains(ctx, tables)
+	if err != nil || len(chains) == 0 {
+		return err
+	}
+	w := &writer{target: &target{}, plan: plan{Actual: func(k Key) (Value, bool) { v, ok := chains[k]; return v, ok }}}
+	var gone []Key
+	for k := range chains {
+		gone = append(gone, k)
+	}
+	slices.SortFunc(gone, compareKeys)
+	return tables.Restore(ctx, w.restore(nil, gone, gone, gone))
+}
+
+// noTables is the tables of iptables where they are somebody else's business.
+type noTables struct{}
+
+func (noTables) Save(_ context.Context, table string) ([]byte, error) {
+	return []byte("*" + table + "\nCOMMIT\n"), nil
+}
+
+func (noTables) Restore(_ context.Context, input []byte) error {
+	return fmt.Errorf("BUG: clean-up wrote rules: %s", strings.TrimSpace(string(input)))
+}
+
+// noServers is the virtual servers of a kernel without IPVS.
+type noServers struct{ hostipvs.Interface }
+
+func (noServers) Read(context.Context) (hostipvs.Content, error) { return hostipvs.Content{}, nil }
+
+// noSets is the sets of a kernel without them.
+type noSets struct{ ipset.Sets }
+
+func (noSets) List(context.Context, string) ([]ipset.Content, error) { return nil, nil }

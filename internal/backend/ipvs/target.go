@@ -1,0 +1,204 @@
+package ipvs
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// Device is the dummy device that VIPs are on. Kube-proxy uses the same; other programs know it by its name and leave it
+// alone.
+const Device = "kube-ipvs0"
+
+// FamilyOptions is what the backend needs to know of one family.
+type FamilyOptions struct {
+	RenderOptions
+	// Servers, Sets, Links and Tables are the kernel's.
+	Servers hostipvs.Interface
+	Sets    ipset.Sets
+	Links   link.Host
+	Tables  xtables.Interface
+	// Stale is told which destinations may have connection-tracking entries from before their virtual server; nil if
+	// nobody wants to know. It does not wait.
+	Stale func(proto fwd.Proto, dst []netip.AddrPort)
+	// Seed is a number of this node's own: endpoints are added in an order that it decides, so that not all nodes begin
+	// with the same one.
+	Seed uint64
+	// FinTimeout is after what time the kernel forgets a connection that is being closed, DrainTimeout how long a real
+	// server may drain; 0 stands for the kernel's defaults of 2 and 15 minutes.
+	FinTimeout, DrainTimeout time.Duration
+	// Warn tells users about a Service; nil if there is nobody to tell.
+	Warn func(s fwd.Service, reason, message string)
+	// Now is the clock; nil stands for time.Now.
+	Now func() time.Time
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+func (o FamilyOptions) withDefaults() FamilyOptions {
+	o.FinTimeout = cmp.Or(o.FinTimeout, 2*time.Minute)
+	o.DrainTimeout = cmp.Or(o.DrainTimeout, 15*time.Minute)
+	o.Scheduler = cmp.Or(o.Scheduler, "rr")
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Warn == nil {
+		o.Warn = func(fwd.Service, string, string) {}
+	}
+	if o.Stale == nil {
+		o.Stale = func(fwd.Proto, []netip.AddrPort) {}
+	}
+	return o
+}
+
+// target reads and writes the kernel of one family. Write and Tend belong to the loop's goroutine; Read may run beside
+// them in another.
+type target struct {
+	family fwd.Family
+	opts   FamilyOptions
+	bounds bounds
+	// pods knows which endpoints shut down.
+	pods *pods
+	// atOnce deletes virtual servers without draining: the daemon has ended and clean-up is asked for.
+	atOnce bool
+	// taggedOnly leaves alone what kube-proxy made, which is not to be adopted but may still be in use.
+	taggedOnly bool
+
+	// mu guards what follows.
+	mu sync.Mutex
+	// drains are the virtual servers of which something drains.
+	drains map[Key]*drainingServer
+	// held are objects that nobody wants but the connections of a draining virtual server. Nobody hears of them.
+	held map[Key]Value
+	// writes counts Writes and Tends that may have changed something, so that Read can tell that it was alone.
+	writes uint64
+	// replaced are the schedulers of virtual servers which have the default one, since the kernel lacks theirs.
+	replaced map[Key]*Server
+	// complete says that the last Write had no failure, so that what is wanted is there.
+	complete bool
+	// stray are VIPs as another --ipvs-vip made them.
+	stray []link.Object
+}
+
+type plan = backend.Plan[Key, Value]
+
+func newTarget(f fwd.Family, o FamilyOptions) *target {
+	o = o.withDefaults()
+	return &target{
+		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(),
+		drains: make(map[Key]*drainingServer), held: make(map[Key]Value), replaced: make(map[Key]*Server),
+	}
+}
+
+// Backend is a backend.Backend and a backend.Tender.
+type Backend struct {
+	backend.Backend
+	families []*family
+	now      func() time.Time
+}
+
+var _ backend.Tender = (*Backend)(nil)
+
+// New returns a Backend for the families that the map names.
+func New(opts map[fwd.Family]FamilyOptions) *Backend {
+	b := &Backend{now: time.Now}
+	var all []backend.Backend
+	for _, f := range fwd.Families {
+		o, ok := opts[f]
+		if !ok {
+			continue
+		}
+		t := newTarget(f, o)
+		fam := &family{Engine: backend.NewEngine(f, newRenderer(f, t.opts.RenderOptions), t, same), target: t}
+		b.families, all, b.now = append(b.families, fam), append(all, fam), t.opts.Now
+	}
+	b.Backend = backend.Join(all...)
+	return b
+}
+
+// Tend implements backend.Tender: it deletes what has drained.
+func (b *Backend) Tend(ctx context.Context, now time.Time) (next time.Time) {
+	for _, f := range b.families {
+		if at := f.target.Tend(ctx, now); next.IsZero() || !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// Draining says what drains, by fwd.Family.Index. It may be called from any goroutine.
+func (b *Backend) Draining() (out [2]Draining) {
+	for _, f := range b.families {
+		out[f.target.family.Index()] = f.target.draining(b.now())
+	}
+	return out
+}
+
+// family is the Backend of one family.
+type family struct {
+	*backend.Engine[Key, Value]
+	target *target
+}
+
+// Update implements backend.Backend.
+func (f *family) Update(ch fwd.Changes) {
+	f.target.pods.update(ch)
+	f.Engine.Update(ch)
+}
+
+// Cleanup implements backend.Backend. Nothing drains.
+func (f *family) Cleanup(ctx context.Context) error {
+	f.target.atOnce = true
+	if err := f.Engine.Cleanup(ctx); err != nil {
+		return err
+	}
+	return f.target.clean(ctx)
+}
+
+// excluded says that what has the address belongs to others.
+func (t *target) excluded(a netip.Addr) bool {
+	return slices.ContainsFunc(t.opts.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+func compareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Table, b.Table), strings.Compare(a.Name, b.Name), cmp.Compare(a.Proto, b.Proto),
+		a.Addr.Compare(b.Addr), a.Prefix.Compare(b.Prefix))
+}
+
+// String names the object in errors and logs.
+func (k Key) String() string {
+	switch k.Kind {
+	case KindSet:
+		return "set " + k.Name
+	case KindEntry:
+		return fmt.Sprintf("%v in set %s", entry(k), k.Name)
+	case KindChain:
+		return fmt.Sprintf("chain %s of table %s", k.Name, k.Table)
+	case KindServer:
+		return fmt.Sprintf("virtual server %v", virtualServer(k))
+	case KindDivert:
+		return "routing by mark"
+	}
+	return fmt.Sprintf("local address %v", k.Prefix)
+}
+
+// entry is the element of a set that a key stands for.
+func entry(k Key) ipset.Entry {
+	return ipset.Entry{Addr: k.Addr.Addr(), Proto: uint8(k.Proto), Port: k.Addr.Port(), Net: k.Prefix}
+}

@@ -1,0 +1,159 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+)
+
+// growth is how many times larger a set is made that is full.
+const growth = 4
+
+// makeSets makes those that are missing. A set of our name that is of another type is nothing that can be changed.
+func (w *writer) makeSets(ctx context.Context) {
+	keys := w.upserts[KindSet]
+	for _, k := range keys {
+		want := ipset.Type(w.plan.Upserts[k].SetType)
+		if have, there := w.plan.Actual(k); there {
+			w.refuse(k, fmt.Errorf("set %s is of type %s, want %s: run fairlead cleanup first", k.Name, have.SetType, want))
+			continue
+		}
+		s := w.set(k.Name, string(want))
+		if err := w.opts.Sets.Create(ctx, s); err != nil && !w.alike(ctx, s, err) {
+			w.fail(k, err)
+		}
+	}
+	w.ok(keys)
+}
+
+// alike says whether a set could not be made because there is one that differs in its size at most.
+func (w *writer) alike(ctx context.Context, s ipset.Set, err error) bool {
+	if !errors.Is(err, ipset.ErrExist) {
+		return false
+	}
+	have, ok := w.find(ctx, s.Name)
+	return ok && have.Type == s.Type && have.IPv6 == s.IPv6
+}
+
+func (w *writer) find(ctx context.Context, name string) (ipset.Set, bool) {
+	found, err := w.opts.Sets.List(ctx, name)
+	if err != nil || len(found) == 0 || found[0].Name != name {
+		return ipset.Set{}, false
+	}
+	return found[0].Set, true
+}
+
+func (t *target) set(name, typ string) ipset.Set {
+	return ipset.Set{Name: name, Type: ipset.Type(typ), IPv6: t.family == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
+}
+
+// setOf is the set of an element, as wanted or as it is.
+func (w *writer) setOf(k Key) ipset.Set {
+	sk := Key{Kind: KindSet, Name: k.Name}
+	v, ok := w.plan.Upserts[sk]
+	if !ok {
+		v, _ = w.plan.Actual(sk)
+	}
+	return w.set(k.Name, v.SetType)
+}
+
+func (w *writer) addEntries(ctx context.Context) {
+	var keys []Key
+	for _, k := range w.upserts[KindEntry] {
+		if w.takeHeld(k) {
+			w.done(k)
+			continue
+		}
+		keys = append(keys, k)
+	}
+	full := w.applyEntries(ctx, keys, false)
+	for name, keys := range full {
+		w.grow(ctx, name, keys)
+	}
+	w.ok(keys)
+}
+
+// grow makes a full set larger until the entries are in it.
+func (w *writer) grow(ctx context.Context, name string, keys []Key) {
+	for len(keys) > 0 {
+		s, ok := w.find(ctx, name)
+		if !ok {
+			w.failAll(keys, fmt.Errorf("grow set %s: %w", name, ipset.ErrNoSet))
+			return
+		}
+		if err := ipset.Grow(ctx, w.opts.Sets, name, s.MaxElem*growth); err != nil {
+			w.failAll(keys, err)
+			return
+		}
+		w.opts.Logger.Info("made a full set larger", "set", name, "entries", s.MaxElem*growth)
+		keys = w.applyEntries(ctx, keys, false)[name]
+	}
+}
+
+func (w *writer) failAll(keys []Key, err error) {
+	for _, k := range keys {
+		w.fail(k, err)
+	}
+}
+
+// applyEntries adds or deletes. It returns what found no room, by set.
+func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full map[string][]Key) {
+	if len(keys) == 0 {
+		return nil
+	}
+	changes := make([]ipset.Change, len(keys))
+	for i, k := range keys {
+		changes[i] = ipset.Change{Set: w.setOf(k), Entry: entry(k), Del: del}
+	}
+	failed, err := w.opts.Sets.Apply(ctx, changes)
+	if err != nil {
+		w.failAll(keys, err) // of some it is not known: all are tried again
+		return nil
+	}
+	full = make(map[string][]Key)
+	for _, f := range failed {
+		k := keys[f.Index]
+		switch {
+		case !del && errors.Is(f.Err, ipset.ErrExist), del && (errors.Is(f.Err, ipset.ErrMissing) || errors.Is(f.Err, ipset.ErrNoSet)):
+		case errors.Is(f.Err, ipset.ErrFull):
+			full[k.Name] = append(full[k.Name], k)
+		case errors.Is(f.Err, ipset.ErrInvalid):
+			w.refuse(k, f.Err)
+		default:
+			w.fail(k, f.Err)
+		}
+	}
+	return full
+}
+
+// deleteEntries deletes all but those that draining connections need.
+func (w *writer) deleteEntries(ctx context.Context) {
+	var keys []Key
+	for _, k := range w.deletes[KindEntry] {
+		if w.hold(k) {
+			w.done(k)
+			continue
+		}
+		if _, goes := w.plan.Deletes[Key{Kind: KindSet, Name: k.Name}]; goes {
+			w.done(k) // with its set
+			continue
+		}
+		keys = append(keys, k)
+	}
+	w.applyEntries(ctx, keys, true)
+	w.ok(keys)
+}
+
+// deleteSets destroys sets that no rule asks any more.
+func (w *writer) deleteSets(ctx context.Context) {
+	keys := w.deletes[KindSet]
+	for _, k := range keys {
+		if err := w.opts.Sets.Destroy(ctx, k.Name); err != nil && !errors.Is(err, ipset.ErrNoSet) {
+			w.fail(k, err)
+		}
+	}
+	w.ok(keys)
+}

@@ -1,0 +1,124 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/conntrack"
+)
+
+// A connection-tracking entry that was made before its virtual server leads past it: packets of the flow are not rewritten
+// as those of IPVS are, or answers leave with a wrong port. So entries to the destinations of new virtual servers are
+// removed, whatever the protocol, and those of UDP when the first real server comes. The next packet makes a new one.
+
+const (
+	// fewDestinations is up to how many destinations the kernel is asked for each by itself.
+	fewDestinations = 8
+	// staleBatch is how many entries are collected before they are deleted.
+	staleBatch = 500
+)
+
+// sweeper removes entries in a goroutine of its own, since the table may be large.
+type sweeper struct {
+	table conntrack.Table
+	log   *slog.Logger
+	wake  chan struct{}
+
+	// mu guards pending.
+	mu      sync.Mutex
+	pending map[destinations]map[netip.AddrPort]struct{}
+}
+
+// destinations are those that one dump of the table finds.
+type destinations struct {
+	ipv6  bool
+	proto fwd.Proto
+}
+
+func newSweeper(table conntrack.Table, log *slog.Logger) *sweeper {
+	return &sweeper{table: table, log: log, wake: make(chan struct{}, 1), pending: make(map[destinations]map[netip.AddrPort]struct{})}
+}
+
+// submit asks for the removal of entries to destinations. It does not wait.
+func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort) {
+	s.mu.Lock()
+	for _, d := range dst {
+		k := destinations{d.Addr().Is6(), proto}
+		if s.pending[k] == nil {
+			s.pending[k] = make(map[netip.AddrPort]struct{})
+		}
+		s.pending[k][d] = struct{}{}
+	}
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run works until the context ends.
+func (s *sweeper) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		}
+		s.mu.Lock()
+		work := s.pending
+		s.pending = make(map[destinations]map[netip.AddrPort]struct{})
+		s.mu.Unlock()
+		for k, dst := range work {
+			start := time.Now()
+			n, err := s.sweep(ctx, k, dst)
+			attrs := []any{"protocol", k.proto.String(), "ipv6", k.ipv6, "destinations", len(dst), "removed", n, "duration", time.Since(start)}
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				s.log.Warn("cannot remove all flows from before their virtual server; they end by themselves", append(attrs, "error", err)...)
+			case n > 0:
+				s.log.Info("removed flows from before their virtual server", attrs...)
+			}
+		}
+	}
+}
+
+// sweep removes the entries to destinations of one family and protocol.
+func (s *sweeper) sweep(ctx context.Context, k destinations, dst map[netip.AddrPort]struct{}) (removed int, err error) {
+	var batch []conntrack.Flow
+	var errs []error
+	remove := func() {
+		n, err := s.table.Delete(ctx, batch)
+		removed += n
+		errs = append(errs, err)
+		batch = batch[:0]
+	}
+	collect := func(f conntrack.Flow) bool {
+		if _, ok := dst[f.OrigDst]; ok {
+			if batch = append(batch, f); len(batch) == staleBatch {
+				remove()
+			}
+		}
+		return true
+	}
+	if len(dst) <= fewDestinations {
+		for _, d := range slices.SortedFunc(maps.Keys(dst), netip.AddrPort.Compare) {
+			errs = append(errs, s.table.DumpTo(ctx, uint8(k.proto), d, collect))
+		}
+	} else {
+		_, err := s.table.Dump(ctx, k.ipv6, uint8(k.proto), collect)
+		errs = append(errs, err)
+	}
+	if len(batch) > 0 {
+		remove()
+	}
+	return removed, errors.Join(errs...)
+}

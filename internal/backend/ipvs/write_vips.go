@@ -1,0 +1,331 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/link"
+)
+
+// vip is the kernel object that a KindVIP stands for.
+func (t *target) vip(k Key, v Value) link.Object {
+	if t.opts.VIPs == VIPRoute {
+		return link.Route{Dst: k.Prefix, Dev: t.routeDevice(), Src: v.Source, Table: link.LocalTable}
+	}
+	return link.Addr{Dev: Device, Prefix: k.Prefix}
+}
+
+// makeVIPs makes addresses the node's. A route whose source changes is replaced.
+func (w *writer) makeVIPs(ctx context.Context) {
+	keys := w.upserts[KindVIP]
+	if len(keys) == 0 {
+		return
+	}
+	if _, err := w.opts.Links.EnsureDummy(ctx, Device); err != nil {
+		w.failAll(keys, err)
+		return
+	}
+	var c linkChanges
+	for _, k := range keys {
+		want := w.plan.Upserts[k]
+		have, there := w.plan.Actual(k)
+		if v, held := w.held[k]; held {
+			have, there = v, true
+			w.takeHeld(k)
+		}
+		switch {
+		case there && same(have, want):
+			continue
+		case there:
+			c.remove(k, w.vip(k, have))
+		case w.opts.VIPs == VIPRoute && k.Prefix.IsSingleIP() && w.isStray(link.Addr{Dev: Device, Prefix: k.Prefix}):
+			// The kernel takes no route beside the one that it made itself for the address.
+			c.remove(k, link.Addr{Dev: Device, Prefix: k.Prefix})
+		}
+		c.add(k, w.vip(k, want))
+	}
+	c.run(ctx, w)
+	w.ok(keys)
+}
+
+// isStray says whether an address is on the device that another way of binding VIPs put there.
+func (t *target) isStray(a link.Addr) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.ContainsFunc(t.stray, func(o link.Object) bool {
+		s, ok := o.(link.Addr)
+		return ok && s.Prefix == a.Prefix
+	})
+}
+
+func (w *writer) deleteVIPs(ctx context.Context) {
+	var keys []Key
+	var c linkChanges
+	for _, k := range w.deletes[KindVIP] {
+		if w.hold(k) {
+			w.done(k)
+			continue
+		}
+		keys = append(keys, k)
+		c.remove(k, w.vip(k, w.plan.Deletes[k]))
+	}
+	c.run(ctx, w)
+	w.ok(keys)
+}
+
+// divert is what a KindDivert stands for. Without a mark it is the route alone.
+func (t *target) divert(v Value) []link.Object {
+	six := t.family == fwd.IPv6
+	out := []link.Object{link.MarkRoute(six, divertTable)}
+	if v.Mark != 0 {
+		out = append(out, link.Rule{IPv6: six, Priority: divertPriority, Mark: v.Mark, Mask: v.Mark, Table: divertTable})
+	}
+	return out
+}
+
+// makeDivert makes the route before the rule that leads to it.
+func (w *writer) makeDivert(ctx context.Context) {
+	keys := w.upserts[KindDivert]
+	var c linkChanges
+	for _, k := range keys {
+		for _, o := range w.divert(w.plan.Upserts[k]) {
+			c.add(k, o)
+		}
+		if have, there := w.plan.Actual(k); there && have.Mark != 0 && have.Mark != w.plan.Upserts[k].Mark {
+			c.remove(k, w.divert(have)[1])
+		}
+	}
+	c.run(ctx, w)
+	w.ok(keys)
+}
+
+func (w *writer) deleteDivert(ctx context.Context) {
+	var keys []Key
+	var c linkChanges
+	for _, k := range w.deletes[KindDivert] {
+		if w.hold(k) {
+			w.done(k)
+			continue
+		}
+		keys = append(keys, k)
+		for _, o := range slices.Backward(w.divert(w.plan.Deletes[k])) {
+			c.remove(k, o)
+		}
+	}
+	c.run(ctx, w)
+	w.ok(keys)
+}
+
+// linkChanges are changes that are carried out together.
+type linkChanges struct {
+	keys    []Key
+	changes []link.Change
+}
+
+func (c *linkChanges) add(k Key, o link.Object) {
+	c.keys, c.changes = append(c.keys, k), append(c.changes, link.Change{Object: o})
+}
+
+func (c *linkChanges) remove(k Key, o link.Object) {
+	c.keys, c.changes = append(c.keys, k), append(c.changes, link.Change{Object: o, Del: true})
+}
+
+// run notes failures with the writer. To make what is there and to remove what is not are none.
+func (c *linkChanges) run(ctx context.Context, w *writer) {
+	for k, err := range c.apply(ctx, w.opts.Links) {
+		if errors.Is(err, link.ErrInvalid) {
+			w.refuse(k, err)
+		} else {
+			w.fail(k, err)
+		}
+	}
+}
+
+func (c *linkChanges) apply(ctx context.Context, links link.Host) map[Key]error {
+	out := make(map[Key]error)
+	if len(c.changes) == 0 {
+		return out
+	}
+	failed, err := links.Apply(ctx, c.changes)
+	if err != nil {
+		for _, k := range c.keys {
+			out[k] = err
+		}
+		return out
+	}
+	for _, f := range failed {
+		if ch := c.changes[f.Index]; ch.Del && link.Missing(f.Err) || !ch.Del && errors.Is(f.Err, unix.EEXIST) {
+			continue
+		}
+		out[c.keys[f.Index]] = f.Err
+	}
+	return out
+}
+
+// What draining connections need stays: the address of a virtual server that drains, and what the rules know of it.
+
+// hold keeps an object that is to be deleted if draining connections need it.
+func (w *writer) hold(k Key) bool {
+	if !w.need.of(k) {
+		return false
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.target.held[k] = w.plan.Deletes[k]
+	return true
+}
+
+// takeHeld says whether an object that is wanted is there all the time, held for draining connections.
+func (w *writer) takeHeld(k Key) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.target.held[k]
+	delete(w.target.held, k)
+	return ok
+}
+
+// need is what the connections of virtual servers depend on that drain as a whole.
+type need struct {
+	family  fwd.Family
+	addrs   map[netip.Addr]bool
+	servers map[Key]bool
+}
+
+func (t *target) needLocked() need {
+	n := need{family: t.family, addrs: make(map[netip.Addr]bool), servers: make(map[Key]bool)}
+	for k, s := range t.drains {
+		if s.whole {
+			n.addrs[k.Addr.Addr()], n.servers[k] = true, true
+		}
+	}
+	return n
+}
+
+// of says whether an object is needed.
+func (n need) of(k Key) bool {
+	if len(n.servers) == 0 {
+		return false
+	}
+	switch k.Kind {
+	case KindVIP:
+		return n.within(k.Prefix)
+	case KindDivert:
+		return true
+	case KindEntry:
+		switch k.Name {
+		case setName(n.family, setVIPs):
+			return n.addrs[k.Addr.Addr()]
+		case setName(n.family, setDivert):
+			return n.servers[Key{Kind: KindServer, Proto: k.Proto, Addr: k.Addr}]
+		}
+	}
+	return false
+}
+
+// within says whether the prefix has the address of a virtual server that drains.
+func (n need) within(p netip.Prefix) bool {
+	if p.IsSingleIP() {
+		return n.addrs[p.Addr()]
+	}
+	for a := range n.addrs {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// ofLink is of for what another way of binding VIPs left.
+func (n need) ofLink(o link.Object) bool {
+	switch o := o.(type) {
+	case link.Addr:
+		return n.within(o.Prefix)
+	case link.Route:
+		return n.within(o.Dst)
+	}
+	return len(n.servers) > 0
+}
+
+// release removes what was held and is needed no more, and, when all is written, what another way of binding VIPs left.
+func (t *target) release(ctx context.Context) error {
+	t.mu.Lock()
+	need := t.needLocked()
+	var links linkChanges
+	var entries []Key
+	for k, v := range t.held {
+		switch {
+		case need.of(k):
+		case k.Kind == KindEntry:
+			entries = append(entries, k)
+		case k.Kind == KindVIP:
+			links.remove(k, t.vip(k, v))
+		case k.Kind == KindDivert:
+			for _, o := range slices.Backward(t.divert(v)) {
+				links.remove(k, o)
+			}
+		}
+	}
+	done := slices.Concat(links.keys, entries)
+	var rest []link.Object
+	for _, o := range t.stray {
+		if t.complete && !need.ofLink(o) {
+			links.remove(Key{}, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	t.mu.Unlock()
+	if len(links.changes)+len(entries) == 0 {
+		return nil
+	}
+	t.touch()
+	defer t.touch()
+	failed := links.apply(ctx, t.opts.Links)
+	maps.Copy(failed, t.releaseEntries(ctx, entries))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if failed[Key{}] == nil {
+		t.stray = rest
+	}
+	for _, k := range done {
+		if failed[k] == nil {
+			delete(t.held, k)
+		}
+	}
+	return errors.Join(slices.Collect(maps.Values(failed))...)
+}
+
+// releaseEntries deletes elements of sets.
+func (t *target) releaseEntries(ctx context.Context, keys []Key) map[Key]error {
+	out := make(map[Key]error)
+	changes := make([]ipset.Change, len(keys))
+	for i, k := range keys {
+		typ := typeIPPort
+		if k.Name == setName(t.family, setVIPs) {
+			typ = typeIP
+		}
+		changes[i] = ipset.Change{Set: t.set(k.Name, typ), Entry: entry(k), Del: true}
+	}
+	if len(changes) == 0 {
+		return out
+	}
+	failed, err := t.opts.Sets.Apply(ctx, changes)
+	if err != nil {
+		for _, k := range keys {
+			out[k] = err
+		}
+	}
+	for _, f := range failed {
+		if !errors.Is(f.Err, ipset.ErrMissing) && !errors.Is(f.Err, ipset.ErrNoSet) {
+			out[keys[f.Index]] = f.Err
+		}
+	}
+	return out
+}
