@@ -204,6 +204,8 @@ type house struct {
 	follow  *follower
 	checks  *recordedChecks
 	log     *bytes.Buffer
+	config  *config.Config
+	configs chan *config.Config
 	addrs   chan struct{}
 	drift   chan struct{}
 	first   []fwd.Family
@@ -220,11 +222,12 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 		t.Fatal(err)
 	}
 	h := &house{
-		feed:    &fakeFeed{wake: make(chan struct{}, 1)},
+		feed:   &fakeFeed{wake: make(chan struct{}, 1)},
+		config: cfg, configs: make(chan *config.Config, 1),
 		kernels: kernels, follow: &follower{}, checks: &recordedChecks{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan struct{}, 1), done: make(chan error, 1),
 	}
 	l := New(Options{
-		Config: cfg, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Checks: h.checks, Events: h.follow, Monitor: h.follow,
+		Config: cfg, Configs: h.configs, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Checks: h.checks, Events: h.follow, Monitor: h.follow,
 		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
 		AddrChanges: h.addrs, Drift: h.drift, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
 		Logger: slog.New(slog.NewTextHandler(h.log, nil)),

@@ -105,7 +105,9 @@ type Sync struct {
 
 // Options are what a Loop works with. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift and OnFirstWrite may be nil.
 type Options struct {
-	Config  *config.Config
+	Config *config.Config
+	// Configs receives a Config to go on with, made by Apply of the one before; it may be nil.
+	Configs <-chan *config.Config
 	Feed    Feed
 	Backend backend.Backend
 	Flows   Flows
@@ -141,8 +143,8 @@ type Loop struct {
 	podCIDRs *[2]netip.Prefix
 
 	started time.Time
-	// woken says that the feed or the addresses have news; addrsStale that it is the addresses.
-	woken, addrsStale bool
+	// woken says that there is news; addrsStale that it is the addresses, configStale that it is the Config.
+	woken, addrsStale, configStale bool
 	// unread says that the kernel has to be read before it is written.
 	unread bool
 	// headerSent says that the backend knows the header.
@@ -156,6 +158,8 @@ type Loop struct {
 	// verifyRest is the time before which no verification begins, suspect says that one is due then because of Drift.
 	verifyRest time.Time
 	suspect    bool
+	// tendAt is when the backend has something to do, the zero Time if it has not.
+	tendAt time.Time
 	// unverified counts verifications in a row that failed.
 	unverified int
 	// verified receives the reading that is going on; reading says that there is one.
@@ -203,6 +207,8 @@ func (l *Loop) Run(ctx context.Context) error {
 				changes = nil // the watch ended, as it does when the context ends
 			}
 			l.woken, l.addrsStale = true, true
+		case l.Config = <-l.Configs: // a shorter SyncPeriod counts from the next verification on
+			l.woken, l.configStale = true, true
 		case _, ok := <-drift:
 			if !ok {
 				drift = nil
@@ -225,6 +231,9 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // act does what is due at that time.
 func (l *Loop) act(ctx context.Context, now time.Time) error {
+	if at, due := l.nextTend(); due && !now.Before(at) {
+		l.tend(ctx)
+	}
 	if err := l.checkNode(now); err != nil {
 		return err
 	}
@@ -266,6 +275,7 @@ func (l *Loop) next() (time.Time, bool) {
 	consider(l.changeAt(), l.woken)
 	consider(l.failure.retryAt, l.failure.failing())
 	consider(l.nextVerify())
+	consider(l.nextTend())
 	consider(l.started.Add(podCIDRWait), l.Config.DetectMode == config.DetectNodeCIDR && l.podCIDRs == nil)
 	return at, !at.IsZero()
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
@@ -693,6 +694,53 @@ func TestSlowBackendEndsWithContext(t *testing.T) {
 		}
 		if h.count("failed") > 0 {
 			t.Errorf("the end of the process is logged as a failure\n%s", h.log)
+		}
+	})
+}
+
+// A changed Config is in force without a restart: Services are compiled again where it matters to them, and only then.
+func TestConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k)
+		defer h.stop(t)
+		h.feed.put(func(s *cluster.Store) {
+			service(1, 0)(s)
+			svc := *s.Service(name(1))
+			svc.ExternalIPs = []netip.Addr{netip.MustParseAddr("192.0.2.9")}
+			s.SetService(&svc)
+		})
+		h.after(2 * time.Second)
+		before, writes := k[0].objects[fwd.Service(name(1))], k[0].writes
+		change := func(args ...string) {
+			next, err := config.Parse(append([]string{"--cluster-cidr=10.0.0.0/8,fd00::/8", "--nodeport-addresses=all"}, args...), func() (string, error) { return "n1", nil })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, restart := config.Diff(h.config, next); len(restart) > 0 {
+				t.Fatal(restart)
+			}
+			h.config = h.config.Apply(next)
+			h.configs <- h.config
+			h.after(2 * time.Second)
+		}
+		change("-v=4")
+		if k[0].writes != writes {
+			t.Error("written although no rule depends on it")
+		}
+		change("-v=4", "--feature-gates=AllowServiceExternalIPs=false")
+		if after := k[0].objects[fwd.Service(name(1))]; !strings.Contains(before, "192.0.2.9") || strings.Contains(after, "192.0.2.9") {
+			t.Errorf("got %s, before %s", after, before)
+		}
+		change("-v=4")
+		if after := k[0].objects[fwd.Service(name(1))]; after != before {
+			t.Errorf("got %s, want %s", after, before)
+		}
+		reads := k[0].reads
+		change("--iptables-sync-period=5s")
+		h.after(time.Minute)
+		if n := k[0].reads - reads; n < 5 {
+			t.Errorf("verified %d times in a minute, want it every 5 seconds", n)
 		}
 	})
 }

@@ -51,6 +51,7 @@ func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
 	before := time.Now()
 	rep.Result, err = l.apply(ctx)
 	rep.Applying = time.Since(before)
+	l.tend(ctx)
 	l.end(ctx, rep, changed, err)
 	if rep.Full && err == nil && rep.Drifted == 0 && rep.Result == (backend.Result{}) && l.Monitor != nil {
 		l.Monitor.Verified(rep.Start)
@@ -113,7 +114,7 @@ func (l *Loop) compile(name cluster.ServiceName) bool {
 
 // refreshNode works out the header and the facts again if what they come from changed.
 func (l *Loop) refreshNode() bool {
-	if l.headerSent && !l.addrsStale && !l.pending.NodeChanged {
+	if l.headerSent && !l.addrsStale && !l.configStale && !l.pending.NodeChanged {
 		return false
 	}
 	if l.addrsStale && l.LocalAddrs != nil {
@@ -123,7 +124,7 @@ func (l *Loop) refreshNode() bool {
 			l.addrs = addrs
 		}
 	}
-	l.addrsStale, l.pending.NodeChanged = false, false
+	l.addrsStale, l.configStale, l.pending.NodeChanged = false, false, false
 	node := l.store.Node()
 	l.reportWarnings(l.Config.Warnings(node))
 	if facts := l.Config.Facts(node); facts != l.facts {
