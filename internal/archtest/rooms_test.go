@@ -40,6 +40,8 @@ var rooms = []room{
 	{path: "internal/backend/iptables/rulesim", inside: []string{"internal/fwd"}, test: true},
 	{path: "internal/backend/nftables/nftsim", inside: []string{"internal/fwd", "internal/host/nft"}, outside: []string{"golang.org/x/sys"}, test: true},
 	{path: "internal/backend/nftables", inside: []string{"internal/backend", "internal/fwd", "internal/host/nft"}, outside: []string{"golang.org/x/sys"}},
+	{path: "internal/backend/ipvs/ipvssim", inside: []string{"internal/backend/iptables/rulesim", "internal/fwd"}, test: true},
+	{path: "internal/backend/ipvs", inside: []string{"internal/backend", "internal/fwd", "internal/host/..."}, outside: []string{"golang.org/x/sys"}},
 	{path: "internal/backend/...", inside: []string{"internal/backend", "internal/fwd", "internal/delta", "internal/host/..."}},
 	{path: "internal/host/hosttest", outside: []string{"github.com/vishvananda/", "golang.org/x/sys"}, effects: []string{"net", "os/exec", "syscall"}, test: true},
 	{path: "internal/host/nft", inside: []string{"internal/fwd"}, outside: []string{"golang.org/x/sys"}},

@@ -178,7 +178,6 @@ func (r *renderer) setHeader(h fwd.Header, c *concerned) {
 				r.out.gone(Key{Kind: KindVIP, Prefix: p})
 			}
 		}
-		// One of them may be the whole of a service CIDR.
 		for a := range r.vips {
 			r.setVIP(a)
 		}
@@ -199,14 +198,21 @@ func (r *renderer) source() netip.Addr {
 }
 
 // setVIP renders what an address of Services needs to be delivered here. An address of the node needs nothing.
-// Where the address is the whole of a service CIDR, the CIDR's object is rendered after it, with the same key.
 func (r *renderer) setVIP(a netip.Addr) {
 	foreign := r.vips[a] && !r.header.IsLocal(a) && !r.opt.excludes(a)
 	r.out.put(Key{Kind: KindEntry, Name: setName(r.family, setVIPs), Addr: netip.AddrPortFrom(a, 0)}, Value{}, foreign)
 	if r.opt.VIPs == VIPMark {
 		return
 	}
-	covered := r.opt.VIPs == VIPRoute && slices.ContainsFunc(r.opt.serviceCIDRs(&r.header, r.family), func(p netip.Prefix) bool { return p.Contains(a) })
+	covered := false
+	if r.opt.VIPs == VIPRoute {
+		for _, p := range r.opt.serviceCIDRs(&r.header, r.family) {
+			if p == hostPrefix(a) {
+				return // it has the same key
+			}
+			covered = covered || p.Contains(a)
+		}
+	}
 	r.out.put(Key{Kind: KindVIP, Prefix: hostPrefix(a)}, Value{Source: r.source()}, foreign && !covered)
 }
 

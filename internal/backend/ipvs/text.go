@@ -23,7 +23,10 @@ func (k Key) compare(o Key) int {
 // it is made: sets for ipset restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore,
 // addresses, routes and rules for ip -batch. The same table gives the same bytes.
 func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
-	objects := objectsOf(f, o, t)
+	return writeText(w, f, o.VIPs, objectsOf(f, o, t))
+}
+
+func writeText(w io.Writer, f fwd.Family, mode VIPMode, objects map[Key]Value) error {
 	by := make(map[Kind][]Key)
 	for _, k := range slices.SortedFunc(maps.Keys(objects), Key.compare) {
 		by[k.Kind] = append(by[k.Kind], k)
@@ -32,7 +35,7 @@ func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
 	p.sets(by[KindSet], by[KindEntry])
 	p.rules(by[KindChain])
 	p.servers(by[KindServer])
-	p.addresses(o.VIPs, by[KindDivert], by[KindVIP])
+	p.addresses(mode, by[KindDivert], by[KindVIP])
 	return p.Flush()
 }
 

@@ -70,6 +70,10 @@ func newMatch(name string) match {
 		return &recentMatch{list: "DEFAULT"}
 	case "bpf":
 		return &bpfMatch{}
+	case "set":
+		return &setMatch{}
+	case "ipvs":
+		return &ipvsMatch{}
 	}
 	return nil
 }
@@ -299,7 +303,7 @@ func (m *conntrackMatch) String() string {
 
 func (m *conntrackMatch) matches(w *walk) (float64, error) {
 	in := slices.ContainsFunc(m.states, func(s string) bool {
-		return s == "NEW" || s == "DNAT" && w.dst != w.origDst || s == "SNAT" && w.masquerade
+		return s == "NEW" || s == "DNAT" && w.dnat && w.natDst != w.origDst || s == "SNAT" && w.masquerade
 	})
 	return certain(in != m.neg)
 }

@@ -188,7 +188,7 @@ func (rs *Ruleset) ruleCommand(t *table, cmd, name string, args []string) error 
 		t.deleteRule(c, at-1)
 		return nil
 	}
-	r, err := parseRule(rs.family, t, name, args)
+	r, err := rs.parseRule(t, name, args)
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,8 @@ var errUnknown = errors.New("unknown option")
 type args struct {
 	family fwd.Family
 	words  []string
+	// haveSet is Ruleset.HaveSet.
+	haveSet func(string) bool
 }
 
 func (a *args) next(opt string) (string, error) {
@@ -90,8 +92,8 @@ type parser struct {
 	tgt   string
 }
 
-func parseRule(f fwd.Family, t *table, chain string, w []string) (*rule, error) {
-	p := parser{args: args{family: f, words: w}, t: t, chain: chain, r: rule{family: f}}
+func (rs *Ruleset) parseRule(t *table, chain string, w []string) (*rule, error) {
+	p := parser{args: args{family: rs.family, words: w, haveSet: rs.HaveSet}, t: t, chain: chain, r: rule{family: rs.family}}
 	for len(p.words) > 0 {
 		opt, neg := p.words[0], false
 		p.words = p.words[1:]

@@ -25,6 +25,9 @@ var hooks = map[string][]string{
 // Ruleset is all the tables of one address family. Make one with Parse or New. It may be read by several goroutines, but
 // Restore needs it alone.
 type Ruleset struct {
+	// HaveSet says whether a set of that name exists; a rule that names another is refused. nil means that all do.
+	HaveSet func(name string) bool
+
 	family fwd.Family
 	tables map[string]*table
 }
@@ -71,7 +74,7 @@ func Parse(f fwd.Family, text string) (*Ruleset, error) {
 
 // Clone returns a copy that a later Restore of either does not change.
 func (rs *Ruleset) Clone() *Ruleset {
-	return &Ruleset{family: rs.family, tables: maps.Clone(rs.tables)}
+	return &Ruleset{HaveSet: rs.HaveSet, family: rs.family, tables: maps.Clone(rs.tables)}
 }
 
 // Family is the address family whose packets the rules see.

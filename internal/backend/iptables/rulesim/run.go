@@ -14,18 +14,30 @@ import (
 type Host struct {
 	// Local are the addresses of type LOCAL; loopback ones need not be named.
 	Local []netip.Addr
+	// LocalPrefixes are networks of which every address is local.
+	LocalPrefixes []netip.Prefix
+	// DivertMark is a bit of the packet mark by which packets are delivered to this host, whatever their destination, as a
+	// routing rule does it; 0 for none.
+	DivertMark uint32
 	// Recent are the lists of xt_recent.
 	Recent RecentState
+	// Sets are the sets of ip_set by name.
+	Sets map[string]*Set
+	// Servers are the virtual servers of IPVS.
+	Servers map[ServerKey]Server
 }
 
 // RecentState holds, for the name of each list and each address in it, the seconds since it was last seen.
 type RecentState map[string]map[netip.Addr]uint32
 
-func (h *Host) isLocal(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Local, a) }
+func (h *Host) isLocal(a netip.Addr) bool {
+	return a.IsLoopback() || slices.Contains(h.Local, a) ||
+		slices.ContainsFunc(h.LocalPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+}
 
 // Result is one way that a packet can go.
 type Result struct {
-	// Verdict is forward if the destination was rewritten and the packet not dropped or rejected.
+	// Verdict is forward if the destination was rewritten, by a rule or by IPVS, and the packet not dropped or rejected.
 	Verdict fwd.Verdict
 	// Endpoint is the new destination, for forward alone.
 	Endpoint   netip.AddrPort
@@ -47,17 +59,20 @@ type Cost struct {
 	Mean float64
 }
 
-// stage is one base chain on the way of a packet.
+// stage is one base chain on the way of a packet, or IPVS.
 type stage struct{ table, chain string }
 
 // The ways of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again by
 // the loopback interface with its connection's address translation decided, so no nat chain sees it a second time.
+// IPVS waits behind the rules of INPUT, and for packets of this host between those of nat and filter OUTPUT.
 var (
 	wayIn      = []stage{{"mangle", "PREROUTING"}, {"nat", "PREROUTING"}}
-	wayLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, {"nat", "INPUT"}}
+	wayLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, ipvsStage, {"nat", "INPUT"}}
 	wayForward = []stage{{"mangle", "FORWARD"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
-	wayOut     = []stage{{"mangle", "OUTPUT"}, {"nat", "OUTPUT"}, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
+	wayOut     = []stage{{"mangle", "OUTPUT"}, {"nat", "OUTPUT"}, ipvsStage, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
 	wayLoop    = []stage{{"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}
+
+	ipvsStage = stage{table: "ipvs"}
 )
 
 // elsewhere is the outgoing interface of a packet that leaves this host: it is not loopback, more is not known.
@@ -82,13 +97,17 @@ type walk struct {
 
 	src          netip.Addr
 	origDst, dst netip.AddrPort
-	proto        fwd.Proto
+	// natDst is what a rule rewrote the destination to.
+	natDst netip.AddrPort
+	proto  fwd.Proto
 	// in is the interface on which the packet came in, out that by which it leaves, as the present hook sees them.
 	in, out          string
 	arrivedOn        string
 	mark             uint32
 	dnat, masquerade bool
-	recent           []recentNote
+	// byIPVS says that IPVS rewrote the destination, lost that it then threw the packet away.
+	byIPVS, lost bool
+	recent       []recentNote
 
 	// stages are still to pass, the first one is being passed; routed says that the last leg has begun.
 	stages []stage
@@ -187,6 +206,16 @@ func (rs *Ruleset) walks(h Host, p fwd.Packet, end func(*walk, fwd.Verdict)) err
 // run takes the packet to the end of its way; fork is given the branches not taken.
 func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
 	for len(w.stages) > 0 || w.route() {
+		if w.stages[0] == ipvsStage {
+			if v, over, err := w.atIPVS(fork); over {
+				return v, err
+			}
+			continue
+		}
+		if w.byIPVS && w.diverted() && w.stages[0] != rewritten[0] && !w.host.isLocal(w.dst.Addr()) {
+			w.trace = append(slices.Clip(w.trace), "rewritten by IPVS and still marked: routed to this host again")
+			return fwd.VerdictDrop, nil
+		}
 		f, err := w.hook(fork)
 		switch {
 		case err != nil:
@@ -198,15 +227,21 @@ func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
 		}
 		w.stages, w.stack = w.stages[1:], nil
 	}
-	if w.dnat {
+	switch {
+	case w.lost:
+		return fwd.VerdictDrop, nil
+	case w.dnat || w.byIPVS:
 		return fwd.VerdictForward, nil
 	}
 	return fwd.VerdictPass, nil
 }
 
+// diverted says that the mark of the packet delivers it to this host.
+func (w *walk) diverted() bool { return w.mark&w.host.DivertMark != 0 }
+
 // route chooses the second leg of the way by the present destination; it returns false if there is none.
 func (w *walk) route() bool {
-	local := w.host.isLocal(w.dst.Addr())
+	local := w.host.isLocal(w.dst.Addr()) || w.diverted()
 	switch {
 	case w.routed || w.arrivedOn == "" && !local:
 		return false
@@ -232,7 +267,7 @@ func (w *walk) enter() {
 	}
 	if s.chain == "FORWARD" || s.chain == "OUTPUT" || s.chain == "POSTROUTING" {
 		w.out = elsewhere
-		if w.host.isLocal(w.dst.Addr()) {
+		if w.host.isLocal(w.dst.Addr()) || w.diverted() {
 			w.out = "lo"
 		}
 	}

@@ -152,6 +152,7 @@ func (t *dnatTarget) apply(w *walk) fate {
 		port = w.dst.Port()
 	}
 	w.dst, w.dnat = netip.AddrPortFrom(t.addr, port), true
+	w.natDst = w.dst
 	return accept
 }
 

@@ -1,0 +1,138 @@
+package rulesim
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Set is a set of ip_set: of addresses, or of addresses with ports and more. Make one with NewSet.
+type Set struct {
+	typ    string
+	family fwd.Family
+	// elements are indexed by what is compared for equality; the prefixes are what the third dimension has to be in.
+	elements map[Element][]netip.Prefix
+}
+
+// Element is an element of a set. Fields that the type of the set does not have are zero.
+type Element struct {
+	Addr  netip.Addr
+	Proto fwd.Proto
+	Port  uint16
+	// Third is the third dimension: a prefix for hash:ip,port,net and one address for hash:ip,port,ip.
+	Third netip.Prefix
+}
+
+// dimensions of the types of sets that are known.
+var dimensions = map[string]int{"hash:ip": 1, "hash:ip,port": 2, "hash:ip,port,ip": 3, "hash:ip,port,net": 3}
+
+// NewSet returns an empty set.
+func NewSet(typ string, f fwd.Family) (*Set, error) {
+	if dimensions[typ] == 0 {
+		return nil, fmt.Errorf("type %q of a set is not simulated", typ)
+	}
+	return &Set{typ: typ, family: f, elements: make(map[Element][]netip.Prefix)}, nil
+}
+
+// Add adds an element; one that is there already changes nothing. What the kernel refuses is an error.
+func (s *Set) Add(e Element) error {
+	d := dimensions[s.typ]
+	third := e.Third.IsValid()
+	switch {
+	case fwd.FamilyOf(e.Addr) != s.family || !e.Addr.IsValid(), third && fwd.FamilyOf(e.Third.Addr()) != s.family:
+		return fmt.Errorf("set %s of %s: element %v is of another family", s.typ, s.family, e)
+	case (e.Proto != 0 || e.Port != 0) != (d > 1), third != (d > 2), d > 1 && e.Proto == 0:
+		return fmt.Errorf("set %s: element %v has other dimensions", s.typ, e)
+	case s.typ == "hash:ip,port,net" && e.Third.Bits() == 0, s.typ == "hash:ip,port,ip" && !e.Third.IsSingleIP():
+		return fmt.Errorf("set %s: element %v has a prefix of length %d", s.typ, e, e.Third.Bits())
+	}
+	key := e
+	key.Third = netip.Prefix{}
+	if p := e.Third.Masked(); !slices.Contains(s.elements[key], p) {
+		s.elements[key] = append(s.elements[key], p)
+	}
+	return nil
+}
+
+// setMatch is -m set --match-set.
+type setMatch struct {
+	name string
+	dims []string
+	neg  bool
+}
+
+// The limits of ip_set.
+const (
+	maxSetName = 31
+	maxDims    = 3
+)
+
+func (m *setMatch) option(a *args, opt string, neg bool) error {
+	if opt != "--match-set" {
+		return errUnknown
+	}
+	if m.name != "" {
+		return errors.New("--match-set: given twice")
+	}
+	name, err := a.next(opt)
+	if err != nil {
+		return err
+	}
+	dims, err := a.next(opt)
+	if err != nil {
+		return err
+	}
+	m.name, m.dims, m.neg = name, strings.Split(dims, ","), neg
+	bad := slices.ContainsFunc(m.dims, func(d string) bool { return d != "src" && d != "dst" })
+	if len(name) > maxSetName || len(m.dims) > maxDims || bad {
+		return fmt.Errorf("--match-set %s %s: want a name of at most %d bytes and up to %d of src and dst", name, dims, maxSetName, maxDims)
+	}
+	if a.haveSet != nil && !a.haveSet(name) {
+		return fmt.Errorf("--match-set %s: no such set", name)
+	}
+	return nil
+}
+
+func (m *setMatch) done(*rule) error {
+	if m.name == "" {
+		return errors.New("match set: --match-set missing")
+	}
+	return nil
+}
+
+func (m *setMatch) String() string {
+	return "set" + invertible("--match-set", m.name+" "+strings.Join(m.dims, ","), m.neg)
+}
+
+func (m *setMatch) matches(w *walk) (float64, error) {
+	s := w.host.Sets[m.name]
+	if s == nil {
+		return 0, fmt.Errorf("there is no set %q", m.name)
+	}
+	d := dimensions[s.typ]
+	if len(m.dims) < d || s.family != w.rs.family {
+		return certain(m.neg) // the kernel takes such a rule; nothing is in the set for it
+	}
+	addr := func(i int) netip.Addr {
+		if m.dims[i] == "src" {
+			return w.src
+		}
+		return w.dst.Addr()
+	}
+	key := Element{Addr: addr(0)}
+	if d > 1 {
+		if m.dims[1] == "src" {
+			return 0, errors.New("source ports are not simulated")
+		}
+		key.Proto, key.Port = w.proto, w.dst.Port()
+	}
+	prefixes, in := s.elements[key]
+	if in && d > 2 {
+		in = slices.ContainsFunc(prefixes, func(p netip.Prefix) bool { return p.Contains(addr(2)) })
+	}
+	return certain(in != m.neg)
+}

@@ -1,0 +1,163 @@
+package ipvssim
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Difference is something in which mode ipvs does not do what the forwarding table says.
+type Difference struct {
+	// Name is its handle in docs/ipvs.md.
+	Name string
+	// What it is and why, as docs/ipvs.md says it.
+	Text string
+}
+
+// Differences are all there are. Expect has those that are about the first packet of a connection.
+var Differences = []Difference{
+	{"other-ports", "What is sent to another port of an address of Services is rejected, since with `address` and `route` the address is " +
+		"local and the host's own sockets would answer. With `route` and `mark`, so is what is sent to any other address of a known service CIDR."},
+	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS refuses to forward from a loopback address. " +
+		"TCP is served there by Fairlead itself, by copying bytes."},
+	{"loopback-source", "A packet with a loopback address as its source reaches endpoints on the node only, for the same reason."},
+	{"link-local-node-ports", "Node ports are not served on link-local addresses: a virtual server has no interface."},
+	{"drop-for-reject", "Where some sources are rejected and others forwarded, the former are dropped: IPVS rejects for all alike, and no " +
+		"table of iptables that can reject sees a packet of the node before IPVS. Policies of Kubernetes make no such mixture."},
+	{"no-alternate", "Where a Service has no address but those of the node, because another Service has its cluster IP, all sources go to the same " +
+		"endpoints: there is no address for a second virtual server."},
+	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the endpoint is on this node: the " +
+		"set of all endpoints of the cluster would be too large."},
+	{"affinity", "Session affinity is for each address and port, not for each Service port, and lasts two to three minutes at least: it is " +
+		"the kernel's persistence, which a closing connection prolongs."},
+	{"excluded", "Addresses in `--ipvs-exclude-cidrs` are not served at all."},
+}
+
+// Options are those of the renderer that matter to Expect.
+type Options struct {
+	// Divert is mode mark, Route mode route; neither is mode address.
+	Divert, Route bool
+	HairpinBPF    bool
+	Exclude       []netip.Prefix
+}
+
+// Expect returns what mode ipvs is meant to do with a packet, given what the table asks for. It may change the slice.
+func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
+	h, dst := t.Header(), p.Dst.Addr()
+	l := t.Lookup(p)
+	only := func(v fwd.Verdict) []rulesim.Result { return []rulesim.Result{{Verdict: v, Probability: 1}} }
+	switch {
+	case !p.Src.IsValid() || fwd.FamilyOf(p.Src) != fwd.FamilyOf(dst):
+		return want
+	case o.excluded(dst), // excluded
+		l.Key.IsNodePort() && (dst.IsLoopback() || dst.IsLinkLocalUnicast()): // loopback-node-ports, link-local-node-ports
+		return only(fwd.VerdictPass)
+	case l.Owner == fwd.ServicePort{}: // other-ports
+		if o.rejects(t, &h, dst) {
+			return only(fwd.VerdictReject)
+		}
+		return only(fwd.VerdictPass)
+	case l.Reason == fwd.ReasonSourceRanges:
+		return want
+	}
+	f := t.Frontend(l.Key)
+	route := f.Routes[l.Class]
+	first, forwards := primary(f)
+	switch {
+	case route.Action == fwd.Reject && forwards: // drop-for-reject
+		return only(fwd.VerdictDrop)
+	case route.Action != fwd.Forward:
+		return want
+	case f.Pool(route) != first && !o.canRedirect(t, &h, f): // no-alternate
+		want = nil
+		for _, e := range t.Pool(first).Endpoints {
+			want = append(want, rulesim.Result{Verdict: fwd.VerdictForward, Endpoint: e.Addr, Masquerade: route.Masquerade || e.Addr.Addr() == p.Src,
+				Probability: float64(e.Weight) / total(t.Pool(first).Endpoints)})
+		}
+	}
+	if !o.HairpinBPF { // hairpin-local
+		for i := range want {
+			want[i].Masquerade = route.Masquerade || want[i].Masquerade && o.local(t, want[i].Endpoint)
+		}
+	}
+	if p.Src.IsLoopback() { // loopback-source
+		lost := 0.0
+		want = slices.DeleteFunc(want, func(r rulesim.Result) bool {
+			if h.IsLocal(r.Endpoint.Addr()) {
+				return false
+			}
+			lost += r.Probability
+			return true
+		})
+		if lost > 0 {
+			want = append(want, rulesim.Result{Verdict: fwd.VerdictDrop, Probability: lost})
+		}
+	}
+	return want
+}
+
+func total(es []fwd.Endpoint) (sum float64) {
+	for _, e := range es {
+		sum += float64(e.Weight)
+	}
+	return sum
+}
+
+func (o Options) excluded(a netip.Addr) bool {
+	return slices.ContainsFunc(o.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// rejects says whether a packet to no frontend at this address is rejected.
+func (o Options) rejects(t *fwd.Table, h *fwd.Header, dst netip.Addr) bool {
+	if h.IsLocal(dst) {
+		return false
+	}
+	if o.Divert || o.Route {
+		for _, c := range h.ServiceCIDRs[fwd.FamilyOf(dst).Index()] {
+			if c.Contains(dst) && !slices.ContainsFunc(o.Exclude, c.Overlaps) {
+				return true
+			}
+		}
+	}
+	return !o.Divert && slices.ContainsFunc(t.VIPs(), func(v fwd.VIP) bool { return v.Addr == dst })
+}
+
+// primary is the pool of the first class that is forwarded.
+func primary(f *fwd.Frontend) (fwd.PoolKey, bool) {
+	for _, c := range []fwd.Class{fwd.Outside, fwd.Pod, fwd.Host} {
+		if r := f.Routes[c]; r.Action == fwd.Forward {
+			return f.Pool(r), true
+		}
+	}
+	return fwd.PoolKey{}, false
+}
+
+// canRedirect says whether there is a place for a second virtual server: an address of the same service port that is not
+// the node's. (A cluster IP that is the node's may have the pool already.)
+func (o Options) canRedirect(t *fwd.Table, h *fwd.Header, f *fwd.Frontend) bool {
+	mine, _ := primary(f)
+	for _, other := range t.Fragment(f.Owner.Service).Frontends {
+		if other.Owner != f.Owner || other.Key.Family != f.Key.Family || other.Key.IsNodePort() || o.excluded(other.Key.Addr) {
+			continue
+		}
+		theirs, ok := primary(&other)
+		if !h.IsLocal(other.Key.Addr) || other.Kind == fwd.ClusterIP && ok && theirs != mine {
+			return true
+		}
+	}
+	return false
+}
+
+// local says whether the endpoint is one that a pool of the table calls local.
+func (o Options) local(t *fwd.Table, ep netip.AddrPort) bool {
+	for f := range t.Services() {
+		for _, p := range f.Pools {
+			if slices.ContainsFunc(p.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == ep && e.Local }) {
+				return true
+			}
+		}
+	}
+	return false
+}
