@@ -74,14 +74,14 @@ func TestKernelForeignSets(t *testing.T) {
 
 // TestKernelInUse holds a set by a rule.
 func TestKernelInUse(t *testing.T) {
-	hosttest.Netns(t, "iptables")
+	hosttest.Netns(t, "iptables-legacy")
 	k, err := Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer k.Close()
 	load(t, k, "create a hash:ip family inet maxelem 1\nadd a 10.0.0.1\n")
-	hosttest.Run(t, "iptables", "-A", "INPUT", "-m", "set", "--match-set", "a", "dst", "-j", "DROP")
+	hosttest.Run(t, "iptables-legacy", "-A", "INPUT", "-m", "set", "--match-set", "a", "dst", "-j", "DROP")
 	if err := k.Destroy(t.Context(), "a"); !errors.Is(err, ErrInUse) {
 		t.Errorf("got %v, want ErrInUse", err)
 	}
@@ -91,7 +91,7 @@ func TestKernelInUse(t *testing.T) {
 	if got, want := save(t, k, ""), "create a hash:ip family inet hashsize 1024 maxelem 10\nadd a 10.0.0.1\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
-	hosttest.Run(t, "iptables", "-F", "INPUT")
+	hosttest.Run(t, "iptables-legacy", "-F", "INPUT")
 	if err := k.Destroy(t.Context(), "a"); err != nil {
 		t.Error(err)
 	}

@@ -54,11 +54,11 @@ func (f *Fake) AddForeign(a Addr) {
 	f.objects[a] = true
 }
 
-// Lose removes an object behind the caller's back.
+// Lose removes an object behind the caller's back, with all that goes with it.
 func (f *Fake) Lose(o Object) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.objects, o)
+	f.lose(o)
 }
 
 // Dump is all devices and objects, a line each, sorted; for golden files.
@@ -255,7 +255,7 @@ func (f *Fake) change(c Change) error {
 		if !found {
 			return missing(c.Object)
 		}
-		delete(f.objects, have)
+		f.lose(have)
 		f.count("removed")
 		return nil
 	}
@@ -270,6 +270,36 @@ func (f *Fake) change(c Change) error {
 	f.objects[c.Object] = true
 	f.count("added")
 	return nil
+}
+
+// lose removes an object, and what the kernel changes with an address: the IPv4 routes of its device go with the last one
+// there, and IPv6 routes lose the source that is gone, as in Linux 6.18.
+func (f *Fake) lose(o Object) {
+	delete(f.objects, o)
+	gone, ok := o.(Addr)
+	if !ok {
+		return
+	}
+	ip := gone.Prefix.Addr()
+	last, local := true, false
+	for o := range f.objects {
+		if a, ok := o.(Addr); ok {
+			last = last && !(a.Dev == gone.Dev && a.Prefix.Addr().Is4())
+			local = local || a.Prefix.Addr() == ip
+		}
+	}
+	for o := range f.objects {
+		r, ok := o.(Route)
+		switch {
+		case !ok || r.Dst.Addr().Is4() != ip.Is4():
+		case ip.Is4() && last && r.Dev == gone.Dev:
+			delete(f.objects, r)
+		case ip.Is6() && r.Src == ip && !local:
+			delete(f.objects, r)
+			r.Src = netip.Addr{}
+			f.objects[r] = true
+		}
+	}
 }
 
 // find returns the object that the kernel takes for the same.

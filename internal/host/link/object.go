@@ -68,10 +68,12 @@ type Addr struct {
 // Route makes the addresses of a network local to the node.
 type Route struct {
 	Dst netip.Prefix
-	// Dev is a device; IPv6 takes only one that is up.
+	// Dev is a device; IPv6 takes only one that is up. The kernel removes IPv4 routes together with the last IPv4 address
+	// of their device, so that Loopback is the better one.
 	Dev string
-	// Src is the address that the node uses when it speaks to Dst itself. It is one of the node's. The zero value leaves
-	// the choice to the kernel, which takes the destination itself.
+	// Src is the address that the node uses when it speaks to Dst itself. It is one of the node's; when that goes, the route
+	// stays, and keeps it (IPv4 outside of the main table, IPv6 in Linux 6.1, not in 6.18) or has none any more. The zero value
+	// leaves the choice to the kernel, which takes the destination itself.
 	Src   netip.Addr
 	Table uint32
 }

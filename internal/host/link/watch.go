@@ -28,10 +28,9 @@ func Watch(ctx context.Context) (<-chan struct{}, error) {
 	})
 }
 
-// WatchLoss signals after something that Apply made may be gone: the device was removed or changed, or the loopback device
-// was; an address, or one of our routes or rules, was removed, whoever did it. Not all is told: the kernel says nothing of
-// IPv4 routes that it removes with the address that is their Src, or with their device, but it tells of those. The channel
-// is that of Watch.
+// WatchLoss signals after something that Apply made may be gone or changed: the device was removed or changed, or the
+// loopback device was; an address, or one of our routes or rules, was removed, whoever did it. The kernel says nothing of
+// IPv4 routes that it removes with their device or its last address, but it tells of those. The channel is like Watch's.
 func WatchLoss(ctx context.Context, dev string) (<-chan struct{}, error) {
 	return watch(ctx, subscription{
 		groups: []int{

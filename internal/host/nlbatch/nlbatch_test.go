@@ -271,8 +271,7 @@ func TestKernelGet(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// The kernel's explanation is part of the error.
-	bad := address(unix.RTM_NEWADDR, netip.MustParseAddr("10.0.0.1"))
-	bad.Body[1] = 33
+	bad := Request{Type: unix.RTM_NEWROUTE, Flags: unix.NLM_F_CREATE, Body: AppendUint32([]byte{unix.AF_INET, 33, 0, 0, 254, 4, 253, 1, 0, 0, 0, 0}, unix.RTA_OIF, 1)}
 	if _, err := c.Get(t.Context(), bad); !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "(") {
 		t.Errorf("got %v", err)
 	}
