@@ -1,0 +1,214 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// Options are what the operator decides.
+type Options struct {
+	// NodeName decides in which order this node adds endpoints.
+	NodeName string
+	// VIPs says how packets to VIPs come to be delivered to this node.
+	VIPs VIPMode
+	// Scheduler is the kernel's name of the scheduler for Services that name none.
+	Scheduler string
+	// Exclude are networks whose addresses are other programs' business.
+	Exclude []netip.Prefix
+	// NodeIP is, by fwd.Family.Index, the node's source address towards VIPs in mode VIPRoute; it may be the zero Addr.
+	NodeIP [2]netip.Addr
+	// Timeouts are set where they are not 0.
+	Timeouts hostipvs.Timeouts
+	// DrainTimeout is how long a removed real server may keep its connections; 0 stands for the kernel's TCP time-out.
+	DrainTimeout time.Duration
+	// StrictARP keeps the node from answering ARP requests for VIPs on other interfaces.
+	StrictARP bool
+	// Warn tells users about a Service; nil if there is nobody to tell.
+	Warn func(s fwd.Service, reason, message string)
+}
+
+// Plane is a Backend on this node's kernel, with what belongs to it.
+type Plane struct {
+	*Backend
+	// Flavour is the one of iptables that is in use.
+	Flavour xtables.Flavour
+	// Drift receives when something that the backend wrote may be gone; it is closed when the context of Open ends.
+	Drift <-chan struct{}
+
+	sweeper *sweeper
+}
+
+// Run removes connection-tracking entries from before their virtual server, until the context ends.
+func (p *Plane) Run(ctx context.Context) { p.sweeper.run(ctx) }
+
+// Open prepares this node's kernel and returns a Backend on it, for the families that kernel and tools offer; at least
+// one. The error says what is missing and what to do.
+func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
+	servers, err := hostipvs.Open()
+	if err != nil {
+		return nil, err
+	}
+	if err := servers.ProbeScheduler(ctx, o.Scheduler); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("the kernel has no IPVS scheduler %q: load the module ip_vs_%s, or choose another with --ipvs-scheduler (%w)", o.Scheduler, o.Scheduler, err)
+		}
+		return nil, err
+	}
+	sets, err := ipset.Open()
+	if err != nil {
+		return nil, fmt.Errorf("the kernel has no ipset: load the module ip_set (%w)", err)
+	}
+	links, err := link.Open()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := links.EnsureDummy(ctx, Device); err != nil {
+		return nil, fmt.Errorf("the device of VIPs cannot be made: load the module dummy, and let no other device have the name (%w)", err)
+	}
+	if err := setSysctls(log, o.StrictARP); err != nil {
+		return nil, err
+	}
+	t, err := setTimeouts(ctx, servers, o.Timeouts)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plane{sweeper: newSweeper(conntrack.Kernel{}, log)}
+	common := FamilyOptions{
+		Servers: servers, Sets: sets, Links: links, Stale: p.sweeper.submit, Seed: seed(o.NodeName),
+		FinTimeout: t.TCPFin, DrainTimeout: t.TCP, Warn: o.Warn, Logger: log,
+	}
+	if o.DrainTimeout > 0 {
+		common.DrainTimeout = o.DrainTimeout
+	}
+	common.RenderOptions = RenderOptions{VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude}
+	opts, err := openFamilies(ctx, log, p, common, o)
+	if err != nil {
+		return nil, err
+	}
+	if p.Drift, err = link.WatchLoss(ctx, Device); err != nil {
+		return nil, err
+	}
+	p.Backend = New(opts)
+	if size, err := servers.ConnTableSize(ctx); err == nil {
+		log.Info("using IPVS", "scheduler", o.Scheduler, "vips", o.VIPs.String(), "connectionBuckets", size, "tcpTimeout", t.TCP, "finTimeout", t.TCPFin,
+			"udpTimeout", t.UDP, "drainTimeout", common.DrainTimeout)
+	}
+	return p, nil
+}
+
+// seed is a number of the node's own.
+func seed(node string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(node))
+	return h.Sum64()
+}
+
+// setTimeouts sets what is not 0, and returns what is in force.
+func setTimeouts(ctx context.Context, servers hostipvs.Interface, t hostipvs.Timeouts) (hostipvs.Timeouts, error) {
+	have, err := servers.Timeouts(ctx)
+	if err != nil {
+		return have, err
+	}
+	want := have
+	for _, p := range []struct{ to, from *time.Duration }{{&want.TCP, &t.TCP}, {&want.TCPFin, &t.TCPFin}, {&want.UDP, &t.UDP}} {
+		if *p.from > 0 {
+			*p.to = *p.from
+		}
+	}
+	if want == have {
+		return have, nil
+	}
+	return want, servers.SetTimeouts(ctx, want)
+}
+
+// openFamilies finds the families that can be used.
+func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common FamilyOptions, o Options) (map[fwd.Family]FamilyOptions, error) {
+	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
+	if err != nil {
+		return nil, err
+	}
+	p.Flavour = flavour
+	opts := make(map[fwd.Family]FamilyOptions)
+	var errs []error
+	for _, f := range fwd.Families {
+		if f == fwd.IPv6 && !link.HasIPv6() {
+			errs = append(errs, fmt.Errorf("%s: the kernel does not speak it", f))
+			continue
+		}
+		tables, err := xtables.New(flavour, f == fwd.IPv6)
+		if err == nil {
+			err = tables.Usable(ctx)
+		}
+		if err == nil {
+			err = probe(ctx, f, tables, common.Sets)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f, err))
+			continue
+		}
+		fo := common
+		fo.Tables, fo.HairpinBPF, fo.RandomFully, fo.NodeIP = tables, tables.SupportsBPF(ctx), tables.RandomFully(), o.NodeIP[f.Index()]
+		opts[f] = fo
+		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
+			"hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully)
+	}
+	if len(opts) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	for _, err := range errs {
+		log.Warn("one address family is left out", "error", err)
+	}
+	return opts, nil
+}
+
+// probeName is the chain and the set that a probe makes.
+const probeName = chainPrefix + "PROBE"
+
+// probe tries what the rules need, one after the other, and leaves nothing. The error names what is missing.
+func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (err error) {
+	for _, typ := range []ipset.Type{ipset.HashIPPortNet, ipset.HashIPPortIP, ipset.HashIP, ipset.HashIPPort} {
+		s := ipset.Set{Name: probeName, Type: typ, IPv6: f == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
+		if err := sets.Create(ctx, s); err != nil {
+			return fmt.Errorf("the kernel has no sets of type %s: load the modules ip_set and ip_set_hash_* (%w)", typ, err)
+		}
+		if typ == ipset.HashIPPort {
+			break // the rules ask it
+		}
+		if err := sets.Destroy(ctx, probeName); err != nil {
+			return err
+		}
+	}
+	ctx = context.WithoutCancel(ctx)
+	defer func() { err = errors.Join(err, sets.Destroy(ctx, probeName)) }()
+	for _, need := range []struct{ table, rule, module string }{
+		{tableMangle, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
+		{tableNAT, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
+		{tableFilter, "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", "xt_ipvs"},
+		{tableFilter, "-m addrtype --src-type LOCAL -j RETURN", "xt_addrtype"},
+		{tableFilter, "-m conntrack --ctstate NEW -j RETURN", "xt_conntrack"},
+	} {
+		make := fmt.Sprintf("*%s\n:%s - [0:0]\n-A %s %s\nCOMMIT\n", need.table, probeName, probeName, need.rule)
+		remove := fmt.Sprintf("*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", need.table, probeName, probeName)
+		if err := tables.Restore(ctx, []byte(make)); err != nil {
+			return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", need.rule, need.table, need.module, err)
+		}
+		if err := tables.Restore(ctx, []byte(remove)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
