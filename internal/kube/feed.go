@@ -54,6 +54,8 @@ type Feed struct {
 	sliceSeen    int
 	// drained are the changes that were handed over so far.
 	drained Changes
+	// waitingSince is when the oldest change came that was not taken yet, zero for none; lastChange when the newest ever came.
+	waitingSince, lastChange time.Time
 	synced  Kind
 }
 
@@ -70,6 +72,7 @@ func (f *Feed) reset() {
 	f.endpointSlices = make(map[cluster.SliceName]*cluster.Slice)
 	f.triggers = make(map[cluster.SliceName][]time.Time)
 	f.node, f.serviceCIDRs, f.serviceSeen, f.sliceSeen = nil, nil, 0, 0
+	f.waitingSince = time.Time{}
 }
 
 // Wake has a value when something was put into the Feed since the last receive. Its capacity is one.
@@ -145,6 +148,17 @@ func (f *Feed) Changes() (total, waiting Changes) {
 	return Changes{f.drained.Services + waiting.Services, f.drained.Slices + waiting.Slices}, waiting
 }
 
+// Waiting returns when the oldest change came that no Drain has taken yet, zero if there is none or the Feed is not synced,
+// and when the newest ever came.
+func (f *Feed) Waiting() (since, last time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.synced == allKinds {
+		since = f.waitingSince
+	}
+	return since, f.lastChange
+}
+
 // Synced says whether Services, EndpointSlices and the Node have all been delivered once.
 func (f *Feed) Synced() bool {
 	f.mu.Lock()
@@ -190,6 +204,10 @@ func (f *Feed) together(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change()
+	f.lastChange = time.Now()
+	if f.waitingSince.IsZero() {
+		f.waitingSince = f.lastChange
+	}
 	f.signal()
 }
 

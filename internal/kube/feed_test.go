@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -197,4 +198,32 @@ func TestFeedRace(t *testing.T) {
 			t.Errorf("service %d is at version %d", w, got.CreatedUnix)
 		}
 	}
+}
+
+func TestFeedWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, store := NewFeed(), &cluster.Store{}
+		want := func(step string, since, last time.Time) {
+			t.Helper()
+			if s, l := f.Waiting(); !s.Equal(since) || !l.Equal(last) {
+				t.Errorf("%s: since %v, last %v, want %v and %v", step, s, l, since, last)
+			}
+		}
+		want("nothing", time.Time{}, time.Time{})
+		first := time.Now()
+		f.SetSlice(sliceOf("s", "a", 0, 1))
+		want("before it synced", time.Time{}, first)
+		f.Drain(store)
+		f.MarkSynced()
+		f.Drain(store) // nothing, but a wake
+		want("drained", time.Time{}, first)
+		time.Sleep(time.Second)
+		second := time.Now()
+		f.SetSlice(sliceOf("s", "a", 0, 2))
+		time.Sleep(time.Second)
+		f.SetSlice(sliceOf("s", "a", 0, 3))
+		want("two changes", second, time.Now())
+		f.Drain(store)
+		want("taken", time.Time{}, time.Now())
+	})
 }
