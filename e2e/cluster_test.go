@@ -59,6 +59,7 @@ func TestCluster(t *testing.T) {
 		{"changes", testChanges},
 		{"stale flows", testStaleFlows},
 
+		{"service CIDRs", testServiceCIDRs},
 		{"oracle", testOracle},
 		{"health", testHealth},
 		{"life", testLife},

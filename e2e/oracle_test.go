@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,6 +69,11 @@ func (c *cluster) objects(t *testing.T) *oracle.Cluster {
 	for i := range slices.Items {
 		o.Slices = append(o.Slices, &slices.Items[i])
 	}
+	cidrs, err := c.client.NetworkingV1().ServiceCIDRs().List(t.Context(), metav1.ListOptions{})
+	must(t, err)
+	for i := range cidrs.Items {
+		o.ServiceCIDRs = append(o.ServiceCIDRs, &cidrs.Items[i])
+	}
 	nodes, err := c.client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
 	must(t, err)
 	for i := range nodes.Items {
@@ -126,11 +130,8 @@ func (c *cluster) way(tr trip) []hop {
 	var hops []hop
 	add := func(n *lab.Node, in string) {
 		cfg := &oracle.Config{
-			NodeName: n.Label, LocalhostNodePorts: true,
+			NodeName: n.Label, NFTables: c.mode == "nftables", LocalhostNodePorts: true,
 			ClusterCIDRs: []string{lab.PodCIDRs[0].String(), lab.PodCIDRs[1].String()},
-		}
-		if c.mode == "nftables" {
-			cfg.LocalhostNodePorts, cfg.NodePortAddresses = false, []string{"primary"}
 		}
 		hops = append(hops, hop{node: n, in: in, cfg: cfg})
 	}
@@ -165,23 +166,11 @@ func (tr trip) judge(c *cluster, objects *oracle.Cluster) (fwd.Packet, oracle.An
 	for _, at = range c.way(tr) {
 		packet.InInterface = at.in
 		answer = oracle.Judge(objects, at.cfg, packet)
-		if answer.Verdict == fwd.VerdictPass && c.mode == "nftables" && ownsClusterIP(objects, tr.dst.Addr()) {
-			answer.Verdict = fwd.VerdictReject // a cluster IP has no other ports in this mode
-		}
 		if answer.Verdict != fwd.VerdictPass {
 			break
 		}
 	}
 	return packet, answer, at
-}
-
-// ownsClusterIP says whether the address is the cluster IP of a Service that is served.
-func ownsClusterIP(objects *oracle.Cluster, a netip.Addr) bool {
-	return slices.ContainsFunc(objects.Services, func(s *corev1.Service) bool {
-		_, foreign := s.Labels["service.kubernetes.io/service-proxy-name"]
-		_, headless := s.Labels["service.kubernetes.io/headless"]
-		return !foreign && !headless && s.Spec.Type != corev1.ServiceTypeExternalName && slices.Contains(s.Spec.ClusterIPs, a.String())
-	})
 }
 
 // expectsNothing says that no answer is due, so that it is not worth while to wait long for one.

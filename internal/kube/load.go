@@ -172,7 +172,7 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 			case o.name == node:
 				out.node = *o.node
 			case len(o.cidrs) > 0:
-				out.cidrs = mergeCIDRs(out.cidrs, o.cidrs)
+				out.cidrs = MergeCIDRs(out.cidrs, o.cidrs)
 			}
 		}
 	}

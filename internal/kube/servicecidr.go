@@ -28,9 +28,9 @@ func ConvertServiceCIDR(s *networkingv1.ServiceCIDR) []netip.Prefix {
 	return out
 }
 
-// mergeCIDRs puts lists together: sorted, and without prefixes that are inside another. They overlap while a service CIDR is
+// MergeCIDRs puts lists together: sorted, and without prefixes that are inside another. They overlap while a service CIDR is
 // replaced by a wider one.
-func mergeCIDRs(lists ...[]netip.Prefix) []netip.Prefix {
+func MergeCIDRs(lists ...[]netip.Prefix) []netip.Prefix {
 	all := slices.Concat(lists...)
 	slices.SortFunc(all, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
@@ -101,7 +101,7 @@ func (s *cidrStore) deliver() {
 	for _, l := range s.cidrs {
 		lists = append(lists, l)
 	}
-	if all := mergeCIDRs(lists...); !slices.Equal(all, s.last) {
+	if all := MergeCIDRs(lists...); !slices.Equal(all, s.last) {
 		s.last = all
 		s.feed.SetServiceCIDRs(all)
 	}

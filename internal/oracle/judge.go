@@ -8,6 +8,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -17,11 +19,15 @@ type Cluster struct {
 	Services []*v1.Service
 	Slices   []*discoveryv1.EndpointSlice
 	Nodes    []*v1.Node
+	// ServiceCIDRs are only asked for in mode nftables.
+	ServiceCIDRs []*networkingv1.ServiceCIDR
 }
 
 // Config is what the flags of the node's daemon say.
 type Config struct {
 	NodeName string
+	// NFTables is mode nftables, otherwise it is mode iptables.
+	NFTables bool
 	// DetectLocalMode is ClusterCIDR (also if empty), NodeCIDR, BridgeInterface or InterfaceNamePrefix.
 	DetectLocalMode string
 	ClusterCIDRs    []string
@@ -126,7 +132,35 @@ func Judge(c *Cluster, cfg *Config, p fwd.Packet) Answer {
 	if h.loopbackNodePorts && dst.IsLoopback() && !src.IsLoopback() {
 		return Answer{Verdict: fwd.VerdictDrop}
 	}
+	if cfg.NFTables && !h.isLocal(dst) {
+		return Answer{Verdict: unserved(c, cfg, services, dst)}
+	}
 	return Answer{}
+}
+
+// unserved is what mode nftables does with a packet to which no frontend answers: a cluster IP that serves something, of
+// a Service that is not the loser of a conflict about all its ports, rejects; other addresses of service CIDRs drop.
+func unserved(c *Cluster, cfg *Config, services []*v1.Service, dst netip.Addr) fwd.Verdict {
+	for i, s := range services {
+		for _, port := range s.Spec.Ports {
+			own := fwd.Packet{Dst: netip.AddrPortFrom(dst, uint16(port.Port)), Proto: protocol(port.Protocol)}
+			older := func(o *v1.Service) bool {
+				return matchAddress(o, cfg, own, byClusterIP) != nil || matchAddress(o, cfg, own, byExternalIP) != nil || matchAddress(o, cfg, own, byIngressIP) != nil
+			}
+			if matchAddress(s, cfg, own, byClusterIP) != nil && !slices.ContainsFunc(services[:i], older) {
+				return fwd.VerdictReject
+			}
+		}
+	}
+	for _, sc := range c.ServiceCIDRs {
+		ready := !slices.ContainsFunc(sc.Status.Conditions, func(c metav1.Condition) bool { return c.Type == "Ready" && c.Status == "False" })
+		for _, text := range sc.Spec.CIDRs {
+			if p, ok := parsePrefix(text); ok && ready && p.Contains(dst) {
+				return fwd.VerdictDrop
+			}
+		}
+	}
+	return fwd.VerdictPass
 }
 
 // matchAddress returns the port of the Service that the packet dials on an address of that field, or nil.

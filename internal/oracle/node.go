@@ -101,7 +101,11 @@ func (h *host) hasDetector() bool {
 func (h *host) readNodePortAddresses(cfg *Config) {
 	var own []netip.Prefix
 	named := false // an entry concerns this family
-	for _, entry := range cfg.NodePortAddresses {
+	entries := cfg.NodePortAddresses
+	if cfg.NFTables && len(entries) == 0 {
+		entries = []string{"primary"}
+	}
+	for _, entry := range entries {
 		text := entry
 		switch entry {
 		case "primary":
@@ -131,7 +135,8 @@ func (h *host) readNodePortAddresses(cfg *Config) {
 	// The loopback interface has this one address, so a prefix that lies elsewhere in 127.0.0.0/8 names nothing.
 	loopback := netip.MustParseAddr("127.0.0.1")
 	listed := slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(loopback) })
-	h.loopbackNodePorts = h.v4 && cfg.LocalhostNodePorts && (h.allNodePorts || listed)
+	// In mode nftables no packet to a loopback address is changed: the daemon listens there.
+	h.loopbackNodePorts = h.v4 && cfg.LocalhostNodePorts && (h.allNodePorts || listed) && !cfg.NFTables
 }
 
 // isLocal says whether an address of the family is one of the node's own.

@@ -52,6 +52,11 @@ func (p *product) load(old, c *Cluster) {
 		gone[name] = func() { p.store.DeleteSlice(name) }
 	}
 	p.store.SetNode(p.node(c.Nodes))
+	var cidrs []netip.Prefix
+	for _, sc := range c.ServiceCIDRs {
+		cidrs = kube.MergeCIDRs(cidrs, kube.ConvertServiceCIDR(sc))
+	}
+	p.store.SetServiceCIDRs(cidrs)
 	for _, s := range c.Services {
 		if v, _ := kube.ConvertService(s, p.opts); v != nil && kube.Watched(s.Labels) {
 			delete(gone, v.Name)
@@ -82,7 +87,9 @@ func (p *product) node(nodes []*v1.Node) cluster.Node {
 // compile brings the table up to date with the store.
 func (p *product) compile() {
 	node := p.store.Node()
-	p.table.SetHeader(p.config.Header(node, append(node.Addrs, p.local...)))
+	h := p.config.Header(node, append(node.Addrs, p.local...))
+	p.config.SetServiceCIDRs(&h, p.store.ServiceCIDRs())
+	p.table.SetHeader(h)
 	if facts := p.config.Facts(node); facts != p.facts {
 		p.facts = facts
 		p.store.MarkAllDirty()

@@ -7,6 +7,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -123,6 +124,9 @@ func Random(r *rand.Rand, opt RandomOptions) (*Cluster, *Config, []fwd.Packet) {
 	for range packets {
 		out = append(out, d.packet(c, cfg))
 	}
+	if cfg.NFTables = d.one(4); cfg.NFTables {
+		c.ServiceCIDRs = d.serviceCIDRs()
+	}
 	return c, cfg, out
 }
 
@@ -213,6 +217,21 @@ func (d dice) nodes() []*v1.Node {
 			n.Spec.PodCIDR = n.Spec.PodCIDRs[0]
 		}
 		out = append(out, n)
+	}
+	return out
+}
+
+// serviceCIDRs contain cluster IPs, and here and there other addresses; they overlap, and some are not ready.
+func (d dice) serviceCIDRs() []*networkingv1.ServiceCIDR {
+	var out []*networkingv1.ServiceCIDR
+	for i := range d.Intn(4) {
+		sc := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("cidr-%d", i)}}
+		sc.Spec.CIDRs = pick(d, []string{"172.30.0.0/24"}, []string{"172.30.0.0/29", "fd30::/112"}, []string{"fd30::/125", "172.30.0.0/16"},
+			[]string{"1.2.3.0/24"}, []string{"2001:db8::/32", "192.168.0.0/16"})
+		if ready := pick(d, "", "True", "True", "False"); ready != "" {
+			sc.Status.Conditions = []metav1.Condition{{Type: networkingv1.ServiceCIDRConditionReady, Status: metav1.ConditionStatus(ready)}}
+		}
+		out = append(out, sc)
 	}
 	return out
 }

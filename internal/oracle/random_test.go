@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -57,7 +58,7 @@ func TestRandomHits(t *testing.T) {
 			}
 			for what, least := range map[string]int{
 				"pass": 100, "drop": 20, "reject": 50, "forward": 200, "masquerade": 100, "no masquerade": 50, "hairpin": 2, "several": 30,
-				"from pod": 100, "from host": 100, "from outside": 100, "IPv6": 200, "to node address": 50, "to loopback": 5,
+				"from pod": 100, "from host": 100, "from outside": 100, "IPv6": 200, "to node address": 50, "to loopback": 3, "unallocated": 1,
 			} {
 				if got := seen[what] * 1000 / total; got < least {
 					t.Errorf("%s: %d of 1000 packets, want at least %d", what, got, least)
@@ -80,6 +81,7 @@ func situations(c *Cluster, cfg *Config, p fwd.Packet) []string {
 	add(p.Dst.Addr().Is6(), "IPv6")
 	add(a.Service != "" && h.isLocal(p.Dst.Addr()), "to node address")
 	add(a.Service != "" && p.Dst.Addr().IsLoopback(), "to loopback")
+	add(cfg.NFTables && a.Verdict == fwd.VerdictDrop && a.Service == "", "unallocated")
 	for _, e := range a.Endpoints {
 		add(e.Addr() == p.Src, "hairpin")
 		add(a.Masquerade[e], "masquerade")
@@ -108,7 +110,7 @@ func TestYAMLKeepsEverything(t *testing.T) {
 		if d := cmp.Diff(b.String(), again.String()); d != "" {
 			t.Fatal(d)
 		}
-		if len(back.Services) != len(c.Services) || len(back.Slices) != len(c.Slices) || len(back.Nodes) != len(c.Nodes) {
+		if len(back.Services) != len(c.Services) || len(back.Slices) != len(c.Slices) || len(back.Nodes) != len(c.Nodes) || len(back.ServiceCIDRs) != len(c.ServiceCIDRs) {
 			t.Fatalf("objects got lost in:\n%s", b.String())
 		}
 	}
@@ -136,6 +138,9 @@ func readYAML(text []byte) (*Cluster, error) {
 		case "discovery.k8s.io/v1 EndpointSlice":
 			c.Slices = append(c.Slices, new(discoveryv1.EndpointSlice))
 			err = yaml.UnmarshalStrict(one, c.Slices[len(c.Slices)-1])
+		case "networking.k8s.io/v1 ServiceCIDR":
+			c.ServiceCIDRs = append(c.ServiceCIDRs, new(networkingv1.ServiceCIDR))
+			err = yaml.UnmarshalStrict(one, c.ServiceCIDRs[len(c.ServiceCIDRs)-1])
 		}
 		if err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
@@ -37,6 +38,11 @@ func (c *Cluster) WriteYAML(w io.Writer) error {
 		sl.TypeMeta = metav1.TypeMeta{APIVersion: discoveryv1.SchemeGroupVersion.String(), Kind: "EndpointSlice"}
 		list.Items = append(list.Items, sl)
 	}
+	for _, sc := range c.ServiceCIDRs {
+		sc = sc.DeepCopy()
+		sc.TypeMeta = metav1.TypeMeta{APIVersion: networkingv1.SchemeGroupVersion.String(), Kind: "ServiceCIDR"}
+		list.Items = append(list.Items, sc)
+	}
 	text, err := yaml.Marshal(list)
 	if err != nil {
 		return fmt.Errorf("write the cluster's objects as YAML: %w", err)
@@ -51,6 +57,9 @@ func Flags(cfg *Config) []string {
 		"--hostname-override=" + cfg.NodeName,
 		fmt.Sprintf("--masquerade-all=%t", cfg.MasqueradeAll),
 		fmt.Sprintf("--iptables-localhost-nodeports=%t", cfg.LocalhostNodePorts),
+	}
+	if cfg.NFTables {
+		flags = append(flags, "--proxy-mode=nftables")
 	}
 	set := func(name, value string) {
 		if value != "" {
@@ -124,23 +133,31 @@ func Shrink(c *Cluster, fails func(*Cluster) bool) *Cluster {
 // without returns the clusters that lack one object, or one entry of one.
 func without(c *Cluster) []*Cluster {
 	var out []*Cluster
+	less := func(change func(*Cluster)) {
+		o := *c
+		change(&o)
+		out = append(out, &o)
+	}
 	for i := range c.Services {
-		out = append(out, &Cluster{cut(c.Services, i), c.Slices, c.Nodes})
+		less(func(o *Cluster) { o.Services = cut(c.Services, i) })
 	}
 	for i := range c.Slices {
-		out = append(out, &Cluster{c.Services, cut(c.Slices, i), c.Nodes})
+		less(func(o *Cluster) { o.Slices = cut(c.Slices, i) })
 	}
 	for i := range c.Nodes {
-		out = append(out, &Cluster{c.Services, c.Slices, cut(c.Nodes, i)})
+		less(func(o *Cluster) { o.Nodes = cut(c.Nodes, i) })
+	}
+	for i := range c.ServiceCIDRs {
+		less(func(o *Cluster) { o.ServiceCIDRs = cut(c.ServiceCIDRs, i) })
 	}
 	for i, s := range c.Services {
-		for _, less := range serviceWithout(s) {
-			out = append(out, &Cluster{slices.Replace(slices.Clone(c.Services), i, i+1, less), c.Slices, c.Nodes})
+		for _, smaller := range serviceWithout(s) {
+			less(func(o *Cluster) { o.Services = slices.Replace(slices.Clone(c.Services), i, i+1, smaller) })
 		}
 	}
 	for i, sl := range c.Slices {
-		for _, less := range sliceWithout(sl) {
-			out = append(out, &Cluster{c.Services, slices.Replace(slices.Clone(c.Slices), i, i+1, less), c.Nodes})
+		for _, smaller := range sliceWithout(sl) {
+			less(func(o *Cluster) { o.Slices = slices.Replace(slices.Clone(c.Slices), i, i+1, smaller) })
 		}
 	}
 	return out
