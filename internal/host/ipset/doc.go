@@ -8,11 +8,9 @@
 //
 // Invariants:
 //
-//  1. No program is run: ipset may be missing or too old for the kernel, and one process for each entry costs 500 times as
-//     much.
+//  1. No program is run: ipset may be missing or too old for the kernel, and costs a process each time.
 //  2. An entry that the kernel refuses keeps no other from being written, and its error names it. The package writes one
-//     message for each entry: a message with a list of entries is about twice as fast, but the kernel gives up the list at
-//     its first error.
+//     message for each entry: with a list of entries in one message the kernel gives up at the first error.
 //  3. What does not fit the type of a set is refused before the kernel sees it, among it what the kernel would take as
 //     something else: a network with host bits, a prefix of length 0 (write two of length 1 instead).
 //

@@ -166,7 +166,7 @@ func (c *Conn) answers(n int, fail func(i int, e error)) error {
 	first := c.seq + 1
 	c.seq += uint32(n)
 	for {
-		b, err := c.receive(c.buf)
+		b, err := c.receive()
 		if err != nil {
 			return err
 		}
@@ -225,35 +225,51 @@ func (c *Conn) ask(req Request, flags uint16) (out []Message, complete bool, err
 	if err := c.send(req.append(nil, flags, c.seq)); err != nil {
 		return nil, false, err
 	}
-	for complete = true; ; {
-		b, err := c.receive(c.buf)
+	a := answer{seq: c.seq, complete: true}
+	for {
+		b, err := c.receive()
 		if err != nil {
 			return nil, false, err
 		}
-		b = append([]byte(nil), b...) // the bodies of the messages live on in it
-		for m, err := range Messages(b) {
-			switch {
-			case err != nil:
-				return nil, false, err
-			case m.Seq != c.seq:
-				continue
-			case m.Flags&unix.NLM_F_DUMP_INTR != 0:
-				complete = false
-			}
-			switch m.Type {
-			case unix.NLMSG_DONE:
-				err := m.err()
-				if errors.Is(err, unix.EINTR) {
-					return nil, false, nil
-				}
-				return out, complete, err
-			case unix.NLMSG_ERROR:
-				return out, complete, m.err()
-			default:
-				out = append(out, m)
-			}
+		if done, err := a.take(append([]byte(nil), b...)); done || err != nil { // the messages live on in the copy
+			return a.out, a.complete, err
 		}
 	}
+}
+
+// answer is what the kernel answered to the request with a sequence number.
+type answer struct {
+	seq uint32
+	out []Message
+	// complete is false where the kernel said that a list changed while it was read.
+	complete bool
+}
+
+// take takes in a datagram. It returns true after the last message, and the error that it carries.
+func (a *answer) take(b []byte) (done bool, err error) {
+	for m, err := range Messages(b) {
+		switch {
+		case err != nil:
+			return false, err
+		case m.Seq != a.seq: // of an earlier call
+			continue
+		case m.Flags&unix.NLM_F_DUMP_INTR != 0:
+			a.complete = false
+		}
+		switch m.Type {
+		case unix.NLMSG_DONE:
+			err := m.err()
+			if errors.Is(err, unix.EINTR) {
+				a.complete, err = false, nil
+			}
+			return true, err
+		case unix.NLMSG_ERROR:
+			return true, m.err()
+		default:
+			a.out = append(a.out, m)
+		}
+	}
+	return false, nil
 }
 
 func (c *Conn) send(b []byte) error {
@@ -269,19 +285,19 @@ func (c *Conn) send(b []byte) error {
 	}
 }
 
-// receive returns one datagram from the kernel.
-func (c *Conn) receive(buf []byte) ([]byte, error) {
+// receive returns one datagram from the kernel, valid until the next call.
+func (c *Conn) receive() ([]byte, error) {
 	for {
-		n, _, flags, from, err := unix.Recvmsg(c.fd, buf, nil, 0)
+		n, _, flags, from, err := unix.Recvmsg(c.fd, c.buf, nil, 0)
 		switch sa, ok := from.(*unix.SockaddrNetlink); {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("receive from the kernel: %w", err)
 		case flags&unix.MSG_TRUNC != 0:
-			return nil, fmt.Errorf("receive from the kernel: a datagram larger than %d bytes", len(buf))
+			return nil, fmt.Errorf("receive from the kernel: a datagram larger than %d bytes", len(c.buf))
 		case ok && sa.Pid == 0: // other processes may write to the socket too
-			return buf[:n], nil
+			return c.buf[:n], nil
 		}
 	}
 }

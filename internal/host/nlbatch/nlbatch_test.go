@@ -107,6 +107,46 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
+// TestAnswer puts together answers that come in several datagrams.
+func TestAnswer(t *testing.T) {
+	const seq = 7
+	m := func(typ, flags uint16, seq uint32, body ...byte) []byte {
+		return Request{Type: typ, Flags: flags, Body: body}.append(nil, 0, seq)
+	}
+	errno := func(e unix.Errno) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(-int32(e))) }
+	for _, tt := range []struct {
+		name      string
+		datagrams [][]byte
+		messages  int
+		complete  bool
+		want      error
+	}{
+		{"a list in two parts", [][]byte{append(m(20, 2, seq), m(20, 2, seq)...), m(20, 2, seq), m(unix.NLMSG_DONE, 2, seq)}, 3, true, nil},
+		{"late messages of an earlier call", [][]byte{m(unix.NLMSG_ERROR, 0, seq-1, errno(unix.EPERM)...), m(20, 0, seq-1), m(unix.NLMSG_DONE, 0, seq-1),
+			m(20, 0, seq), m(unix.NLMSG_DONE, 0, seq)}, 1, true, nil},
+		{"interrupted, said by a message", [][]byte{m(20, unix.NLM_F_DUMP_INTR, seq), m(20, 0, seq), m(unix.NLMSG_DONE, 0, seq)}, 2, false, nil},
+		{"interrupted, said by the end", [][]byte{m(20, 0, seq), m(unix.NLMSG_DONE, unix.NLM_F_DUMP_INTR, seq)}, 1, false, nil},
+		{"interrupted, as an error", [][]byte{m(20, 0, seq), m(unix.NLMSG_DONE, 0, seq, errno(unix.EINTR)...)}, 1, false, nil},
+		{"refused", [][]byte{m(unix.NLMSG_ERROR, 0, seq, errno(unix.EPERM)...)}, 0, true, unix.EPERM},
+		{"failed at the end", [][]byte{m(20, 0, seq), m(unix.NLMSG_DONE, 0, seq, errno(unix.ENOENT)...)}, 1, true, unix.ENOENT},
+		{"an answer and its acknowledgement", [][]byte{m(20, 0, seq), m(unix.NLMSG_ERROR, 0, seq, errno(0)...)}, 1, true, nil},
+		{"cut off", [][]byte{m(20, 0, seq)[:10]}, 0, true, ErrMalformed},
+	} {
+		a := answer{seq: seq, complete: true}
+		var err error
+		for i, d := range tt.datagrams {
+			var done bool
+			done, err = a.take(d)
+			if last := i == len(tt.datagrams)-1; (done || err != nil) != last {
+				t.Errorf("%s: after datagram %d: %v, %v", tt.name, i, done, err)
+			}
+		}
+		if len(a.out) != tt.messages || a.complete != tt.complete || !errors.Is(err, tt.want) {
+			t.Errorf("%s: %d messages, complete %v, %v", tt.name, len(a.out), a.complete, err)
+		}
+	}
+}
+
 // TestPack checks what goes into one send.
 func TestPack(t *testing.T) {
 	reqs := make([]Request, 10)
