@@ -139,7 +139,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 	}
 	slices.SortFunc(out.Prefixes, netip.Prefix.Compare)
 	out.Prefixes = slices.Compact(out.Prefixes)
-	if c.Mode == ModeNFTables {
+	if c.Mode != ModeIPTables {
 		return out, warnings // see LocalPorts
 	}
 	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4
@@ -150,7 +150,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 }
 
 // LocalPorts says by fwd.Family.Index whether node ports are served on loopback addresses by a forwarder in user space.
-// So it is in mode nftables, where --nodeport-addresses names such an address (KEP-6032); a list that means all addresses
+// So it is in modes nftables and ipvs, where --nodeport-addresses names such an address (KEP-6032); a list that means all addresses
 // does not name it.
 func (c *Config) LocalPorts() [2]bool {
 	n := c.NodePortAddresses
@@ -160,7 +160,7 @@ func (c *Config) LocalPorts() [2]bool {
 			out[f.Index()] = true
 		}
 	}
-	if c.Mode != ModeNFTables {
+	if c.Mode == ModeIPTables {
 		return [2]bool{}
 	}
 	return out
