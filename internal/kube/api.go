@@ -163,11 +163,17 @@ func (s *APISource) Contacts() []Contact {
 	return []Contact{s.services.get(), s.slices.get(), s.node.get()}
 }
 
+// NodeLack says why there is no Node; empty where there is one, or where nobody knows yet.
+func (s *APISource) NodeLack() string { return s.node.lack() }
+
 // Recorder returns what reports Events; they are sent while Run runs.
 func (s *APISource) Recorder() *Recorder { return s.recorder }
 
-// Run lists and watches until ctx ends. Requests that fail are repeated with back-off, for ever.
+// Run lists and watches until ctx ends. Requests that fail are repeated with back-off, for ever. The error says that the API
+// server answers and that this Node was not among the answers for five minutes.
 func (s *APISource) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	quietCtx, logger := quiet(ctx, s.o.Logger)
 	if err := s.recorder.start(quietCtx); err != nil {
 		return err
@@ -185,9 +191,10 @@ func (s *APISource) Run(ctx context.Context) error {
 			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retry()})
 		wg.Go(func() { reflector.RunWithContext(quietCtx) })
 	}
-	wg.Go(func() { s.node.remind(ctx) })
+	err := s.node.await(ctx)
+	cancel()
 	wg.Wait()
-	return nil
+	return err
 }
 
 // retry is the pause between attempts to reach the server: 0.8 s, doubled up to 10 s, and up to as much again at random.
@@ -209,6 +216,8 @@ type resource struct {
 	// do without.
 	without string
 	contact *contact
+	// noted, if not nil, takes the outcome of lists. A watch that is refused is followed by one.
+	noted func(error)
 }
 
 // withoutPeriod is the pause after a server said that it has no such resource, or does not show it to us.
@@ -226,14 +235,14 @@ func (s *APISource) resources() []resource {
 		serviceLabels, sliceLabels = labelProxyName+"="+name+",!"+labelHeadless, "!"+labelHeadless
 	}
 	all := []resource{
-		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact},
-		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact},
-		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact},
+		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact, nil},
+		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact, nil},
+		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact, s.node.noted},
 	}
 	if s.o.ServiceCIDRs {
 		cidrs := s.client.NetworkingV1().ServiceCIDRs()
 		all = append(all, resource{"servicecidrs", "", "", &networkingv1.ServiceCIDR{}, s.cidrs, lister(cidrs.List), cidrs.Watch,
-			"packets to addresses that no Service has are not dropped", newContact("servicecidrs")})
+			"packets to addresses that no Service has are not dropped", newContact("servicecidrs"), nil})
 	}
 	return all
 }
@@ -251,6 +260,9 @@ func (s *APISource) listWatch(r resource) cache.ListerWatcher {
 			list, err := r.list(ctx, o)
 			l.note(ctx, o, err)
 			l.rest(ctx, err)
+			if r.noted != nil {
+				r.noted(err)
+			}
 			if err == nil {
 				r.contact.hear()
 			}

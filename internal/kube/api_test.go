@@ -170,7 +170,7 @@ func TestAPISourceWithoutNode(t *testing.T) {
 	if f.store.Node().Zone != "z1" {
 		t.Errorf("a deleted node lost its zone: %+v", f.store.Node())
 	}
-	if n := f.logs.count("level=WARN", "node n1 not found: is --hostname-override right?"); n == 0 {
+	if n := f.logs.count("level=WARN", "waiting for the node", `has no node \"n1\": is --hostname-override right?`); n != 1 {
 		t.Errorf("the log does not say so:\n%s", f.logs.String())
 	}
 }

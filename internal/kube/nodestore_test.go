@@ -1,0 +1,124 @@
+package kube
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// awaiting returns a nodeStore whose await runs until the test ends, and what await returned.
+func awaiting(t *testing.T) (*nodeStore, *logBuffer, <-chan error) {
+	logs := &logBuffer{}
+	s := &nodeStore{contact: newContact("nodes"), name: "n1", feed: NewFeed(), log: logs.logger()}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	done := make(chan error, 1)
+	go func() { done <- s.await(ctx) }()
+	return s, logs, done
+}
+
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestNodeIsAwaitedWithAnEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, logs, done := awaiting(t)
+		pass(time.Hour) // nobody answers: that is no reason to end
+		for range 3 {
+			_ = s.Replace(nil, "1") // a reflector that begins anew
+		}
+		if !strings.Contains(s.lack(), `no node "n1"`) {
+			t.Errorf("lacks %q", s.lack())
+		}
+		pass(nodeWait - nodeTick)
+		if n := logs.count("level=WARN", `has no node \"n1\"`); n != 3 { // at once, after 1 and after 3 minutes
+			t.Errorf("%d lines in %v:\n%s", n, nodeWait, logs.String())
+		}
+		if len(done) != 0 {
+			t.Fatal("ended early")
+		}
+		pass(2 * nodeTick)
+		select {
+		case err := <-done:
+			if err == nil || !strings.Contains(err.Error(), `no node after 5m0s: the API server has no node "n1": is --hostname-override right?`) {
+				t.Errorf("error %v", err)
+			}
+		default:
+			t.Error("waits for ever")
+		}
+	})
+}
+
+func TestNodeThatCameIsNotGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, logs, done := awaiting(t)
+		_ = s.Replace(nil, "1")
+		pass(nodeWait / 2)
+		_ = s.Add(apiNode("z1"))
+		if s.lack() != "" || logs.count("node found") != 1 {
+			t.Errorf("lacks %q:\n%s", s.lack(), logs.String())
+		}
+		_ = s.Delete(apiNode("z1"))
+		pass(24 * time.Hour)
+		if len(done) != 0 {
+			t.Error("ended")
+		}
+		if n := logs.count("no news of the node, its last state counts"); n < 2 || n > 60 {
+			t.Errorf("%d lines in a day:\n%s", n, logs.String())
+		}
+		if n := logs.count("node is being deleted"); n != 1 {
+			t.Errorf("%d lines on the deletion", n)
+		}
+	})
+}
+
+func TestNodeChangesAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, logs, _ := awaiting(t)
+		put := func(cidr string, addrs ...string) {
+			n := apiNode("z1")
+			n.Spec.PodCIDRs, n.Status.Addresses = []string{cidr}, nil
+			for _, a := range addrs {
+				n.Status.Addresses = append(n.Status.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: a})
+			}
+			_ = s.Add(n)
+		}
+		put("10.1.0.0/24")
+		put("10.1.0.0/24")
+		put("10.1.0.0/24", "192.0.2.1", "192.0.2.2")
+		put("10.1.0.0/24", "192.0.2.2", "192.0.2.1")
+		put("10.2.0.0/24", "192.0.2.2", "192.0.2.1")
+		for line, want := range map[string]int{"neither an InternalIP nor an ExternalIP": 1, "node has other addresses": 2, "node has other podCIDRs": 1} {
+			if n := logs.count(line); n != want {
+				t.Errorf("%q: %d lines, want %d:\n%s", line, n, want, logs.String())
+			}
+		}
+	})
+}
+
+func TestRefusedNode(t *testing.T) {
+	a := newFakeAPI(t, true)
+	a.put(apiService("a", "10.96.0.1"))
+	a.setAbsent("nodes", http.StatusForbidden)
+	f, s := attach(t, a, func(*APIOptions) {})
+	f.until("asked for the node", func() bool { return f.ip("a") == "10.96.0.1" && s.NodeLack() != "" })
+	if why := s.NodeLack(); !strings.Contains(why, "ClusterRole") {
+		t.Errorf("lacks %q", why)
+	}
+	if n := f.logs.count("waiting for the node", "does not show us node", "list, watch"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, f.logs.String())
+	}
+	a.put(apiNode("z1"))
+	a.setAbsent("nodes", 0)
+	f.until("synced", f.feed.Synced)
+	if s.NodeLack() != "" {
+		t.Errorf("lacks %q", s.NodeLack())
+	}
+}
