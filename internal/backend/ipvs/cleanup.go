@@ -235,7 +235,7 @@ func cleanMangle(ctx context.Context, tables xtables.Interface) error {
 	for k := range chains {
 		gone = append(gone, k)
 	}
-	slices.SortFunc(gone, compareKeys)
+	slices.SortFunc(gone, Key.compare)
 	return tables.Restore(ctx, w.restore(nil, gone, gone, gone))
 }
 

@@ -247,7 +247,7 @@ func (t *target) dueServers(now time.Time) []Key {
 			due = append(due, k)
 		}
 	}
-	slices.SortFunc(due, compareKeys)
+	slices.SortFunc(due, Key.compare)
 	return due
 }
 

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -174,11 +173,6 @@ func (f *family) Cleanup(ctx context.Context) error {
 // excluded says that what has the address belongs to others.
 func (t *target) excluded(a netip.Addr) bool {
 	return slices.ContainsFunc(t.opts.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-func compareKeys(a, b Key) int {
-	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Table, b.Table), strings.Compare(a.Name, b.Name), cmp.Compare(a.Proto, b.Proto),
-		a.Addr.Compare(b.Addr), a.Prefix.Compare(b.Prefix))
 }
 
 // String names the object in errors and logs.

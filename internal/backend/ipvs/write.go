@@ -92,7 +92,7 @@ type writer struct {
 func (w *writer) sortKeys() {
 	byKind := func(m map[Key]Value) map[Kind][]Key {
 		out := make(map[Kind][]Key)
-		for _, k := range slices.SortedFunc(maps.Keys(m), compareKeys) {
+		for _, k := range slices.SortedFunc(maps.Keys(m), Key.compare) {
 			out[k.Kind] = append(out[k.Kind], k)
 		}
 		return out
@@ -131,7 +131,7 @@ func (w *writer) error(ctx context.Context) error {
 	if len(w.failed) == 0 {
 		return nil
 	}
-	keys := slices.SortedFunc(maps.Keys(w.failed), compareKeys)
+	keys := slices.SortedFunc(maps.Keys(w.failed), Key.compare)
 	const some = 3
 	errs := make([]error, 0, some)
 	for _, k := range keys {
