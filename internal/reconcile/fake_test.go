@@ -191,11 +191,20 @@ func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.even
 func (f *follower) Update(fwd.Changes)                {}
 func (f *follower) Submit(all bool)                   { f.flows = append(f.flows, all) }
 
-// recordedChecks counts what the loop tells those who answer load balancers.
-type recordedChecks struct{ updates, programmed int }
+// recordedChecks counts what the loop tells those who answer load balancers, and keeps the header.
+type recordedChecks struct {
+	updates, programmed int
+	header              fwd.Header
+}
 
-func (c *recordedChecks) Update(fwd.Changes) { c.updates++ }
-func (c *recordedChecks) Programmed()        { c.programmed++ }
+func (c *recordedChecks) Update(ch fwd.Changes) {
+	c.updates++
+	if ch.Header != nil {
+		c.header = *ch.Header
+	}
+}
+
+func (c *recordedChecks) Programmed() { c.programmed++ }
 
 // house is a Loop with its surroundings, running in a synctest bubble.
 type house struct {

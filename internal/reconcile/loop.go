@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -140,7 +141,9 @@ type Loop struct {
 	facts compile.Facts
 	addrs []netip.Addr
 	// podCIDRs are those that mode NodeCIDR works with, once known.
-	podCIDRs *[2]netip.Prefix
+	podCIDRs []netip.Prefix
+	// lackingSince is when it was first seen that there are none.
+	lackingSince time.Time
 
 	started time.Time
 	// woken says that there is news; addrsStale that it is the addresses, configStale that it is the Config.
@@ -234,8 +237,10 @@ func (l *Loop) act(ctx context.Context, now time.Time) error {
 	if at, due := l.nextTend(); due && !now.Before(at) {
 		l.tend(ctx)
 	}
-	if err := l.checkNode(now); err != nil {
-		return err
+	if !l.lackingSince.IsZero() {
+		if err := l.checkNode(now); err != nil {
+			return err
+		}
 	}
 	if l.failure.failing() {
 		if l.changeDue(now) || !now.Before(l.failure.retryAt) {
@@ -276,28 +281,42 @@ func (l *Loop) next() (time.Time, bool) {
 	consider(l.failure.retryAt, l.failure.failing())
 	consider(l.nextVerify())
 	consider(l.nextTend())
-	consider(l.started.Add(podCIDRWait), l.Config.DetectMode == config.DetectNodeCIDR && l.podCIDRs == nil)
+	consider(l.lackingSince.Add(podCIDRWait), !l.lackingSince.IsZero() && l.podCIDRs == nil)
 	return at, !at.IsZero()
 }
 
-// checkNode gives up in mode NodeCIDR when the node has no podCIDRs for too long, or other ones than at the start: the
-// rules depend on them, and pods with addresses of the old ones may still run.
+// checkNode follows the node's podCIDRs in mode NodeCIDR, and gives up where it has none for too long. Other ones than at the
+// start count from now on; where a Node loses them, those that it had stay.
 func (l *Loop) checkNode(now time.Time) error {
 	if l.Config.DetectMode != config.DetectNodeCIDR {
 		return nil
 	}
-	node := l.store.Node()
-	have := [2]netip.Prefix{config.PodCIDR(node, fwd.IPv4), config.PodCIDR(node, fwd.IPv6)}
-	none := have == [2]netip.Prefix{}
+	have := l.store.Node().PodCIDRs
 	switch {
-	case l.podCIDRs == nil && !none:
-		l.podCIDRs = &have
-	case l.podCIDRs == nil && now.Sub(l.started) >= podCIDRWait:
+	case len(have) > 0 && l.podCIDRs != nil && !slices.Equal(have, l.podCIDRs):
+		l.log.Warn("the node has other podCIDRs, pods with addresses of the old ones count as sources outside of the cluster",
+			"podCIDRs", have, "before", l.podCIDRs)
+		fallthrough
+	case len(have) > 0:
+		l.podCIDRs = have
+	case l.podCIDRs != nil:
+	case l.lackingSince.IsZero():
+		l.lackingSince = now
+		l.log.Warn("waiting for the node's podCIDR, which --detect-local-mode NodeCIDR needs; nothing is written before",
+			"node", l.Config.NodeName, "endsIn", podCIDRWait)
+	case now.Sub(l.lackingSince) >= podCIDRWait:
 		return fmt.Errorf("node %q has no podCIDR after %v, which --detect-local-mode NodeCIDR needs: let the controller manager allocate one or choose another mode", l.Config.NodeName, podCIDRWait)
-	case l.podCIDRs != nil && !none && *l.podCIDRs != have:
-		return fmt.Errorf("the podCIDRs of node %q changed from %v to %v: restart to work with the new ones", l.Config.NodeName, *l.podCIDRs, have)
 	}
 	return nil
+}
+
+// node returns the facts about the node that rules are made from.
+func (l *Loop) node() cluster.Node {
+	n := l.store.Node()
+	if l.Config.DetectMode == config.DetectNodeCIDR && len(n.PodCIDRs) == 0 {
+		n.PodCIDRs = l.podCIDRs
+	}
+	return n
 }
 
 // ready says that enough is known of the cluster and the node to decide about packets.

@@ -445,15 +445,29 @@ func TestNodeCIDR(t *testing.T) {
 			t.Fatal("not written when podCIDRs came")
 		}
 		h.after(time.Hour)
-		h.feed.put(node("10.2.0.0/24"))
-		h.after(time.Second)
-		select {
-		case err := <-h.done:
-			if err == nil || !strings.Contains(err.Error(), "restart") {
-				t.Errorf("error %v, want advice to restart", err)
+		for _, step := range []struct{ cidr, want string }{{"10.2.0.0/24", "10.2.0.0/24"}, {"", "10.2.0.0/24"}, {"10.3.0.0/24", "10.3.0.0/24"}} {
+			h.feed.change(func() { h.feed.puts, h.feed.d.NodeChanged = append(h.feed.puts, node(step.cidr)), true })
+			h.after(podCIDRWait)
+			if got := h.checks.header.Detector[0].Prefix.String(); got != step.want {
+				t.Errorf("podCIDR %q: pods are known by %s, want %s", step.cidr, got, step.want)
 			}
-		default:
-			t.Error("still running with other podCIDRs")
+		}
+		if n := h.count("the node has other podCIDRs"); n != 2 {
+			t.Errorf("%d lines:\n%s", n, h.log)
+		}
+		if err := h.stop(t); err != nil {
+			t.Error(err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		h := start(t, &[2]fakeKernel{}, "--detect-local-mode=NodeCIDR")
+		h.after(2 * podCIDRWait)
+		h.feed.change(func() {
+			h.feed.puts, h.feed.d.NodeChanged, h.feed.synced = append(h.feed.puts, node("10.1.0.0/24")), true, true
+		})
+		h.after(time.Minute)
+		if len(h.done) > 0 || h.count("waiting for") > 0 {
+			t.Errorf("a silent API server counts as lack of a podCIDR:\n%s", h.log)
 		}
 		h.cancel()
 	})

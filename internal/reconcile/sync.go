@@ -125,7 +125,7 @@ func (l *Loop) refreshNode() bool {
 		}
 	}
 	l.addrsStale, l.configStale, l.pending.NodeChanged = false, false, false
-	node := l.store.Node()
+	node := l.node()
 	l.reportWarnings(l.Config.Warnings(node))
 	if facts := l.Config.Facts(node); facts != l.facts {
 		l.facts = facts
