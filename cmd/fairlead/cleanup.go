@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/backend/nftables"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -17,9 +18,10 @@ import (
 const cleanupUsage = `fairlead cleanup [flags]
 
 Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
-userlands of iptables, and the tables fairlead of nf_tables; in both families. Where it served node ports on 127.0.0.1, it
-sets net.ipv4.conf.all.route_localnet back to 0. Nobody else's rules are touched, and established connections go on. End the
-daemon first. Doing it twice is harmless.
+userlands of iptables, the tables fairlead of nf_tables, and virtual servers of IPVS with the flag flag-3, their addresses on
+kube-ipvs0, sets whose names begin with FAIRLEAD-, routes and rules of protocol 102; in both families. Where it served node ports on 127.0.0.1, it
+sets net.ipv4.conf.all.route_localnet back to 0. Nobody else's rules are touched, and established connections go on, except those of mode
+ipvs. End the daemon first. Doing it twice is harmless.
 
 With --kube-proxy it takes out what kube-proxy left instead, in modes iptables, ipvs and nftables, while Fairlead may be running. End
 kube-proxy first. What belongs to the kubelet and to others stays.`
@@ -67,8 +69,29 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 			fmt.Fprintf(s.out, "%s the table %s of nf_tables, %s\n", verb, nftables.TableName, f)
 		}
 	}
-	if len(left)+tables == 0 && errors.Join(errs...) == nil {
+	virtual, err := cleanupIPVS(ctx, exclude, *dryRun, verb, s)
+	errs = append(errs, err)
+	if len(left)+tables+virtual == 0 && errors.Join(errs...) == nil {
 		fmt.Fprintln(s.out, "nothing of Fairlead's is in the kernel")
 	}
 	return errors.Join(errs...)
+}
+
+// cleanupIPVS takes out what mode ipvs left, after the rules that ask its sets. It returns in how many families there was
+// something.
+func cleanupIPVS(ctx context.Context, exclude []netip.Prefix, dryRun bool, verb string, s streams) (int, error) {
+	left, closeAll, err := ipvs.Leftovers(ctx, exclude)
+	defer closeAll()
+	errs := []error{err}
+	for _, l := range left {
+		if !dryRun {
+			if err := l.Remove(ctx); err != nil {
+				errs = append(errs, fmt.Errorf("clean up after mode ipvs, %s: %w", l.Family, err))
+				continue
+			}
+		}
+		fmt.Fprintf(s.out, "%s %d virtual servers, %d local addresses, %d sets, %d chains of table mangle and %d other objects of mode ipvs, %s\n",
+			verb, l.Servers, l.VIPs, l.Sets, l.Chains, l.Other, l.Family)
+	}
+	return len(left), errors.Join(errs...)
 }

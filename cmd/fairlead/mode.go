@@ -1,16 +1,22 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/backend/nftables"
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
 // dataplane is a backend with what belongs to it outside of the loop.
@@ -20,26 +26,120 @@ type dataplane struct {
 	complete func(context.Context, fwd.Family)
 	// drift receives when others have changed what is ours; nil where the kernel does not say.
 	drift <-chan struct{}
+	// run works beside the loop until the context ends.
+	run func(context.Context)
+	// draining says what drains, by fwd.Family.Index; nil where nothing ever does.
+	draining func() [2]ipvs.Draining
 }
 
-// openDataplane opens the dataplane of a mode on this node's kernel.
-func openDataplane(ctx context.Context, cfg *config.Config, log *slog.Logger) (dataplane, error) {
+// openDataplane opens the dataplane of a mode on this node's kernel. warn tells users about their Services.
+func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
 	switch cfg.Mode {
 	case config.ModeIPTables:
 		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
-		return dataplane{b, func(ctx context.Context, f fwd.Family) {
+		old := newRetirement(cfg, log)
+		return dataplane{Backend: b, run: old.run, complete: func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
 			iptables.RemoveOthers(ctx, flavour, f, nil, log)
 			removeNFTables(ctx, f, log)
-		}, nil}, err
+			old.begin(f)
+		}}, err
 	case config.ModeNFTables:
 		b, drift, err := nftables.Open(ctx, log)
-		return dataplane{b, func(ctx context.Context, f fwd.Family) {
+		old := newRetirement(cfg, log)
+		return dataplane{Backend: b, run: old.run, drift: drift, complete: func(ctx context.Context, f fwd.Family) {
 			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
-		}, drift}, err
+			old.begin(f)
+		}}, err
+	case config.ModeIPVS:
+		return openIPVS(ctx, cfg, warn, log)
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }
+
+func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
+	vips, err := ipvs.ParseVIPMode(string(cfg.IPVS.VIP))
+	if err != nil {
+		return dataplane{}, fmt.Errorf("--ipvs-vip: %w", err)
+	}
+	o := ipvs.Options{
+		NodeName: cfg.NodeName, VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs,
+		Timeouts:     hostipvs.Timeouts{TCP: cfg.IPVS.TCPTimeout, TCPFin: cfg.IPVS.TCPFinTimeout, UDP: cfg.IPVS.UDPTimeout},
+		DrainTimeout: cfg.IPVS.DrainTimeout, StrictARP: cfg.IPVS.StrictARP, Warn: warn,
+	}
+	for _, f := range fwd.Families {
+		if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
+			o.NodeIP[f.Index()] = a
+		}
+	}
+	p, err := ipvs.Open(ctx, log, o)
+	if err != nil {
+		return dataplane{}, err
+	}
+	// The rules of mode iptables go when those of this mode are written, and with them the guard of loopback addresses.
+	left, err := iptables.Leftovers(ctx)
+	if err != nil {
+		log.Debug("not all flavours of iptables can be read", "error", err)
+	}
+	for _, l := range left {
+		closeLoopback(l, log)
+	}
+	return dataplane{Backend: p.Backend, drift: p.Drift, run: p.Run, draining: p.Draining, complete: func(ctx context.Context, f fwd.Family) {
+		iptables.RemoveOthers(ctx, p.Flavour, f, nil, log)
+		removeNFTables(ctx, f, log)
+	}}, nil
+}
+
+// retirement removes what mode ipvs left, now that other rules are complete. Connections by way of virtual servers may end
+// before, which takes time, so that it is a goroutine's work.
+type retirement struct {
+	cfg *config.Config
+	log *slog.Logger
+	due chan fwd.Family
+}
+
+func newRetirement(cfg *config.Config, log *slog.Logger) *retirement {
+	return &retirement{cfg: cfg, log: log, due: make(chan fwd.Family, len(fwd.Families))}
+}
+
+// begin asks for it, once for each family. It does not wait.
+func (r *retirement) begin(f fwd.Family) { r.due <- f }
+
+// run works until the context ends. What it does not come to is left for the next start.
+func (r *retirement) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-r.due:
+			if err := r.retire(ctx, f); err != nil && ctx.Err() == nil {
+				r.log.Warn("virtual servers of mode ipvs, or what belongs to them, stay in force", "family", f.String(), "error", err)
+			}
+		}
+	}
+}
+
+func (r *retirement) retire(ctx context.Context, f fwd.Family) error {
+	left, closeAll, err := ipvs.Leftovers(ctx, r.cfg.IPVS.ExcludeCIDRs)
+	defer closeAll()
+	errs := []error{err}
+	for _, l := range left {
+		if l.Family != f {
+			continue
+		}
+		r.log.Info("removing what mode ipvs left, as soon as its connections have ended", "family", f.String(), "virtualServers", l.Servers, "vips", l.VIPs)
+		err := l.Retire(ctx, cmp.Or(r.cfg.IPVS.DrainTimeout, retireTimeout))
+		if err == nil {
+			r.log.Info("removed what mode ipvs left", "family", f.String())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// retireTimeout is how long connections by way of virtual servers are kept after a change of modes: the kernel's own
+// time-out of a connection without packets.
+const retireTimeout = 15 * time.Minute
 
 // removeNFTables takes out what mode nftables left, now that other rules are complete.
 func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
@@ -52,12 +152,26 @@ func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
 }
 
 // render prints the program of one family as a kernel with all features gets it.
-func render(w io.Writer, mode config.Mode, f fwd.Family, t *fwd.Table) error {
-	switch mode {
+func render(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) error {
+	switch cfg.Mode {
 	case config.ModeIPTables:
 		return iptables.Render(w, f, iptables.FamilyOptions{HairpinBPF: true, RandomFully: true, DropInvalid: true}, t)
 	case config.ModeNFTables:
 		return nftables.Render(w, f, t)
+	case config.ModeIPVS:
+		return renderIPVS(w, cfg, f, t)
 	}
-	return fmt.Errorf("mode %q has no text form", mode)
+	return fmt.Errorf("mode %q has no text form", cfg.Mode)
+}
+
+func renderIPVS(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) error {
+	vips, err := ipvs.ParseVIPMode(string(cfg.IPVS.VIP))
+	if err != nil {
+		return fmt.Errorf("--ipvs-vip: %w", err)
+	}
+	o := ipvs.RenderOptions{VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs, HairpinBPF: true, RandomFully: true}
+	if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
+		o.NodeIP = a
+	}
+	return ipvs.Render(w, f, o, t)
 }
