@@ -16,7 +16,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -47,26 +46,38 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	if cfg.ShowVersion {
 		return runVersion(ctx, nil, s)
 	}
-	log := newLogger(s.err, cfg)
+	log, level := newLogger(s.err, cfg)
+	for _, n := range cfg.Notes() {
+		log.Warn(n)
+	}
+	if cfg.WriteConfigTo != "" {
+		return writeConfig(cfg, log)
+	}
+	if cfg.Cleanup {
+		return errors.Join(runCleanup(ctx, nil, s), cleanupKubeProxy(ctx, cfg.IPVS.ExcludeCIDRs, false, s))
+	}
+	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
-	return guide(ctx, cfg, log)
+	return guide(ctx, cfg, level, log)
 }
 
-// newLogger makes the log, and makes client-go write to it.
-func newLogger(w io.Writer, cfg *config.Config) *slog.Logger {
-	o := &slog.HandlerOptions{Level: slog.Level(-cfg.Verbosity)}
+// newLogger makes the log, and makes client-go write to it. The level may be set at any time.
+func newLogger(w io.Writer, cfg *config.Config) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
+	level.Set(slog.Level(-cfg.Verbosity))
+	o := &slog.HandlerOptions{Level: level}
 	var h slog.Handler = slog.NewTextHandler(w, o)
 	if cfg.LogJSON {
 		h = slog.NewJSONHandler(w, o)
 	}
 	log := slog.New(h)
 	klog.SetSlogLogger(log)
-	return log
+	return log, level
 }
 
 // guide builds the daemon and runs it until the context ends or a part of it fails.
-func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
+func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *slog.Logger) error {
 	feed := kube.NewFeed()
 	source, recorder, err := openSource(cfg, feed, log)
 	if err != nil {
@@ -74,7 +85,7 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	plane, err := openDataplane(ctx, cfg, eventAdapter{recorder}.Warn, log)
+	plane, err := openDataplane(ctx, cfg, log)
 	if err != nil && !mayAdminister() {
 		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
 	}
@@ -88,10 +99,11 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	monitor := metrics.New(string(cfg.Mode), version(), cfg.SyncPeriod)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, nil)
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
+	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
+		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
 	})
@@ -99,9 +111,7 @@ func guide(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	g := group{cancel: cancel}
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
-	if plane.run != nil {
-		g.run("dataplane", func() error { plane.run(ctx); return nil })
-	}
+	g.run("configuration file", func() error { watchConfig(ctx, cfg, configs, level, log); return nil })
 	g.run("stale flows", func() error { worker.Run(ctx); return nil })
 	if cfg.LocalPorts() != [2]bool{} {
 		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
@@ -129,7 +139,7 @@ func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Sou
 		return src, nil, nil
 	}
 	src, err := kube.NewAPISource(kube.APIOptions{
-		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, QPS: cfg.QPS, Burst: cfg.Burst,
+		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, AcceptContentTypes: cfg.AcceptContentTypes, QPS: cfg.QPS, Burst: cfg.Burst,
 		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), Logger: log,
 		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
 	}, feed)

@@ -70,7 +70,7 @@ func sameFamily(old, next *Config) bool { return old.BindAddress.Is6() == next.B
 
 // sameDetector says that a detector can be exchanged: one that waits for the Node's podCIDR is chosen at the start.
 func sameDetector(old, next *Config) bool {
-	return old.Mode == next.Mode && (old.DetectMode == DetectNodeCIDR) == (next.DetectMode == DetectNodeCIDR)
+	return (old.DetectMode == DetectNodeCIDR) == (next.DetectMode == DetectNodeCIDR)
 }
 
 // samePorts says that node ports need nothing outside of the rules that is not there yet: neither the kernel's leave to

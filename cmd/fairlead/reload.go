@@ -1,0 +1,61 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/fairlead/fairlead/internal/config"
+)
+
+// writeConfig writes the configuration as it is in force to --write-config-to.
+func writeConfig(cfg *config.Config, log *slog.Logger) error {
+	data, lost, err := cfg.YAML()
+	if err != nil {
+		return err
+	}
+	for _, l := range lost {
+		log.Warn(l)
+	}
+	if err := os.WriteFile(cfg.WriteConfigTo, data, 0o644); err != nil {
+		return fmt.Errorf("--write-config-to: %w", err)
+	}
+	return nil
+}
+
+// watchConfig brings changes of the configuration file into the running process until the context ends: into the loop, the
+// level of the log and oom_score_adj. Without a file it does nothing; where files cannot be watched it says so.
+func watchConfig(ctx context.Context, cfg *config.Config, configs chan<- *config.Config, level *slog.LevelVar, log *slog.Logger) {
+	path := cfg.ConfigFile
+	err := cfg.Watch(ctx, func(next *config.Config, err error) {
+		if err != nil {
+			log.Error("the configuration file has changed and is not valid, the running configuration stays in force", "file", path, "error", oneLine(err))
+			return
+		}
+		live, restart := config.Diff(cfg, next)
+		log.Info("the configuration file has changed", "file", path, "applied", len(live), "restart", len(restart))
+		for _, n := range next.Notes() {
+			log.Warn(n)
+		}
+		for _, ch := range live {
+			log.Info("applied", "setting", ch.Name, "old", ch.Old, "new", ch.New)
+		}
+		for _, ch := range restart {
+			log.Warn("a restart is needed for a change of the configuration file", "setting", ch.Name, "old", ch.Old, "new", ch.New)
+		}
+		if len(live) == 0 {
+			return
+		}
+		cfg = cfg.Apply(next)
+		level.Set(slog.Level(-cfg.Verbosity))
+		setOOMScoreAdj(cfg.OOMScoreAdj, log)
+		select {
+		case configs <- cfg:
+		case <-ctx.Done():
+		}
+	})
+	if err != nil {
+		log.Error("changes of the configuration file are not seen, restart to bring them into force", "error", err)
+	}
+}
