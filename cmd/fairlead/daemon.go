@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -85,7 +86,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	plane, err := openDataplane(ctx, cfg, log)
+	plane, err := openDataplane(ctx, cfg, eventAdapter{recorder}.Warn, log)
 	if err != nil && !mayAdminister() {
 		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
 	}
@@ -101,9 +102,9 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
+		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Monitor:    monitor,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs() }, AddrChanges: addrs, Drift: plane.drift,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
 	})
@@ -112,6 +113,9 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("configuration file", func() error { watchConfig(ctx, cfg, configs, level, log); return nil })
+	if plane.run != nil {
+		g.run("dataplane", func() error { plane.run(ctx); return nil })
+	}
 	g.run("stale flows", func() error { worker.Run(ctx); return nil })
 	if cfg.LocalPorts() != [2]bool{} {
 		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
