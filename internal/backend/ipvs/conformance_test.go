@@ -4,80 +4,134 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/backendtest"
 	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/backend/ipvs/ipvssim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// mapTarget is a Target that keeps objects in a map.
-type mapTarget struct {
-	family  fwd.Family
-	objects map[Key]Value
-	writes  *int
-	fail    *int
-}
-
-func (t *mapTarget) Read(context.Context) (map[Key]Value, error) { return maps.Clone(t.objects), nil }
-
-func (t *mapTarget) Write(_ context.Context, p backend.Plan[Key, Value], done func(Key)) error {
-	*t.writes++
-	if *t.fail > 0 {
-		*t.fail--
-		return errors.New("made to fail")
-	}
-	for k, v := range p.Upserts {
-		t.objects[k] = v
-		done(k)
-	}
-	for k := range p.Deletes {
-		delete(t.objects, k)
-		done(k)
-	}
-	return nil
-}
-
-// simulation is a Subject: the backend on simulated kernels, one for each family.
+// simulation is a Subject: the backend on a simulated kernel.
 type simulation struct {
 	header  fwd.Header
 	options RenderOptions
-	targets map[fwd.Family]*mapTarget
 	backend backend.Backend
-	writes  int
-	fail    int
-	// machines are made of what the targets held when there had been this many writes.
+
+	servers hostipvs.Fake
+	sets    ipset.Fake
+	links   link.Fake
+	tables  map[fwd.Family]*simTables
+
+	writes, fail int
+	foreign      string
+	// machines are what packets meet; they are made anew after the kernel changed.
 	machines map[fwd.Family]*ipvssim.Machine
-	built    int
+}
+
+// simTables are the tables of one family in the simulated kernel.
+type simTables struct {
+	rules *rulesim.Ruleset
+	sim   *simulation
+	// sets are those that rules may name.
+	sets map[string]bool
 }
 
 func newSimulation(h fwd.Header, o RenderOptions) *simulation {
-	s := &simulation{header: h, options: o, targets: make(map[fwd.Family]*mapTarget), machines: make(map[fwd.Family]*ipvssim.Machine)}
+	s := &simulation{header: h, options: o, tables: make(map[fwd.Family]*simTables), machines: make(map[fwd.Family]*ipvssim.Machine)}
+	s.servers.FailCall = func(method string) error { return s.write(method == "Apply", unix.EBUSY) }
+	s.sets.Fail = func(op string) error { return s.write(op != "list", unix.EBUSY) }
+	s.links.Fail = func(op string) error { return s.write(op == "ensure" || op == "remove" || op == "apply", unix.EBUSY) }
 	for _, f := range fwd.Families {
-		s.targets[f] = &mapTarget{f, make(map[Key]Value), &s.writes, &s.fail}
+		t := &simTables{rules: rulesim.New(f), sim: s}
+		t.rules.HaveSet = func(name string) bool { return t.sets[name] }
+		s.tables[f] = t
+	}
+	s.links.AddDevice("eth0", link.Device{Up: true})
+	for _, a := range h.LocalAddrs {
+		s.links.AddForeign(link.Addr{Dev: "eth0", Prefix: hostPrefix(a), Global: a.Is4()})
 	}
 	s.Restart()
 	return s
 }
 
+// write counts a call that writes, and fails it if that was asked for.
+func (s *simulation) write(writes bool, err error) error {
+	if !writes {
+		return nil
+	}
+	clear(s.machines)
+	s.writes++
+	if s.fail > 0 {
+		s.fail--
+		return err
+	}
+	return nil
+}
+
+func (t *simTables) Save(_ context.Context, table string) ([]byte, error) {
+	return []byte(t.rules.Save(table)), nil
+}
+
+func (t *simTables) Restore(_ context.Context, input []byte) error {
+	transient := &xtables.RestoreError{Stderr: "made to fail", Transient: true, Err: errors.New("exit status 4")}
+	failed := t.sim.write(true, transient)
+	if failed != nil {
+		// A restore that fails may have written the tables before the one at which it failed.
+		i := strings.Index(string(input), "COMMIT\n")
+		if t.sim.fail%2 == 0 || i < 0 {
+			return failed
+		}
+		input = input[:i+len("COMMIT\n")]
+	}
+	t.sets = make(map[string]bool)
+	sets, err := t.sim.sets.List(context.Background(), "")
+	if err != nil {
+		return err
+	}
+	for _, c := range sets {
+		t.sets[c.Name] = true
+	}
+	if err := t.rules.Restore(string(input)); err != nil {
+		return &xtables.RestoreError{Stderr: err.Error(), Err: errors.New("exit status 1")}
+	}
+	// No set is destroyed that a rule needs.
+	uses := make(map[string]int)
+	words := strings.Fields(t.rules.Save())
+	for i, w := range words {
+		if w == "--match-set" {
+			uses[words[i+1]]++
+		}
+	}
+	for _, c := range sets {
+		if strings.HasPrefix(c.Name, setPrefix(t.rules.Family())) {
+			t.sim.sets.Use(c.Name, uses[c.Name])
+		}
+	}
+	return failed
+}
+
 func (s *simulation) Backend() backend.Backend { return s.backend }
 func (s *simulation) Writes() int              { return s.writes }
 func (s *simulation) Fail(n int)               { s.fail = n }
-func (s *simulation) Foreign()                 {}
-func (s *simulation) ForeignIntact() error     { return nil }
 
 func (s *simulation) Restart() backend.Backend {
-	var families []backend.Backend
-	for _, f := range fwd.Families {
-		families = append(families, backend.NewEngine(f, newRenderer(f, s.options), s.targets[f], same))
+	opts := make(map[fwd.Family]FamilyOptions)
+	for f, t := range s.tables {
+		opts[f] = FamilyOptions{RenderOptions: s.options, Servers: &s.servers, Sets: &s.sets, Links: &s.links, Tables: t}
 	}
-	s.backend = backend.Join(families...)
+	s.backend = New(opts)
 	return s.backend
 }
 
@@ -90,22 +144,80 @@ func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) {
 	return outcomes(results), err
 }
 
-// machine returns the simulated host of a family as it was written last.
+// machine is what packets of a family meet.
 func (s *simulation) machine(f fwd.Family) (*ipvssim.Machine, error) {
-	if s.built != s.writes {
-		s.built = s.writes
-		clear(s.machines)
-	}
 	if m := s.machines[f]; m != nil {
 		return m, nil
 	}
-	var text strings.Builder
-	if err := writeText(&text, f, s.options.VIPs, s.targets[f].objects); err != nil {
+	ctx := context.Background()
+	m := ipvssim.New(f, s.header.LocalAddrs)
+	m.Rules = s.tables[f].rules
+	sets, err := s.sets.List(ctx, "")
+	if err != nil {
 		return nil, err
 	}
-	m, err := ipvssim.Parse(f, text.String(), s.header.LocalAddrs)
+	for _, c := range sets {
+		if c.IPv6 != (f == fwd.IPv6) {
+			continue
+		}
+		set, err := rulesim.NewSet(string(c.Type), f)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range c.Entries {
+			if err := set.Add(rulesim.Element{Addr: e.Addr, Proto: fwd.Proto(e.Proto), Port: e.Port, Third: e.Net}); err != nil {
+				return nil, err
+			}
+		}
+		m.Host.Sets[c.Name] = set
+	}
+	content, err := s.servers.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range content.Servers {
+		srv := rulesim.Server{Scheduler: v.Settings.Scheduler}
+		for _, r := range v.Reals {
+			srv.Reals = append(srv.Reals, rulesim.Real{Addr: r.Addr, Weight: r.Weight})
+		}
+		m.Host.Servers[rulesim.ServerKey{Proto: fwd.Proto(v.VirtualServer.Protocol), Addr: v.VirtualServer.Addr}] = srv
+	}
+	if err := s.routing(ctx, f, &m.Host); err != nil {
+		return nil, err
+	}
 	s.machines[f] = m
-	return m, err
+	return m, nil
+}
+
+// routing says which packets are delivered to the host.
+func (s *simulation) routing(ctx context.Context, f fwd.Family, h *rulesim.Host) error {
+	addrs, _, err := s.links.Addrs(ctx, Device)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		h.Local = append(h.Local, a.Prefix.Addr())
+	}
+	routes, err := s.links.Routes(ctx)
+	if err != nil {
+		return err
+	}
+	rules, err := s.links.Rules(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if r.Table == link.LocalTable {
+			h.LocalPrefixes = append(h.LocalPrefixes, r.Dst)
+			continue
+		}
+		for _, rule := range rules {
+			if rule.Table == r.Table && rule.IPv6 == (f == fwd.IPv6) && r == link.MarkRoute(rule.IPv6, r.Table) {
+				h.DivertMark = rule.Mark
+			}
+		}
+	}
+	return nil
 }
 
 func outcomes(results []rulesim.Result) []backendtest.Outcome {
@@ -116,32 +228,147 @@ func outcomes(results []rulesim.Result) []backendtest.Outcome {
 	return out
 }
 
+// simOptions are the options of Expect that fit those of the renderer.
+func simOptions(o RenderOptions) ipvssim.Options {
+	return ipvssim.Options{Divert: o.VIPs == VIPMark, Route: o.VIPs == VIPRoute, HairpinBPF: o.HairpinBPF, Exclude: o.Exclude}
+}
+
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
 	want := make([]rulesim.Result, len(lookup))
 	for i, o := range lookup {
 		want[i] = rulesim.Result{Verdict: o.Verdict, Endpoint: o.Endpoint, Masquerade: o.Masquerade, Probability: o.Probability}
 	}
-	o := ipvssim.Options{Divert: s.options.VIPs == VIPMark, Route: s.options.VIPs == VIPRoute, HairpinBPF: s.options.HairpinBPF, Exclude: s.options.Exclude}
-	return outcomes(o.Expect(t, p, want))
+	return outcomes(simOptions(s.options).Expect(t, p, want))
 }
 
+// Dump shows what the target takes for ours; Foreign makes things that it must not.
 func (s *simulation) Dump() string {
 	var b strings.Builder
-	for _, f := range fwd.Families {
-		var lines []string
-		for k, v := range s.targets[f].objects {
-			v.Owner = fwd.Service{}
-			server := ""
-			if v.Server != nil {
-				server = fmt.Sprintf("%+v", *v.Server)
-			}
-			v.Server = nil
-			lines = append(lines, fmt.Sprintf("%+v: %+v %s", k, v, server))
+	for line := range strings.Lines(s.everything()) {
+		if !isForeign(line) {
+			b.WriteString(line)
 		}
-		slices.Sort(lines)
-		fmt.Fprintf(&b, "%s\n%s\n", f, strings.Join(lines, "\n"))
 	}
 	return b.String()
+}
+
+// foreignMarks are found in each line of everything that is about foreign objects or the host itself.
+var foreignMarks = []string{"KUBE-", "192.0.2.", "2001:db8:f::", "dev eth0", "device ", ":PREROUTING", ":INPUT", ":FORWARD", ":OUTPUT", ":POSTROUTING", "*", "COMMIT"}
+
+func isForeign(line string) bool {
+	return slices.ContainsFunc(foreignMarks, func(m string) bool { return strings.Contains(line, m) })
+}
+
+// everything is all that the kernel holds, sorted where the order is of no importance.
+func (s *simulation) everything() string {
+	var b strings.Builder
+	for _, f := range fwd.Families {
+		for line := range strings.Lines(s.tables[f].rules.Save()) {
+			fmt.Fprintf(&b, "%s %s", f, line)
+		}
+	}
+	return b.String() + s.sets.Dump() + s.servers.Dump() + s.links.Dump()
+}
+
+func (s *simulation) Foreign() {
+	for _, f := range fwd.Families {
+		err := s.tables[f].rules.Restore("*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\n-I PREROUTING -j KUBE-SERVICES\nCOMMIT\n" +
+			"*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" +
+			"*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL -i nonesuch0 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n")
+		if err != nil {
+			panic(err)
+		}
+	}
+	s.sets.Load("create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536\nadd KUBE-CLUSTER-IP 192.0.2.1,tcp:80\n")
+	vs := hostipvs.VirtualServer{Protocol: unix.IPPROTO_TCP, Addr: netip.MustParseAddrPort("192.0.2.1:80")}
+	s.servers.Put(vs, hostipvs.Settings{Scheduler: "rr"}, hostipvs.RealServer{Addr: netip.MustParseAddrPort("192.0.2.2:80"), Weight: 1})
+	s.servers.PutMark(hostipvs.MarkServer{Mark: 7})
+	s.foreign = s.foreignText()
+}
+
+func (s *simulation) foreignText() string {
+	var b strings.Builder
+	for line := range strings.Lines(s.everything()) {
+		if isForeign(line) && !strings.Contains(line, "device "+Device) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+func (s *simulation) ForeignIntact() error {
+	if now := s.foreignText(); now != s.foreign {
+		return fmt.Errorf("foreign objects were\n%s\nand are\n%s", s.foreign, now)
+	}
+	return nil
+}
+
+// Drift does what other programs and people do.
+func (s *simulation) Drift(r *rand.Rand) string {
+	clear(s.machines)
+	f := fwd.Families[r.IntN(2)]
+	ctx := context.Background()
+	content, err := s.servers.Read(ctx)
+	if err != nil {
+		panic(err)
+	}
+	own := slices.DeleteFunc(content.Servers, func(v hostipvs.Server) bool { return uint32(v.Settings.Flags)&flagTag == 0 })
+	if len(own) == 0 {
+		return ""
+	}
+	v := own[r.IntN(len(own))]
+	reals := make([]hostipvs.RealServer, len(v.Reals))
+	for i, r := range v.Reals {
+		reals[i] = r.RealServer
+	}
+	stranger := hostipvs.RealServer{Addr: netip.AddrPortFrom(v.VirtualServer.Addr.Addr(), 9), Weight: 3}
+	switch r.IntN(8) {
+	case 0:
+		v.Settings.Scheduler = "lblc"
+		s.servers.Put(v.VirtualServer, v.Settings, reals...)
+		return "other scheduler of " + v.VirtualServer.String()
+	case 1:
+		s.servers.Put(v.VirtualServer, v.Settings, append(reals, stranger)...)
+		return "real server added to " + v.VirtualServer.String()
+	case 2:
+		if len(reals) > 0 {
+			reals[0].Weight += 7
+			s.servers.Put(v.VirtualServer, v.Settings, reals...)
+		}
+		return "other weight in " + v.VirtualServer.String()
+	case 3:
+		s.servers.Flush()
+		s.servers.PutMark(hostipvs.MarkServer{Mark: 7})
+		return "no virtual servers"
+	case 4:
+		addrs, _, err := s.links.Addrs(ctx, Device)
+		if err != nil || len(addrs) == 0 {
+			return ""
+		}
+		a := addrs[r.IntN(len(addrs))]
+		s.links.Lose(a)
+		return "lost " + a.String()
+	case 5:
+		sets, err := s.sets.List(ctx, setPrefix(f))
+		if err != nil {
+			panic(err)
+		}
+		sets = slices.DeleteFunc(sets, func(c ipset.Content) bool { return len(c.Entries) == 0 })
+		if len(sets) == 0 {
+			return ""
+		}
+		c := sets[r.IntN(len(sets))]
+		e := c.Entries[r.IntN(len(c.Entries))]
+		if _, err := s.sets.Apply(ctx, []ipset.Change{{Set: c.Set, Entry: e, Del: true}}); err != nil {
+			panic(err)
+		}
+		return fmt.Sprintf("%v deleted from %s", e, c.Name)
+	}
+	how := []string{"-F " + chainServices, "-F PREROUTING", "-A " + chainFromPod + " -j RETURN", "-I OUTPUT -j " + chainServices}[r.IntN(4)]
+	if err := s.tables[f].rules.Restore("*nat\n" + how + "\nCOMMIT\n"); err != nil {
+		panic(err)
+	}
+	return fmt.Sprintf("%s nat %s", f, how)
 }
 
 func TestConformance(t *testing.T) {
@@ -153,10 +380,8 @@ func TestConformance(t *testing.T) {
 
 func TestConformanceOfVariants(t *testing.T) {
 	for name, o := range map[string]RenderOptions{
-		"route":                     {VIPs: VIPRoute, HairpinBPF: true, RandomFully: true},
-		"mark":                      {VIPs: VIPMark, HairpinBPF: true, RandomFully: true},
-		"without optional features": {},
-		"with addresses of others": {VIPs: VIPRoute, HairpinBPF: true, NodeIP: netip.MustParseAddr("192.168.7.10"), Exclude: []netip.Prefix{
+		"mark": {VIPs: VIPMark}, // without anything optional
+		"route": {VIPs: VIPRoute, HairpinBPF: true, RandomFully: true, NodeIP: netip.MustParseAddr("192.168.7.10"), Exclude: []netip.Prefix{
 			netip.MustParsePrefix("10.96.0.32/27"), netip.MustParsePrefix("203.0.113.80/32"), netip.MustParsePrefix("fd00:99::/125")}},
 	} {
 		t.Run(name, func(t *testing.T) {

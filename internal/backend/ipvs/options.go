@@ -46,7 +46,7 @@ type RenderOptions struct {
 	// RandomFully says that MASQUERADE can choose source ports at random.
 	RandomFully bool
 	// NodeIP is the source of the node's own packets to Services in mode VIPRoute, as long as it is one of the header's
-	// LocalAddrs. Without it the kernel takes the address of the Service, and such packets are masqueraded.
+	// LocalAddrs and of the family. Without it the kernel takes the address of the Service, and such packets are masqueraded.
 	NodeIP netip.Addr
 	// Exclude are networks whose addresses are other programs' business (--ipvs-exclude-cidrs): nothing is wanted there.
 	Exclude []netip.Prefix

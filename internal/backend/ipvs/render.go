@@ -191,8 +191,8 @@ func (r *renderer) setHeader(h fwd.Header, c *concerned) {
 
 // source is the source of the node's own packets to Services, where the renderer can say so.
 func (r *renderer) source() netip.Addr {
-	if r.opt.VIPs == VIPRoute && r.header.IsLocal(r.opt.NodeIP) {
-		return r.opt.NodeIP
+	if ip := r.opt.NodeIP; r.opt.VIPs == VIPRoute && fwd.FamilyOf(ip) == r.family && r.header.IsLocal(ip) {
+		return ip
 	}
 	return netip.Addr{}
 }

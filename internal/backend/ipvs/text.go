@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/link"
 )
 
 // compare orders keys as they are printed: by kind, names, address, protocol and prefix.
@@ -136,13 +137,6 @@ func flagNames(s *Server) []string {
 	return append(out, "flag-3")
 }
 
-// device has the addresses of Services, and is where routes to them lead; deviceIPv6 is where those of IPv6 do, for which
-// a device has to be up.
-const (
-	textDevice     = "kube-ipvs0"
-	textDeviceIPv6 = "lo"
-)
-
 func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
 	p.line("# ip -batch -")
 	v6 := ""
@@ -150,7 +144,7 @@ func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
 		v6 = "-6 "
 	}
 	if mode != VIPMark {
-		p.line("link add %s type dummy", textDevice)
+		p.line("link add %s type dummy", Device)
 	}
 	for _, k := range divert {
 		m := p.objects[k].Mark
@@ -159,12 +153,12 @@ func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
 	}
 	for _, k := range vips {
 		if mode == VIPAddress {
-			p.line("address add %s dev %s scope link", k.Prefix, textDevice)
+			p.line("address add %s dev %s scope link", k.Prefix, Device)
 			continue
 		}
-		dev, src := textDevice, ""
+		dev, src := Device, ""
 		if p.family == fwd.IPv6 {
-			dev = textDeviceIPv6
+			dev = link.Loopback
 		}
 		if a := p.objects[k].Source; a != (netip.Addr{}) {
 			src = " src " + a.String()
