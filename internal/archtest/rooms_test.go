@@ -53,7 +53,7 @@ var rooms = []room{
 	{path: "internal/health", inside: []string{"internal/fwd"}, effects: []string{"net", "net/http"}},
 	{path: "internal/metrics", inside: []string{"internal/cluster", "internal/fwd", "internal/reconcile"},
 		outside: []string{"github.com/prometheus/client_golang"}, effects: []string{"net", "net/http"}},
-	{path: "internal/kubeproxy", inside: []string{"internal/fwd", "internal/host/..."}, outside: []string{"golang.org/x/sys"}},
+	{path: "internal/kubeproxy", inside: []string{"internal/fwd", "internal/host/..."}, outside: []string{"golang.org/x/sys"}, effects: []string{"net/http"}},
 	{path: "internal/tuning", inside: []string{"internal/config", "internal/host/sysctl"}},
 	{path: "internal/reconcile", inside: []string{"internal/backend", "internal/cluster", "internal/compile", "internal/config", "internal/fwd"}},
 	{path: "internal/fieldtest", test: true},

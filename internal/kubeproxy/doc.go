@@ -7,7 +7,7 @@
 //
 // Invariants:
 //
-//  1. Find changes nothing. Remove touches only what Find names.
+//  1. Find and Signs change nothing, and do not make the kernel load IPVS or ip_set. Remove touches only what Find names.
 //  2. Objects of others stay: the kubelet's (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY, KUBE-FIREWALL, KUBE-MARK-DROP), kube-router's, our own, virtual
 //     servers on other addresses. The table of IPVS is never flushed.
 //  3. A chain that a rule of somebody else leads to stays as it is, and is named.
@@ -15,6 +15,9 @@
 //
 // Connections through iptables and nf_tables go on, since connection tracking knows where they go; those through IPVS end with
 // their virtual server.
+//
+// A Watcher tells when a kube-proxy works on the node beside us: Running asks for its mode at its port, Signs looks at one object
+// for each mode. What comes while we run was written by somebody who runs.
 //
 // Only commands import it. Tested on fakes, and by the end-to-end tests on what a real kube-proxy leaves.
 package kubeproxy

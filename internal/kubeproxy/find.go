@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -75,14 +76,23 @@ func (l *Leftovers) findChains(ctx context.Context) error {
 }
 
 func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
-	// A kernel without one of these facilities has nothing left in it.
 	var servers ipvs.Interface
-	if k, err := ipvs.Open(); err == nil {
-		servers = k
-		l.closers = append(l.closers, k)
+	if hasIPVS() {
+		k, err := ipvs.Open()
+		switch {
+		case err == nil:
+			servers = k
+			l.closers = append(l.closers, k)
+		case !errors.Is(err, ipvs.ErrUnavailable):
+			return err
+		}
 	}
 	var sets ipset.Sets
-	if k, err := ipset.Open(); err == nil {
+	if hasSets() {
+		k, err := ipset.Open()
+		if err != nil {
+			return err
+		}
 		sets = k
 		l.closers = append(l.closers, k)
 	}
@@ -93,6 +103,18 @@ func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
 	l.closers = append(l.closers, k)
 	l.virtual, err = findVirtual(ctx, servers, sets, k, o.ExcludeCIDRs)
 	return err
+}
+
+// hasIPVS says whether IPVS is in this kernel. Where it is not there is nothing in it, and opening it would load it.
+func hasIPVS() bool {
+	_, err := os.Stat("/proc/thread-self/net/ip_vs")
+	return err == nil
+}
+
+// hasSets says the same of ip_set, which is named there also where it is built in.
+func hasSets() bool {
+	_, err := os.Stat("/sys/module/ip_set")
+	return err == nil
 }
 
 func (l *Leftovers) findTables() error {

@@ -75,6 +75,15 @@ func (k *Kernel) list(ctx context.Context, name string, flags uint32) (listed, e
 	return all[0], nil
 }
 
+// Exists says whether there is a set of that name, without reading its entries.
+func (k *Kernel) Exists(ctx context.Context, name string) (bool, error) {
+	_, err := k.list(ctx, name, flagListHeader)
+	if errors.Is(err, ErrNoSet) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // Create implements Sets.
 func (k *Kernel) Create(ctx context.Context, s Set) error {
 	if err := s.Validate(); err != nil {

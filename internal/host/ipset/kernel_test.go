@@ -233,3 +233,16 @@ func BenchmarkList(b *testing.B) {
 		}
 	}
 }
+
+func TestExists(t *testing.T) {
+	k := open(t)
+	s := Set{Name: "there", Type: HashIPPort, MaxElem: DefaultMaxElem}
+	if err := k.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"there": true, "ther": false, "none": false} {
+		if got, err := k.Exists(t.Context(), name); got != want || err != nil {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package kubeproxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/nft"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+const (
+	// canary is a chain that kube-proxy in mode iptables puts into each table, and puts back when it is gone.
+	canary = "KUBE-PROXY-CANARY"
+	// clusterIPs is a set that kube-proxy always has in mode ipvs.
+	clusterIPs = "KUBE-CLUSTER-IP"
+)
+
+// Signs says by what one sees that kube-proxy has written to the kernel, in words; empty for nothing. It looks at one object
+// for each mode, whatever the number of Services, and changes nothing. What cannot be looked at is in the error, which may
+// come beside a result.
+func Signs(ctx context.Context) ([]string, error) {
+	var signs []string
+	var errs []error
+	for _, flavour := range xtables.Installed() {
+		for _, family := range fwd.Families {
+			t, err := xtables.New(flavour, family == fwd.IPv6)
+			if errors.Is(err, xtables.ErrNotFound) {
+				continue
+			}
+			there := false
+			if err == nil && t.Exists("mangle") {
+				there, err = hasCanary(ctx, t)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("iptables, %s, %s: %w", flavour, family, err))
+			} else if there {
+				signs = append(signs, fmt.Sprintf("chain %s of iptables, %s, %s", canary, flavour, family))
+			}
+		}
+	}
+	there, err := hasSet(ctx)
+	errs = append(errs, err)
+	if there {
+		signs = append(signs, "set "+clusterIPs)
+	}
+	for _, family := range fwd.Families {
+		there, err := hasTable(family)
+		errs = append(errs, err)
+		if there {
+			signs = append(signs, fmt.Sprintf("table %s of nf_tables, %s", nftTable, family))
+		}
+	}
+	return signs, errors.Join(errs...)
+}
+
+// hasCanary looks into table mangle, where there are no rules for Services.
+func hasCanary(ctx context.Context, t xtables.Interface) (bool, error) {
+	text, err := t.Save(ctx, "mangle")
+	if err != nil {
+		return false, err
+	}
+	return bytes.Contains(text, []byte("\n:"+canary+" ")), nil
+}
+
+func hasSet(ctx context.Context) (bool, error) {
+	if !hasSets() {
+		return false, nil
+	}
+	k, err := ipset.Open()
+	if err != nil {
+		return false, err
+	}
+	there, err := k.Exists(ctx, clusterIPs)
+	return there, errors.Join(err, k.Close())
+}
+
+func hasTable(f fwd.Family) (bool, error) {
+	c, err := nft.Open(f, nftTable)
+	if err != nil {
+		return false, fmt.Errorf("open nf_tables, %s: %w", f, err)
+	}
+	there, err := c.Exists()
+	return there, errors.Join(err, c.Close())
+}
+
+// Address is where kube-proxy says its mode.
+const Address = "127.0.0.1:10249"
+
+// probeTimeout bounds a question to another process on this node.
+const probeTimeout = 2 * time.Second
+
+// Running asks at an address (Address, but for tests) whether a kube-proxy runs there, and returns its mode; empty for none.
+// Fairlead answers as kube-proxy does, so that it has to be asked before a server of this process listens there.
+func Running(ctx context.Context, address string) (mode string) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/proxyMode", nil)
+	if err != nil {
+		return ""
+	}
+	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: the question is for this node
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64))
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return ""
+	}
+	switch m := strings.TrimSpace(string(body)); m {
+	case "iptables", "ipvs", "nftables", "userspace":
+		return m
+	}
+	return ""
+}
