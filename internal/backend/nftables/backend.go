@@ -27,7 +27,8 @@ func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Backend {
 	var families []backend.Backend
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
-			families = append(families, backend.NewEngine(f, newRenderer(f), &target{f, t, chunk}, sameValue))
+			r := newRenderer(f)
+			families = append(families, backend.NewEngine(f, r, &target{f, t, chunk, r}, sameValue))
 		}
 	}
 	return backend.Join(families...)

@@ -14,6 +14,7 @@ type discard struct{}
 
 func (discard) Read(context.Context) (nft.Content, error) { return nft.Content{}, nil }
 func (discard) Commit(context.Context, []nft.Op) error    { return nil }
+func (discard) Check(context.Context, []nft.Op) error     { return nil }
 
 // BenchmarkLoad renders and orders, without a kernel, all elements of Services of 10 endpoints in one family.
 func BenchmarkLoad(b *testing.B) {

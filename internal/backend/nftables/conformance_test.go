@@ -26,10 +26,10 @@ type simulation struct {
 	chunk  int
 	// strictly makes every header strict, which the suite leaves alone.
 	strictly bool
-	tables     map[fwd.Family]*nftsim.Table
-	backend    backend.Backend
-	writes     int
-	fail       int
+	tables   map[fwd.Family]*nftsim.Table
+	backend  backend.Backend
+	writes   int
+	fail     int
 }
 
 func newSimulation(h fwd.Header, chunk int, strictly bool) *simulation {

@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -12,7 +13,8 @@ import (
 type renderer struct {
 	family fwd.Family
 	header fwd.Header
-	// owners tell whose a frontend is: where it passes from one Service to another, the one that loses it may come last.
+	// owners tell whose a frontend is, or a chain of session affinity: where a frontend passes from one Service to another,
+	// the one that loses it may come last.
 	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
 	hairpin map[netip.Addr]int
@@ -109,10 +111,12 @@ func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 	}
 	for id, c := range is.own {
 		out.set(id, chainObject(c))
+		r.owners[id] = owner
 	}
 	for id := range was.own {
 		if is.own[id] == nil {
 			out.gone(id)
+			delete(r.owners, id)
 		}
 	}
 	for _, p := range is.parts {
@@ -148,6 +152,31 @@ func (r *renderer) need(p *part, by int, out *edits) {
 	for _, n := range c.part.needs {
 		r.need(n, -1, out)
 	}
+}
+
+// owner implements owning.
+func (r *renderer) owner(id ID) (fwd.Service, bool) {
+	s, ok := r.owners[id]
+	return s, ok
+}
+
+// partsOf implements owning.
+func (r *renderer) partsOf(verdict string) []ID {
+	name, _ := strings.CutPrefix(verdict, "goto ")
+	c := r.parts[ID{Kind: KindChain, Name: name}]
+	if c == nil {
+		return nil
+	}
+	var out []ID
+	var add func(*part)
+	add = func(p *part) {
+		out = append(out, p.id)
+		for _, n := range p.needs {
+			add(n)
+		}
+	}
+	add(c.part)
+	return out
 }
 
 // needHairpin notes that an address is that of one endpoint more or less.

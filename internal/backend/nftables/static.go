@@ -19,6 +19,8 @@ const (
 	setAffinity          = "affinity"           // clients that have an endpoint: (client, two words that name port and endpoint)
 	setHairpin           = "hairpin"            // (address, address) of endpoints
 	setClusterIPs        = "cluster-ips"
+
+	setServiceCIDRs = "service-cidrs-" // and a hash of them
 )
 
 // affinitySize bounds the clients that are remembered, all Services taken together. What does not fit is not remembered.
@@ -66,6 +68,15 @@ const (
 	chainFilterOutput = "filter-output"
 	chainLoopback     = "loopback"
 )
+
+// isStatic says whether a chain is one of them.
+func isStatic(name string) bool {
+	switch name {
+	case chainPrerouting, chainOutput, chainPostrouting, chainServices, chainNodePorts, chainRefuse, chainFilterInput, chainFilterOutput, chainLoopback:
+		return true
+	}
+	return false
+}
 
 // Priorities of the base chains: those of nft's names dstnat, srcnat and filter.
 const (
@@ -124,7 +135,7 @@ func serviceCIDRs(fam fwd.Family, h *fwd.Header) *rangeSet {
 	if !h.DropUnallocated || len(cidrs) == 0 {
 		return nil
 	}
-	return &rangeSet{nft.Set{Name: fmt.Sprintf("service-cidrs-%016x", prefixHash(cidrs).Sum64()), Key: []nft.Field{nft.DestAddr}, Interval: true}, cidrs}
+	return &rangeSet{nft.Set{Name: fmt.Sprintf(setServiceCIDRs+"%016x", prefixHash(cidrs).Sum64()), Key: []nft.Field{nft.DestAddr}, Interval: true}, cidrs}
 }
 
 // prefixHash names a list of prefixes; more can be written to it.

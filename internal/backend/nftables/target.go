@@ -16,6 +16,8 @@ type target struct {
 	table  nft.Interface
 	// chunk is how many elements a transaction may write, where there is a choice.
 	chunk int
+	// owning tells whom to blame.
+	owning owning
 }
 
 type plan = backend.Plan[ID, Object]
@@ -96,7 +98,9 @@ func (t *target) Write(ctx context.Context, p plan, done func(ID)) error {
 		if err := t.table.Commit(ctx, s.ops); err != nil {
 			fe := &backend.FamilyError{Family: t.family, Err: err}
 			var ne *nft.Error
-			fe.Refused = errors.As(err, &ne) && ne.Refused()
+			if errors.As(err, &ne) && ne.Refused() {
+				fe.Refused, fe.Culprits = true, t.culprits(ctx, p, ne)
+			}
 			return fe
 		}
 		for _, id := range s.completes {

@@ -90,12 +90,17 @@ func setUp(fd int) error {
 }
 
 // Commit implements Interface.
-func (c *Conn) Commit(ctx context.Context, ops []Op) error {
+func (c *Conn) Commit(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, true) }
+
+// Check implements Interface. Kernels before 5.12 do not look for what only shows in all of it, such as loops.
+func (c *Conn) Check(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, false) }
+
+func (c *Conn) transact(ctx context.Context, ops []Op, commit bool) error {
 	if err := ctx.Err(); err != nil || len(ops) == 0 {
 		return err
 	}
 	e := encoder{family: c.family, table: c.table}
-	if err := e.transaction(ops); err != nil {
+	if err := e.transaction(ops, commit); err != nil {
 		return err
 	}
 	if len(e.buf) > MaxTransaction {
@@ -139,7 +144,7 @@ func (s socket) answer(e *encoder) error {
 			}
 			answered = true
 			if errno := -int32(binary.NativeEndian.Uint32(m.body)); errno != 0 && first == nil {
-				first = &Error{Op: e.opOf(m.seq), Errno: unix.Errno(errno), Text: m.explanation()}
+				first = e.refusal(m.seq, unix.Errno(errno), m.explanation())
 			}
 			return nil
 		})
@@ -149,12 +154,14 @@ func (s socket) answer(e *encoder) error {
 	}
 }
 
-// opOf names the operation of a message.
-func (e *encoder) opOf(seq uint32) string {
-	if int(seq) < len(e.sent) {
-		return e.sent[seq]
+// refusal is the error that the kernel answered a message with.
+func (e *encoder) refusal(seq uint32, errno unix.Errno, text string) *Error {
+	out := &Error{Errno: errno, Text: text}
+	if int(seq) < len(e.sent) && e.sent[seq].op != nil {
+		s := e.sent[seq]
+		out.Op, out.Name, out.Elements = s.op.String(), s.op.Name, s.elements
 	}
-	return ""
+	return out
 }
 
 // message is a netlink message without its header.

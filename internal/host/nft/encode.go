@@ -18,11 +18,17 @@ type encoder struct {
 	writer
 	family fwd.Family
 	table  string
-	// sent says, for each message, which operation it is of; its sequence number is the index.
-	sent []string
+	// sent says, for each message, what it is; its sequence number is the index.
+	sent []sent
 	// lastHeader is where the latest message begins.
 	lastHeader int
 	sets       uint32
+}
+
+// sent is a message: which operation it is of, and the part of its elements.
+type sent struct {
+	op       *Op
+	elements []Element
 }
 
 func protoFamily(f fwd.Family) uint8 {
@@ -32,8 +38,8 @@ func protoFamily(f fwd.Family) uint8 {
 	return unix.NFPROTO_IPV4
 }
 
-// begin opens a message; what is its operation, for errors.
-func (e *encoder) begin(typ uint16, flags uint16, family uint8, resource uint16, what string) int {
+// begin opens a message; o is its operation, for errors.
+func (e *encoder) begin(typ uint16, flags uint16, family uint8, resource uint16, o *Op) int {
 	at := len(e.buf)
 	e.lastHeader = at
 	e.buf = binary.NativeEndian.AppendUint32(e.buf, 0) // its length, see end
@@ -43,7 +49,7 @@ func (e *encoder) begin(typ uint16, flags uint16, family uint8, resource uint16,
 	e.buf = binary.NativeEndian.AppendUint32(e.buf, 0)
 	e.buf = append(e.buf, family, 0) // NFNETLINK_V0
 	e.buf = binary.BigEndian.AppendUint16(e.buf, resource)
-	e.sent = append(e.sent, what)
+	e.sent = append(e.sent, sent{op: o})
 	return at
 }
 
@@ -51,13 +57,14 @@ func (e *encoder) end(at int) {
 	binary.NativeEndian.PutUint32(e.buf[at:], uint32(len(e.buf)-at))
 }
 
-func (e *encoder) message(msg uint16, flags uint16, what string) int {
-	return e.begin(unix.NFNL_SUBSYS_NFTABLES<<8|msg, flags, protoFamily(e.family), 0, what)
+func (e *encoder) message(msg uint16, flags uint16, o *Op) int {
+	return e.begin(unix.NFNL_SUBSYS_NFTABLES<<8|msg, flags, protoFamily(e.family), 0, o)
 }
 
-// transaction encodes operations. The last one asks for an answer.
-func (e *encoder) transaction(ops []Op) error {
-	e.end(e.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, ""))
+// transaction encodes operations. The last one asks for an answer. Without an end, which commit adds, the kernel says what is
+// wrong with them and undoes them.
+func (e *encoder) transaction(ops []Op, commit bool) error {
+	e.end(e.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil))
 	for i := range ops {
 		if err := e.op(&ops[i]); err != nil {
 			return fmt.Errorf("%v: %w", ops[i], err)
@@ -65,52 +72,53 @@ func (e *encoder) transaction(ops []Op) error {
 	}
 	flags := binary.NativeEndian.Uint16(e.buf[e.lastHeader+6:])
 	binary.NativeEndian.PutUint16(e.buf[e.lastHeader+6:], flags|unix.NLM_F_ACK)
-	e.end(e.begin(unix.NFNL_MSG_BATCH_END, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, ""))
+	if commit {
+		e.end(e.begin(unix.NFNL_MSG_BATCH_END, 0, unix.NFPROTO_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil))
+	}
 	return nil
 }
 
 func (e *encoder) op(o *Op) error {
-	what := o.String()
 	switch o.Kind {
 	case AddTable, DelTable:
 		msg, flags := uint16(unix.NFT_MSG_NEWTABLE), uint16(unix.NLM_F_CREATE)
 		if o.Kind == DelTable {
 			msg, flags = unix.NFT_MSG_DELTABLE, 0
 		}
-		at := e.message(msg, flags, what)
+		at := e.message(msg, flags, o)
 		e.text(unix.NFTA_TABLE_NAME, e.table)
 		e.end(at)
 	case AddChain:
-		e.addChain(o, what)
+		e.addChain(o)
 	case DelChain:
-		at := e.message(unix.NFT_MSG_DELCHAIN, 0, what)
+		at := e.message(unix.NFT_MSG_DELCHAIN, 0, o)
 		e.text(unix.NFTA_CHAIN_TABLE, e.table)
 		e.text(unix.NFTA_CHAIN_NAME, o.Name)
 		e.end(at)
 	case FlushChain:
-		at := e.message(unix.NFT_MSG_DELRULE, 0, what)
+		at := e.message(unix.NFT_MSG_DELRULE, 0, o)
 		e.text(unix.NFTA_RULE_TABLE, e.table)
 		e.text(unix.NFTA_RULE_CHAIN, o.Name)
 		e.end(at)
 	case AddRules:
 		for _, r := range o.Rules {
-			e.addRule(o.Name, r, what)
+			e.addRule(o, r)
 		}
 	case AddSet:
-		e.addSet(&o.Set, what)
+		e.addSet(o)
 	case DelSet:
-		at := e.message(unix.NFT_MSG_DELSET, 0, what)
+		at := e.message(unix.NFT_MSG_DELSET, 0, o)
 		e.text(unix.NFTA_SET_TABLE, e.table)
 		e.text(unix.NFTA_SET_NAME, o.Name)
 		e.end(at)
 	case AddElements, DelElements:
-		return e.elements(o, what)
+		return e.elements(o)
 	}
 	return nil
 }
 
-func (e *encoder) addChain(o *Op, what string) {
-	at := e.message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, what)
+func (e *encoder) addChain(o *Op) {
+	at := e.message(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, o)
 	e.text(unix.NFTA_CHAIN_TABLE, e.table)
 	e.text(unix.NFTA_CHAIN_NAME, o.Name)
 	if b := o.Base; b != (Base{}) {
@@ -128,10 +136,10 @@ func (e *encoder) addChain(o *Op, what string) {
 	e.end(at)
 }
 
-func (e *encoder) addRule(chain string, r Rule, what string) {
-	at := e.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, what)
+func (e *encoder) addRule(o *Op, r Rule) {
+	at := e.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, o)
 	e.text(unix.NFTA_RULE_TABLE, e.table)
-	e.text(unix.NFTA_RULE_CHAIN, chain)
+	e.text(unix.NFTA_RULE_CHAIN, o.Name)
 	list := e.nest(unix.NFTA_RULE_EXPRESSIONS)
 	for _, x := range r {
 		item := e.nest(unix.NFTA_LIST_ELEM)
@@ -143,8 +151,9 @@ func (e *encoder) addRule(chain string, r Rule, what string) {
 	e.end(at)
 }
 
-func (e *encoder) addSet(s *Set, what string) {
-	at := e.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, what)
+func (e *encoder) addSet(o *Op) {
+	s := &o.Set
+	at := e.message(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, o)
 	e.text(unix.NFTA_SET_TABLE, e.table)
 	e.text(unix.NFTA_SET_NAME, s.Name)
 	e.u32(unix.NFTA_SET_FLAGS, s.flags())
@@ -167,14 +176,14 @@ func (e *encoder) addSet(s *Set, what string) {
 	e.end(at)
 }
 
-func (e *encoder) elements(o *Op, what string) error {
+func (e *encoder) elements(o *Op) error {
 	msg, flags := uint16(unix.NFT_MSG_NEWSETELEM), uint16(unix.NLM_F_CREATE)
 	if o.Kind == DelElements {
 		msg, flags = unix.NFT_MSG_DELSETELEM, 0
 	}
 	keyLen := Len(e.family, o.Set.Key)
 	for rest := o.Elements; len(rest) > 0; {
-		at := e.message(msg, flags, what)
+		at, first := e.message(msg, flags, o), rest
 		e.text(unix.NFTA_SET_ELEM_LIST_TABLE, e.table)
 		e.text(unix.NFTA_SET_ELEM_LIST_SET, o.Set.Name)
 		list := e.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS)
@@ -187,6 +196,7 @@ func (e *encoder) elements(o *Op, what string) error {
 		}
 		e.close(list)
 		e.end(at)
+		e.sent[len(e.sent)-1].elements = first[:len(first)-len(rest)]
 	}
 	return nil
 }

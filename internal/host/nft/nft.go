@@ -16,6 +16,8 @@ type Interface interface {
 	Read(context.Context) (Content, error)
 	// Commit carries out operations in one transaction: all of them, in order, or none. An error of the kernel is an *Error.
 	Commit(context.Context, []Op) error
+	// Check returns the error that Commit would return, and changes nothing.
+	Check(context.Context, []Op) error
 }
 
 // Content is what a table holds.
@@ -191,8 +193,11 @@ func (o Op) String() string {
 // Error is the kernel's refusal of a transaction.
 type Error struct {
 	// Op is the operation that was refused; empty if it was the transaction as a whole.
-	Op    string
-	Errno unix.Errno
+	Op string
+	// Name is that of the operation's chain or set. Elements are those of them among which the one is that was refused.
+	Name     string
+	Elements []Element
+	Errno    unix.Errno
 	// Text is the kernel's own explanation, often empty.
 	Text string
 }
@@ -212,8 +217,13 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Errno }
 
 // Refused says whether the kernel will not accept the same again, however often it is tried. What is missing, there
-// already or in use can be otherwise the next time, since others may write to the table.
+// already or in use can be otherwise the next time, since others may write to the table. An element that is there already is
+// refused nevertheless: it is one of two that exclude each other, such as ranges that overlap, or others have made it, which
+// a reading finds out.
 func (e *Error) Refused() bool {
+	if errors.Is(e.Errno, unix.EEXIST) && len(e.Elements) > 0 {
+		return true
+	}
 	for _, no := range []unix.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM} {
 		if errors.Is(e.Errno, no) {
 			return true

@@ -97,7 +97,7 @@ func (c *Conn) exists() (there bool, err error) {
 // dump asks for all objects of a kind and yields their attributes.
 func (c *Conn) dump(msg uint16, request func(*encoder), yield func(string) error) error {
 	e := encoder{family: c.family, table: c.table}
-	at := e.message(msg, unix.NLM_F_DUMP, "")
+	at := e.message(msg, unix.NLM_F_DUMP, nil)
 	if request != nil {
 		request(&e)
 	}

@@ -23,6 +23,8 @@ type Table struct {
 	bases []*chain
 	// Before is called at the begin of each Commit, if it is set; an error of it is that of the Commit.
 	Before func() error
+	// Refuse, if it is set, is asked about every operation of a Commit or Check; what is not 0 is the error of it.
+	Refuse func(nft.Op) unix.Errno
 }
 
 // state is what a table holds; nil if there is no table. Its chains and sets are replaced and never changed, so that a
@@ -91,6 +93,32 @@ func (t *Table) Read(context.Context) (nft.Content, error) {
 	return out, nil
 }
 
+// Check implements nft.Interface.
+func (t *Table) Check(_ context.Context, ops []nft.Op) error {
+	_, err := t.after(ops)
+	return err
+}
+
+// after is the state after operations, or what is wrong with them.
+func (t *Table) after(ops []nft.Op) (*state, error) {
+	next := t.state.clone()
+	for i := range ops {
+		no := next.apply(t, &ops[i], &next)
+		if no == 0 && t.Refuse != nil {
+			no = t.Refuse(ops[i])
+		}
+		if no != 0 {
+			return nil, &nft.Error{Op: ops[i].String(), Name: ops[i].Name, Elements: ops[i].Elements, Errno: no}
+		}
+	}
+	if next != nil {
+		if no, what := next.validate(); no != 0 {
+			return nil, &nft.Error{Op: what, Errno: no}
+		}
+	}
+	return next, nil
+}
+
 // Commit implements nft.Interface.
 func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 	if t.Before != nil {
@@ -98,16 +126,9 @@ func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 			return err
 		}
 	}
-	next := t.state.clone()
-	for i := range ops {
-		if no := next.apply(t, &ops[i], &next); no != 0 {
-			return &nft.Error{Op: ops[i].String(), Errno: no}
-		}
-	}
-	if next != nil {
-		if no, what := next.validate(); no != 0 {
-			return &nft.Error{Op: what, Errno: no}
-		}
+	next, err := t.after(ops)
+	if err != nil {
+		return err
 	}
 	t.state, t.bases = next, nil
 	if next != nil {
