@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -135,21 +136,51 @@ func setTimeouts(ctx context.Context, servers hostipvs.Interface, t hostipvs.Tim
 	return want, servers.SetTimeouts(ctx, want)
 }
 
-// openFamilies finds the families that can be used.
+// openFamilies finds the flavour of iptables and the families that can be used.
 func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common FamilyOptions, o Options) (map[fwd.Family]FamilyOptions, error) {
-	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
+	detected, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
 		return nil, err
 	}
-	p.Flavour = flavour
-	opts := make(map[fwd.Family]FamilyOptions)
+	flavours := []xtables.Flavour{detected}
+	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
+		if fl != detected && detected != xtables.Plain {
+			flavours = append(flavours, fl)
+		}
+	}
 	var errs []error
-	for _, f := range fwd.Families {
-		if f == fwd.IPv6 && !link.HasIPv6() {
-			errs = append(errs, fmt.Errorf("%s: the kernel does not speak it", f))
+	for _, fl := range flavours {
+		if fl != detected { // a kernel may let a userland read tables that it cannot write
+			why = fmt.Sprintf("the kernel does not take the rules from %s", detected)
+		}
+		p.Flavour = fl
+		opts, failed := openFlavour(ctx, fl, common, o)
+		if len(opts) == 0 {
+			errs = append(errs, failed...)
 			continue
 		}
-		tables, err := xtables.New(flavour, f == fwd.IPv6)
+		for _, err := range failed {
+			log.Warn("one address family is left out", "error", err)
+		}
+		for _, f := range fwd.Families {
+			if fo, ok := opts[f]; ok {
+				log.Info("using iptables", "family", f.String(), "flavour", string(fl), "why", why, "hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully)
+			}
+		}
+		return opts, nil
+	}
+	return nil, errors.Join(errs...)
+}
+
+// openFlavour finds the families that can be used with a flavour.
+func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, o Options) (opts map[fwd.Family]FamilyOptions, failed []error) {
+	opts = make(map[fwd.Family]FamilyOptions)
+	for _, f := range fwd.Families {
+		if f == fwd.IPv6 && !link.HasIPv6() {
+			failed = append(failed, fmt.Errorf("%s: the kernel does not speak it", f))
+			continue
+		}
+		tables, err := xtables.New(fl, f == fwd.IPv6)
 		if err == nil {
 			err = tables.Usable(ctx)
 		}
@@ -157,22 +188,14 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 			err = probe(ctx, f, tables, common.Sets)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", f, err))
+			failed = append(failed, fmt.Errorf("%s, iptables %s: %w", f, fl, err))
 			continue
 		}
 		fo := common
 		fo.Tables, fo.HairpinBPF, fo.RandomFully, fo.NodeIP = tables, tables.SupportsBPF(ctx), tables.RandomFully(), o.NodeIP[f.Index()]
 		opts[f] = fo
-		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
-			"hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully)
 	}
-	if len(opts) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	for _, err := range errs {
-		log.Warn("one address family is left out", "error", err)
-	}
-	return opts, nil
+	return opts, failed
 }
 
 // probeName is the chain and the set that a probe makes.
@@ -180,6 +203,9 @@ const probeName = chainPrefix + "PROBE"
 
 // probe tries what the rules need, one after the other, and leaves nothing. The error names what is missing.
 func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (err error) {
+	if err := sets.Destroy(ctx, probeName); err != nil && !errors.Is(err, ipset.ErrNoSet) { // left by one that was cut off
+		return err
+	}
 	for _, typ := range []ipset.Type{ipset.HashIPPortNet, ipset.HashIPPortIP, ipset.HashIP, ipset.HashIPPort} {
 		s := ipset.Set{Name: probeName, Type: typ, IPv6: f == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
 		if err := sets.Create(ctx, s); err != nil {
@@ -194,21 +220,46 @@ func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ips
 	}
 	ctx = context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, sets.Destroy(ctx, probeName)) }()
-	for _, need := range []struct{ table, rule, module string }{
-		{tableMangle, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
-		{tableNAT, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
-		{tableFilter, "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", "xt_ipvs"},
-		{tableFilter, "-m addrtype --src-type LOCAL -j RETURN", "xt_addrtype"},
-		{tableFilter, "-m conntrack --ctstate NEW -j RETURN", "xt_conntrack"},
-	} {
-		make := fmt.Sprintf("*%s\n:%s - [0:0]\n-A %s %s\nCOMMIT\n", need.table, probeName, probeName, need.rule)
-		remove := fmt.Sprintf("*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", need.table, probeName, probeName)
-		if err := tables.Restore(ctx, []byte(make)); err != nil {
-			return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", need.rule, need.table, need.module, err)
-		}
-		if err := tables.Restore(ctx, []byte(remove)); err != nil {
-			return err
+	if err := tryRules(ctx, tables, needs...); err == nil {
+		return nil
+	}
+	for _, n := range needs { // which is it?
+		if err := tryRules(ctx, tables, n); err != nil {
+			return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", n.rule, n.table, n.module, err)
 		}
 	}
 	return nil
+}
+
+// ruleNeed is a rule like those that the mode writes, and the module that the kernel needs for it.
+type ruleNeed struct{ table, rule, module string }
+
+// needs are sorted by table, as in a restore.
+var needs = []ruleNeed{
+	{tableMangle, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
+	{tableNAT, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
+	{tableFilter, "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", "xt_ipvs"},
+	{tableFilter, "-m addrtype --src-type LOCAL -j RETURN", "xt_addrtype"},
+	{tableFilter, "-m conntrack --ctstate NEW -j RETURN", "xt_conntrack"},
+}
+
+// tryRules writes rules into chains that nothing leads to, and removes them. These are two restores: within one, the
+// kernel never sees them.
+func tryRules(ctx context.Context, tables xtables.Interface, needs ...ruleNeed) error {
+	var write, remove strings.Builder
+	for i, n := range needs {
+		if i == 0 || needs[i-1].table != n.table {
+			fmt.Fprintf(&write, "*%s\n:%s - [0:0]\n", n.table, probeName)
+			fmt.Fprintf(&remove, "*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", n.table, probeName, probeName)
+		}
+		fmt.Fprintf(&write, "-A %s %s\n", probeName, n.rule)
+		if i == len(needs)-1 || needs[i+1].table != n.table {
+			write.WriteString("COMMIT\n")
+		}
+	}
+	err := tables.Restore(ctx, []byte(write.String()))
+	if rerr := tables.Restore(ctx, []byte(remove.String())); err == nil {
+		err = rerr
+	}
+	return err
 }
