@@ -18,7 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairlead/fairlead/internal/config"
-	"github.com/fairlead/fairlead/internal/metrics"
+	"github.com/fairlead/fairlead/internal/health"
 )
 
 // kinds has a value of the API for each kind that is used.
@@ -256,7 +256,7 @@ func parseArguments(t *testing.T, c corev1.Container) *config.Config {
 // TestProbes asks the health server for the paths of the probes.
 func TestProbes(t *testing.T) {
 	_, c := daemonSet(t)
-	h := metrics.New("iptables", "test", config.Default().SyncPeriod).HealthHandler()
+	h := health.NewState(health.Options{SyncPeriod: config.Default().SyncPeriod}).Handler()
 	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", p.HTTPGet.Path, nil))

@@ -25,7 +25,6 @@ import (
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/localport"
-	"github.com/fairlead/fairlead/internal/metrics"
 	"github.com/fairlead/fairlead/internal/reconcile"
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
@@ -97,13 +96,13 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
-	monitor := metrics.New(string(cfg.Mode), version(), cfg.SyncPeriod)
-	worker := staleflow.NewWorker(conntrack.Kernel{}, log, nil)
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
+	watch := newObservers(cfg, feed, source, recorder, local, level, log)
+	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
 		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
-		Monitor:    monitor,
+		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
 		Logger:       log,
@@ -120,11 +119,8 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	if cfg.LocalPorts() != [2]bool{} {
 		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
 	}
-	if a := cfg.HealthzAddress; a.IsValid() {
-		g.run("health server", func() error { return metrics.Serve(ctx, a, monitor.HealthHandler(), log) })
-	}
-	if a := cfg.MetricsAddress; a.IsValid() {
-		g.run("metrics server", func() error { return metrics.Serve(ctx, a, monitor.MetricsHandler(), log) })
+	if err := watch.run(ctx, &g, source); err != nil {
+		cancel(&failure{"metrics server", err})
 	}
 	err = g.wait(ctx)
 	if err == nil {

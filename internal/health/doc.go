@@ -17,7 +17,7 @@
 //
 // Fresh means that forwarding follows what is known of the cluster:
 //
-//   - no change has waited for twice the sync period or longer, in either family;
+//   - no change has waited for twice the sync period or longer, in either family, also one that the loop has not taken;
 //   - no watch that is open has been silent for longer than StaleAfter.
 //
 // The second rule finds a process that is stuck. A watch is never silent for so long on a healthy node, however quiet the

@@ -63,8 +63,8 @@ func (s *State) answer(w http.ResponseWriter, endpoint string) {
 	if !ok {
 		code = http.StatusServiceUnavailable
 	}
-	if s.Answered != nil {
-		s.Answered(endpoint, code)
+	if s.o.Answered != nil {
+		s.o.Answered(endpoint, code)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -74,12 +74,12 @@ func (s *State) answer(w http.ResponseWriter, endpoint string) {
 
 // judge works out the answer of an endpoint at that time, and whether it is a good one.
 func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
-	watches := s.watches()
+	at := s.look(now)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	a := answer{CurrentTime: now, Healthy: s.fresh(now, watches), Status: make(map[string]familyStatus)}
+	a := answer{CurrentTime: now, Healthy: s.fresh(at), Status: make(map[string]familyStatus)}
 	for i, f := range fwd.Families {
-		a.Status[f.String()] = familyStatus{LastUpdated: s.updated[i].UTC(), Healthy: s.familyFresh(f, now)}
+		a.Status[f.String()] = familyStatus{LastUpdated: s.updated[i].UTC(), Healthy: s.familyFresh(f, at)}
 		if s.updated[i].After(a.LastUpdated) {
 			a.LastUpdated = s.updated[i].UTC()
 		}
@@ -91,7 +91,7 @@ func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
 		a.NodeEligible = &eligible
 		ok = ok && eligible
 	case "readyz":
-		a.readiness = s.ready(now, watches)
+		a.readiness = s.ready(at)
 		a.Ready = a.Ready && ok
 		ok = a.Ready
 	}
@@ -102,13 +102,13 @@ func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
 }
 
 // ready says what /readyz adds; Ready leaves freshness out.
-func (s *State) ready(now time.Time, watches []Watch) *readiness {
+func (s *State) ready(at moment) *readiness {
 	r := &readiness{Ready: s.written && s.verified, Written: s.written, Verified: s.verified, Quarantined: s.quarantined}
-	for _, w := range watches {
+	for _, w := range at.watches {
 		if r.Watches == nil {
 			r.Watches = make(map[string]watchStatus)
 		}
-		stale := now.Sub(w.Heard)
+		stale := at.now.Sub(w.Heard)
 		r.Watches[w.Resource] = watchStatus{Open: w.Open, StaleSeconds: stale.Round(time.Millisecond).Seconds()}
 		r.Ready = r.Ready && stale <= StaleAfter
 	}

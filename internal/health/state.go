@@ -21,10 +21,12 @@ type Watch struct {
 	Open bool
 }
 
-// Options are what a State works with. Watches and Answered may be nil.
+// Options are what a State works with. Waiting, Watches and Answered may be nil.
 type Options struct {
 	// SyncPeriod is the loop's; a change that waits for twice as long is stale.
 	SyncPeriod time.Duration
+	// Waiting returns since when a change has waited that the loop has not taken, zero for none; nil where that is not known.
+	Waiting func() time.Time
 	// Watches tells of the watches; nil where objects come from files.
 	Watches func() []Watch
 	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
@@ -34,10 +36,11 @@ type Options struct {
 // State is what is known about the health of the node's forwarding. Make one with NewState; all methods may be called by
 // any goroutine.
 type State struct {
-	Options
+	o Options
 
 	// mu guards all that follows.
-	mu sync.Mutex
+	mu         sync.Mutex
+	syncPeriod time.Duration
 	// pendingSince is, by fwd.Family.Index, the time of the oldest change that is not written, zero for none.
 	pendingSince [2]time.Time
 	// updated is, by fwd.Family.Index, the end of the last sync without a failure; before that the start of the process.
@@ -51,7 +54,7 @@ type State struct {
 // NewState returns a State of a process that starts now.
 func NewState(o Options) *State {
 	now := time.Now()
-	return &State{Options: o, updated: [2]time.Time{now, now}}
+	return &State{o: o, syncPeriod: o.SyncPeriod, updated: [2]time.Time{now, now}}
 }
 
 // Queued says that a change waits to be written, since then.
@@ -100,32 +103,55 @@ func (s *State) Node(leaving bool) {
 	s.leaving = leaving
 }
 
-// Fresh says whether forwarding follows what is known of the cluster.
-func (s *State) Fresh() bool {
-	now := time.Now()
-	watches := s.watches()
+// SetSyncPeriod says that the loop goes on with another sync period.
+func (s *State) SetSyncPeriod(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fresh(now, watches)
+	s.syncPeriod = d
 }
 
-func (s *State) watches() []Watch {
-	if s.Watches == nil {
-		return nil
+// Fresh says whether forwarding follows what is known of the cluster.
+func (s *State) Fresh() bool {
+	at := s.look(time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fresh(at)
+}
+
+// moment is what others know at one time.
+type moment struct {
+	now     time.Time
+	waiting time.Time
+	watches []Watch
+}
+
+// look asks those who know.
+func (s *State) look(now time.Time) moment {
+	at := moment{now: now}
+	if s.o.Waiting != nil {
+		at.waiting = s.o.Waiting()
 	}
-	return s.Watches()
+	if s.o.Watches != nil {
+		at.watches = s.o.Watches()
+	}
+	return at
 }
 
-func (s *State) fresh(now time.Time, watches []Watch) bool {
-	for _, w := range watches {
-		if w.Open && now.Sub(w.Heard) > StaleAfter {
+func (s *State) fresh(at moment) bool {
+	for _, w := range at.watches {
+		if w.Open && at.now.Sub(w.Heard) > StaleAfter {
 			return false
 		}
 	}
-	return s.familyFresh(fwd.IPv4, now) && s.familyFresh(fwd.IPv6, now)
+	return s.familyFresh(fwd.IPv4, at) && s.familyFresh(fwd.IPv6, at)
 }
 
-func (s *State) familyFresh(f fwd.Family, now time.Time) bool {
-	since := s.pendingSince[f.Index()]
-	return since.IsZero() || now.Sub(since) < 2*s.SyncPeriod
+// familyFresh says that no change waits for too long, neither with the loop nor before it.
+func (s *State) familyFresh(f fwd.Family, at moment) bool {
+	for _, since := range []time.Time{s.pendingSince[f.Index()], at.waiting} {
+		if !since.IsZero() && at.now.Sub(since) >= 2*s.syncPeriod {
+			return false
+		}
+	}
+	return true
 }

@@ -28,6 +28,9 @@ func TestEndpoints(t *testing.T) {
 	}
 	written := synced(false, false)
 	verified := func(s *State, _ *Watch) { s.Verified() }
+	period := func(d time.Duration) step { return func(s *State, _ *Watch) { s.SetSyncPeriod(d) } }
+	untaken := func(s *State, _ *Watch) { since := time.Now(); s.o.Waiting = func() time.Time { return since } }
+	taken := func(s *State, _ *Watch) { s.o.Waiting = func() time.Time { return time.Time{} } }
 	leaving := func(yes bool) step { return func(s *State, _ *Watch) { s.Node(yes) } }
 	heard := func(_ *State, w *Watch) { w.Heard = time.Now() }
 	open := func(yes bool) step { return func(_ *State, w *Watch) { w.Open = yes } }
@@ -50,6 +53,9 @@ func TestEndpoints(t *testing.T) {
 		{"nothing happens for long", []step{open(true), written, verified, day}, [3]int{ok, ok, ok}},
 		{"a change waits for almost twice the period", []step{written, verified, queued, wait(time.Minute - 1)}, [3]int{ok, ok, ok}},
 		{"a change waits longer", []step{written, verified, queued, wait(time.Minute)}, [3]int{bad, bad, bad}},
+		{"another period", []step{written, verified, queued, period(time.Minute), wait(2*time.Minute - 1)}, [3]int{ok, ok, ok}},
+		{"the loop takes no change", []step{written, verified, untaken, wait(time.Minute)}, [3]int{bad, bad, bad}},
+		{"the loop takes changes", []step{written, verified, untaken, wait(time.Minute), taken}, [3]int{ok, ok, ok}},
 		{"the oldest change counts", []step{queued, wait(40 * time.Second), queued, wait(30 * time.Second)}, [3]int{bad, bad, bad}},
 		{"written late", []step{queued, wait(14 * time.Minute), written, verified}, [3]int{ok, ok, ok}},
 		{"one family fails", []step{queued, synced(false, true), wait(time.Minute)}, [3]int{bad, bad, bad}},
@@ -106,7 +112,7 @@ func TestBodies(t *testing.T) {
 				`,"ready":false,"written":false,"verified":false,"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}}}`,
 		}
 		born := time.Now().Add(-61001 * time.Millisecond)
-		s.Watches = func() []Watch { return []Watch{{Resource: "services", Heard: born, Open: true}} }
+		s.o.Watches = func() []Watch { return []Watch{{Resource: "services", Heard: born, Open: true}} }
 		for path, body := range want {
 			w := get(t, s.Handler(), "GET", path)
 			if d := cmp.Diff(body, w.Body.String()); d != "" {
@@ -121,7 +127,7 @@ func TestBodies(t *testing.T) {
 		const now = "2000-01-01T01:01:01.001Z"
 		good := `{"lastUpdated":"` + now + `","currentTime":"` + now + `","healthy":true,"status":{"IPv4":{"lastUpdated":"2000-01-01T00:01:01.001Z","healthy":true},` +
 			`"IPv6":{"lastUpdated":"2000-01-01T00:01:01.001Z","healthy":true}}}`
-		s.Watches = nil
+		s.o.Watches = nil
 		if d := cmp.Diff(good, get(t, s.Handler(), "HEAD", "/livez").Body.String()); d != "" {
 			t.Errorf("healthy (-want +got):\n%s", d)
 		}

@@ -1,18 +1,23 @@
-// Package metrics shows the outside what the loop does: Prometheus metrics, and whether the node's forwarding is fresh.
+// Package metrics shows operators what the process does: Prometheus metrics, and what else the metrics server has.
 //
-//	reconcile.Loop ──Queued, Synced, Node──► Monitor ─┬─ MetricsHandler: /metrics, /proxyMode, /healthz   (127.0.0.1:10249)
-//	                                                  └─ HealthHandler:  /healthz, /livez, /readyz        (0.0.0.0:10256)
-//	Serve(ctx, address, handler): listens, and tries again every five seconds where it cannot
+//	reconcile.Loop ──Queued, Synced, Verified──► Monitor ──► Handler: /metrics, /proxyMode, /configz, …   (127.0.0.1:10249)
+//	client-go, stale flows, health server ─────►    │
+//	functions that are asked at each scrape ◄───────┘
 //
-// Names, labels and buckets that begin with kubeproxy_ are kube-proxy's, so that dashboards and alerts go on working.
-// The health endpoints follow kube-proxy and KEP-3836: fresh means that no change has waited for more than twice
-// the sync period; /healthz also fails for a node that is about to go away; /readyz, which kube-proxy lacks, succeeds
-// once everything has been written.
+// Names, labels, types and buckets that begin with kubeproxy_ are those of kube-proxy 1.33 and later, those that begin with
+// rest_client_ those of all components of Kubernetes, so that dashboards and alerts go on working. What kube-proxy does not
+// have begins with fairlead_. docs/metrics.md lists all, with what kube-proxy has and we do not.
+//
+// Handler answers everybody who reaches it, or, with Auth, those whose bearer token the API server knows and whose user may
+// do with the path what the method says; /healthz is always open. Where the API server does not answer nobody gets in.
 //
 // Invariants:
 //
 //  1. The loop never waits: its calls take one short lock.
-//  2. What is waiting counts for each family by itself; one stale family makes the whole answer stale.
+//  2. The number of series is bounded: no label has the name of a Service, an endpoint or a client.
+//  3. Every metric is registered through a set, which remembers it: a golden test shows each change of a name, type, label or
+//     bucket in review, and another one compares docs/metrics.md.
 //
-// Imported by cmd/fairlead. Tested with recorded reports and a clock of the test.
+// Not for: health (package health). Imported by cmd/fairlead. Tested with recorded reports and a fake of the API server's
+// reviews.
 package metrics

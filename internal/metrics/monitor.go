@@ -1,205 +1,246 @@
 package metrics
 
 import (
-	"net/http"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
-	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/reconcile"
 )
 
-// Monitor is a reconcile.Monitor that remembers enough to answer. Make one with New; all methods may be called by any
-// goroutine.
+// Options say what a Monitor shows beside what it is told. All functions but Changes may be nil; they are called when
+// metrics are asked for, by any goroutine.
+type Options struct {
+	// Mode is the dataplane, Version that of the program.
+	Mode, Version string
+	// Changes tells of the objects' changes.
+	Changes func() Changes
+	// Watches tells of the watches of an API server.
+	Watches func() []Watch
+	// Rules counts rules by family and table (mode iptables).
+	Rules func() []Rules
+	// LocalPorts tells of node ports that are served in user space on loopback addresses.
+	LocalPorts func() LocalPorts
+}
+
+// Changes counts changes of objects since the start, and how many of them the loop has not taken yet.
+type Changes struct {
+	Services, Slices               uint64
+	ServicesWaiting, SlicesWaiting uint64
+	// Last is when the newest came.
+	Last time.Time
+}
+
+// Watch is what is known of the watch of one resource.
+type Watch struct {
+	Resource string
+	// Heard is when the last sign of life came.
+	Heard time.Time
+	Open  bool
+}
+
+// Rules counts the rules of one table.
+type Rules struct {
+	Family fwd.Family
+	Table  string
+	// Total is how many there are, Last how many the last sync wrote.
+	Total, Last int
+}
+
+// LocalPorts is what package localport tells; arrays are by fwd.Family.Index.
+type LocalPorts struct {
+	Listeners                                     [2]int
+	Connections                                   int
+	Accepted, Refused, DialFailures, BindFailures [2]uint64
+}
+
+// Monitor keeps metrics. The loop tells it what it does. Make one with New; all methods may be called by any goroutine.
 type Monitor struct {
-	mode     string
-	deadline time.Duration
-	registry *prometheus.Registry
-	vectors  vectors
+	o       Options
+	set     set
+	vectors vectors
 
 	// mu guards all that follows.
 	mu sync.Mutex
-	// pendingSince is by family the time of the oldest change that is not written, zero for none.
-	pendingSince [2]time.Time
-	// updated is by family the end of the last sync without a failure.
-	updated     [2]time.Time
-	ready       bool
-	leaving     bool
-	quarantined int
+	// queued is when the loop last said that a change waits.
+	queued time.Time
+	// held are the changes that the loop took and could not write yet.
+	held events
 }
 
-var _ reconcile.Monitor = (*Monitor)(nil)
+// events counts changes of objects.
+type events struct{ Services, Slices int }
 
-// New returns a Monitor. syncPeriod is the loop's: a change that waits for more than twice as long is stale.
-func New(mode, version string, syncPeriod time.Duration) *Monitor {
-	m := &Monitor{mode: mode, deadline: 2 * syncPeriod, registry: prometheus.NewRegistry(), vectors: newVectors()}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.registry.MustRegister(m.vectors.all()...)
-	m.vectors.info.WithLabelValues(mode, version).Set(1)
-	now := time.Now()
-	m.updated = [2]time.Time{now, now}
+// New returns a Monitor. At the start a first sync counts as asked for.
+func New(o Options) *Monitor {
+	m := &Monitor{o: o, set: set{registry: prometheus.NewRegistry()}, queued: time.Now()}
+	m.set.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.register()
 	return m
 }
 
-// Queued implements reconcile.Monitor.
+// Specs lists all metrics but those of the Go runtime and the process.
+func (m *Monitor) Specs() []Spec { return m.set.specs }
+
+// Queued says that a change waits to be written, since then.
 func (m *Monitor) Queued(since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for i := range m.pendingSince {
-		if m.pendingSince[i].IsZero() {
-			m.pendingSince[i] = since
-		}
-		m.vectors.queued.WithLabelValues(fwd.Families[i].String()).Set(seconds(since))
-	}
+	m.queued = since
 }
 
-// Synced implements reconcile.Monitor.
+// Synced counts a sync.
 func (m *Monitor) Synced(s reconcile.Sync) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	v := &m.vectors
+	took := s.End.Sub(s.Start).Seconds()
 	for i, f := range fwd.Families {
 		label := f.String()
-		m.vectors.duration.WithLabelValues(label).Observe(s.End.Sub(s.Start).Seconds())
+		v.duration.WithLabelValues(label).Observe(took)
+		if s.Full && v.full != nil {
+			v.full.WithLabelValues(label).Observe(took)
+		} else if v.partial != nil && !s.Unread {
+			v.partial.WithLabelValues(label).Observe(took)
+		}
 		if s.Failed[i] {
-			m.vectors.failures.WithLabelValues(label).Inc()
-			if m.pendingSince[i].IsZero() {
-				m.pendingSince[i] = s.Start
-			}
+			m.failed(s, label)
 			continue
 		}
-		m.pendingSince[i], m.updated[i] = time.Time{}, s.End
-		m.vectors.last.WithLabelValues(label).Set(seconds(s.End))
+		v.last.WithLabelValues(label).Set(seconds(s.End))
 		for _, t := range s.Triggers[i] {
-			m.vectors.programming.WithLabelValues(label).Observe(s.End.Sub(t).Seconds())
+			v.programming.WithLabelValues(label).Observe(s.End.Sub(t).Seconds())
 		}
+		v.noLocal.WithLabelValues("internal", label).Set(float64(s.LocalPolicyEmpty[i][0]))
+		v.noLocal.WithLabelValues("external", label).Set(float64(s.LocalPolicyEmpty[i][1]))
 	}
-	if s.Failed == [2]bool{} {
-		m.ready = true
+	if !s.Unread {
+		v.apply.WithLabelValues().Observe(s.Applying.Seconds())
 	}
-	m.quarantined = s.Quarantined
-	m.vectors.count(s)
-}
+	v.written.WithLabelValues().Add(float64(s.Result.Written))
+	v.deleted.WithLabelValues().Add(float64(s.Result.Deleted))
+	v.drifted.WithLabelValues().Add(float64(s.Drifted))
+	v.services.WithLabelValues().Set(float64(s.Services))
+	v.frontends.WithLabelValues().Set(float64(s.Frontends))
+	v.endpoints.WithLabelValues().Set(float64(s.Endpoints))
+	v.conflicts.WithLabelValues().Set(float64(s.Conflicts))
+	v.quarantined.WithLabelValues().Set(float64(s.Quarantined))
 
-// Verified implements reconcile.Monitor.
-func (m *Monitor) Verified(time.Time) {}
-
-// Node implements reconcile.Monitor.
-func (m *Monitor) Node(n cluster.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.leaving = n.Deleting || n.ToBeDeleted
+	m.held.Services += s.ServiceEvents
+	m.held.Slices += s.SliceEvents
+	if s.Failed == [2]bool{} {
+		m.held = events{}
+	}
 }
 
-// MetricsHandler serves /metrics, /proxyMode and /healthz.
-func (m *Monitor) MetricsHandler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /proxyMode", func(w http.ResponseWriter, _ *http.Request) { writeText(w, m.mode) })
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { writeText(w, "ok") })
-	return mux
+// failed counts a sync that failed for a family.
+func (m *Monitor) failed(s reconcile.Sync, label string) {
+	v := &m.vectors
+	v.failures.WithLabelValues(label).Inc()
+	if s.Unread {
+		return
+	}
+	for _, c := range []*prometheus.CounterVec{v.restoreFailures, v.nftFailures} {
+		if c != nil {
+			c.WithLabelValues(label).Inc()
+		}
+	}
+	if v.partialFailures != nil && !s.Full {
+		v.partialFailures.WithLabelValues(label).Inc()
+	}
 }
 
-func writeText(w http.ResponseWriter, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	_, _ = w.Write([]byte(text)) // a client that went away has no use for an error
+// Verified says that a reading of the kernel found all that is wanted.
+func (m *Monitor) Verified(at time.Time) { m.vectors.verified.WithLabelValues().Set(seconds(at)) }
+
+// Answered counts an answer of the health server.
+func (m *Monitor) Answered(endpoint string, code int) {
+	switch endpoint {
+	case "healthz":
+		m.vectors.healthz.WithLabelValues(strconv.Itoa(code)).Inc()
+	case "livez":
+		m.vectors.livez.WithLabelValues(strconv.Itoa(code)).Inc()
+	}
+}
+
+// FlowsSearched counts a search for stale flows; deleted is by the reason for which they were stale.
+func (m *Monitor) FlowsSearched(f fwd.Family, took time.Duration, deleted map[string]int, err error) {
+	v, label := &m.vectors, f.String()
+	v.flowDuration.WithLabelValues(label).Observe(took.Seconds())
+	for reason, n := range deleted {
+		v.flowsDeleted.WithLabelValues(label).Add(float64(n))
+		v.staleFlows.WithLabelValues(label, reason).Add(float64(n))
+	}
+	if err != nil {
+		v.flowFailures.WithLabelValues(label).Inc()
+	}
+}
+
+func (m *Monitor) unwritten() events {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.held
+}
+
+// readQueued tells when a sync was asked for last, also while the loop hangs and takes no notice of it.
+func (m *Monitor) readQueued(e emit) {
+	last := m.o.Changes().Last
+	m.mu.Lock()
+	if m.queued.After(last) {
+		last = m.queued
+	}
+	m.mu.Unlock()
+	for _, f := range fwd.Families {
+		e(seconds(last), f.String())
+	}
+}
+
+func (m *Monitor) readChanges(value func(Changes) float64) func(emit) {
+	return func(e emit) { e(value(m.o.Changes())) }
+}
+
+func (m *Monitor) readRules(value func(Rules) int) func(emit) {
+	return func(e emit) {
+		for _, r := range m.o.Rules() {
+			e(float64(value(r)), r.Table, r.Family.String())
+		}
+	}
+}
+
+// The methods below are those of kube.RequestMetrics.
+
+// Result counts an answer of the API server.
+func (m *Monitor) Result(code, method, host string) {
+	m.vectors.requestResults.WithLabelValues(code, method, host).Inc()
+}
+
+// Retry counts a request that is sent again.
+func (m *Monitor) Retry(code, verb, host string) {
+	m.vectors.requestRetries.WithLabelValues(code, verb, host).Inc()
+}
+
+// Duration observes the time until an answer.
+func (m *Monitor) Duration(verb, host string, d time.Duration) {
+	m.vectors.requestDuration.WithLabelValues(verb, host).Observe(d.Seconds())
+}
+
+// RateLimiter observes the time for which a request waited for its turn.
+func (m *Monitor) RateLimiter(verb, host string, d time.Duration) {
+	m.vectors.limiterDuration.WithLabelValues(verb, host).Observe(d.Seconds())
+}
+
+// RequestSize observes the size of a request's body.
+func (m *Monitor) RequestSize(verb, host string, bytes float64) {
+	m.vectors.requestSize.WithLabelValues(verb, host).Observe(bytes)
+}
+
+// ResponseSize observes the size of an answer's body.
+func (m *Monitor) ResponseSize(verb, host string, bytes float64) {
+	m.vectors.responseSize.WithLabelValues(verb, host).Observe(bytes)
 }
 
 func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
-
-// vectors are the metrics themselves.
-type vectors struct {
-	duration, programming           *prometheus.HistogramVec
-	last, queued, noLocal           *prometheus.GaugeVec
-	info                            *prometheus.GaugeVec
-	failures                        *prometheus.CounterVec
-	serviceChanges, sliceChanges    prometheus.Counter
-	written, deleted, drifted       prometheus.Counter
-	services, frontends, quarantine prometheus.Gauge
-	answers                         map[string]*prometheus.CounterVec
-}
-
-func newVectors() vectors {
-	family := []string{"ip_family"}
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help})
-	}
-	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-	}
-	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	}
-	return vectors{
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "kubeproxy_sync_proxy_rules_duration_seconds", Help: "Time of one sync.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
-		}, family),
-		programming: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "kubeproxy_network_programming_duration_seconds", Help: "Time from a change of endpoints until it is in the kernel.", Buckets: programmingBuckets(),
-		}, family),
-		last:           gauges("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync.", family...),
-		queued:         gauges("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync was last asked for.", family...),
-		noLocal:        gauges("kubeproxy_sync_proxy_rules_no_local_endpoints_total", "Service ports with policy Local and no endpoint on this node.", "traffic_policy", "ip_family"),
-		serviceChanges: counter("kubeproxy_sync_proxy_rules_service_changes_total", "Changes of Services."),
-		sliceChanges:   counter("kubeproxy_sync_proxy_rules_endpoint_changes_total", "Changes of EndpointSlices."),
-		info:           gauges("fairlead_info", "Always 1.", "mode", "version"),
-		failures:       counters("fairlead_sync_failures_total", "Syncs that could not write everything.", family...),
-		written:        counter("fairlead_objects_written_total", "Objects of the dataplane that were written."),
-		deleted:        counter("fairlead_objects_deleted_total", "Objects of the dataplane that were deleted."),
-		drifted:        counter("fairlead_drifted_objects_total", "Objects of the dataplane that others had changed."),
-		services:       gauge("fairlead_services", "Services in the forwarding table."),
-		frontends:      gauge("fairlead_frontends", "Addresses and ports in the forwarding table."),
-		quarantine:     gauge("fairlead_quarantined_services", "Services that the kernel refuses."),
-		answers: map[string]*prometheus.CounterVec{
-			"healthz": counters("kubeproxy_proxy_healthz_total", "Answers of /healthz.", "code"),
-			"livez":   counters("kubeproxy_proxy_livez_total", "Answers of /livez.", "code"),
-		},
-	}
-}
-
-// programmingBuckets are those of the network programming objective of Kubernetes.
-func programmingBuckets() []float64 {
-	out := []float64{0.25, 0.5}
-	out = append(out, prometheus.LinearBuckets(1, 1, 59)...)
-	out = append(out, prometheus.LinearBuckets(60, 5, 12)...)
-	return append(out, prometheus.LinearBuckets(120, 30, 7)...)
-}
-
-func (v *vectors) all() []prometheus.Collector {
-	return []prometheus.Collector{
-		v.duration, v.programming, v.last, v.queued, v.noLocal, v.serviceChanges, v.sliceChanges, v.info, v.failures, v.written,
-		v.deleted, v.drifted, v.services, v.frontends, v.quarantine, v.answers["healthz"], v.answers["livez"],
-	}
-}
-
-// count takes in what concerns both families.
-func (v *vectors) count(s reconcile.Sync) {
-	v.serviceChanges.Add(float64(s.ServiceEvents))
-	v.sliceChanges.Add(float64(s.SliceEvents))
-	v.written.Add(float64(s.Result.Written))
-	v.deleted.Add(float64(s.Result.Deleted))
-	v.drifted.Add(float64(s.Drifted))
-	v.services.Set(float64(s.Services))
-	v.frontends.Set(float64(s.Frontends))
-	v.quarantine.Set(float64(s.Quarantined))
-	for i, f := range fwd.Families {
-		v.noLocal.WithLabelValues("internal", f.String()).Set(float64(s.LocalPolicyEmpty[i][0]))
-		v.noLocal.WithLabelValues("external", f.String()).Set(float64(s.LocalPolicyEmpty[i][1]))
-	}
-}
-
-// answered counts an answer of a health endpoint.
-func (v *vectors) answered(endpoint string, code int) {
-	if c := v.answers[endpoint]; c != nil {
-		c.WithLabelValues(strconv.Itoa(code)).Inc()
-	}
-}

@@ -177,8 +177,8 @@ type follower struct {
 	syncs  []Sync
 	nodes  int
 	events []string
-	// verified counts the readings that found everything.
-	verified int
+	// verified counts the readings that found everything, configs the new configurations.
+	verified, configs int
 	// flows records the arguments of Submit.
 	flows []bool
 }
@@ -187,6 +187,7 @@ func (f *follower) Queued(t time.Time)                { f.queued = append(f.queu
 func (f *follower) Synced(s Sync)                     { f.syncs = append(f.syncs, s) }
 func (f *follower) Verified(time.Time)                { f.verified++ }
 func (f *follower) Node(cluster.Node)                 { f.nodes++ }
+func (f *follower) Configured(*config.Config)         { f.configs++ }
 func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
 func (f *follower) Update(fwd.Changes)                {}
 func (f *follower) Submit(all bool)                   { f.flows = append(f.flows, all) }

@@ -73,6 +73,8 @@ type Monitor interface {
 	Verified(at time.Time)
 	// Node reports new facts about the node.
 	Node(cluster.Node)
+	// Configured says that the Config is another one from now on.
+	Configured(*config.Config)
 }
 
 // Sync is the report of one attempt to bring the kernel up to date.
@@ -211,6 +213,9 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 			l.woken, l.addrsStale = true, true
 		case l.Config = <-l.Configs: // a shorter SyncPeriod counts from the next verification on
+			if l.Monitor != nil {
+				l.Monitor.Configured(l.Config)
+			}
 			l.woken, l.configStale = true, true
 		case _, ok := <-drift:
 			if !ok {

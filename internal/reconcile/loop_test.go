@@ -742,6 +742,9 @@ func TestConfig(t *testing.T) {
 		if k[0].writes != writes {
 			t.Error("written although no rule depends on it")
 		}
+		if h.follow.configs != 1 {
+			t.Errorf("told %d times of one new configuration", h.follow.configs)
+		}
 		change("-v=4", "--feature-gates=AllowServiceExternalIPs=false")
 		if after := k[0].objects[fwd.Service(name(1))]; !strings.Contains(before, "192.0.2.9") || strings.Contains(after, "192.0.2.9") {
 			t.Errorf("got %s, before %s", after, before)

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/health"
+	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/localport"
+	"github.com/fairlead/fairlead/internal/metrics"
+	"github.com/fairlead/fairlead/internal/reconcile"
+	"github.com/fairlead/fairlead/internal/staleflow"
+)
+
+// observers follow what the daemon does and tell others: load balancers, the kubelet, Prometheus and people.
+type observers struct {
+	health   *health.State
+	checks   *health.Checks
+	metrics  *metrics.Monitor
+	recorder *kube.Recorder
+	// config is the one in force.
+	config atomic.Pointer[config.Config]
+	level  *slog.LevelVar
+	log    *slog.Logger
+}
+
+// newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run.
+func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, local *localport.Forwarder, level *slog.LevelVar, log *slog.Logger) *observers {
+	o := &observers{recorder: recorder, level: level, log: log}
+	o.config.Store(cfg)
+	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
+		total, waiting := feed.Changes()
+		_, last := feed.Waiting()
+		return metrics.Changes{Services: total.Services, Slices: total.Slices, ServicesWaiting: waiting.Services, SlicesWaiting: waiting.Slices, Last: last}
+	}}
+	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
+	if api, ok := source.(*kube.APISource); ok {
+		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
+		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
+	}
+	if cfg.LocalPorts() != [2]bool{} {
+		mo.LocalPorts = func() metrics.LocalPorts { return metrics.LocalPorts(local.Stats()) }
+	}
+	o.metrics = metrics.New(mo)
+	kube.ReportRequests(o.metrics)
+	ho.Answered = o.metrics.Answered
+	o.health = health.NewState(ho)
+	o.checks = health.NewChecks(health.ChecksOptions{Node: cfg.NodeName, Healthy: o.health.Fresh, Warn: eventAdapter{recorder}.Warn, Log: log})
+	return o
+}
+
+// contacts are how the watches of a source fare, in the words of another package.
+func contacts[W ~struct {
+	Resource string
+	Heard    time.Time
+	Open     bool
+}](api *kube.APISource) []W {
+	var out []W
+	for _, c := range api.Contacts() {
+		out = append(out, W(c))
+	}
+	return out
+}
+
+// run starts the servers of the configuration.
+func (o *observers) run(ctx context.Context, g *group, source kube.Source) error {
+	cfg := o.config.Load()
+	g.run("health-check node ports", func() error { o.checks.Run(ctx); return nil })
+	if a := cfg.HealthzAddress; a.IsValid() {
+		s := health.Server{Name: "health", Addr: a, Handler: o.health.Handler(), HardFail: cfg.BindAddressHardFail,
+			Failed: o.failed("FailedToStartProxierHealthcheck"), Log: o.log}
+		g.run("health server", func() error { return s.Run(ctx) })
+	}
+	if a := cfg.MetricsAddress; a.IsValid() {
+		so := metrics.ServerOptions{
+			Configz: func() any { return o.config.Load().Configz() }, Flagz: func() map[string]string { return o.config.Load().Flagz() },
+			Profiling: cfg.EnableProfiling, SetVerbosity: func(v int) { o.level.Set(slog.Level(-v)) }, Auth: cfg.MetricsAuth, Log: o.log,
+		}
+		if api, ok := source.(*kube.APISource); ok && cfg.MetricsAuth {
+			reviewer, err := api.Reviewer()
+			if err != nil {
+				return err
+			}
+			so.Reviewer = reviewer
+		}
+		s := health.Server{Name: "metrics", Addr: a, Handler: o.metrics.Handler(so), HardFail: cfg.BindAddressHardFail,
+			Failed: o.failed("FailedToStartMetricServer"), Log: o.log}
+		g.run("metrics server", func() error { return s.Run(ctx) })
+	}
+	return nil
+}
+
+// failed makes an Event on the node, with the reasons of kube-proxy.
+func (o *observers) failed(reason string) func(error) {
+	return func(err error) { o.recorder.Node(true, reason, err.Error()) }
+}
+
+// flows counts what the worker did.
+func (o *observers) flows(p staleflow.Pass) {
+	deleted := make(map[string]int, len(p.Deleted))
+	for r, n := range p.Deleted {
+		deleted[staleflow.Reason(r).String()] = n
+	}
+	o.metrics.FlowsSearched(p.Family, p.Duration, deleted, p.Err)
+}
+
+// The methods below implement reconcile.Monitor.
+
+func (o *observers) Queued(since time.Time) {
+	o.health.Queued(since)
+	o.metrics.Queued(since)
+}
+
+func (o *observers) Synced(s reconcile.Sync) {
+	o.health.Synced(s.Start, s.End, s.Failed, s.Quarantined)
+	o.metrics.Synced(s)
+}
+
+func (o *observers) Verified(at time.Time) {
+	o.health.Verified()
+	o.metrics.Verified(at)
+}
+
+func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDeleted) }
+
+func (o *observers) Configured(cfg *config.Config) {
+	o.config.Store(cfg)
+	o.health.SetSyncPeriod(cfg.SyncPeriod)
+}
+
+var (
+	_ reconcile.Monitor = (*observers)(nil)
+	_ reconcile.Checks  = (*health.Checks)(nil)
+)

@@ -1,0 +1,273 @@
+package metrics
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/reconcile"
+)
+
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// full are options with everything there is.
+func full(mode string) Options {
+	return Options{
+		Mode: mode, Version: "v1",
+		Changes: func() Changes {
+			return Changes{Services: 20, Slices: 30, ServicesWaiting: 2, SlicesWaiting: 3, Last: time.Unix(1_600_000_000, 0)}
+		},
+		Watches: func() []Watch {
+			return []Watch{{"services", time.Now().Add(-time.Minute), true}, {"nodes", time.Now(), false}}
+		},
+		Rules: func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
+		LocalPorts: func() LocalPorts {
+			return LocalPorts{Listeners: [2]int{1, 2}, Connections: 3, BindFailures: [2]uint64{4, 5}}
+		},
+	}
+}
+
+func scrape(t *testing.T, m *Monitor) string {
+	t.Helper()
+	code, body := request(t, m.Handler(ServerOptions{}), "GET", "/metrics", "")
+	if code != 200 {
+		t.Fatalf("%d: %s", code, body)
+	}
+	return "\n" + body
+}
+
+func wantLines(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	for _, l := range lines {
+		if !strings.Contains(text, "\n"+l) {
+			t.Errorf("metrics lack %s", l)
+		}
+	}
+}
+
+func wantNone(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	for _, p := range parts {
+		if strings.Contains(text, p) {
+			t.Errorf("metrics have %s", p)
+		}
+	}
+}
+
+func TestSynced(t *testing.T) {
+	m := New(full(iptables))
+	at := time.Unix(1_700_000_000, 0)
+	m.Synced(reconcile.Sync{
+		Start: at, End: at.Add(3 * time.Millisecond), Failed: [2]bool{false, true}, Applying: 2 * time.Millisecond,
+		Services: 7, Frontends: 9, Endpoints: 11, Conflicts: 12, ServiceEvents: 2, SliceEvents: 3,
+		Triggers:         [2][]time.Time{{at.Add(-2500 * time.Millisecond)}, nil},
+		LocalPolicyEmpty: [2][2]int{{1, 4}, {2, 2}}, Quarantined: 1, Result: backend.Result{Written: 5, Deleted: 6}, Drifted: 8,
+	})
+	text := scrape(t, m)
+	wantLines(t, text,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.002"} 0`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv4",le="0.004"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family="IPv6",le="16.384"} 1`,
+		`kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="2"} 0`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="3"} 1`,
+		`kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="300"} 1`,
+		`kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.700000000003e+09`,
+		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 4`,
+		`kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 1`,
+		`kubeproxy_sync_proxy_rules_service_changes_total 20`, `kubeproxy_sync_proxy_rules_endpoint_changes_total 30`,
+		`kubeproxy_sync_proxy_rules_service_changes_pending 4`, `kubeproxy_sync_proxy_rules_endpoint_changes_pending 6`,
+		`kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 0`,
+		`kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv6"} 1`,
+		`kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family="IPv6"} 1`,
+		`kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"} 100`,
+		`kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="nat"} 7`,
+		`fairlead_sync_failures_total{ip_family="IPv6"} 1`, `fairlead_sync_failures_total{ip_family="IPv4"} 0`,
+		`fairlead_objects_written_total 5`, `fairlead_objects_deleted_total 6`, `fairlead_drifted_objects_total 8`,
+		`fairlead_services 7`, `fairlead_frontends 9`, `fairlead_endpoints 11`, `fairlead_conflicts 12`, `fairlead_quarantined_services 1`,
+		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`,
+		`fairlead_last_verified_timestamp_seconds 0`, `fairlead_watch_open{resource="services"} 1`, `fairlead_watch_open{resource="nodes"} 0`,
+		`fairlead_watch_stale_seconds{resource="services"} 6`, `go_goroutines `, `process_start_time_seconds `,
+	)
+	wantNone(t, text, `last_timestamp_seconds{ip_family="IPv6"}`, `programming_duration_seconds_count{ip_family="IPv6"}`,
+		`no_local_endpoints_total{ip_family="IPv6"`, `sync_full_proxy_rules_duration_seconds_count`)
+
+	m.Synced(reconcile.Sync{Start: at, End: at.Add(time.Second), Full: true, ServiceEvents: 1})
+	m.Verified(at)
+	text = scrape(t, m)
+	wantLines(t, text, `kubeproxy_sync_proxy_rules_service_changes_pending 2`, `kubeproxy_sync_proxy_rules_endpoint_changes_pending 3`,
+		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`, `fairlead_last_verified_timestamp_seconds 1.7e+09`)
+}
+
+// A kernel that cannot be read is no failure to write.
+func TestUnread(t *testing.T) {
+	for _, mode := range []string{iptables, nftables, ipvs} {
+		m := New(full(mode))
+		m.Synced(reconcile.Sync{Failed: [2]bool{true, true}, Unread: true})
+		text := scrape(t, m)
+		wantLines(t, text, `fairlead_sync_failures_total{ip_family="IPv4"} 1`)
+		wantNone(t, text, `restore_failures_total{ip_family="IPv4"} 1`, `nftables_sync_failures_total{ip_family="IPv4"} 1`,
+			`fairlead_apply_duration_seconds_count 1`, `full_proxy_rules_duration_seconds_count`, `partial_proxy_rules_duration_seconds_count`)
+	}
+}
+
+func TestQueued(t *testing.T) {
+	newest := time.Unix(1_600_000_000, 0)
+	o := full(nftables)
+	o.Changes = func() Changes { return Changes{Last: newest} }
+	m := New(o)
+	m.queued = newest.Add(-time.Hour) // the start of the process
+	want := func(at time.Time) {
+		t.Helper()
+		wantLines(t, scrape(t, m), fmt.Sprintf(`kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family="IPv6"} %g`, seconds(at)))
+	}
+	want(newest)
+	m.Queued(newest.Add(time.Minute)) // a repair, which no change asked for
+	want(newest.Add(time.Minute))
+	newest = newest.Add(time.Hour) // and a change that the loop has not taken, since it hangs
+	want(newest)
+}
+
+func TestOthers(t *testing.T) {
+	m := New(full(nftables))
+	m.FlowsSearched(fwd.IPv6, 3*time.Millisecond, map[string]int{"gone": 2, "moved": 3}, errors.New("no"))
+	m.FlowsSearched(fwd.IPv6, 3*time.Millisecond, nil, nil)
+	m.Answered("healthz", 503)
+	m.Answered("livez", 200)
+	m.Answered("readyz", 200)
+	m.Result("200", "GET", "h")
+	m.Retry("503", "GET", "h")
+	m.Duration("GET", "h", 20*time.Millisecond)
+	m.RateLimiter("GET", "h", time.Millisecond)
+	m.RequestSize("GET", "h", 64)
+	m.ResponseSize("GET", "h", 65)
+	wantLines(t, scrape(t, m),
+		`kubeproxy_conntrack_reconciler_sync_duration_seconds_bucket{ip_family="IPv6",le="0.004"} 2`,
+		`kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"} 5`,
+		`fairlead_stale_flows_deleted_total{ip_family="IPv6",reason="moved"} 3`, `fairlead_stale_flow_failures_total{ip_family="IPv6"} 1`,
+		`kubeproxy_proxy_healthz_total{code="503"} 1`, `kubeproxy_proxy_livez_total{code="200"} 1`,
+		`rest_client_requests_total{code="200",host="h",method="GET"} 1`, `rest_client_request_retries_total{code="503",host="h",verb="GET"} 1`,
+		`rest_client_request_duration_seconds_bucket{host="h",verb="GET",le="0.025"} 1`,
+		`rest_client_rate_limiter_duration_seconds_bucket{host="h",verb="GET",le="0.005"} 1`,
+		`rest_client_request_size_bytes_bucket{host="h",verb="GET",le="64"} 1`, `rest_client_response_size_bytes_bucket{host="h",verb="GET",le="64"} 0`,
+		`kubeproxy_nftables_localhost_nodeport_listeners{ip_family="IPv6"} 2`,
+		`kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total{ip_family="IPv4"} 4`, `fairlead_localhost_nodeport_connections 3`,
+	)
+}
+
+func TestBuildInfo(t *testing.T) {
+	release, major, minor := kubernetesRelease()
+	if release == "" {
+		t.Skip("a test binary without the versions of modules")
+	}
+	if !strings.HasPrefix(release, "v1."+minor+".") || major != "1" {
+		t.Errorf("%q %q %q", release, major, minor)
+	}
+}
+
+// specs lists all metrics of all modes, one line each.
+func specs() (lines []string, all []Spec) {
+	modes := make(map[string][]string)
+	for _, mode := range []string{iptables, ipvs, nftables} {
+		for _, s := range New(full(mode)).Specs() {
+			line := fmt.Sprintf("%s %s {%s}", s.Name, s.Type, strings.Join(s.Labels, ","))
+			if len(s.Buckets) > 0 {
+				line += fmt.Sprintf(" %v", s.Buckets)
+			}
+			if modes[line] == nil {
+				all = append(all, s)
+			}
+			modes[line] = append(modes[line], mode)
+		}
+	}
+	for line, in := range modes {
+		if len(in) < 3 {
+			line += " mode " + strings.Join(in, ",")
+		}
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	return lines, all
+}
+
+// TestGolden shows each change of what dashboards and alerts depend on: names, types, labels and buckets.
+func TestGolden(t *testing.T) {
+	lines, _ := specs()
+	got := strings.Join(lines, "\n") + "\n"
+	const file = "testdata/metrics.txt"
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got); d != "" {
+		t.Errorf("metrics changed; -update rewrites %s (-want +got):\n%s", file, d)
+	}
+}
+
+// TestNothingElse compares what a scrape shows with what the set remembers.
+func TestNothingElse(t *testing.T) {
+	m := New(full(iptables))
+	families, err := m.set.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := make(map[string]string)
+	for _, s := range m.Specs() {
+		known[s.Name] = s.Type
+	}
+	for _, f := range families {
+		name := f.GetName()
+		if strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") {
+			continue
+		}
+		if kind := strings.ToLower(f.GetType().String()); known[name] != kind {
+			t.Errorf("%s is a %s, the set says %q", name, kind, known[name])
+		}
+	}
+}
+
+// TestDocumented compares the table in docs/metrics.md with the metrics.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := make(map[string]string)
+	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|(.*)$").FindAllStringSubmatch(string(page), -1) {
+		rows[row[1]] = row[2]
+	}
+	_, all := specs()
+	for _, s := range all {
+		row, ok := rows[s.Name]
+		if !ok {
+			t.Errorf("docs/metrics.md has no row for %s", s.Name)
+			continue
+		}
+		cells := strings.Split(row, "|")
+		if kind := strings.TrimSpace(cells[0]); kind != s.Type {
+			t.Errorf("docs/metrics.md says that %s is a %s, it is a %s", s.Name, kind, s.Type)
+		}
+		if labels := strings.ReplaceAll(strings.TrimSpace(cells[1]), "`", ""); labels != strings.Join(s.Labels, ", ") {
+			t.Errorf("docs/metrics.md says that %s has the labels %q, it has %q", s.Name, labels, s.Labels)
+		}
+		delete(rows, s.Name)
+	}
+	for name := range rows {
+		t.Errorf("docs/metrics.md has a row for %s, which does not exist", name)
+	}
+}
