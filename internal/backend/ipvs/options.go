@@ -56,9 +56,9 @@ func (o *RenderOptions) excludes(a netip.Addr) bool {
 	return slices.ContainsFunc(o.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// serviceCIDRs are those service CIDRs that can be treated as a whole.
+// serviceCIDRs are those service CIDRs that can be treated as a whole, since nothing in them is the node's or excluded.
 func (o *RenderOptions) serviceCIDRs(h *fwd.Header, f fwd.Family) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(h.ServiceCIDRs[f.Index()]), func(c netip.Prefix) bool {
-		return slices.ContainsFunc(o.Exclude, c.Overlaps)
+		return slices.ContainsFunc(o.Exclude, c.Overlaps) || slices.ContainsFunc(h.LocalAddrs, c.Contains)
 	})
 }

@@ -19,7 +19,7 @@ type Difference struct {
 // Differences are all there are. Expect has those that are about the first packet of a connection.
 var Differences = []Difference{
 	{"other-ports", "What is sent to another port of an address of Services is rejected, since with `address` and `route` the address is " +
-		"local and the host's own sockets would answer. With `route` and `mark`, so is what is sent to any other address of a known service CIDR."},
+		"local and the host's own sockets would answer. With `route` and `mark`, so is what is sent to any other address of a known service CIDR (not if an address of the node or an excluded one is in it)."},
 	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS refuses to forward from a loopback address. " +
 		"TCP is served there by Fairlead itself, by copying bytes."},
 	{"loopback-source", "A packet with a loopback address as its source reaches endpoints on the node only, for the same reason."},
@@ -116,7 +116,7 @@ func (o Options) rejects(t *fwd.Table, h *fwd.Header, dst netip.Addr) bool {
 	}
 	if o.Divert || o.Route {
 		for _, c := range h.ServiceCIDRs[fwd.FamilyOf(dst).Index()] {
-			if c.Contains(dst) && !slices.ContainsFunc(o.Exclude, c.Overlaps) {
+			if c.Contains(dst) && !slices.ContainsFunc(o.Exclude, c.Overlaps) && !slices.ContainsFunc(h.LocalAddrs, c.Contains) {
 				return true
 			}
 		}
