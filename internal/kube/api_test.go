@@ -339,6 +339,9 @@ func TestRecorder(t *testing.T) {
 	var none *Recorder
 	none.Service(named("a"), true, "Reason", "message")
 	none.Node(true, "Reason", "message")
+	if err := none.NodeAtOnce(t.Context(), "Reason", "message"); err != nil {
+		t.Error(err)
+	}
 	if s := clipNote(strings.Repeat("é", 1000)); len(s) > maxNote || !strings.HasSuffix(s, "é…") {
 		t.Errorf("a note of %d bytes ends with %q", len(s), s[len(s)-6:])
 	}
@@ -352,4 +355,49 @@ func TestAPISourceStopsWhileItsServerRefuses(t *testing.T) {
 	a.Close()
 	f, _ := attach(t, a, func(*APIOptions) {}) // its clean-up checks that Run ends
 	f.until("it was tried", func() bool { return f.logs.count("API server cannot be asked", "resource=services") == 1 })
+}
+
+func TestEventsFromBeforeTheStartAreSent(t *testing.T) {
+	a := newFakeAPI(t, true)
+	s, err := NewAPISource(APIOptions{Master: a.URL, NodeName: "n1", ContentType: "application/json"}, NewFeed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Recorder().Node(true, "Early", "before anything runs")
+	if len(a.events) > 0 {
+		t.Error("sent already")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	if e := next(t, a.events); e.Reason != "Early" || e.Type != "Warning" || e.Regarding.Name != "n1" {
+		t.Errorf("event %+v", e)
+	}
+	cancel()
+	if err := next(t, done); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNodeAtOnce(t *testing.T) {
+	a := newFakeAPI(t, true)
+	s, err := NewAPISource(APIOptions{Master: a.URL, NodeName: strings.Repeat("n", 250), ContentType: "application/json"}, NewFeed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Recorder().NodeAtOnce(t.Context(), "ModeUnusable", strings.Repeat("x", 2000)); err != nil {
+		t.Fatal(err)
+	}
+	e := next(t, a.events)
+	if e.Reason != "ModeUnusable" || e.Type != "Warning" || e.Namespace != "default" || e.EventTime.IsZero() || e.Action == "" || e.ReportingController != "fairlead" {
+		t.Errorf("event %+v", e)
+	}
+	if len(e.Name) > 253 || len(e.ReportingInstance) > 128 || len(e.Note) > maxNote {
+		t.Errorf("the API server refuses %d bytes of name, %d of instance, %d of note", len(e.Name), len(e.ReportingInstance), len(e.Note))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Recorder().NodeAtOnce(ctx, "ModeUnusable", "late"); err == nil {
+		t.Error("no error without an answer")
+	}
 }

@@ -6,9 +6,12 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 
 	v1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -24,6 +27,8 @@ const ReasonBadField = "FairleadBadField"
 const (
 	// reporter is the reporting controller of Events.
 	reporter = "fairlead"
+	// actionNode is the action of Events on the node.
+	actionNode = "ProgramNode"
 	// maxNote is the length in bytes that the API server accepts for the note of an Event.
 	maxNote = 1024
 	// Events are a help, not a log: after a burst of eventBurst there are eventQPS a second, and the rest is dropped.
@@ -36,12 +41,17 @@ const (
 type Recorder struct {
 	broadcaster events.EventBroadcaster
 	recorder    events.EventRecorder
+	client      kubernetes.Interface
 	limit       flowcontrol.RateLimiter
 	node        string
 
-	// mu guards uids, by which kubectl describe finds the Events of a Service.
-	mu   sync.Mutex
+	// mu guards all that follows.
+	mu sync.Mutex
+	// uids are those by which kubectl describe finds the Events of a Service.
 	uids map[cluster.ServiceName]types.UID
+	// early are Events from before start, which the broadcaster would drop; started says that there are no more.
+	early   []func()
+	started bool
 }
 
 func newRecorder(client kubernetes.Interface, node string) *Recorder {
@@ -49,17 +59,24 @@ func newRecorder(client kubernetes.Interface, node string) *Recorder {
 	return &Recorder{
 		broadcaster: b,
 		recorder:    b.NewRecorder(scheme.Scheme, reporter),
+		client:      client,
 		limit:       flowcontrol.NewTokenBucketRateLimiter(eventQPS, eventBurst),
 		node:        node,
 		uids:        make(map[cluster.ServiceName]types.UID),
 	}
 }
 
-// start writes Events to the API server until ctx ends.
+// start writes Events to the API server until ctx ends, those from before first.
 func (r *Recorder) start(ctx context.Context) error {
 	if err := r.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return fmt.Errorf("start recording events: %w", err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, send := range r.early {
+		send()
+	}
+	r.early, r.started = nil, true
 	return nil
 }
 
@@ -80,8 +97,35 @@ func (r *Recorder) Node(warning bool, reason, message string) {
 	if r == nil {
 		return
 	}
-	r.report(&v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)},
-		warning, reason, "ProgramNode", message)
+	r.report(r.nodeReference(), warning, reason, actionNode, message)
+}
+
+func (r *Recorder) nodeReference() *v1.ObjectReference {
+	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)}
+}
+
+// NodeAtOnce reports a Warning on the node's own Node before the process ends, also where start was never called. It waits
+// for the API server until ctx ends.
+func (r *Recorder) NodeAtOnce(ctx context.Context, reason, message string) error {
+	if r == nil {
+		return nil
+	}
+	now := time.Now()
+	e := &eventsv1.Event{
+		ObjectMeta:          metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", clipName(r.node, 200), now.UnixNano()), Namespace: metav1.NamespaceDefault},
+		EventTime:           metav1.NewMicroTime(now),
+		ReportingController: reporter,
+		ReportingInstance:   clipName(reporter+"-"+r.node, 128),
+		Action:              actionNode,
+		Reason:              reason,
+		Regarding:           *r.nodeReference(),
+		Note:                clipNote(message),
+		Type:                v1.EventTypeWarning,
+	}
+	if _, err := r.client.EventsV1().Events(metav1.NamespaceDefault).Create(ctx, e, metav1.CreateOptions{}); err != nil {
+		return fmt.Errorf("report an Event on node %s: %w", r.node, err)
+	}
+	return nil
 }
 
 func (r *Recorder) report(on *v1.ObjectReference, warning bool, reason, action, message string) {
@@ -92,8 +136,18 @@ func (r *Recorder) report(on *v1.ObjectReference, warning bool, reason, action, 
 	if warning {
 		kind = v1.EventTypeWarning
 	}
-	r.recorder.Eventf(on, nil, kind, reason, action, "%s", clipNote(message))
+	send := func() { r.recorder.Eventf(on, nil, kind, reason, action, "%s", clipNote(message)) }
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.started {
+		r.early = append(r.early, send)
+		return
+	}
+	send()
 }
+
+// clipName shortens a name to what the API server accepts.
+func clipName(s string, limit int) string { return strings.TrimRight(s[:min(len(s), limit)], ".-") }
 
 // clipNote shortens a message to what the API server accepts, between two runes.
 func clipNote(s string) string {
