@@ -94,25 +94,6 @@ func code(names ...string) string {
 	return strings.Join(out, ", ")
 }
 
-// TestOtherFlags compares the last table with what the other commands say of themselves.
-func TestOtherFlags(t *testing.T) {
-	_, page, found := strings.Cut(read(t, "flags.md"), "## Of other commands alone")
-	if !found {
-		t.Fatal("flags.md has no section about other commands")
-	}
-	fs := pflag.NewFlagSet("fairlead", pflag.ContinueOnError)
-	config.Default().Bind(fs)
-	rows := regexp.MustCompile("(?m)^\\| `--([a-z-]+)`").FindAllStringSubmatch(page, -1)
-	if len(rows) == 0 {
-		t.Fatal("no rows")
-	}
-	for _, m := range rows {
-		if fs.Lookup(m[1]) != nil {
-			t.Errorf("--%s is a flag of the daemon too", m[1])
-		}
-	}
-}
-
 // TestReasons looks for the handle of each rule in datapath.md.
 func TestReasons(t *testing.T) {
 	page := read(t, "datapath.md")
