@@ -107,13 +107,11 @@ func TestRefusedNode(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiService("a", "10.96.0.1"))
 	a.setAbsent("nodes", http.StatusForbidden)
-	f, s := attach(t, a, func(*APIOptions) {})
-	f.until("asked for the node", func() bool { return f.ip("a") == "10.96.0.1" && s.NodeLack() != "" })
+	lines := newLines()
+	f, s := attach(t, a, lines.use)
+	lines.until(t, "waiting for the node", "does not show us node", "ClusterRole", "list, watch")
 	if why := s.NodeLack(); !strings.Contains(why, "ClusterRole") {
 		t.Errorf("lacks %q", why)
-	}
-	if n := f.logs.count("waiting for the node", "does not show us node", "list, watch"); n != 1 {
-		t.Errorf("%d lines:\n%s", n, f.logs.String())
 	}
 	a.put(apiNode("z1"))
 	a.setAbsent("nodes", 0)
