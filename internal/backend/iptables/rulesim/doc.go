@@ -5,8 +5,9 @@
 //	                                               │
 //	                                               └─► Run(Host, Packet) ─► every possible Result with its probability
 //
-// It knows the nat, filter and mangle tables of one address family and a packet in conntrack state NEW. Where a rule
-// chooses at random, both branches are followed, so that the answer is the set of all outcomes and does not depend on
+// It knows the nat, filter and mangle tables of one address family and a packet in conntrack state NEW. Sets of ip_set and
+// virtual servers of IPVS are part of the Host; IPVS has its place among the tables as in the kernel. Where a rule or IPVS
+// chooses at random, all branches are followed, so that the answer is the set of all outcomes and does not depend on
 // luck. It is written from iptables(8), iptables-extensions(8) and trials of iptables 1.8.9, and shares no code with the
 // renderer, so that an error must be made twice to go unseen.
 //
@@ -20,7 +21,8 @@
 //
 // Not modelled: source ports, packets that are not the first of a connection, reverse-path and martian filters, the
 // address that masquerading chooses (later rules still see the old source), whether a route exists, the limits on the
-// number of entries of a recent list.
+// number of entries of a recent list or a set; of IPVS persistence, what connections there are (a scheduler that goes by
+// them is taken for one that goes by weight), virtual servers for marks and other ways of forwarding than masquerading.
 //
 // Only tests import it; of this module it imports only the value types of package fwd. Tested by tables of rules and
 // packets, by a fuzz target for the parser, and, where user namespaces and iptables are there, by giving the same input

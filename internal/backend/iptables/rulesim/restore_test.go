@@ -341,6 +341,7 @@ func FuzzParse(f *testing.F) {
 	for _, text := range saveInput {
 		f.Add(text)
 	}
+	f.Add(section("mangle", []string{"-A INPUT -m set ! --match-set A-B dst,src -m ipvs ! --ipvs", "-A INPUT -m ipvs --vdir REPLY ! --vmethod GATE"}))
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, fam := range fwd.Families {
 			rs, err := Parse(fam, text)
