@@ -25,6 +25,9 @@ func (w *writer) makeServers(ctx context.Context) {
 	}
 	var servers batch
 	for _, k := range keys {
+		if w.failed[k] != nil {
+			continue
+		}
 		want := w.plan.Upserts[k].Server
 		have := w.have(k)
 		settings := w.settingsFor(k, want)

@@ -74,7 +74,18 @@ func (w *writer) addEntries(ctx context.Context) {
 		w.grow(ctx, name, keys)
 	}
 	w.ok(keys)
+	// A virtual server is not changed while the rules do not know what is to be known of it.
+	for _, k := range keys {
+		if err := w.failed[k]; err != nil {
+			if s := dialled(k); w.plan.Upserts[s].Server != nil {
+				w.fail(s, err)
+			}
+		}
+	}
 }
+
+// dialled is the virtual server that an element of a set is about.
+func dialled(entry Key) Key { return Key{Kind: KindServer, Proto: entry.Proto, Addr: entry.Addr} }
 
 // grow makes a full set larger until the entries are in it.
 func (w *writer) grow(ctx context.Context, name string, keys []Key) {
@@ -135,6 +146,10 @@ func (w *writer) deleteEntries(ctx context.Context) {
 	for _, k := range w.deletes[KindEntry] {
 		if w.hold(k) {
 			w.done(k)
+			continue
+		}
+		if err := w.failed[dialled(k)]; err != nil {
+			w.fail(k, err) // the virtual server is still as it was
 			continue
 		}
 		if _, goes := w.plan.Deletes[Key{Kind: KindSet, Name: k.Name}]; goes {
