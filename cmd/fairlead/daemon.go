@@ -97,7 +97,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
-	watch := newObservers(cfg, feed, source, recorder, local, level, log)
+	watch := newObservers(cfg, feed, source, recorder, plane.Backend, local, level, log)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
@@ -111,7 +111,16 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	g := group{cancel: cancel}
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
-	g.run("configuration file", func() error { watchConfig(ctx, cfg, configs, level, log); return nil })
+	g.run("configuration file", func() error {
+		watchConfig(ctx, cfg, level, log, func(c *config.Config) {
+			watch.config.Store(c)
+			select {
+			case configs <- c:
+			case <-ctx.Done():
+			}
+		})
+		return nil
+	})
 	if plane.run != nil {
 		g.run("dataplane", func() error { plane.run(ctx); return nil })
 	}

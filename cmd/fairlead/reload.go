@@ -24,9 +24,9 @@ func writeConfig(cfg *config.Config, log *slog.Logger) error {
 	return nil
 }
 
-// watchConfig brings changes of the configuration file into the running process until the context ends: into the loop, the
-// level of the log and oom_score_adj. Without a file it does nothing; where files cannot be watched it says so.
-func watchConfig(ctx context.Context, cfg *config.Config, configs chan<- *config.Config, level *slog.LevelVar, log *slog.Logger) {
+// watchConfig brings changes of the configuration file into the running process until the context ends: into the level of the
+// log, oom_score_adj, and what apply reaches. Without a file it does nothing; where files cannot be watched it says so.
+func watchConfig(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *slog.Logger, apply func(*config.Config)) {
 	path := cfg.ConfigFile
 	err := cfg.Watch(ctx, func(next *config.Config, err error) {
 		if err != nil {
@@ -47,13 +47,13 @@ func watchConfig(ctx context.Context, cfg *config.Config, configs chan<- *config
 		if len(live) == 0 {
 			return
 		}
+		old := cfg
 		cfg = cfg.Apply(next)
-		level.Set(slog.Level(-cfg.Verbosity))
-		setOOMScoreAdj(cfg.OOMScoreAdj, log)
-		select {
-		case configs <- cfg:
-		case <-ctx.Done():
+		if cfg.Verbosity != old.Verbosity { // otherwise what was set through /debug/flags stays
+			level.Set(slog.Level(-cfg.Verbosity))
 		}
+		setOOMScoreAdj(cfg.OOMScoreAdj, log)
+		apply(cfg)
 	})
 	if err != nil {
 		log.Error("changes of the configuration file are not seen, restart to bring them into force", "error", err)

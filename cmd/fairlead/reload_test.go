@@ -84,7 +84,7 @@ func TestWatchConfig(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		watchConfig(ctx, cfg, configs, level, slog.New(slog.NewTextHandler(lines, nil)))
+		watchConfig(ctx, cfg, level, slog.New(slog.NewTextHandler(lines, nil)), func(c *config.Config) { configs <- c })
 	}()
 	next := func(parts ...string) {
 		t.Helper()
@@ -105,10 +105,18 @@ func TestWatchConfig(t *testing.T) {
 	if got.Mode != config.ModeIPTables || len(got.ClusterCIDRs) != 1 || got.NodeName != "n1" || level.Level() != -3 {
 		t.Errorf("got mode %s, CIDRs %v, node %s, level %v", got.Mode, got.ClusterCIDRs, got.NodeName, level)
 	}
+	level.Set(-7)
+	put(same + "logging: {verbosity: 3}\n")
+	next("has changed", "applied=1", "restart=0")
+	next("applied", "clusterCIDR", `new=""`)
+	if <-configs; level.Level() != -7 {
+		t.Errorf("level %v, want what was set otherwise", level.Level())
+	}
 	put(same + "mode: userspace\n")
 	next("level=ERROR", "not valid", "stays in force", `mode \"userspace\"`)
 	put(same + "clusterCIDR: 10.0.0.0/8\n")
-	next("has changed", "applied=1", "restart=0")
+	next("has changed", "applied=2", "restart=0")
+	next("applied", "clusterCIDR")
 	next("applied", "logging.verbosity", "old=3", "new=0")
 	if got := <-configs; level.Level() != 0 || len(got.ClusterCIDRs) != 1 {
 		t.Errorf("got level %v, CIDRs %v", level, got.ClusterCIDRs)
