@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/health"
@@ -29,7 +31,8 @@ type observers struct {
 }
 
 // newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run.
-func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, local *localport.Forwarder, level *slog.LevelVar, log *slog.Logger) *observers {
+func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane backend.Backend, local *localport.Forwarder,
+	level *slog.LevelVar, log *slog.Logger) *observers {
 	o := &observers{recorder: recorder, level: level, log: log}
 	o.config.Store(cfg)
 	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
@@ -41,6 +44,14 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	if api, ok := source.(*kube.APISource); ok {
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
+	}
+	if b, ok := plane.(*iptables.Backend); ok {
+		mo.Rules = func() (out []metrics.Rules) {
+			for _, c := range b.Rules() {
+				out = append(out, metrics.Rules{Family: c.Family, Table: c.Table.String(), Total: c.Total, Last: c.Last})
+			}
+			return out
+		}
 	}
 	if cfg.LocalPorts() != [2]bool{} {
 		mo.LocalPorts = func() metrics.LocalPorts { return metrics.LocalPorts(local.Stats()) }
@@ -91,6 +102,7 @@ func (o *observers) run(ctx context.Context, g *group, source kube.Source) error
 			Failed: o.failed("FailedToStartMetricServer"), Log: o.log}
 		g.run("metrics server", func() error { return s.Run(ctx) })
 	}
+	o.recorder.Node(false, "Starting", "fairlead "+version()+" starts in mode "+string(cfg.Mode)) // kube-proxy's reason
 	return nil
 }
 

@@ -36,7 +36,7 @@ func TestContact(t *testing.T) {
 		if second.IsStopped() {
 			t.Error("cut too early")
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if _, ok := <-followed.ResultChan(); ok {
 			t.Error("an event came")

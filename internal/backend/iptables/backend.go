@@ -34,18 +34,21 @@ type FamilyOptions struct {
 const nftMaxChains = 1000
 
 // New returns a Backend for the families that the map names.
-func New(opts map[fwd.Family]FamilyOptions) backend.Backend {
+func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	var families []backend.Backend
+	var all []*counts
 	for _, f := range fwd.Families {
 		o, ok := opts[f]
 		if !ok {
 			continue
 		}
 		r := newRenderer(f, o.options())
-		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit}
-		families = append(families, backend.NewEngine(f, r, t, sameRules))
+		n := &counts{family: f}
+		all = append(all, n)
+		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n}
+		families = append(families, backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules))
 	}
-	return backend.Join(families...)
+	return &Backend{backend.Join(families...), all}
 }
 
 func (o FamilyOptions) options() options {

@@ -21,6 +21,7 @@ type target struct {
 	maxChains int
 	// culprit finds the Service that a refused rule belongs to.
 	culprit func(ChainID, string, Chain) (fwd.Service, bool)
+	counts  *counts
 }
 
 type plan = backend.Plan[ChainID, Chain]
@@ -77,6 +78,7 @@ func (t *target) Write(ctx context.Context, p plan, done func(ChainID)) error {
 			done(id)
 		}
 	}
+	t.counts.wrote(p)
 	return nil
 }
 

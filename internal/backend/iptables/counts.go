@@ -1,0 +1,84 @@
+package iptables
+
+import (
+	"strings"
+	"sync/atomic"
+
+	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// Backend is a backend.Backend that counts its rules.
+type Backend struct {
+	backend.Backend
+	counts []*counts
+}
+
+// RuleCount counts the rules of one table.
+type RuleCount struct {
+	Family fwd.Family
+	Table  Table
+	// Total is how many are wanted, Last how many the last write that succeeded held.
+	Total, Last int
+}
+
+// Rules counts the rules by family and table. It may be called by any goroutine.
+func (b *Backend) Rules() []RuleCount {
+	var out []RuleCount
+	for _, c := range b.counts {
+		for _, t := range []Table{Filter, NAT} {
+			out = append(out, RuleCount{c.family, t, int(c.total[t].Load()), int(c.last[t].Load())})
+		}
+	}
+	return out
+}
+
+// counts are the numbers of one family by table.
+type counts struct {
+	family      fwd.Family
+	total, last [2]atomic.Int64
+}
+
+// counted is a renderer that counts what it wants.
+type counted struct {
+	*renderer
+	counts *counts
+	// sizes is the number of rules of each wanted chain.
+	sizes map[ChainID]int32
+}
+
+// Render implements backend.Renderer.
+func (c *counted) Render(ch fwd.Changes) edits {
+	out := c.renderer.Render(ch)
+	for _, e := range out {
+		was := c.sizes[e.Key]
+		is := int32(0)
+		if e.Delete {
+			delete(c.sizes, e.Key)
+		} else {
+			is = int32(e.Value.size())
+			c.sizes[e.Key] = is
+		}
+		c.counts.total[e.Key.Table].Add(int64(is - was))
+	}
+	return out
+}
+
+// wrote notes what a write that succeeded held.
+func (c *counts) wrote(p plan) {
+	var n [2]int
+	for id, chain := range p.Upserts {
+		n[id.Table] += chain.size()
+	}
+	for t := range n {
+		c.last[t].Store(int64(n[t]))
+	}
+}
+
+// size is the number of rules.
+func (c Chain) size() int {
+	if c.Rules == "" {
+		return 0
+	}
+	return 1 + strings.Count(c.Rules, "\n")
+}
