@@ -99,5 +99,5 @@ func (o *offline) fill(store *cluster.Store, node cluster.Node) {
 }
 
 func convertOptions(c *config.Config) kube.ConvertOptions {
-	return kube.ConvertOptions{AllLBIPsAreVIPs: !c.Gates.LoadBalancerIPMode}
+	return kube.ConvertOptions{AllLBIPsAreVIPs: !c.Gates.LoadBalancerIPMode, ServiceProxyName: c.ServiceProxyName}
 }

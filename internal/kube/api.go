@@ -51,9 +51,6 @@ type APIOptions struct {
 	// Resync is the period in which kube-proxy replays its caches. The Feed loses nothing, so nothing happens then.
 	Resync  time.Duration
 	Convert ConvertOptions
-	// ServiceProxyName selects the Services that carry label service.kubernetes.io/service-proxy-name with this value,
-	// instead of those that carry none.
-	ServiceProxyName string
 	// ServiceCIDRs also watches these. Where the server has or shows none of them, the Feed gets none.
 	ServiceCIDRs bool
 	Logger       *slog.Logger
@@ -228,15 +225,9 @@ func (s *APISource) resources() []resource {
 	services := s.client.CoreV1().Services(metav1.NamespaceAll)
 	endpointSlices := s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 	nodes := s.client.CoreV1().Nodes()
-	serviceLabels := "!" + labelProxyName + ",!" + labelHeadless
-	sliceLabels := serviceLabels
-	if name := s.o.ServiceProxyName; name != "" {
-		// Slices that were made by hand need not carry the labels of their Service.
-		serviceLabels, sliceLabels = labelProxyName+"="+name+",!"+labelHeadless, "!"+labelHeadless
-	}
 	all := []resource{
-		{"services", serviceLabels, "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact, nil},
-		{"endpointslices", sliceLabels, "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact, nil},
+		{"services", s.o.Convert.serviceSelector(), "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact, nil},
+		{"endpointslices", s.o.Convert.sliceSelector(), "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact, nil},
 		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact, s.node.noted},
 	}
 	if s.o.ServiceCIDRs {

@@ -68,38 +68,6 @@ func attach(t *testing.T, a *fakeAPI, edit func(*APIOptions)) (*follower, *APISo
 	return f, s
 }
 
-// lines is a log of which a test can wait for a line.
-type lines struct {
-	log   logBuffer
-	wrote chan struct{}
-}
-
-func newLines() *lines {
-	l := &lines{wrote: make(chan struct{}, 1)}
-	l.log.wrote = func() {
-		select {
-		case l.wrote <- struct{}{}:
-		default:
-		}
-	}
-	return l
-}
-
-func (l *lines) use(o *APIOptions) { o.Logger = l.log.logger() }
-
-// until waits for a line that has all of the parts.
-func (l *lines) until(t *testing.T, parts ...string) {
-	t.Helper()
-	limit := time.After(10 * time.Second)
-	for l.log.count(parts...) == 0 {
-		select {
-		case <-l.wrote:
-		case <-limit:
-			t.Fatalf("no line has %q; the log is\n%s", parts, l.log.String())
-		}
-	}
-}
-
 // next receives from a channel, within a limit.
 func next[T any](t *testing.T, from <-chan T) (v T) {
 	t.Helper()
@@ -160,7 +128,7 @@ func TestAPISourceRequests(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			a := newFakeAPI(t, false)
 			a.put(apiNode("z1"))
-			f, _ := attach(t, a, func(o *APIOptions) { o.ServiceProxyName = c.proxyName })
+			f, _ := attach(t, a, func(o *APIOptions) { o.Convert.ServiceProxyName = c.proxyName })
 			f.until("synced", f.feed.Synced)
 			got := make(map[string]selectors)
 			for resource := range c.want {
@@ -190,10 +158,11 @@ func TestAPISourceRequests(t *testing.T) {
 func TestAPISourceWithoutNode(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiService("a", "10.96.0.1"))
-	lines := newLines()
-	f, _ := attach(t, a, lines.use)
+	f, _ := attach(t, a, func(*APIOptions) {})
 	f.untilIP("a", "10.96.0.1")
-	lines.until(t, "level=WARN", "waiting for the node", `has no node \"n1\": is --hostname-override right?`)
+	f.until("the log says so", func() bool {
+		return f.logs.count("level=WARN", "waiting for the node", `has no node \"n1\": is --hostname-override right?`) > 0
+	})
 	if f.feed.Synced() {
 		t.Error("synced without a node")
 	}
@@ -204,8 +173,8 @@ func TestAPISourceWithoutNode(t *testing.T) {
 	if f.store.Node().Zone != "z1" {
 		t.Errorf("a deleted node lost its zone: %+v", f.store.Node())
 	}
-	if n := lines.log.count("waiting for the node"); n != 1 {
-		t.Errorf("%d lines:\n%s", n, lines.log.String())
+	if n := f.logs.count("waiting for the node"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, f.logs.String())
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
@@ -108,19 +109,38 @@ func TestParsePrefix(t *testing.T) {
 	}
 }
 
-func TestWatched(t *testing.T) {
+// TestSelection checks that labels are judged in files as the API server judges them by the selectors.
+func TestSelection(t *testing.T) {
+	const proxy, headless = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 	for name, c := range map[string]struct {
 		labels map[string]string
-		want   bool
+		// wants are for the default proxy and for one named x.
+		service, slice [2]bool
 	}{
-		"no labels":        {nil, true},
-		"other labels":     {map[string]string{"app": "x"}, true},
-		"proxy name":       {map[string]string{"service.kubernetes.io/service-proxy-name": "x"}, false},
-		"empty proxy name": {map[string]string{"service.kubernetes.io/service-proxy-name": ""}, false},
-		"headless":         {map[string]string{"service.kubernetes.io/headless": ""}, false},
+		"no labels":        {nil, [2]bool{true, false}, [2]bool{true, true}},
+		"other labels":     {map[string]string{"app": "x"}, [2]bool{true, false}, [2]bool{true, true}},
+		"our name":         {map[string]string{proxy: "x"}, [2]bool{false, true}, [2]bool{false, true}},
+		"another name":     {map[string]string{proxy: "y"}, [2]bool{false, false}, [2]bool{false, true}},
+		"empty proxy name": {map[string]string{proxy: ""}, [2]bool{false, false}, [2]bool{false, true}},
+		"headless":         {map[string]string{headless: ""}, [2]bool{false, false}, [2]bool{false, false}},
+		"our headless":     {map[string]string{proxy: "x", headless: ""}, [2]bool{false, false}, [2]bool{false, false}},
 	} {
-		if got := Watched(c.labels); got != c.want {
-			t.Errorf("%s: Watched = %v, want %v", name, got, c.want)
+		for i, o := range []ConvertOptions{{}, {ServiceProxyName: "x"}} {
+			for _, s := range []struct {
+				kind, selector string
+				got, want      bool
+			}{
+				{"service", o.serviceSelector(), o.takesService(c.labels), c.service[i]},
+				{"slice", o.sliceSelector(), o.takesSlice(c.labels), c.slice[i]},
+			} {
+				parsed, err := labels.Parse(s.selector)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if server := parsed.Matches(labels.Set(c.labels)); s.got != s.want || server != s.want {
+					t.Errorf("%s, %s, proxy %q: in files %v, by the API server %v, want %v", name, s.kind, o.ServiceProxyName, s.got, server, s.want)
+				}
+			}
 		}
 	}
 }

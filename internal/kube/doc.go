@@ -20,7 +20,8 @@
 //  5. A source that is lost (API server away, file that does not parse) leaves the last state in force.
 //
 // Selection and reading of fields follow kube-proxy: Services and EndpointSlices that carry one of the labels
-// service.kubernetes.io/service-proxy-name and service.kubernetes.io/headless are somebody else's.
+// service.kubernetes.io/service-proxy-name and service.kubernetes.io/headless are somebody else's, but for those with our
+// own name, where we have one.
 //
 // Package kube may be imported by the loop and by commands. It is tested by tables and fuzz targets (conversion), by
 // temporary directories (files) and by a small list-and-watch server over HTTP (API).

@@ -108,8 +108,13 @@ func newFollower(t *testing.T) *follower {
 
 func follow(t *testing.T, path string) *follower {
 	t.Helper()
+	return followWith(t, path, ConvertOptions{})
+}
+
+func followWith(t *testing.T, path string, o ConvertOptions) *follower {
+	t.Helper()
 	f := newFollower(t)
-	s, err := NewFileSource(path, "n1", ConvertOptions{}, f.logs.logger(), f.feed)
+	s, err := NewFileSource(path, "n1", o, f.logs.logger(), f.feed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +183,26 @@ func TestFileSourceFollowsAFile(t *testing.T) {
 	f.untilIP("a", "none")
 	write(t, path, serviceYAML("a", "10.96.0.5"))
 	f.untilIP("a", "10.96.0.5")
+}
+
+// A Service comes and goes with its label; slices made by hand need none.
+func TestFileSourceForANamedProxy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "objects.yaml")
+	labelled := func(proxy string) string {
+		return strings.Replace(serviceYAML("a", "10.96.0.1"), "namespace: ns", "namespace: ns, labels: {service.kubernetes.io/service-proxy-name: "+proxy+"}", 1)
+	}
+	others := "---\n" + serviceYAML("b", "10.96.0.2") + "---\n" + sliceYAML
+	write(t, path, labelled("mine")+others)
+	f := followWith(t, path, ConvertOptions{ServiceProxyName: "mine"})
+	if f.ip("a") != "10.96.0.1" || f.ip("b") != "none" || len(f.store.Slices(named("a"))) != 1 {
+		t.Errorf("a has %s and %d slices, b has %s", f.ip("a"), len(f.store.Slices(named("a"))), f.ip("b"))
+	}
+	write(t, path, labelled("theirs")+others)
+	f.untilIP("a", "none")
+	write(t, path, labelled("mine")+others)
+	f.untilIP("a", "10.96.0.1")
+	write(t, path, serviceYAML("a", "10.96.0.1")+others)
+	f.untilIP("a", "none")
 }
 
 func TestFileSourceKeepsTheLastGoodState(t *testing.T) {

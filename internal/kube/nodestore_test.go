@@ -107,9 +107,10 @@ func TestRefusedNode(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiService("a", "10.96.0.1"))
 	a.setAbsent("nodes", http.StatusForbidden)
-	lines := newLines()
-	f, s := attach(t, a, lines.use)
-	lines.until(t, "waiting for the node", "does not show us node", "ClusterRole", "list, watch")
+	f, s := attach(t, a, func(*APIOptions) {})
+	f.until("the log says so", func() bool {
+		return f.logs.count("waiting for the node", "does not show us node", "ClusterRole", "list, watch") > 0
+	})
 	if why := s.NodeLack(); !strings.Contains(why, "ClusterRole") {
 		t.Errorf("lacks %q", why)
 	}

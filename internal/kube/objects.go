@@ -263,7 +263,7 @@ func (r *reader) read(out *parsed, where string, text []byte, name objectName) e
 			return err
 		}
 		s.Namespace = name.namespace
-		if Watched(s.Labels) {
+		if r.convert.takesService(s.Labels) {
 			o.service, problems = convertService(&s, r.convert, r.interned)
 		}
 	case "EndpointSlice":
@@ -272,7 +272,7 @@ func (r *reader) read(out *parsed, where string, text []byte, name objectName) e
 			return err
 		}
 		s.Namespace = name.namespace
-		if Watched(s.Labels) {
+		if r.convert.takesSlice(s.Labels) {
 			o.slice, problems = convertSlice(&s, r.interned)
 		}
 	case "Node":

@@ -18,18 +18,42 @@ const (
 	labelHeadless  = v1.IsHeadlessService
 )
 
-// Watched tells from its labels whether a Service or EndpointSlice is for the default proxy: it carries neither of the
-// labels service.kubernetes.io/service-proxy-name and service.kubernetes.io/headless.
-func Watched(labels map[string]string) bool {
-	_, foreign := labels[labelProxyName]
-	_, headless := labels[labelHeadless]
-	return !foreign && !headless
-}
-
-// ConvertOptions are the settings that conversion depends on.
+// ConvertOptions are the settings that selection and conversion depend on.
 type ConvertOptions struct {
 	// AllLBIPsAreVIPs ignores ipMode of load balancer addresses (feature gate LoadBalancerIPMode off).
 	AllLBIPsAreVIPs bool
+	// ServiceProxyName selects the Services that carry label service.kubernetes.io/service-proxy-name with this value,
+	// instead of those that carry none.
+	ServiceProxyName string
+}
+
+// serviceSelector selects Services by their labels, sliceSelector EndpointSlices. With a ServiceProxyName all slices are
+// taken, since those that were made by hand need not carry the labels of their Service.
+func (c ConvertOptions) serviceSelector() string {
+	if c.ServiceProxyName != "" {
+		return labelProxyName + "=" + c.ServiceProxyName + ",!" + labelHeadless
+	}
+	return "!" + labelProxyName + ",!" + labelHeadless
+}
+
+func (c ConvertOptions) sliceSelector() string {
+	if c.ServiceProxyName != "" {
+		return "!" + labelHeadless
+	}
+	return c.serviceSelector()
+}
+
+// takesService says of labels what serviceSelector selects, takesSlice what sliceSelector does.
+func (c ConvertOptions) takesService(labels map[string]string) bool {
+	name, named := labels[labelProxyName]
+	_, headless := labels[labelHeadless]
+	return !headless && name == c.ServiceProxyName && named == (c.ServiceProxyName != "")
+}
+
+func (c ConvertOptions) takesSlice(labels map[string]string) bool {
+	_, named := labels[labelProxyName]
+	_, headless := labels[labelHeadless]
+	return !headless && (!named || c.ServiceProxyName != "")
 }
 
 // The limits of sessionAffinityConfig.clientIP.timeoutSeconds and its default, from the API's validation.
