@@ -97,7 +97,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
-	watch := newObservers(cfg, feed, source, recorder, plane.Backend, local, level, log)
+	watch := newObservers(cfg, feed, source, recorder, plane, local, level, log)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{

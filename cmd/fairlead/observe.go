@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/health"
@@ -31,7 +31,7 @@ type observers struct {
 }
 
 // newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run.
-func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane backend.Backend, local *localport.Forwarder,
+func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane dataplane, local *localport.Forwarder,
 	level *slog.LevelVar, log *slog.Logger) *observers {
 	o := &observers{recorder: recorder, level: level, log: log}
 	o.config.Store(cfg)
@@ -45,10 +45,21 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
 	}
-	if b, ok := plane.(*iptables.Backend); ok {
+	if b, ok := plane.Backend.(*iptables.Backend); ok {
 		mo.Rules = func() (out []metrics.Rules) {
 			for _, c := range b.Rules() {
 				out = append(out, metrics.Rules{Family: c.Family, Table: c.Table.String(), Total: c.Total, Last: c.Last})
+			}
+			return out
+		}
+	}
+	if plane.draining != nil {
+		mo.Draining = func() (out [2]metrics.Draining) {
+			for i, d := range plane.draining() {
+				out[i] = metrics.Draining{Oldest: d.Oldest, Connections: d.Connections, Destinations: make(map[string]int)}
+				for r, n := range d.Count {
+					out[i].Destinations[ipvs.Reason(r).String()] = n
+				}
 			}
 			return out
 		}
@@ -140,7 +151,6 @@ func (o *observers) Verified(at time.Time) {
 func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDeleted) }
 
 func (o *observers) Configured(cfg *config.Config) {
-	o.config.Store(cfg)
 	o.health.SetSyncPeriod(cfg.SyncPeriod)
 }
 

@@ -70,6 +70,9 @@ func (m *Monitor) register() {
 	if m.o.LocalPorts != nil {
 		m.registerLocalPorts()
 	}
+	if m.o.Draining != nil {
+		m.registerDraining()
+	}
 }
 
 // registerProxy makes the metrics of kube-proxy that all modes have.
@@ -191,6 +194,28 @@ func (m *Monitor) registerLocalPorts() {
 		each(func(l LocalPorts, i int) float64 { return float64(l.DialFailures[i]) }), family)
 	s.readGauge("fairlead_localhost_nodeport_connections", "Connections that are open there.",
 		func(e emit) { e(float64(m.o.LocalPorts().Connections)) })
+}
+
+// registerDraining makes the metrics of destinations that go.
+func (m *Monitor) registerDraining() {
+	each := func(tell func(Draining, string, emit)) func(emit) {
+		return func(e emit) {
+			for i, d := range m.o.Draining() {
+				tell(d, fwd.Families[i].String(), e)
+			}
+		}
+	}
+	s, family := &m.set, "ip_family"
+	s.readGauge("fairlead_ipvs_draining_destinations", "Destinations that get no new connections and wait for the end of their old ones, by why they go.",
+		each(func(d Draining, family string, e emit) {
+			for reason, n := range d.Destinations {
+				e(float64(n), family, reason)
+			}
+		}), family, "reason")
+	s.readGauge("fairlead_ipvs_draining_connections", "Connections of these destinations.",
+		each(func(d Draining, family string, e emit) { e(float64(d.Connections), family) }), family)
+	s.readGauge("fairlead_ipvs_draining_oldest_seconds", "For how long the oldest of them has waited.",
+		each(func(d Draining, family string, e emit) { e(d.Oldest.Seconds(), family) }), family)
 }
 
 // registerBuild makes the metrics that tell what runs.

@@ -23,6 +23,8 @@ type Options struct {
 	Watches func() []Watch
 	// Rules counts rules by family and table (mode iptables).
 	Rules func() []Rules
+	// Draining tells, by fwd.Family.Index, of destinations that get no new connections (mode ipvs).
+	Draining func() [2]Draining
 	// LocalPorts tells of node ports that are served in user space on loopback addresses.
 	LocalPorts func() LocalPorts
 }
@@ -49,6 +51,16 @@ type Rules struct {
 	Table  string
 	// Total is how many there are, Last how many the last sync wrote.
 	Total, Last int
+}
+
+// Draining is what is left of destinations that go.
+type Draining struct {
+	// Destinations counts them by reason.
+	Destinations map[string]int
+	// Oldest is for how long the oldest has drained.
+	Oldest time.Duration
+	// Connections are those of all of them.
+	Connections uint64
 }
 
 // LocalPorts is what package localport tells; arrays are by fwd.Family.Index.

@@ -30,10 +30,21 @@ func full(mode string) Options {
 		Watches: func() []Watch {
 			return []Watch{{"services", time.Now().Add(-time.Minute), true}, {"nodes", time.Now(), false}}
 		},
-		Rules: func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
+		Rules:    func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
+		Draining: draining(mode),
 		LocalPorts: func() LocalPorts {
 			return LocalPorts{Listeners: [2]int{1, 2}, Connections: 3, BindFailures: [2]uint64{4, 5}}
 		},
+	}
+}
+
+// draining is nil but in mode ipvs.
+func draining(mode string) func() [2]Draining {
+	if mode != ipvs {
+		return nil
+	}
+	return func() [2]Draining {
+		return [2]Draining{{}, {Destinations: map[string]int{"removed": 2}, Oldest: 90 * time.Second, Connections: 7}}
 	}
 }
 
@@ -107,6 +118,12 @@ func TestSynced(t *testing.T) {
 	text = scrape(t, m)
 	wantLines(t, text, `kubeproxy_sync_proxy_rules_service_changes_pending 2`, `kubeproxy_sync_proxy_rules_endpoint_changes_pending 3`,
 		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`, `fairlead_last_verified_timestamp_seconds 1.7e+09`)
+}
+
+func TestDraining(t *testing.T) {
+	wantLines(t, scrape(t, New(full(ipvs))), `fairlead_ipvs_draining_destinations{ip_family="IPv6",reason="removed"} 2`,
+		`fairlead_ipvs_draining_connections{ip_family="IPv4"} 0`, `fairlead_ipvs_draining_connections{ip_family="IPv6"} 7`,
+		`fairlead_ipvs_draining_oldest_seconds{ip_family="IPv6"} 90`)
 }
 
 // A kernel that cannot be read is no failure to write.
