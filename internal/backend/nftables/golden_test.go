@@ -16,7 +16,19 @@ import (
 
 var updateGolden = flag.Bool("update", false, "rewrite the golden files; commit a rewrite only if you understand every line of it")
 
-// Each file in testdata is a table and the program that is rendered of it, as nft -f takes it.
+// withoutIdle leaves out the chains that are always there and to which nothing leads in this table.
+func withoutIdle(fam fwd.Family, text string) string {
+	for _, p := range (lang{fam}).ahead() {
+		head := "\tchain " + p.id.Name + " {\n"
+		if at := strings.Index(text, head); at >= 0 && !strings.Contains(text, "goto "+p.id.Name+"\n") && !strings.Contains(text, "goto "+p.id.Name+",") {
+			end := at + strings.Index(text[at:], "\n\t}\n") + len("\n\t}\n")
+			text = text[:at] + text[end:]
+		}
+	}
+	return text
+}
+
+// Each file in testdata is a table and the program that is rendered of it, as nft -f takes it, without idle chains.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -45,9 +57,10 @@ func TestGolden(t *testing.T) {
 				if err := Render(&b, fam, table); err != nil {
 					t.Fatal(err)
 				}
+				got := withoutIdle(fam, b.String())
 				if *updateGolden {
-					out = append(out, txtar.File{Name: fam.String(), Data: b.Bytes()})
-				} else if diff := cmp.Diff(want[fam.String()], b.String()); diff != "" {
+					out = append(out, txtar.File{Name: fam.String(), Data: []byte(got)})
+				} else if diff := cmp.Diff(want[fam.String()], got); diff != "" {
 					t.Errorf("%s (-want +got):\n%s", fam, diff)
 				}
 			}

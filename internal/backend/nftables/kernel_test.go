@@ -2,16 +2,20 @@ package nftables
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -200,7 +204,7 @@ func TestKernelRoundTrip(t *testing.T) {
 	}
 	for _, fam := range fwd.Families {
 		want := values(objectsOf(fam, table))
-		if diff := cmp.Diff(want, readAll(t, fam, tables[fam])); diff != "" {
+		if diff := gocmp.Diff(want, readAll(t, fam, tables[fam])); diff != "" {
 			t.Errorf("%s: in the kernel is not what was wanted (-want +got):\n%s", fam, diff)
 		}
 	}
@@ -236,7 +240,7 @@ func TestKernelRoundTrip(t *testing.T) {
 				hosttest.Run(t, "nft", "-f", file)
 			}
 			want := values(objectsOf(fam, table))
-			if diff := cmp.Diff(want, readAll(t, fam, tables[fam])); diff != "" {
+			if diff := gocmp.Diff(want, readAll(t, fam, tables[fam])); diff != "" {
 				t.Errorf("%s: nft makes something else of what is %s (-want +got):\n%s", fam, how, diff)
 			}
 		}
@@ -244,54 +248,94 @@ func TestKernelRoundTrip(t *testing.T) {
 	}
 }
 
-// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes one of them. It prints the times of
-// both; with FAIRLEAD_KERNEL_TESTS=1 as root.
+// benchServices is FAIRLEAD_BENCH_SERVICES, the numbers of Services to measure with, such as "1000,10000,50000".
+func benchServices(b *testing.B) (out []int) {
+	b.Helper()
+	for _, text := range strings.Split(cmp.Or(os.Getenv("FAIRLEAD_BENCH_SERVICES"), "1000,10000"), ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 100 || n > 65536 {
+			b.Fatalf("FAIRLEAD_BENCH_SERVICES: %q, want numbers from 100 to 65536", text)
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// cpu is the processor time of this process, that in the kernel included.
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes some of them, one at a time: an endpoint
+// is replaced, a pool has one less, the Service goes, it comes. It prints the mean times of the changes, the processor time
+// of one, and how long it takes to read everything back; with FAIRLEAD_KERNEL_TESTS=1 as root.
 func BenchmarkKernel(b *testing.B) {
-	for _, n := range []int{1000, 10000} {
+	for _, n := range benchServices(b) {
 		b.Run(fmt.Sprintf("%dServices", n), func(b *testing.B) {
 			hosttest.Netns(b, "nft")
 			ctx := context.Background()
-			var load, change, grow, read time.Duration
+			const changed = 20
+			times := make(map[string]time.Duration)
+			var changes int
 			for range b.N {
 				be := New(map[fwd.Family]nft.Interface{fwd.IPv4: kernel(b)[fwd.IPv4]}, 0)
 				table := &fwd.Table{}
-				start := time.Now()
-				be.Update(table.SetHeader(fwd.Header{Detector: [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
-					NodePorts: [2]fwd.NodePortAddrs{{All: true}}, MasqueradeBit: 14}))
-				for i := range n {
-					be.Update(table.Put(sampleFragment(i, 10)))
-				}
-				if _, err := be.Apply(ctx); err != nil {
-					b.Fatal(err)
-				}
-				load += time.Since(start)
-
-				f := sampleFragment(n/2, 10)
-				f.Pools[0].Endpoints[3].Addr = netip.MustParseAddrPort("10.245.1.1:8080")
-				slices.SortFunc(f.Pools[0].Endpoints, func(a, b fwd.Endpoint) int { return a.Addr.Compare(b.Addr) })
-				for what, frag := range map[*time.Duration]*fwd.Fragment{&change: f, &grow: sampleFragment(n/3, 9)} {
-					start = time.Now()
-					be.Update(table.Put(frag))
-					if res, err := be.Apply(ctx); err != nil || res.Written == 0 {
-						b.Fatal(res, err)
+				apply := func(what string, ch ...fwd.Changes) {
+					start := time.Now()
+					for _, c := range ch {
+						be.Update(c)
 					}
-					*what += time.Since(start)
+					if res, err := be.Apply(ctx); err != nil || res.Written+res.Deleted == 0 {
+						b.Fatal(what, res, err)
+					}
+					times[what] += time.Since(start)
 				}
+				all := []fwd.Changes{table.SetHeader(fwd.Header{Detector: [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
+					NodePorts: [2]fwd.NodePortAddrs{{All: true}}, MasqueradeBit: 14})}
+				for i := range n {
+					all = append(all, table.Put(sampleFragment(i, 10)))
+				}
+				apply("load-s", all...)
 
-				start = time.Now()
+				before := cpu(b)
+				for i := range changed {
+					i = (i*2 + 1) * n / (2*changed + 1)
+					other := sampleFragment(i, 10)
+					other.Pools[0].Endpoints[3].Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 253, byte(i >> 8), byte(i)}), 8080)
+					slices.SortFunc(other.Pools[0].Endpoints, func(a, b fwd.Endpoint) int { return a.Addr.Compare(b.Addr) })
+					apply("replace-ms", table.Put(other))
+					apply("resize-ms", table.Put(sampleFragment(i, 9)))
+					apply("remove-ms", table.Remove(other.Owner))
+					apply("add-ms", table.Put(sampleFragment(i, 10)))
+					changes += 4
+				}
+				times["cpu-ms/change"] += cpu(b) - before
+
+				start := time.Now()
 				if drifted, err := be.Observe(ctx); err != nil || drifted != 0 {
 					b.Fatal(drifted, err)
 				}
-				read += time.Since(start)
+				times["observe-s"] += time.Since(start)
 				if err := be.Cleanup(ctx); err != nil {
 					b.Fatal(err)
 				}
 			}
 			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(load.Seconds()/float64(b.N), "load-s")
-			b.ReportMetric(change.Seconds()/float64(b.N), "change-s")
-			b.ReportMetric(grow.Seconds()/float64(b.N), "resize-s")
-			b.ReportMetric(read.Seconds()/float64(b.N), "observe-s")
+			for what, t := range times {
+				switch {
+				case what == "cpu-ms/change":
+					b.ReportMetric(t.Seconds()*1000/float64(changes), what)
+				case strings.HasSuffix(what, "-ms"):
+					b.ReportMetric(t.Seconds()*1000/float64(b.N*changed), what)
+				default:
+					b.ReportMetric(t.Seconds()/float64(b.N), what)
+				}
+			}
 		})
 	}
 }

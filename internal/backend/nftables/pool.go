@@ -163,17 +163,6 @@ func indexed(s fwd.Scope, levels []level) []string {
 	return list
 }
 
-// draw sends the connection to an endpoint of one level.
-func (l lang) draw(p place, bit, size int) clause {
-	index := random(uint32(size), firstIndex(p.scope, bit))
-	to := l.dnatBy(setEndpoints, l.dest(), protocol(), destPort(), index)
-	if p.nodePort {
-		to = l.dnatBy(setNodePortEndpoints, protocol(), destPort(), index)
-	}
-	r := all(isProto(p.proto), to)
-	return clause(r)
-}
-
 // pick is the part for the choice among endpoints of one level: one chain for all pools of that size.
 func (l lang) pick(p place, bit, size int) *part {
 	name := fmt.Sprintf("%s-%d", p.prefix(), size)
@@ -181,8 +170,33 @@ func (l lang) pick(p place, bit, size int) *part {
 		name += fmt.Sprintf("-bit%d", bit)
 	}
 	return &part{id: ID{Kind: KindChain, Name: name}, build: func(*fwd.Header) Object {
-		return chainObject(&chain{rules: []rule{all(l.draw(p, bit, size))}})
+		index := random(uint32(size), firstIndex(p.scope, bit))
+		to := l.dnatBy(setEndpoints, l.dest(), protocol(), destPort(), index)
+		if p.nodePort {
+			to = l.dnatBy(setNodePortEndpoints, protocol(), destPort(), index)
+		}
+		return chainObject(&chain{rules: []rule{all(isProto(p.proto), to)}})
 	}}
+}
+
+// sizesAhead is up to which size the chains of pools are always there. Whenever a rule comes to a map of
+// endpoints, the kernel walks through all that is in it (nf_tables_bind_set), 15 ms for 100,000 endpoints. So the chains
+// that are likely to be wanted are made while the maps are empty.
+const sizesAhead = 32
+
+// ahead lists the chains that are always there.
+func (l lang) ahead() []*part {
+	var out []*part
+	for _, nodePort := range []bool{false, true} {
+		for _, proto := range []fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP} {
+			for _, scope := range []fwd.Scope{fwd.Cluster, fwd.Local} {
+				for size := 1; size <= sizesAhead; size++ {
+					out = append(out, l.pick(place{nodePort, proto, scope}, plain, size))
+				}
+			}
+		}
+	}
+	return out
 }
 
 // choose is the part for the choice from a whole pool.

@@ -50,6 +50,9 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		for _, s := range staticSets {
 			out.set(ID{Kind: KindSet, Name: s.Name}, setObject(r.family, &rangeSet{Set: s}))
 		}
+		for _, p := range (lang{r.family}).ahead() {
+			r.need(p, 1, &out)
+		}
 		r.setHeader(r.header, &out)
 	}
 	if ch.Header != nil {

@@ -80,8 +80,6 @@ type action struct {
 	// letter tells routes apart in the name of a chain.
 	letter string
 	needs  []*part
-	// inline makes the rule to which the verdict would lead, where it is one; nil where it is not.
-	inline func() clause
 }
 
 func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
@@ -104,10 +102,6 @@ func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
 	at := place{f.Key.IsNodePort(), f.Key.Proto, r.Scope}
 	choice := c.choose(at, levels)
 	a.verdict, a.needs = "goto "+choice.id.Name, []*part{choice}
-	if len(levels) == 1 {
-		l, bit, size := c.lang, levels[0].bit, len(levels[0].slots)
-		a.inline = func() clause { return l.draw(at, bit, size) }
-	}
 	return a
 }
 
@@ -157,9 +151,7 @@ func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 		if isGoto && target != chainRefuse && !strings.Contains(seen, "_"+target+"_") {
 			seen += "_" + target + "_"
 			name += "_" + target
-			if a.inline == nil {
-				p.needs = append(p.needs, a.needs...)
-			}
+			p.needs = append(p.needs, a.needs...)
 		}
 	}
 	p.id = ID{Kind: KindChain, Name: name}
@@ -176,11 +168,7 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 		if a.mark {
 			mark = addMark(h.Mark())
 		}
-		then := verdict(a.verdict)
-		if a.inline != nil {
-			then = a.inline()
-		}
-		c.rules = append(c.rules, all(match, mark, then))
+		c.rules = append(c.rules, all(match, mark, verdict(a.verdict)))
 	}
 	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
 	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]
