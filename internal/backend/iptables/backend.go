@@ -69,6 +69,10 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Back
 		if err == nil {
 			err = tables.Usable(ctx)
 		}
+		affinity := true
+		if err == nil {
+			affinity, err = tryNeeds(ctx, tables)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f, err))
 			continue
@@ -83,6 +87,9 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Back
 			o.MaxChains = nftMaxChains
 		}
 		opts[f] = o
+		if !affinity {
+			log.Warn("Services with session affinity cannot be served: load the module "+affinityNeed.Module+" on the host", "family", f.String())
+		}
 		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
 			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully)
 	}

@@ -1,0 +1,48 @@
+package iptables
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// probeChain is a chain that is there only while it is tried what rules need.
+const probeChain = "FAIRLEAD-PROBE"
+
+// needs are rules like those that every node gets, affinityNeed one that only Services with session affinity have. What
+// depends on FamilyOptions is left out.
+var (
+	needs = []xtables.Need{
+		{Table: "filter", Rule: "-m conntrack --ctstate NEW -j RETURN", Module: "xt_conntrack"},
+		{Table: "filter", Rule: "-j REJECT", Module: "ipt_REJECT or ip6t_REJECT"},
+		{Table: "nat", Rule: "-m mark --mark 0x1/0x1 -j MARK --set-xmark 0x1/0x1", Module: "xt_mark"},
+		{Table: "nat", Rule: "-m addrtype --dst-type LOCAL -j RETURN", Module: "xt_addrtype"},
+		{Table: "nat", Rule: "-m statistic --mode random --probability 0.5 -j RETURN", Module: "xt_statistic"},
+		{Table: "nat", Rule: "-j MASQUERADE", Module: "xt_MASQUERADE"},
+	}
+	affinityNeed = xtables.Need{Table: "nat", Rule: "-m recent --name " + probeChain + " --rcheck --seconds 1 --reap -j RETURN", Module: "xt_recent"}
+)
+
+// tryNeeds says what of the modules userland and kernel lack: the error names those without which there is no mode
+// iptables, affinity says that there is no session affinity.
+func tryNeeds(ctx context.Context, t xtables.Interface) (affinity bool, err error) {
+	lacking, why, err := xtables.Lacking(ctx, t, probeChain, append(needs[:len(needs):len(needs)], affinityNeed))
+	if err != nil {
+		return true, nil // as with a lock that others hold for long: the first sync tells
+	}
+	affinity = true
+	var modules []string
+	for _, n := range lacking {
+		if n == affinityNeed {
+			affinity = false
+			continue
+		}
+		modules = append(modules, n.Module)
+	}
+	if len(modules) > 0 {
+		return affinity, fmt.Errorf("kernel or userland refuse rules: load the modules %s on the host, or use another mode (%w)", strings.Join(modules, ", "), why)
+	}
+	return affinity, nil
+}

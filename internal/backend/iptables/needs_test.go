@@ -1,0 +1,66 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/fairlead/fairlead/internal/host/hosttest"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// lackingTables is tables of a kernel that lacks some matches.
+type lackingTables struct {
+	*xtables.Fake
+	matches []string
+}
+
+func (w lackingTables) Restore(ctx context.Context, input []byte) error {
+	for _, m := range w.matches {
+		if strings.Contains(string(input), m) {
+			return &xtables.RestoreError{Err: errors.New("no " + m)}
+		}
+	}
+	return w.Fake.Restore(ctx, input)
+}
+
+func TestNeeds(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		lacks    []string
+		affinity bool
+		want     []string
+	}{
+		{"all is there", nil, true, nil},
+		{"no affinity", []string{"recent"}, false, nil},
+		{"no mode", []string{"statistic", "REJECT"}, true, []string{"ipt_REJECT or ip6t_REJECT, xt_statistic", "no REJECT"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			affinity, err := tryNeeds(t.Context(), lackingTables{xtables.NewFake(), tt.lacks})
+			if affinity != tt.affinity || (err != nil) != (tt.want != nil) {
+				t.Errorf("affinity %v, error %v", affinity, err)
+			}
+			for _, part := range tt.want {
+				if err != nil && !strings.Contains(err.Error(), part) {
+					t.Errorf("error %v does not say %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+func TestNeedsOnTheKernel(t *testing.T) {
+	hosttest.Netns(t, "iptables")
+	for _, fl := range xtables.Installed() {
+		for _, ipv6 := range []bool{false, true} {
+			x, err := xtables.New(fl, ipv6)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if affinity, err := tryNeeds(t.Context(), x); err != nil || !affinity {
+				t.Errorf("%s, IPv6 %v: affinity %v, %v", fl, ipv6, affinity, err)
+			}
+		}
+	}
+}

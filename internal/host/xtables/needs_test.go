@@ -1,0 +1,82 @@
+package xtables
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead/fairlead/internal/host/hosttest"
+)
+
+// choosy refuses inputs that contain one of the words.
+type choosy struct {
+	*Fake
+	words     []string
+	transient bool
+}
+
+func (c choosy) Restore(ctx context.Context, input []byte) error {
+	for _, w := range c.words {
+		if strings.Contains(string(input), w) {
+			return &RestoreError{Err: errors.New("no " + w), Transient: c.transient}
+		}
+	}
+	return c.Fake.Restore(ctx, input)
+}
+
+func TestLacking(t *testing.T) {
+	a, b, c := Need{"filter", "-m addrtype --dst-type LOCAL -j RETURN", "xt_addrtype"}, Need{"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}, Need{"nat", "-j RETURN", "none"}
+	for _, tt := range []struct {
+		name      string
+		refused   []string
+		transient bool
+		want      []Need
+		why       string
+		fails     bool
+	}{
+		{"all is there", nil, false, nil, "", false},
+		{"one is missing", []string{"addrtype"}, false, []Need{a}, "no addrtype", false},
+		{"two are missing", []string{"mark", "addrtype"}, false, []Need{a, b}, "no addrtype", false},
+		{"the lock is held", []string{"addrtype"}, true, nil, "", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := NewFake()
+			before := f.Dump()
+			got, why, err := Lacking(t.Context(), choosy{f, tt.refused, tt.transient}, "PROBE", []Need{a, b, c})
+			if d := cmp.Diff(tt.want, got); d != "" || (err != nil) != tt.fails {
+				t.Errorf("error %v (-want +got):\n%s", err, d)
+			}
+			if tt.why != "" && (why == nil || !strings.Contains(why.Error(), tt.why)) {
+				t.Errorf("why: %v", why)
+			}
+			if f.Dump() != before {
+				t.Errorf("left is\n%s", f.Dump())
+			}
+		})
+	}
+}
+
+func TestLackingOnTheKernel(t *testing.T) {
+	hosttest.Netns(t, "iptables")
+	for _, fl := range Installed() {
+		for _, ipv6 := range []bool{false, true} {
+			x, err := New(fl, ipv6)
+			if err != nil {
+				t.Fatal(err)
+			}
+			nosuch := Need{"nat", "-m nosuchmatch -j RETURN", "xt_nosuchmatch"}
+			got, why, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{{"filter", "-j RETURN", ""}, nosuch, {"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}})
+			if d := cmp.Diff([]Need{nosuch}, got); d != "" || err != nil || why == nil {
+				t.Errorf("%s, IPv6 %v: why %v, error %v (-want +got):\n%s", fl, ipv6, why, err, d)
+			}
+			for _, table := range []string{"filter", "nat"} {
+				if text, err := x.Save(t.Context(), table); err != nil || strings.Contains(string(text), "PROBE") {
+					t.Errorf("%s, IPv6 %v: left is %s, %v", fl, ipv6, text, err)
+				}
+			}
+		}
+	}
+}
