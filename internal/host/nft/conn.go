@@ -215,21 +215,3 @@ func (m message) explanation() string {
 	}
 	return text
 }
-
-// Usable says what keeps the kernel from what Services need: it makes a table with address translation and takes it away
-// again in one transaction, so that nobody sees it.
-func (c *Conn) Usable(ctx context.Context) error {
-	probe := Conn{family: c.family, table: c.table + "-probe", writes: c.writes}
-	ops := []Op{
-		{Kind: AddTable},
-		{Kind: AddChain, Name: "nat", Base: Base{Type: "nat", Hook: Postrouting}},
-		{Kind: AddRules, Name: "nat", Rules: []Rule{{Masquerade()}}},
-		{Kind: AddChain, Name: "prerouting", Base: Base{Type: "nat", Hook: Prerouting}},
-		{Kind: AddRules, Name: "prerouting", Rules: []Rule{{FibType(unix.NFTA_FIB_F_DADDR, 0), Random(2, 0, 1), Reject(3)}}},
-		{Kind: DelTable},
-	}
-	if err := probe.Commit(ctx, ops); err != nil {
-		return fmt.Errorf("the kernel lacks a part of nf_tables: %w", err)
-	}
-	return nil
-}

@@ -13,7 +13,7 @@
 //
 // Invariants:
 //
-//  1. No table but the one that Open names is read or written; Usable makes one for the length of a transaction.
+//  1. No table but the one that Open names is read or written; Usable asks about one that is never made.
 //  2. A Commit is one transaction of the kernel.
 //  3. What a newer kernel adds to an expression is left out when it is read; what we write is read back as it was.
 //

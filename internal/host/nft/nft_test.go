@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -106,6 +107,71 @@ func FuzzAttrs(f *testing.F) {
 			return
 		}
 	})
+}
+
+// TestUsable: what is missing is named, everything that is, and nothing else; an error that is no answer is told as it is.
+func TestUsable(t *testing.T) {
+	// kernel refuses what the function says.
+	kernel := func(errno unix.Errno, lacks func(Op) bool) func([]Op) error {
+		return func(ops []Op) error {
+			for _, o := range ops {
+				if lacks(o) {
+					return &Error{Op: o.String(), Errno: errno}
+				}
+			}
+			return nil
+		}
+	}
+	expr := func(names ...string) func(Op) bool {
+		return func(o Op) bool {
+			return slices.ContainsFunc(o.Rules, func(r Rule) bool {
+				return slices.ContainsFunc(r, func(x Expr) bool { return slices.Contains(names, x.Name) })
+			})
+		}
+	}
+	tests := []struct {
+		name  string
+		check func([]Op) error
+		want  []string // nil: usable
+	}{
+		{"everything", kernel(0, func(Op) bool { return false }), nil},
+		{"no nf_tables", kernel(unix.EAFNOSUPPORT, func(o Op) bool { return o.Kind == AddTable }), []string{"nf_tables itself"}},
+		{"no numgen", kernel(unix.ENOENT, expr("numgen")), []string{"random numbers (CONFIG_NFT_NUMGEN)"}},
+		{"no fib", kernel(unix.ENOENT, expr("fib")), []string{"the kinds of addresses (CONFIG_NFT_FIB)"}},
+		{"no masquerade", kernel(unix.ENOENT, expr("masq")), []string{"masquerade (CONFIG_NFT_MASQ)"}},
+		{"no dynset", kernel(unix.ENOENT, expr("dynset")), []string{"packets add to"}},
+		{"no reject", kernel(unix.ENOENT, expr("reject")), []string{"reject (CONFIG_NFT_REJECT)"}},
+		{"no nat", kernel(unix.ENOENT, func(o Op) bool { return o.Base.Type == "nat" }), []string{"chains of type nat", "CONFIG_NFT_FIB", "CONFIG_NFT_REJECT", "CONFIG_NFT_MASQ", "destination NAT"}},
+		{"no concatenations", kernel(unix.EOPNOTSUPP, func(o Op) bool { return len(o.Set.Key) > 1 }), []string{"concatenations", "maps to verdicts", "destination NAT"}},
+		{"no ranges", kernel(unix.EOPNOTSUPP, func(o Op) bool { return o.Set.Interval }), []string{"sets of ranges"}},
+		{"two things", kernel(unix.ENOENT, expr("numgen", "ct")), []string{"CONFIG_NFT_NUMGEN", "CONFIG_NFT_CT"}},
+		{"not permitted", kernel(unix.EPERM, func(Op) bool { return true }), []string{"ask the kernel", "not permitted"}},
+		{"no answer", func([]Op) error { return errors.New("nobody is there") }, []string{"ask the kernel", "nobody is there"}},
+	}
+	for _, tt := range tests {
+		for _, f := range fwd.Families {
+			err := usable(f, tt.check)
+			if tt.want == nil {
+				if err != nil {
+					t.Errorf("%s, %s: %v", tt.name, f, err)
+				}
+				continue
+			}
+			if err == nil {
+				t.Errorf("%s, %s: usable", tt.name, f)
+				continue
+			}
+			left := err.Error()
+			for _, w := range tt.want {
+				if !strings.Contains(left, w) {
+					t.Errorf("%s, %s: %q is not named: %v", tt.name, f, w, err)
+				}
+			}
+			if named := strings.Count(left, ";") + 1; named != len(tt.want) && strings.Contains(left, "lacks") {
+				t.Errorf("%s, %s: %d things are named, want %d: %v", tt.name, f, named, len(tt.want), err)
+			}
+		}
+	}
 }
 
 // TestKernel: a refused transaction says which operation it was and changes nothing; many messages are one transaction.
