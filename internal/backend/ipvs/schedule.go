@@ -8,12 +8,12 @@ import (
 
 // Flags of a virtual server, see linux/ip_vs.h.
 const (
-	flagPersistent uint32 = 0x01
+	flagPersistent = 0x01
 	// flagFallback and flagPort are those of the schedulers sh and mh (IP_VS_SVC_F_SCHED1 and 2).
-	flagFallback uint32 = 0x08
-	flagPort     uint32 = 0x10
+	flagFallback = 0x08
+	flagPort     = 0x10
 	// flagTag is IP_VS_SVC_F_SCHED3, which no scheduler of the kernel uses: it says that a virtual server is ours.
-	flagTag uint32 = 0x20
+	flagTag = 0x20
 )
 
 // defaultScheduler is that of nodes that are not told otherwise.
@@ -55,7 +55,7 @@ func hashFlags(scheduler string, f fwd.SchedulerFlags) uint32 {
 	if scheduler != "sh" && scheduler != "mh" {
 		return 0
 	}
-	flags := flagFallback
+	flags := uint32(flagFallback)
 	if f&fwd.SchedulerPort != 0 {
 		flags |= flagPort
 	}
