@@ -190,7 +190,7 @@ func TestRenderDependsOnTheTableAlone(t *testing.T) {
 func TestAlternatesThatCollide(t *testing.T) {
 	// localOnly is a Service on a shared address whose external IP needs an alternate.
 	localOnly := func(i int) *fwd.Fragment {
-		f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: fmt.Sprint(i)}}
+		f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: fmt.Sprint(i * i * i)}}
 		port := fwd.ServicePort{Service: f.Owner, Proto: fwd.TCP}
 		f.Frontends = []fwd.Frontend{{Key: fwd.Key{Family: fwd.IPv4, Addr: someVIPs[2], Proto: fwd.TCP, Port: uint16(1 + i)}, Kind: fwd.ExternalIP, Owner: port,
 			Routes: [fwd.NumClasses]fwd.Route{{Action: fwd.Forward, Scope: fwd.Local}, {Action: fwd.Forward}, {Action: fwd.Forward}}}}
@@ -207,7 +207,7 @@ func TestAlternatesThatCollide(t *testing.T) {
 		return f.alternateOf
 	}
 	byPort := make(map[netip.AddrPort]int)
-	for i := range 1000 {
+	for i := range 3000 {
 		for _, at := range place(i) {
 			other, taken := byPort[at]
 			if !taken {
