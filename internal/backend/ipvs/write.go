@@ -26,7 +26,7 @@ import (
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	t.touch()
 	defer t.touch()
-	w := &writer{target: t, plan: p, done: done, failed: make(map[Key]error)}
+	w := &writer{target: t, plan: p, done: done, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
 	w.sortKeys()
 	w.makeSets(ctx)
 	w.addEntries(ctx)
@@ -83,6 +83,8 @@ type writer struct {
 	chainsErr error
 	// stale are the destinations of new virtual servers, and of UDP ones that had no real server.
 	stale map[fwd.Proto][]netip.AddrPort
+	// taken are addresses on which virtual servers are of other programs. On the device they would count as kube-proxy's.
+	taken map[netip.Addr]error
 	// lower are the operations that take connections away from real servers; they come when all else is there.
 	lower batch
 	// need is what still drains.

@@ -159,7 +159,9 @@ func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpo
 	for _, f := range exist {
 		a := f.key.Addr.Addr()
 		if fl, there := flags[f.key]; there && uint32(fl)&flagTag == 0 && !bound[a] || w.excluded(a) {
-			w.refuse(f.key, fmt.Errorf("%v belongs to another program: %w", f.key, f.err))
+			err := fmt.Errorf("%v belongs to another program: %w", f.key, f.err)
+			w.refuse(f.key, err)
+			w.taken[a] = err
 			continue
 		}
 		take.add(f.key, setServer(f.op.Settings), nil)

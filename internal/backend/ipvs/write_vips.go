@@ -40,7 +40,10 @@ func (w *writer) makeVIPs(ctx context.Context) {
 			have, there = v, true
 			w.takeHeld(k)
 		}
-		switch {
+		switch err := w.taken[k.Prefix.Addr()]; {
+		case err != nil:
+			w.fail(k, err)
+			continue
 		case there && same(have, want):
 			continue
 		case there:
