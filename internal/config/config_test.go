@@ -78,6 +78,43 @@ func TestFlags(t *testing.T) {
 		{"periods", "--iptables-sync-period 1m --iptables-min-sync-period 0 --config-sync-period 1h", func(c *Config) {
 			c.SyncPeriod, c.MinSyncPeriod, c.Resync = time.Minute, 0, time.Hour
 		}},
+		{"periods of mode nftables", "--mode nftables --iptables-sync-period 1m --iptables-min-sync-period 0 --ipvs-sync-period 5s", func(c *Config) {
+			c.Mode, c.SyncPeriod, c.MinSyncPeriod = ModeNFTables, time.Minute, 0
+		}},
+		{"periods of mode ipvs", "--mode ipvs --iptables-sync-period 1m --ipvs-sync-period 2m --ipvs-min-sync-period 5s", func(c *Config) {
+			c.Mode, c.SyncPeriod, c.MinSyncPeriod = ModeIPVS, 2*time.Minute, 5*time.Second
+		}},
+		{"mode ipvs by default has the periods that the file gives it", "--mode ipvs", func(c *Config) {
+			c.Mode, c.MinSyncPeriod = ModeIPVS, 0
+		}},
+		{"mode ipvs", "--mode ipvs --ipvs-scheduler=mh --ipvs-exclude-cidrs=10.0.0.1/8 --ipvs-exclude-cidrs=fd00::/64 --ipvs-strict-arp --ipvs-tcp-timeout=1s --ipvs-tcpfin-timeout=2s --ipvs-udp-timeout=3s --ipvs-vip=route --ipvs-drain-timeout=4s --masquerade-all --iptables-masquerade-bit=3",
+			func(c *Config) {
+				c.Mode, c.MinSyncPeriod, c.MasqueradeAll, c.MasqueradeBit = ModeIPVS, 0, true, 3
+				c.IPVS = IPVS{Scheduler: "mh", ExcludeCIDRs: prefixes("10.0.0.0/8", "fd00::/64"), StrictARP: true, TCPTimeout: time.Second, TCPFinTimeout: 2 * time.Second,
+					UDPTimeout: 3 * time.Second, VIP: VIPRoute, DrainTimeout: 4 * time.Second}
+			}},
+		{"connection tracking", "--conntrack-max-per-core=0 --conntrack-min=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0s --conntrack-udp-timeout=1s --conntrack-udp-timeout-stream=2s --conntrack-tcp-be-liberal",
+			func(c *Config) {
+				c.Conntrack = Conntrack{UDPTimeout: time.Second, UDPStreamTimeout: 2 * time.Second, TCPBeLiberal: true}
+			}},
+		{"mark and masquerading of mode nftables", "--proxy-mode nftables --masquerade-all --iptables-masquerade-bit=3", func(c *Config) {
+			c.Mode, c.MasqueradeAll, c.MasqueradeBit = ModeNFTables, true, 3
+		}},
+		{"deprecated ports", "--healthz-port=9 --metrics-port=0", func(c *Config) {
+			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("0.0.0.0:9"), netip.AddrPort{}
+		}},
+		{"deprecated ports where the address has one, and has none", "--healthz-bind-address=10.0.0.1:10256 --healthz-port=9 --metrics-port=9 --metrics-bind-address=fd00::1", func(c *Config) {
+			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("10.0.0.1:10256"), netip.MustParseAddrPort("[fd00::1]:9")
+		}},
+		{"deprecated port and no server", "--healthz-bind-address= --healthz-port=9", func(c *Config) { c.HealthzAddress = netip.AddrPort{} }},
+		{"default address in so many words", "--bind-address=:: --healthz-bind-address=0.0.0.0:10256", func(c *Config) {
+			c.BindAddress, c.MetricsAddress = netip.IPv6Unspecified(), netip.MustParseAddrPort("[::1]:10249")
+		}},
+		{"zeros at the beginning of numbers", "--bind-address=010.0.0.1 --cluster-cidr=010.0.0.0/8 --metrics-bind-address=010.0.0.1:5", func(c *Config) {
+			c.BindAddress, c.ClusterCIDRs, c.MetricsAddress = netip.MustParseAddr("10.0.0.1"), prefixes("10.0.0.0/8"), netip.MustParseAddrPort("10.0.0.1:5")
+		}},
+		{"rate limits of 0 are client-go's", "--kube-api-qps=0 --kube-api-burst=0", func(*Config) {}},
+		{"flags that are gone", "--proxy-port-range= --boot-id-file=a --machine-id-file=b --cleanup-iptables --resource-container=/x --logtostderr --stderrthreshold=2 --windows-service=false", func(*Config) {}},
 		{"node port addresses, repeated", "--nodeport-addresses primary,10.0.0.1/8 --nodeport-addresses all,localhost", func(c *Config) {
 			c.NodePortAddresses = NodePortAddresses{Primary: true, All: true, Localhost: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 		}},
@@ -140,6 +177,12 @@ func TestRefusals(t *testing.T) {
 		{"format", []string{"--logging-format=xml"}, []string{"--logging-format", `"xml"`, "text, json"}},
 		{"qps", []string{"--kube-api-qps=NaN"}, []string{"--kube-api-qps", `"NaN"`, "want a number"}},
 		{"burst", []string{"--kube-api-burst=-1"}, []string{"--kube-api-burst", `"-1"`, "whole number from 0"}},
+		{"healthz address of two colons", []string{"--healthz-bind-address=fd00::1:x"}, []string{"--healthz-bind-address", `"fd00::1:x"`, "IP:port"}},
+		{"port", []string{"--metrics-bind-address=10.0.0.1:65536"}, []string{"--metrics-bind-address", "1 to 65535"}},
+		{"way to own VIPs", []string{"--ipvs-vip=arp", "--mode=ipvs"}, []string{"--ipvs-vip", `"arp"`, "want address, route, mark"}},
+		{"excluded CIDRs", []string{"--ipvs-exclude-cidrs=10.0.0.0", "--mode=ipvs"}, []string{"--ipvs-exclude-cidrs", "CIDR such as"}},
+		{"conntrack", []string{"--conntrack-min=-1"}, []string{"--conntrack-min", `"-1"`, "whole number from 0"}},
+		{"vmodule", []string{"--vmodule=a"}, []string{"--vmodule", `"a"`, "proxy*=4"}},
 		{"bind address", []string{"--bind-address=eth0"}, []string{"--bind-address", `"eth0"`, "IPv4 or IPv6 address"}},
 		{"healthz address", []string{"--healthz-bind-address=:10256"}, []string{"--healthz-bind-address", `":10256"`, "IP:port"}},
 		{"blank node name", []string{"--hostname-override=  "}, []string{"--hostname-override", `"  "`, "not blanks"}},
@@ -169,5 +212,30 @@ func TestNoHostName(t *testing.T) {
 	}
 	if _, err := Parse(nil, func() (string, error) { return " ", nil }); err == nil || !strings.Contains(err.Error(), "--hostname-override") {
 		t.Errorf("got %v, want advice to set --hostname-override", err)
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	for _, v := range []string{"--version", "--version=true", "--version=raw", "--version=v1.30.0"} {
+		if c, err := Parse([]string{v, "--mode=nonsense"}, nil); err != nil || !c.ShowVersion {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+	if _, err := Parse([]string{"--version=no"}, hostname); err == nil || !strings.Contains(err.Error(), "--version") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// All that is wrong is reported at once, one line each.
+func TestAllErrors(t *testing.T) {
+	_, err := Parse([]string{"--mode=x", "--conntrack-min=-1", "--detect-local-mode=BridgeInterface", "--iptables-sync-period=1ms"}, hostname)
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, want := range []string{"--mode", "--iptables-min-sync-period", "--conntrack-min", "--pod-bridge-interface"} {
+		if len(lines) != 4 || !strings.Contains(err.Error(), want) {
+			t.Errorf("%d lines, no %s (%d):\n%s", len(lines), want, i, err)
+		}
 	}
 }

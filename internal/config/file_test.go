@@ -396,7 +396,7 @@ var samples = map[string][]string{
 // What --write-config-to writes is the same Config when it is read.
 func TestRoundTrip(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
+	for range 100 {
 		var args []string
 		for _, s := range Default().settings {
 			if s.flag == "" || s.field == "" || rnd.IntN(3) > 0 {

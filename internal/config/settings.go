@@ -147,9 +147,11 @@ func (c *Config) table() []*setting {
 // fileSettings are about the configuration file, and what is done instead of running.
 func (c *Config) fileSettings() []*setting {
 	return []*setting{
-		of(&c.ConfigFile, "file", anything).names("config", "", "file with a KubeProxyConfiguration, which is read again when it changes"),
+		of(&c.ConfigFile, "file", anything).
+			names("config", "", "file with a KubeProxyConfiguration, which is read again when it changes"),
 		of(&c.WriteConfigTo, "file", anything).names("write-config-to", "", "write the configuration to this file and end"),
-		of(&c.Cleanup, boolean, parseBool).names("cleanup", "", "take all rules of Fairlead and of kube-proxy out of the kernel and end"),
+		of(&c.Cleanup, boolean, parseBool).
+			names("cleanup", "", "take all rules of Fairlead and of kube-proxy out of the kernel and end"),
 		of(&c.InitOnly, boolean, parseBool).names("init-only", "", "do what needs more privileges than NET_ADMIN and end"),
 		of(&c.ShowVersion, boolean, parseVersion).names("version", "", "print the version and end"),
 	}
@@ -158,19 +160,28 @@ func (c *Config) fileSettings() []*setting {
 // sourceSettings are about where the cluster's objects come from.
 func (c *Config) sourceSettings() []*setting {
 	return []*setting{
-		of(&c.Objects, "path", anything).names("objects", "", "file or directory of API objects in YAML or JSON, instead of an API server").
+		of(&c.Objects, "path", anything).
+			names("objects", "", "file or directory of API objects in YAML or JSON, instead of an API server").
 			with(also("See [objects.md](objects.md).")),
-		of(&c.Kubeconfig, "file", anything).names("kubeconfig", "clientConnection.kubeconfig", "kubeconfig file; without it and --master, the Pod's service account"),
+		of(&c.Kubeconfig, "file", anything).
+			names("kubeconfig", "clientConnection.kubeconfig", "kubeconfig file; without it and --master, the Pod's service account"),
 		of(&c.Master, "URL", anything).names("master", "", "URL of the API server, overrides the kubeconfig's"),
-		of(&c.AcceptContentTypes, "types", anything).names("", "clientConnection.acceptContentTypes", "Accept header of requests to the API server"),
-		of(&c.ContentType, "type", orElse("application/vnd.kubernetes.protobuf")).names("kube-api-content-type", "clientConnection.contentType", "media type of requests to the API server"),
-		of(&c.QPS, "number", parseQPS).names("kube-api-qps", "clientConnection.qps", "requests per second to the API server; 0 is 5, below 0 there is no limit"),
-		of(&c.Burst, "number", parseBurst).names("kube-api-burst", "clientConnection.burst", "requests to the API server at once; 0 is 10"),
-		of(&c.said.nodeName, "name", parseNodeName).names("hostname-override", "hostnameOverride", "name of this node's Node object instead of the host name").
+		of(&c.AcceptContentTypes, "types", anything).
+			names("", "clientConnection.acceptContentTypes", "Accept header of requests to the API server"),
+		of(&c.ContentType, "type", orElse("application/vnd.kubernetes.protobuf")).
+			names("kube-api-content-type", "clientConnection.contentType", "media type of requests to the API server"),
+		of(&c.QPS, "number", parseQPS).
+			names("kube-api-qps", "clientConnection.qps", "requests per second to the API server; 0 is 5, below 0 there is no limit"),
+		of(&c.Burst, "number", parseBurst).
+			names("kube-api-burst", "clientConnection.burst", "requests to the API server at once; 0 is 10"),
+		of(&c.said.nodeName, "name", parseNodeName).
+			names("hostname-override", "hostnameOverride", "name of this node's Node object instead of the host name").
 			with(also("In lower case.")),
-		of(&c.Resync, "duration", parsePositive).names("config-sync-period", "configSyncPeriod", "period after which informers repeat what they know").
+		of(&c.Resync, "duration", parsePositive).
+			names("config-sync-period", "configSyncPeriod", "period after which informers repeat what they know").
 			with(also("Nothing is lost that would have to be repeated.")),
-		of(&c.ServiceProxyName, "name", anything).names("service-proxy-name", "", "serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others").
+		of(&c.ServiceProxyName, "name", anything).
+			names("service-proxy-name", "", "serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others").
 			with(also("Without it, the Services that do not have the label.")),
 	}
 }
@@ -182,31 +193,50 @@ func (c *Config) datapathSettings() []*setting {
 	const bitUsage, allUsage = "bit of the packet mark that asks for masquerade, 0 to 31", "rewrite the source of all that is sent to cluster IPs"
 	const syncUsage, minUsage = "time between two verifications of the kernel, and the longest wait before a retry", "shortest time between two syncs"
 	return []*setting{
-		of(&c.Mode, "mode", choice(modes)).names("mode", "mode", "dataplane: iptables, nftables or ipvs").with(func(s *setting) { s.alias = "proxy-mode" }).
+		of(&c.Mode, "mode", choice(modes)).
+			names("mode", "mode", "dataplane: iptables, nftables or ipvs").with(func(s *setting) { s.alias = "proxy-mode" }).
 			with(also("[iptables](iptables.md), [nftables](nftables.md).")),
-		of(&c.BindAddress, "address", parseAddr).names("bind-address", "bindAddress", "the node's address, if it is not to be the first one of the Node object").with(addressed).
+		of(&c.BindAddress, "address", parseAddr).
+			names("bind-address", "bindAddress", "the node's address, if it is not to be the first one of the Node object").with(addressed).
 			with(also("Binds nothing. An IPv6 address, `::` included, also moves the default addresses of both servers to IPv6.")),
-		of(&c.DetectMode, "mode", choice(detectModes)).names("detect-local-mode", "detectLocalMode", "how pods are recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix").with(detector).
+		of(&c.DetectMode, "mode", choice(detectModes)).
+			names("detect-local-mode", "detectLocalMode", "how pods are recognised: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix").
+			with(detector).
 			with(also("See [4.2](datapath.md#42-detectors).")),
-		of(&c.ClusterCIDRs, "CIDRs", parsePrefixes).names("cluster-cidr", "clusterCIDR", "the cluster's pod network, or a pair of IPv4 and IPv6 separated by a comma").with(detector).
+		of(&c.ClusterCIDRs, "CIDRs", parsePrefixes).
+			names("cluster-cidr", "clusterCIDR", "the cluster's pod network, or a pair of IPv4 and IPv6 separated by a comma").
+			with(detector).
 			with(detecting(DetectClusterCIDR)),
-		of(&c.PodBridge, "name", anything).names("pod-bridge-interface", "detectLocal.bridgeInterface", "interface on which pods' packets arrive").with(detector).
+		of(&c.PodBridge, "name", anything).
+			names("pod-bridge-interface", "detectLocal.bridgeInterface", "interface on which pods' packets arrive").with(detector).
 			with(detecting(DetectBridgeInterface)),
-		of(&c.PodInterfacePrefix, "name", anything).names("pod-interface-name-prefix", "detectLocal.interfaceNamePrefix", "beginning of the names of interfaces on which pods' packets arrive").with(detector).
+		of(&c.PodInterfacePrefix, "name", anything).
+			names("pod-interface-name-prefix", "detectLocal.interfaceNamePrefix", "beginning of the names of interfaces on which pods' packets arrive").
+			with(detector).
 			with(detecting(DetectInterfacePrefix)),
 		of(&ipt.masqueradeAll, boolean, parseBool).names("masquerade-all", "iptables.masqueradeAll", allUsage).with(live).with(notNFT),
-		of(&nft.masqueradeAll, boolean, parseBool).names("masquerade-all", "nftables.masqueradeAll", allUsage).with(live).with(in(ModeNFTables)),
+		of(&nft.masqueradeAll, boolean, parseBool).
+			names("masquerade-all", "nftables.masqueradeAll", allUsage).with(live).with(in(ModeNFTables)),
 		of(&ipt.masqueradeBit, "bit", parseBit).names("iptables-masquerade-bit", "iptables.masqueradeBit", bitUsage),
-		of(&nft.masqueradeBit, "bit", parseBit).names("iptables-masquerade-bit", "nftables.masqueradeBit", bitUsage).with(in(ModeNFTables)),
-		of(&c.LocalhostNodePorts, boolean, parseBool).names("iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports on 127.0.0.1 to the node itself").with(serving).
+		of(&nft.masqueradeBit, "bit", parseBit).
+			names("iptables-masquerade-bit", "nftables.masqueradeBit", bitUsage).with(in(ModeNFTables)),
+		of(&c.LocalhostNodePorts, boolean, parseBool).
+			names("iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports on 127.0.0.1 to the node itself").
+			with(serving).
 			with(in(ModeIPTables)).with(also("Mode iptables ([3.5](datapath.md#35-node-ports)); in other modes it means nothing.")),
-		of(&ipt.syncPeriod, "duration", parsePositive).names("iptables-sync-period", "iptables.syncPeriod", syncUsage).with(live).with(in(ModeIPTables)).
+		of(&ipt.syncPeriod, "duration", parsePositive).
+			names("iptables-sync-period", "iptables.syncPeriod", syncUsage).with(live).with(in(ModeIPTables)).
 			with(also("The flag counts in modes iptables and nftables, a field only in its own mode. Also the measure of health ([3.8](datapath.md#38-health-of-the-node)).")),
-		of(&nft.syncPeriod, "duration", parsePositive).names("iptables-sync-period", "nftables.syncPeriod", syncUsage).with(live).with(in(ModeNFTables)),
-		of(&ipt.minSyncPeriod, "duration", parseNonNegative).names("iptables-min-sync-period", "iptables.minSyncPeriod", minUsage).with(live).with(in(ModeIPTables)).
+		of(&nft.syncPeriod, "duration", parsePositive).
+			names("iptables-sync-period", "nftables.syncPeriod", syncUsage).with(live).with(in(ModeNFTables)),
+		of(&ipt.minSyncPeriod, "duration", parseNonNegative).
+			names("iptables-min-sync-period", "iptables.minSyncPeriod", minUsage).with(live).with(in(ModeIPTables)).
 			with(also("At most the sync period. In the file 0 stands for the default; only the flag can say 0.")),
-		of(&nft.minSyncPeriod, "duration", parseNonNegative).names("iptables-min-sync-period", "nftables.minSyncPeriod", minUsage).with(live).with(in(ModeNFTables)),
-		of(&c.NodePortAddresses, "list", parseNodePortAddresses).names("nodeport-addresses", "nodePortAddresses", "where node ports are served: CIDRs, primary, localhost or all").with(list).with(serving).
+		of(&nft.minSyncPeriod, "duration", parseNonNegative).
+			names("iptables-min-sync-period", "nftables.minSyncPeriod", minUsage).with(live).with(in(ModeNFTables)),
+		of(&c.NodePortAddresses, "list", parseNodePortAddresses).
+			names("nodeport-addresses", "nodePortAddresses", "where node ports are served: CIDRs, primary, localhost or all").
+			with(list).with(serving).
 			with(also("Words and CIDRs may be mixed, the flag may be repeated. Empty means all addresses; in mode nftables it means `primary`, and loopback is served only where it is named: `localhost`, 127.0.0.1/32, ::1/128 ([3.5](datapath.md#35-node-ports)).")),
 		{flag: "feature-gates", field: "featureGates", typ: "Gate=bool,...", list: true, get: c.gates, set: c.setGates, reload: sameConversion,
 			usage: "AllowServiceExternalIPs, PreferSameTrafficDistribution, LoadBalancerIPMode; others are reported and ignored"},
@@ -217,16 +247,26 @@ func (c *Config) datapathSettings() []*setting {
 func (c *Config) ipvsSettings() []*setting {
 	v, st := &c.IPVS, &c.said.ipvs
 	all := []*setting{
-		of(&st.syncPeriod, "duration", parsePositive).names("ipvs-sync-period", "ipvs.syncPeriod", "as --iptables-sync-period").with(live),
-		of(&st.minSyncPeriod, "duration", parseNonNegative).names("ipvs-min-sync-period", "ipvs.minSyncPeriod", "as --iptables-min-sync-period").with(live),
-		of(&v.Scheduler, "name", orElse("rr")).names("ipvs-scheduler", "ipvs.scheduler", "scheduler of virtual servers, by the kernel's name"),
-		of(&v.ExcludeCIDRs, "CIDRs", parsePrefixes).names("ipvs-exclude-cidrs", "ipvs.excludeCIDRs", "networks of virtual servers that belong to others and are never touched").with(list),
-		of(&v.StrictARP, boolean, parseBool).names("ipvs-strict-arp", "ipvs.strictARP", "answer no ARP requests for VIPs on other interfaces, and do not announce them"),
-		of(&v.TCPTimeout, "duration", parseNonNegative).names("ipvs-tcp-timeout", "ipvs.tcpTimeout", "time-out of idle TCP connections in IPVS; 0 leaves the kernel's"),
-		of(&v.TCPFinTimeout, "duration", parseNonNegative).names("ipvs-tcpfin-timeout", "ipvs.tcpFinTimeout", "time-out of TCP connections after a FIN in IPVS; 0 leaves the kernel's"),
-		of(&v.UDPTimeout, "duration", parseNonNegative).names("ipvs-udp-timeout", "ipvs.udpTimeout", "time-out of UDP flows in IPVS; 0 leaves the kernel's"),
+		of(&st.syncPeriod, "duration", parsePositive).
+			names("ipvs-sync-period", "ipvs.syncPeriod", "as --iptables-sync-period").with(live),
+		of(&st.minSyncPeriod, "duration", parseNonNegative).
+			names("ipvs-min-sync-period", "ipvs.minSyncPeriod", "as --iptables-min-sync-period").with(live),
+		of(&v.Scheduler, "name", orElse("rr")).
+			names("ipvs-scheduler", "ipvs.scheduler", "scheduler of virtual servers, by the kernel's name"),
+		of(&v.ExcludeCIDRs, "CIDRs", parsePrefixes).
+			names("ipvs-exclude-cidrs", "ipvs.excludeCIDRs", "networks of virtual servers that belong to others and are never touched").
+			with(list),
+		of(&v.StrictARP, boolean, parseBool).
+			names("ipvs-strict-arp", "ipvs.strictARP", "answer no ARP requests for VIPs on other interfaces, and do not announce them"),
+		of(&v.TCPTimeout, "duration", parseNonNegative).
+			names("ipvs-tcp-timeout", "ipvs.tcpTimeout", "time-out of idle TCP connections in IPVS; 0 leaves the kernel's"),
+		of(&v.TCPFinTimeout, "duration", parseNonNegative).
+			names("ipvs-tcpfin-timeout", "ipvs.tcpFinTimeout", "time-out of TCP connections after a FIN in IPVS; 0 leaves the kernel's"),
+		of(&v.UDPTimeout, "duration", parseNonNegative).
+			names("ipvs-udp-timeout", "ipvs.udpTimeout", "time-out of UDP flows in IPVS; 0 leaves the kernel's"),
 		of(&v.VIP, "mode", choice(vipModes)).names("ipvs-vip", "", "how the node owns VIPs: address, route or mark"),
-		of(&v.DrainTimeout, "duration", parseNonNegative).names("ipvs-drain-timeout", "", "how long a removed endpoint keeps its connections; 0 is IPVS' TCP time-out"),
+		of(&v.DrainTimeout, "duration", parseNonNegative).
+			names("ipvs-drain-timeout", "", "how long a removed endpoint keeps its connections; 0 is IPVS' TCP time-out"),
 	}
 	for _, s := range all {
 		s.modes = []Mode{ModeIPVS}
@@ -238,36 +278,53 @@ func (c *Config) ipvsSettings() []*setting {
 func (c *Config) conntrackSettings() []*setting {
 	v := &c.Conntrack
 	return []*setting{
-		of(&v.MaxPerCore, "number", parseInt(0, math.MaxInt32)).names("conntrack-max-per-core", "conntrack.maxPerCore", "connections to track per CPU; 0 leaves the limit alone"),
-		of(&v.Min, "number", parseInt(0, math.MaxInt32)).names("conntrack-min", "conntrack.min", "least number of connections to track"),
-		of(&v.TCPEstablishedTimeout, "duration", parseNonNegative).names("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout", "time-out of idle TCP connections; 0 leaves the kernel's"),
-		of(&v.TCPCloseWaitTimeout, "duration", parseNonNegative).names("conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout", "time-out of TCP connections in CLOSE_WAIT; 0 leaves the kernel's"),
-		of(&v.TCPBeLiberal, boolean, parseBool).names("conntrack-tcp-be-liberal", "conntrack.tcpBeLiberal", "accept TCP packets outside of the window"),
-		of(&v.UDPTimeout, "duration", parseNonNegative).names("conntrack-udp-timeout", "conntrack.udpTimeout", "time-out of UDP flows without an answer; 0 leaves the kernel's"),
-		of(&v.UDPStreamTimeout, "duration", parseNonNegative).names("conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout", "time-out of UDP flows with answers; 0 leaves the kernel's"),
+		of(&v.MaxPerCore, "number", parseInt(0, math.MaxInt32)).
+			names("conntrack-max-per-core", "conntrack.maxPerCore", "connections to track per CPU; 0 leaves the limit alone"),
+		of(&v.Min, "number", parseInt(0, math.MaxInt32)).
+			names("conntrack-min", "conntrack.min", "least number of connections to track"),
+		of(&v.TCPEstablishedTimeout, "duration", parseNonNegative).
+			names("conntrack-tcp-timeout-established", "conntrack.tcpEstablishedTimeout", "time-out of idle TCP connections; 0 leaves the kernel's"),
+		of(&v.TCPCloseWaitTimeout, "duration", parseNonNegative).
+			names("conntrack-tcp-timeout-close-wait", "conntrack.tcpCloseWaitTimeout", "time-out of TCP connections in CLOSE_WAIT; 0 leaves the kernel's"),
+		of(&v.TCPBeLiberal, boolean, parseBool).
+			names("conntrack-tcp-be-liberal", "conntrack.tcpBeLiberal", "accept TCP packets outside of the window"),
+		of(&v.UDPTimeout, "duration", parseNonNegative).
+			names("conntrack-udp-timeout", "conntrack.udpTimeout", "time-out of UDP flows without an answer; 0 leaves the kernel's"),
+		of(&v.UDPStreamTimeout, "duration", parseNonNegative).
+			names("conntrack-udp-timeout-stream", "conntrack.udpStreamTimeout", "time-out of UDP flows with answers; 0 leaves the kernel's"),
 	}
 }
 
 // processSettings concern the process alone.
 func (c *Config) processSettings() []*setting {
-	noFile := func(s *setting) { s.hidden = true }
+	hide := func(s *setting) { s.hidden = true }
 	return []*setting{
-		of(&c.HealthzAddress, "address", parseListen(healthzPort)).names("healthz-bind-address", "healthzBindAddress", "where the health server listens; empty for none").
+		of(&c.HealthzAddress, "address", parseListen(healthzPort)).
+			names("healthz-bind-address", "healthzBindAddress", "where the health server listens; empty for none").
 			with(also("`/healthz`, `/livez`, `/readyz`. In the file empty stands for the default; only the flag can say that there is no server.")),
-		of(&c.MetricsAddress, "address", parseListen(metricsPort)).names("metrics-bind-address", "metricsBindAddress", "where the metrics server listens; empty for none").
+		of(&c.MetricsAddress, "address", parseListen(metricsPort)).
+			names("metrics-bind-address", "metricsBindAddress", "where the metrics server listens; empty for none").
 			with(also("As above.")),
-		of(&c.said.healthzPort, "port", parseInt(0, math.MaxUint16)).names("healthz-port", "", "deprecated: port of the health server").with(noFile).
+		of(&c.said.healthzPort, "port", parseInt(0, math.MaxUint16)).
+			names("healthz-port", "", "deprecated: port of the health server").with(hide).
 			with(also("Counts where `--healthz-bind-address` has no port; 0 for no server. Not together with `--config`.")),
-		of(&c.said.metricsPort, "port", parseInt(0, math.MaxUint16)).names("metrics-port", "", "deprecated: port of the metrics server").with(noFile).
+		of(&c.said.metricsPort, "port", parseInt(0, math.MaxUint16)).
+			names("metrics-port", "", "deprecated: port of the metrics server").with(hide).
 			with(also("As above.")),
-		of(&c.BindAddressHardFail, boolean, parseBool).names("bind-address-hard-fail", "bindAddressHardFail", "end where a server cannot listen, instead of trying again"),
-		of(&c.EnableProfiling, boolean, parseBool).names("profiling", "enableProfiling", "serve /debug/pprof and /debug/flags on the metrics server"),
-		of(&c.MetricsAuth, boolean, parseBool).names("metrics-auth", "", "ask the API server whether requests to the metrics server are allowed").
+		of(&c.BindAddressHardFail, boolean, parseBool).
+			names("bind-address-hard-fail", "bindAddressHardFail", "end where a server cannot listen, instead of trying again"),
+		of(&c.EnableProfiling, boolean, parseBool).
+			names("profiling", "enableProfiling", "serve /debug/pprof and /debug/flags on the metrics server"),
+		of(&c.MetricsAuth, boolean, parseBool).
+			names("metrics-auth", "", "ask the API server whether requests to the metrics server are allowed").
 			with(also("With TokenReview and SubjectAccessReview.")),
-		of(&c.RemoveTaint, "key", anything).names("remove-taint", "", "key of a taint to take from this Node once the first rules are in the kernel"),
-		of(&c.OOMScoreAdj, "number", parseInt(-1000, 1000)).names("oom-score-adj", "oomScoreAdj", "the process's oom_score_adj, -1000 to 1000").with(live).
+		of(&c.RemoveTaint, "key", anything).
+			names("remove-taint", "", "key of a taint to take from this Node once the first rules are in the kernel"),
+		of(&c.OOMScoreAdj, "number", parseInt(-1000, 1000)).
+			names("oom-score-adj", "oomScoreAdj", "the process's oom_score_adj, -1000 to 1000").with(live).
 			with(also("Where it may not be written it stays as it is.")),
-		of(&c.Verbosity, "level", parseInt(0, math.MaxInt32)).names("v", "logging.verbosity", "verbosity of the log; 4 and more is for debugging").with(live).
+		of(&c.Verbosity, "level", parseInt(0, math.MaxInt32)).
+			names("v", "logging.verbosity", "verbosity of the log; 4 and more is for debugging").with(live).
 			with(func(s *setting) { s.short = "v" }),
 		{flag: "logging-format", field: "logging.format", typ: "format", usage: "text or json", get: func() string {
 			if c.LogJSON {
@@ -281,11 +338,14 @@ func (c *Config) processSettings() []*setting {
 			}
 			return err
 		}},
-		of(&c.LogFlushFrequency, "duration", parsePositive).names("log-flush-frequency", "logging.flushFrequency", "longest time between flushes of the log").
+		of(&c.LogFlushFrequency, "duration", parsePositive).
+			names("log-flush-frequency", "logging.flushFrequency", "longest time between flushes of the log").
 			with(func(s *setting) { s.note = "the log is not buffered" }),
-		of(&c.VModule, "file=level,...", parseVModule).names("vmodule", "logging.vmodule", "verbosity of single source files").with(list).
+		of(&c.VModule, "file=level,...", parseVModule).
+			names("vmodule", "logging.vmodule", "verbosity of single source files").with(list).
 			with(func(s *setting) { s.note = "use -v, which counts for all files" }),
-		of(&c.ShowHiddenMetricsForVersion, "version", anything).names("show-hidden-metrics-for-version", "showHiddenMetricsForVersion", "show metrics that are hidden since this version").
+		of(&c.ShowHiddenMetricsForVersion, "version", anything).
+			names("show-hidden-metrics-for-version", "showHiddenMetricsForVersion", "show metrics that are hidden since this version").
 			with(func(s *setting) { s.note = "no metrics are hidden" }),
 	}
 }
