@@ -17,7 +17,8 @@
 //  3. Objects of equal meaning give Equal values: ports, hints, ranges and endpoints are sorted and without duplicates.
 //  4. The Feed holds at most one pending version per object, the last. A Wake follows every change. What one reading of
 //     the files changes is drained together.
-//  5. A source that is lost (API server away, file that does not parse) leaves the last state in force.
+//  5. A source that is lost (API server away, file that does not parse) leaves the last state in force. A watch that the
+//     server has not ended in its time is cut and begun anew.
 //
 // Selection and reading of fields follow kube-proxy: Services and EndpointSlices that carry one of the labels
 // service.kubernetes.io/service-proxy-name and service.kubernetes.io/headless are somebody else's, but for those with our

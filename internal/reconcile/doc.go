@@ -2,7 +2,7 @@
 //
 //	Feed ──wake──► drain ─► cluster.Store ─► compile ─► fwd.Table ─► Backend.Update
 //	                                                                     │
-//	timers: retry, verify ──► Backend.Observe ─────────────────────► Backend.Apply ─► Flows, Monitor, Events
+//	timers: retry, verify ──► Backend.Observe ─────────────────────► Backend.Apply ─► Flows, Checks, Monitor, Events
 //
 // Invariants:
 //
@@ -15,7 +15,8 @@
 //     kernel is read before, since the cause may be that it is not as it was believed to be.
 //  5. A Service that the kernel refuses is set aside (quarantined) and everybody else's rules are written. It is tried
 //     again when its objects change and at each verification.
-//  6. Verification reads the kernel every SyncPeriod, when no change is waiting, and repairs what others changed.
+//  6. Verification reads the kernel every SyncPeriod, when no change is waiting, and repairs what others changed. The first
+//     one follows the first complete write at once: a node counts as ready when it has found everything.
 //  7. When Run ends, the kernel is left as it is.
 //
 // Not for: reading the API (kube), deciding about packets (compile), writing (backend). Imported by cmd/fairlead and
