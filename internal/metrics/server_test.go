@@ -68,6 +68,18 @@ func TestPages(t *testing.T) {
 	if level != 4 {
 		t.Errorf("verbosity %d, want 4", level)
 	}
+	for accept, want := range map[string]string{
+		"": "text/plain; version=0.0.4",
+		"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited": "application/vnd.google.protobuf;",
+	} {
+		req := httptest.NewRequest("GET", "/metrics", nil)
+		req.Header.Set("Accept", accept)
+		w := httptest.NewRecorder()
+		m.Handler(all).ServeHTTP(w, req)
+		if got := w.Header().Get("Content-Type"); !strings.HasPrefix(got, want) {
+			t.Errorf("Accept %q: Content-Type %q, want %q", accept, got, want)
+		}
+	}
 }
 
 // reviews is a Reviewer: alice may get /metrics, bob nothing.

@@ -67,7 +67,7 @@ type Events interface {
 type Monitor interface {
 	// Queued says that a change waits to be written, since then.
 	Queued(since time.Time)
-	// Synced reports a sync. Its Start is earlier than that of the next, and the reports come in that order.
+	// Synced reports a sync, also one that took events in and had nothing to write.
 	Synced(Sync)
 	// Verified says that a reading of the kernel found all that is wanted, and nothing to repair.
 	Verified(at time.Time)
