@@ -37,6 +37,8 @@ type readiness struct {
 	// Quarantined counts the Services that the kernel refuses; they do not keep a node from being ready.
 	Quarantined int                    `json:"quarantinedServices"`
 	Watches     map[string]watchStatus `json:"watches,omitempty"`
+	// Notes are for people: what is waited for, what is odd about the node.
+	Notes []string `json:"notes,omitempty"`
 }
 
 type watchStatus struct {
@@ -103,7 +105,7 @@ func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
 
 // ready says what /readyz adds; Ready leaves freshness out.
 func (s *State) ready(at moment) *readiness {
-	r := &readiness{Ready: s.written && s.verified, Written: s.written, Verified: s.verified, Quarantined: s.quarantined}
+	r := &readiness{Ready: s.written && s.verified, Written: s.written, Verified: s.verified, Quarantined: s.quarantined, Notes: at.notes}
 	for _, w := range at.watches {
 		if r.Watches == nil {
 			r.Watches = make(map[string]watchStatus)

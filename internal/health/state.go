@@ -29,6 +29,8 @@ type Options struct {
 	Waiting func() time.Time
 	// Watches tells of the watches; nil where objects come from files.
 	Watches func() []Watch
+	// Notes are sentences that /readyz shows to people; nil for none.
+	Notes func() []string
 	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
 	Answered func(endpoint string, code int)
 }
@@ -123,6 +125,7 @@ type moment struct {
 	now     time.Time
 	waiting time.Time
 	watches []Watch
+	notes   []string
 }
 
 // look asks those who know.
@@ -133,6 +136,9 @@ func (s *State) look(now time.Time) moment {
 	}
 	if s.o.Watches != nil {
 		at.watches = s.o.Watches()
+	}
+	if s.o.Notes != nil {
+		at.notes = s.o.Notes()
 	}
 	return at
 }

@@ -109,10 +109,11 @@ func TestBodies(t *testing.T) {
 			"/healthz": `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","nodeEligible":true,"healthy":false,` + status + `}`,
 			"/livez":   `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","healthy":false,` + status + `}`,
 			"/readyz": `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","healthy":false,` + status +
-				`,"ready":false,"written":false,"verified":false,"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}}}`,
+				`,"ready":false,"written":false,"verified":false,"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}},"notes":["waiting for the node"]}`,
 		}
 		born := time.Now().Add(-61001 * time.Millisecond)
 		s.o.Watches = func() []Watch { return []Watch{{Resource: "services", Heard: born, Open: true}} }
+		s.o.Notes = func() []string { return []string{"waiting for the node"} }
 		for path, body := range want {
 			w := get(t, s.Handler(), "GET", path)
 			if d := cmp.Diff(body, w.Body.String()); d != "" {

@@ -26,10 +26,12 @@ type Watcher struct {
 	Running func(context.Context) (mode string)
 	// Warn makes a Warning event on the Node.
 	Warn func(reason, message string)
-	// Present is told whether there is anything of kube-proxy's on the node, at the start and when it changes.
+	// Present is told whether there is anything of kube-proxy's on the node, at the start and after each change.
 	Present func(bool)
 	Log     *slog.Logger
 
+	// runs says that a kube-proxy answered at the start.
+	runs bool
 	// seen is what the last look found, looked says that there was one.
 	seen   []string
 	looked bool
@@ -37,37 +39,35 @@ type Watcher struct {
 	failing bool
 }
 
-// Start takes the first look. It is called before our own servers listen, which would answer in kube-proxy's place.
+// Start asks for a kube-proxy that runs. It is called before our own servers listen, which would answer in its place.
 func (w *Watcher) Start(ctx context.Context) {
 	mode := w.Running(ctx)
-	if mode != "" {
+	w.runs = mode != ""
+	w.Present(w.runs)
+	if w.runs {
 		w.warn(ReasonRunning, "a kube-proxy runs on this node, and both write rules: end it (without --cleanup), then run fairlead cleanup --kube-proxy", "kubeProxyMode", mode)
 	}
-	signs, ok := w.look(ctx)
-	if ok {
-		w.first(signs, mode != "")
-	}
-	w.Present(mode != "" || len(signs) > 0)
 }
 
 // first takes note of what was there before us.
-func (w *Watcher) first(signs []string, runs bool) {
+func (w *Watcher) first(signs []string) {
 	w.seen, w.looked = signs, true
-	if len(signs) > 0 && !runs {
+	w.Present(w.runs || len(signs) > 0)
+	if len(signs) > 0 && !w.runs {
 		w.warn(ReasonRules, "kube-proxy's rules are in force beside ours: see that it does not run, then run fairlead cleanup --kube-proxy", "found", strings.Join(signs, "; "))
 	}
 }
 
-// Run looks again, rarely, until ctx ends. Rules that come back were written by somebody who runs.
+// Run looks for rules, then again, rarely, until ctx ends. Rules that come back were written by somebody who runs.
 func (w *Watcher) Run(ctx context.Context) {
 	for {
+		w.again(ctx)
 		t := time.NewTimer(period - period/5 + rand.N(2*period/5))
 		select {
 		case <-ctx.Done():
 			t.Stop()
 			return
 		case <-t.C:
-			w.again(ctx)
 		}
 	}
 }
@@ -78,8 +78,7 @@ func (w *Watcher) again(ctx context.Context) {
 		return
 	}
 	if !w.looked {
-		w.first(signs, false)
-		w.Present(len(signs) > 0)
+		w.first(signs)
 		return
 	}
 	var added []string

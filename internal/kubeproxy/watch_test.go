@@ -34,15 +34,15 @@ func TestWatcher(t *testing.T) {
 		logged  int
 		present []bool
 	}{
-		{"nothing", "", []look{{}, {}, {}}, nil, 0, []bool{false}},
-		{"left behind", "", []look{{signs: []string{chain}}, {signs: []string{chain}}, {}, {}}, []string{ReasonRules}, 2, []bool{true, false}},
-		{"runs", "ipvs", []look{{signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRunning}, 1, []bool{true}},
-		{"comes", "", []look{{}, {signs: []string{table}}, {signs: []string{table}}}, []string{ReasonRunning}, 1, []bool{false, true}},
-		{"comes back", "", []look{{signs: []string{chain}}, {}, {signs: []string{chain}}}, []string{ReasonRules, ReasonRunning}, 3, []bool{true, false, true}},
-		{"changes its mode", "", []look{{signs: []string{chain}}, {signs: []string{table}}}, []string{ReasonRules, ReasonRunning}, 2, []bool{true, true}},
-		{"one family goes", "", []look{{signs: []string{chain, table}}, {signs: []string{table}}}, []string{ReasonRules}, 1, []bool{true, true}},
+		{"nothing", "", []look{{}, {}, {}}, nil, 0, []bool{false, false}},
+		{"left behind", "", []look{{signs: []string{chain}}, {signs: []string{chain}}, {}, {}}, []string{ReasonRules}, 2, []bool{false, true, false}},
+		{"runs", "ipvs", []look{{signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRunning}, 1, []bool{true, true}},
+		{"comes", "", []look{{}, {signs: []string{table}}, {signs: []string{table}}}, []string{ReasonRunning}, 1, []bool{false, false, true}},
+		{"comes back", "", []look{{signs: []string{chain}}, {}, {signs: []string{chain}}}, []string{ReasonRules, ReasonRunning}, 3, []bool{false, true, false, true}},
+		{"changes its mode", "", []look{{signs: []string{chain}}, {signs: []string{table}}}, []string{ReasonRules, ReasonRunning}, 2, []bool{false, true, true}},
+		{"one family goes", "", []look{{signs: []string{chain, table}}, {signs: []string{table}}}, []string{ReasonRules}, 1, []bool{false, true, true}},
 		{"cannot be looked at first", "", []look{{err: errors.New("no")}, {signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRules}, 2, []bool{false, true}},
-		{"cannot be looked at", "", []look{{}, {err: errors.New("no")}, {err: errors.New("no")}, {}}, nil, 1, []bool{false}},
+		{"cannot be looked at", "", []look{{}, {err: errors.New("no")}, {err: errors.New("no")}, {}}, nil, 1, []bool{false, false}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -142,6 +142,15 @@ func (m *Monitor) registerOwn() {
 	v.staleFlows = s.counter("fairlead_stale_flows_deleted_total", "Stale UDP flows that were removed, by why they were stale.", family, "reason")
 	v.flowFailures = s.counter("fairlead_stale_flow_failures_total", "Searches for stale UDP flows that failed.", family)
 	initialise(v.flowFailures)
+	if m.o.KubeProxy != nil {
+		s.readGauge("fairlead_kube_proxy_present", "Whether a kube-proxy, or anything that one has written, is on the node beside Fairlead.", func(e emit) {
+			value := 0.0
+			if m.o.KubeProxy() {
+				value = 1
+			}
+			e(value)
+		})
+	}
 	if m.o.Watches != nil {
 		s.readGauge("fairlead_watch_stale_seconds", "Time since an event, a bookmark or an answer came from the API server.", func(e emit) {
 			for _, w := range m.o.Watches() {

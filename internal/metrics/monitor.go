@@ -25,6 +25,8 @@ type Options struct {
 	Rules func() []Rules
 	// Draining tells, by fwd.Family.Index, of destinations that get no new connections (mode ipvs).
 	Draining func() [2]Draining
+	// KubeProxy says whether there is a kube-proxy, or anything of one, on the node.
+	KubeProxy func() bool
 	// LocalPorts tells of node ports that are served in user space on loopback addresses.
 	LocalPorts func() LocalPorts
 }

@@ -30,8 +30,9 @@ func full(mode string) Options {
 		Watches: func() []Watch {
 			return []Watch{{"services", time.Now().Add(-time.Minute), true}, {"nodes", time.Now(), false}}
 		},
-		Rules:    func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
-		Draining: draining(mode),
+		Rules:     func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
+		Draining:  draining(mode),
+		KubeProxy: func() bool { return true },
 		LocalPorts: func() LocalPorts {
 			return LocalPorts{Listeners: [2]int{1, 2}, Connections: 3, BindFailures: [2]uint64{4, 5}}
 		},
@@ -106,7 +107,7 @@ func TestSynced(t *testing.T) {
 		`fairlead_sync_failures_total{ip_family="IPv6"} 1`, `fairlead_sync_failures_total{ip_family="IPv4"} 0`,
 		`fairlead_objects_written_total 5`, `fairlead_objects_deleted_total 6`, `fairlead_drifted_objects_total 8`,
 		`fairlead_services 7`, `fairlead_frontends 9`, `fairlead_endpoints 11`, `fairlead_conflicts 12`, `fairlead_quarantined_services 1`,
-		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`,
+		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`, `fairlead_kube_proxy_present 1`,
 		`fairlead_last_verified_timestamp_seconds 0`, `fairlead_watch_open{resource="services"} 1`, `fairlead_watch_open{resource="nodes"} 0`,
 		`fairlead_watch_stale_seconds{resource="services"} 6`, `go_goroutines `, `process_start_time_seconds `,
 	)
