@@ -16,23 +16,27 @@ type Difference struct {
 	Text string
 }
 
-// Differences are all there are. Expect has those that are about the first packet of a connection.
+// Differences are all there are, beside what no packet shows. Expect has those that are about the first packet of a
+// connection.
 var Differences = []Difference{
-	{"other-ports", "What is sent to another port of an address of Services is rejected, since with `address` and `route` the address is " +
-		"local and the host's own sockets would answer. With `route` and `mark`, so is what is sent to any other address of a known service CIDR (not if an address of the node or an excluded one is in it)."},
-	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS refuses to forward from a loopback address. " +
-		"TCP is served there by Fairlead itself, by copying bytes."},
-	{"loopback-source", "A packet with a loopback address as its source reaches endpoints on the node only, for the same reason."},
+	{"other-ports", "What is sent to another port of an address of Services is rejected: with `address` and `route` that address is " +
+		"local, and the host's own sockets would answer. With `route` and `mark` so is what is sent to any other address of a service CIDR, " +
+		"unless an address of the node or an excluded one is in it."},
+	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS does not forward from loopback addresses to other " +
+		"hosts. Fairlead itself serves TCP there, as in mode nftables."},
+	{"loopback-source", "A packet whose source is a loopback address reaches only endpoints on the node, for the same reason."},
 	{"link-local-node-ports", "Node ports are not served on link-local addresses: a virtual server has no interface."},
-	{"drop-for-reject", "Where some sources are rejected and others forwarded, the former are dropped: IPVS rejects for all alike, and no " +
-		"table of iptables that can reject sees a packet of the node before IPVS. Policies of Kubernetes make no such mixture."},
-	{"no-alternate", "Where a Service has no address but those of the node, because another Service has its cluster IP, all sources go to the same " +
-		"endpoints: there is no address for a second virtual server."},
-	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the endpoint is on this node: the " +
-		"set of all endpoints of the cluster would be too large."},
-	{"affinity", "Session affinity is for each address and port, not for each Service port, and lasts two to three minutes at least: it is " +
-		"the kernel's persistence, which a closing connection prolongs."},
-	{"excluded", "Addresses in `--ipvs-exclude-cidrs` are not served at all."},
+	{"drop-for-reject", "Where some sources are to be rejected and others forwarded, the former are dropped: IPVS rejects all or " +
+		"none, and iptables could reject the node's own packets only after IPVS. No policy of Kubernetes asks for it."},
+	{"no-alternate", "Where a Service has no address but those of the node, since another Service has its cluster IP, all sources " +
+		"go to the same endpoints: there is no address for a second virtual server."},
+	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the endpoint is on " +
+		"this node: a set of all endpoints of the cluster would be large."},
+	{"affinity", "Session affinity is that of the kernel: for each address and port, not for each port of a Service, and for two to " +
+		"three minutes at least after the last connection."},
+	{"excluded", "Nothing is done at addresses in `--ipvs-exclude-cidrs`."},
+	{"order", "A change is many small steps, not one. New endpoints come before old ones go; but while the endpoints of a " +
+		"traffic policy change, some sources may for a moment be served as others of the same Service are."},
 }
 
 // Options are those of the renderer that matter to Expect.
