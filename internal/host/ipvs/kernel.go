@@ -143,7 +143,7 @@ func (k *Kernel) Read(ctx context.Context) (Content, error) {
 		if c, err = k.list(ctx); err != nil {
 			break
 		}
-		if err = k.fill(&c); err == nil {
+		if err = k.fill(ctx, &c); err == nil {
 			return c, nil
 		}
 	}
@@ -151,8 +151,10 @@ func (k *Kernel) Read(ctx context.Context) (Content, error) {
 }
 
 // fill adds the real servers, which it reads all at once. It fails where the two readings do not tell of the same virtual
-// servers.
-func (k *Kernel) fill(c *Content) error {
+// servers, but for those that the table lacks: where other network namespaces have virtual servers, too, the kernel skips
+// some of them at the end of a page (seen with Linux 6.1: it finds the place again by the number of the namespace's own, and
+// counts on with those of all). Those are asked for one by one.
+func (k *Kernel) fill(ctx context.Context, c *Content) error {
 	if _, err := k.table.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
@@ -168,7 +170,9 @@ func (k *Kernel) fill(c *Content) error {
 		s := &c.Servers[i]
 		reals, ok := table[s.VirtualServer]
 		if !ok {
-			return fmt.Errorf("%v was deleted meanwhile", s.VirtualServer)
+			if reals, err = k.realServers(ctx, s.VirtualServer); err != nil {
+				return fmt.Errorf("%v, which the table lacks: %w", s.VirtualServer, err)
+			}
 		}
 		s.Reals = reals
 		delete(table, s.VirtualServer)

@@ -293,6 +293,20 @@ func TestKernelLarge(t *testing.T) {
 	same(t, read(t, k), Content{})
 }
 
+// TestKernelOtherNamespace reads while another network namespace has virtual servers in the kernel's one table.
+func TestKernelOtherNamespace(t *testing.T) {
+	ops := large(1000)
+	k, f := openKernel(t), &Fake{}
+	apply(t, f, ops...)
+	apply(t, k, ops...)
+	t.Run("of two", func(t *testing.T) {
+		other := openKernel(t)
+		apply(t, other, ops...)
+		same(t, read(t, other), read(t, f))
+		same(t, read(t, k), read(t, f))
+	})
+}
+
 // TestKernelForeign reads what other programs write and we do not.
 func TestKernelForeign(t *testing.T) {
 	k := openKernel(t)

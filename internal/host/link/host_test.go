@@ -480,6 +480,33 @@ func TestKernelMarkRoute(t *testing.T) {
 	}
 }
 
+// TestKernelSource asks for the source towards a destination behind a device without addresses, as those of pods often are,
+// while the node's only address is on a device that is younger than the VIPs': no VIP is it.
+func TestKernelSource(t *testing.T) {
+	k := open(t)
+	if got := apply(t, k, add(VIP(vipDev, netip.MustParseAddr("10.96.0.1")), VIP(vipDev, netip.MustParseAddr("fd00:10:96::1")))); len(got) > 0 {
+		t.Fatal(got)
+	}
+	for _, args := range []string{
+		"addr flush dev fl-node", "link add fl-young type veth peer name fl-pod", "link set fl-young addrgenmode none up", "link set fl-pod addrgenmode none up",
+		"addr add 192.0.2.1/24 dev fl-young", "addr add 2001:db8::1/64 dev fl-young nodad",
+		"route add 10.244.0.0/16 dev fl-pod", "-6 route add fd00:10:244::/48 dev fl-pod",
+	} {
+		hosttest.Run(t, "ip", strings.Fields(args)...)
+	}
+	for _, tt := range []struct{ args, want string }{
+		{"route get 10.244.0.1", "src 192.0.2.1 "},
+		{"-6 route get fd00:10:244::1", "src 2001:db8::1 "},
+		// To a VIP itself it is: the mode's rules masquerade such packets.
+		{"route get 10.96.0.1", "src 10.96.0.1 "},
+		{"-6 route get fd00:10:96::1", "src fd00:10:96::1 "},
+	} {
+		if out := hosttest.Run(t, "ip", strings.Fields(tt.args)...); !strings.Contains(out, tt.want) {
+			t.Errorf("ip %s: no %q in %s", tt.args, tt.want, out)
+		}
+	}
+}
+
 func TestFake(t *testing.T) {
 	var f Fake
 	if _, err := f.EnsureDummy(t.Context(), vipDev); err != nil {

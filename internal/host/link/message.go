@@ -2,6 +2,7 @@ package link
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,11 @@ func (a Addr) body(dev int) []byte {
 	b = nlbatch.AppendAttr(b, unix.IFA_ADDRESS, ip.AsSlice()...)
 	if ip.Is6() {
 		b = nlbatch.AppendUint32(b, unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)
+		// struct ifa_cacheinfo: preferred for 0 s, valid for ever. Such an address is deprecated (RFC 6724, rule 3): the kernel
+		// takes it as a source only of what is sent to that address itself. The scope, which has this effect in IPv4, follows
+		// from the address in IPv6.
+		lifetimes := binary.NativeEndian.AppendUint32(make([]byte, 4, 16), math.MaxUint32)
+		b = nlbatch.AppendAttr(b, unix.IFA_CACHEINFO, append(lifetimes, make([]byte, 8)...)...)
 	}
 	return b
 }

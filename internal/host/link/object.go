@@ -55,8 +55,9 @@ type Object interface {
 	validate(del bool) string
 }
 
-// Addr is an address on a device. Those that are made are single addresses with scope link, without a prefix route, and,
-// in IPv6, without a look for others that have it.
+// Addr is an address on a device. Those that are made are single addresses without a prefix route, and, in IPv6, without a
+// look for others that have it. The kernel does not choose them as the source of anything but packets to themselves: in IPv4
+// they have scope link, in IPv6 they are deprecated.
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix
