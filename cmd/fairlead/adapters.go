@@ -3,7 +3,8 @@ package main
 import (
 	"context"
 	"errors"
-	"sync"
+	"log/slog"
+	"time"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -49,10 +50,15 @@ func (a eventAdapter) Warn(s fwd.Service, reason, message string) {
 	a.recorder.Service(cluster.ServiceName(s), true, reason, message)
 }
 
-// group runs the daemon's goroutines. The first that fails ends the others.
+// group runs the daemon's goroutines. The first that fails ends the others. run and wait belong to one goroutine.
 type group struct {
 	cancel context.CancelCauseFunc
-	wg     sync.WaitGroup
+	parts  []part
+}
+
+type part struct {
+	name string
+	done chan struct{}
 }
 
 // failure is the cause of a context that ended because a goroutine failed; a signal has another cause.
@@ -67,18 +73,42 @@ func (f *failure) Error() string { return f.name + ": " + f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
 func (g *group) run(name string, fn func() error) {
-	g.wg.Go(func() {
+	p := part{name, make(chan struct{})}
+	g.parts = append(g.parts, p)
+	go func() {
+		defer close(p.done)
 		if err := fn(); err != nil {
 			g.cancel(&failure{name, err})
 		}
-	})
+	}()
 }
 
-// wait returns when the context has ended and all goroutines have: the failure of the first that failed, or nil where the
-// context ended for another reason.
-func (g *group) wait(ctx context.Context) error {
+// grace is how long parts have to end when they are told to. All that they write to the kernel is whole at any time, so that
+// one which waits for a program or for an answer need not be waited for.
+const grace = 700 * time.Millisecond
+
+// wait returns when the context has ended and all goroutines have, or had the time to: the failure of the first that failed,
+// or nil where the context ended for another reason.
+func (g *group) wait(ctx context.Context, log *slog.Logger) error {
 	<-ctx.Done()
-	g.wg.Wait()
+	over := make(chan struct{})
+	defer time.AfterFunc(grace, func() { close(over) }).Stop()
+	var left []string
+	for _, p := range g.parts {
+		select {
+		case <-p.done:
+			continue
+		default:
+		}
+		select {
+		case <-p.done:
+		case <-over:
+			left = append(left, p.name)
+		}
+	}
+	if len(left) > 0 {
+		log.Warn("ending without parts that do not end", "parts", left)
+	}
 	var f *failure
 	if errors.As(context.Cause(ctx), &f) {
 		return f

@@ -56,6 +56,9 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	if cfg.Cleanup {
 		return errors.Join(runCleanup(ctx, nil, s), cleanupKubeProxy(ctx, cfg.IPVS.ExcludeCIDRs, false, s))
 	}
+	if cfg.InitOnly {
+		return initOnly(ctx, cfg, log)
+	}
 	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
@@ -85,19 +88,18 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	plane, err := openDataplane(ctx, cfg, eventAdapter{recorder}.Warn, log)
-	if err != nil && !mayAdminister() {
-		return fmt.Errorf("no permission to change the kernel: run as root, or with the capabilities NET_ADMIN and NET_RAW (%w)", err)
-	}
+	plane, err := prepare(ctx, cfg, recorder, log)
 	if err != nil {
-		return fmt.Errorf("open mode %s: %w", cfg.Mode, err)
+		return err
 	}
 	addrs, err := link.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
-	watch := newObservers(cfg, feed, source, recorder, plane, local, level, log)
+	near := newNeighbour(recorder, log)
+	near.Start(ctx)
+	watch := newObservers(cfg, feed, source, recorder, plane, local, near, level, log)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
@@ -109,6 +111,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	})
 
 	g := group{cancel: cancel}
+	announce(cfg, recorder)
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("configuration file", func() error {
@@ -124,6 +127,8 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	if plane.run != nil {
 		g.run("dataplane", func() error { plane.run(ctx); return nil })
 	}
+	g.run("kube-proxy", func() error { near.Run(ctx); return nil })
+	g.run("settings", func() error { checkSettings(ctx, cfg, recorder, log); return nil })
 	g.run("stale flows", func() error { worker.Run(ctx); return nil })
 	if cfg.LocalPorts() != [2]bool{} {
 		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
@@ -131,7 +136,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	if err := watch.run(ctx, &g, source); err != nil {
 		cancel(&failure{"metrics server", err})
 	}
-	err = g.wait(ctx)
+	err = g.wait(ctx, log)
 	if err == nil {
 		log.Info("fairlead ends, the rules stay in force")
 	}

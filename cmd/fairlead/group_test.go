@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,7 +23,7 @@ func TestGroup(t *testing.T) {
 		g := group{cancel: cancel}
 		g.run("other", untilEnd(ctx, nil))
 		g.run("part", func() error { return broken })
-		if err := g.wait(ctx); !errors.Is(err, broken) || err.Error() != "part: broken" {
+		if err := g.wait(ctx, slog.New(slog.DiscardHandler)); !errors.Is(err, broken) || err.Error() != "part: broken" {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -35,7 +36,7 @@ func TestGroup(t *testing.T) {
 		if err := syscall.Kill(os.Getpid(), syscall.SIGUSR1); err != nil {
 			t.Fatal(err)
 		}
-		if err := g.wait(ctx); err != nil {
+		if err := g.wait(ctx, slog.New(slog.DiscardHandler)); err != nil {
 			t.Errorf("got %v", err)
 		}
 	})

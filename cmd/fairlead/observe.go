@@ -32,7 +32,7 @@ type observers struct {
 
 // newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run.
 func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane dataplane, local *localport.Forwarder,
-	level *slog.LevelVar, log *slog.Logger) *observers {
+	near *neighbour, level *slog.LevelVar, log *slog.Logger) *observers {
 	o := &observers{recorder: recorder, level: level, log: log}
 	o.config.Store(cfg)
 	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
@@ -40,7 +40,8 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 		_, last := feed.Waiting()
 		return metrics.Changes{Services: total.Services, Slices: total.Slices, ServicesWaiting: waiting.Services, SlicesWaiting: waiting.Slices, Last: last}
 	}}
-	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
+	mo.KubeProxy = near.present.Load
+	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near) }, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
 	if api, ok := source.(*kube.APISource); ok {
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }

@@ -39,6 +39,12 @@ const (
 	buckets   = "module/nf_conntrack/parameters/hashsize"
 )
 
+// Loaded says whether the kernel tracks connections, so that there are parameters to set.
+func (k Kernel) Loaded() bool {
+	_, err := k.Sysctl.Int(tableSize)
+	return err == nil
+}
+
 // Conntrack sets what the configuration asks for. It returns what it changed, also where an error is returned; the error
 // joins one for each parameter that could not be set.
 func (k Kernel) Conntrack(c config.Conntrack) ([]Change, error) {

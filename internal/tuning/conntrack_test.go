@@ -102,6 +102,15 @@ func TestConntrack(t *testing.T) {
 	}
 }
 
+func TestLoaded(t *testing.T) {
+	if !(Kernel{Sysctl: tree(t, map[string]string{tableSize: "65536"})}).Loaded() {
+		t.Error("not loaded")
+	}
+	if (Kernel{Sysctl: tree(t, nil)}).Loaded() {
+		t.Error("loaded without a parameter")
+	}
+}
+
 func TestConntrackFailuresStopNothing(t *testing.T) {
 	k := Kernel{
 		Sysctl: tree(t, map[string]string{"net/netfilter/nf_conntrack_max": "many", "net/netfilter/nf_conntrack_tcp_timeout_close_wait": "60"}),
