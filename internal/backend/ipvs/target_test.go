@@ -462,7 +462,9 @@ func TestServerDrains(t *testing.T) {
 			if got := b.links.Dump(); got != full {
 				t.Errorf("while connections last:\n%s\nbefore:\n%s", got, full)
 			}
-			inSet := func(set string) bool { return strings.Contains(b.sets.Dump(), "add "+setName(fwd.IPv4, set)+" 10.96.0.10") }
+			inSet := func(set string) bool {
+				return strings.Contains(b.sets.Dump(), "add "+setName(fwd.IPv4, set)+" 10.96.0.10")
+			}
 			if !inSet(setVIPs) || inSet(setFrontends) || inSet(setDivert) != (mode == VIPMark) {
 				t.Errorf("sets:\n%s", b.sets.Dump())
 			}
