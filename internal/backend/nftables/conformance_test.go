@@ -2,12 +2,14 @@ package nftables
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -142,7 +144,8 @@ func (s *simulation) Dump() string {
 		}
 		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindHairpin, KindElement} {
 			for _, id := range sorted(m, kind) {
-				fmt.Fprintf(&b, "%s %d %s %x: %q\n", f, kind, id.Name, id.Key, m[id].Value)
+				b.WriteString(f.String() + " " + strconv.Itoa(int(kind)) + " " + id.Name + " " + hex.EncodeToString([]byte(id.Key)) + ": " +
+					hex.EncodeToString([]byte(m[id].Value)) + "\n") // fmt takes a tenth of the suite's time
 			}
 		}
 	}

@@ -18,7 +18,7 @@ var updateGolden = flag.Bool("update", false, "rewrite the golden files; commit 
 
 // withoutIdle leaves out the chains that are always there and to which nothing leads in this table.
 func withoutIdle(fam fwd.Family, text string) string {
-	for _, p := range (lang{fam}).ahead() {
+	for _, p := range ahead[fam.Index()]() {
 		head := "\tchain " + p.id.Name + " {\n"
 		if at := strings.Index(text, head); at >= 0 && !strings.Contains(text, "goto "+p.id.Name+"\n") && !strings.Contains(text, "goto "+p.id.Name+",") {
 			end := at + strings.Index(text[at:], "\n\t}\n") + len("\n\t}\n")

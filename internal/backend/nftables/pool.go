@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -184,14 +185,20 @@ func (l lang) pick(p place, bit, size int) *part {
 // that are likely to be wanted are made while the maps are empty.
 const sizesAhead = 32
 
-// ahead lists the chains that are always there.
-func (l lang) ahead() []*part {
+// ahead lists, by fwd.Family.Index, the chains that are always there. They are made once and never changed.
+var ahead = [2]func() []*part{
+	sync.OnceValue(lang{fwd.IPv4}.chainsAhead), sync.OnceValue(lang{fwd.IPv6}.chainsAhead),
+}
+
+func (l lang) chainsAhead() []*part {
 	var out []*part
 	for _, nodePort := range []bool{false, true} {
 		for _, proto := range []fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP} {
 			for _, scope := range []fwd.Scope{fwd.Cluster, fwd.Local} {
 				for size := 1; size <= sizesAhead; size++ {
-					out = append(out, l.pick(place{nodePort, proto, scope}, plain, size))
+					p := l.pick(place{nodePort, proto, scope}, plain, size)
+					o := p.build(nil)
+					out = append(out, &part{id: p.id, build: func(*fwd.Header) Object { return o }})
 				}
 			}
 		}

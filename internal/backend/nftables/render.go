@@ -50,7 +50,7 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		for _, s := range staticSets {
 			out.set(ID{Kind: KindSet, Name: s.Name}, setObject(r.family, &rangeSet{Set: s}))
 		}
-		for _, p := range (lang{r.family}).ahead() {
+		for _, p := range ahead[r.family.Index()]() {
 			r.need(p, 1, &out)
 		}
 		r.setHeader(r.header, &out)
