@@ -6,7 +6,7 @@ SHELL := bash
 
 MODE ?= iptables
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
-KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./e2e/...
+KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
 IPVS_PACKAGES := ./internal/host/hosttest ./internal/host/nlbatch ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
 	./internal/host/conntrack ./internal/host/xtables
