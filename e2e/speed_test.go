@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -23,9 +26,13 @@ import (
 // BenchmarkNewConnections compares the rate of new TCP connections between two pods of a node: on a node without any
 // rule, which does not even track connections; on one with a single masquerade rule that they do not match, as every pod
 // network has, so that connections are tracked; with Fairlead's rules of no Service; and with those of 10,000 Services
-// of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
+// (FAIRLEAD_BENCH_SERVICES=n: of n) of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
 // concerns all alike; the figures are medians, and ratios to the node that tracks connections.
 func BenchmarkNewConnections(b *testing.B) {
+	many, err := strconv.Atoi(cmp.Or(os.Getenv("FAIRLEAD_BENCH_SERVICES"), "10000"))
+	if err != nil || many < 1 || many > 65536 {
+		b.Fatalf("FAIRLEAD_BENCH_SERVICES: %q, want a number from 1 to 65536", os.Getenv("FAIRLEAD_BENCH_SERVICES"))
+	}
 	for _, plane := range []string{"legacy", "nft", "nftables"} {
 		b.Run(plane, func(b *testing.B) {
 			flavour := "nft"
@@ -37,8 +44,8 @@ func BenchmarkNewConnections(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			vip := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 0x27, 0x0f}), 80)
-			for i, services := range map[int]int{1: 0, 2: 10000} {
+			vip := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte((many - 1) >> 8), byte(many - 1)}), 80)
+			for i, services := range map[int]int{1: 0, 2: many} {
 				n := l.Nodes[i]
 				if err := n.Do(func() error { return loadServices(b.Context(), plane, services, vip, n.Pods[0].Addrs[0]) }); err != nil {
 					b.Fatal(err)
@@ -52,8 +59,8 @@ func BenchmarkNewConnections(b *testing.B) {
 				{"tracked", l.Nodes[3], netip.AddrPortFrom(l.Nodes[3].Pods[0].Addrs[0], 8080)},
 				{"no-rules", l.Nodes[0], netip.AddrPortFrom(l.Nodes[0].Pods[0].Addrs[0], 8080)},
 				{"no-Service", l.Nodes[1], netip.AddrPortFrom(l.Nodes[1].Pods[0].Addrs[0], 8080)},
-				{"10000-direct", l.Nodes[2], netip.AddrPortFrom(l.Nodes[2].Pods[0].Addrs[0], 8080)},
-				{"10000-through", l.Nodes[2], vip},
+				{fmt.Sprintf("%d-direct", many), l.Nodes[2], netip.AddrPortFrom(l.Nodes[2].Pods[0].Addrs[0], 8080)},
+				{fmt.Sprintf("%d-through", many), l.Nodes[2], vip},
 			}
 			for _, n := range l.Nodes {
 				acceptAll(b, n.Pods[0])
@@ -91,11 +98,16 @@ func loadServices(ctx context.Context, plane string, services int, vip netip.Add
 		return err
 	}
 	var table fwd.Table
-	be.Update(table.SetHeader(fwd.Header{
+	h := fwd.Header{
 		Detector:      [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
 		NodePorts:     [2]fwd.NodePortAddrs{{All: true, Loopback: true}},
 		MasqueradeBit: 14,
-	}))
+	}
+	if plane == "nftables" { // what the daemon sets in this mode
+		h.NodePorts[0].Loopback, h.RejectOtherPorts, h.DropUnallocated = false, true, true
+		h.ServiceCIDRs[0] = []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	}
+	be.Update(table.SetHeader(h))
 	for i := range services {
 		key := fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), Proto: fwd.TCP, Port: 80}
 		owner := fwd.ServicePort{Service: fwd.Service{Namespace: "default", Name: fmt.Sprintf("svc-%d", i)}, Proto: fwd.TCP}
