@@ -22,6 +22,8 @@ var Differences = []Difference{
 	{"other-ports", "What is sent to another port of an address of Services is rejected: with `address` and `route` that address is " +
 		"local, and the host's own sockets would answer. With `route` and `mark` so is what is sent to any other address of a service CIDR, " +
 		"unless an address of the node or an excluded one is in it."},
+	{"address-of-others", "With `address` and `route` an address of Services is the node's, with all its ports. Where a pod or " +
+		"another host has the same address, because somebody made it an external IP, that one cannot be reached from this node any more."},
 	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS does not forward from loopback addresses to other " +
 		"hosts. Fairlead itself serves TCP there, as in mode nftables."},
 	{"loopback-source", "A packet whose source is a loopback address reaches only endpoints on the node, for the same reason."},
@@ -47,7 +49,8 @@ type Options struct {
 	Exclude       []netip.Prefix
 }
 
-// Expect returns what mode ipvs is meant to do with a packet, given what the table asks for. It may change the slice.
+// Expect returns what mode ipvs is meant to do with a packet, given what the table asks for. It may change the slice. It
+// returns nil where the packet is from or to somebody whose address is the node's now (address-of-others).
 func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
 	h, dst := t.Header(), p.Dst.Addr()
 	l := t.Lookup(p)
@@ -63,6 +66,8 @@ func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rul
 			return only(fwd.VerdictReject)
 		}
 		return only(fwd.VerdictPass)
+	case !o.Divert && o.takesOthers(t, &h, p.Src, want): // address-of-others
+		return nil
 	case l.Reason == fwd.ReasonSourceRanges:
 		return want
 	}
@@ -83,7 +88,7 @@ func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rul
 	}
 	if !o.HairpinBPF { // hairpin-local
 		for i := range want {
-			want[i].Masquerade = route.Masquerade || want[i].Masquerade && o.local(t, want[i].Endpoint)
+			want[i].Masquerade = route.Masquerade || want[i].Masquerade && local(t, p.Proto, want[i].Endpoint)
 		}
 	}
 	if p.Src.IsLoopback() { // loopback-source
@@ -100,6 +105,14 @@ func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rul
 		}
 	}
 	return want
+}
+
+// takesOthers says whether the source of a packet, or an endpoint that it may go to, has an address of Services.
+func (o Options) takesOthers(t *fwd.Table, h *fwd.Header, src netip.Addr, want []rulesim.Result) bool {
+	return slices.ContainsFunc(t.VIPs(), func(v fwd.VIP) bool {
+		return !h.IsLocal(v.Addr) && !o.excluded(v.Addr) &&
+			(v.Addr == src || slices.ContainsFunc(want, func(r rulesim.Result) bool { return r.Endpoint.Addr() == v.Addr }))
+	})
 }
 
 func total(es []fwd.Endpoint) (sum float64) {
@@ -155,10 +168,10 @@ func (o Options) canRedirect(t *fwd.Table, h *fwd.Header, f *fwd.Frontend) bool 
 }
 
 // local says whether the endpoint is one that a pool of the table calls local.
-func (o Options) local(t *fwd.Table, ep netip.AddrPort) bool {
+func local(t *fwd.Table, proto fwd.Proto, ep netip.AddrPort) bool {
 	for f := range t.Services() {
 		for _, p := range f.Pools {
-			if slices.ContainsFunc(p.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == ep && e.Local }) {
+			if p.Key.Port.Proto == proto && slices.ContainsFunc(p.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == ep && e.Local }) {
 				return true
 			}
 		}
