@@ -20,6 +20,15 @@ help: ## List the targets
 build: ## Build bin/fairlead, one static binary
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/fairlead ./cmd/fairlead
 
+IMAGE ?= fairlead:latest
+.PHONY: image
+image: ## Build the image with docker, podman, nerdctl or buildah; IMAGE=NAME:TAG
+	hack/image/build $(IMAGE)
+
+.PHONY: manifests
+manifests: ## Render the kustomize directories and the chart into manifests/testdata
+	GOFLAGS= go -C hack/manifests test -count=1 . -update
+
 .PHONY: lint
 lint: ## Run go vet, staticcheck and gofmt
 	go vet ./...

@@ -1,4 +1,6 @@
-// Package manifests tests the manifests in this directory.
+// Package manifests tests the manifests in this directory, as the golden files in testdata have them: what hack/manifests
+// renders. "make manifests" writes these files; the tests of package e2e see that they are up to date, and give them to a
+// real API server.
 package manifests
 
 import (
@@ -6,300 +8,441 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/health"
 )
 
-// kinds has a value of the API for each kind that is used.
-var kinds = map[string]func() any{
-	"apps/v1 DaemonSet":                               func() any { return new(appsv1.DaemonSet) },
-	"v1 ServiceAccount":                               func() any { return new(corev1.ServiceAccount) },
-	"rbac.authorization.k8s.io/v1 ClusterRole":        func() any { return new(rbacv1.ClusterRole) },
-	"rbac.authorization.k8s.io/v1 ClusterRoleBinding": func() any { return new(rbacv1.ClusterRoleBinding) },
+// podMonitor has those fields of the Prometheus operator's kind that are used.
+type podMonitor struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Spec              struct {
+		Selector            metav1.LabelSelector `json:"selector"`
+		PodMetricsEndpoints []struct {
+			Port          string `json:"port"`
+			Interval      string `json:"interval"`
+			Authorization struct {
+				Credentials corev1.SecretKeySelector `json:"credentials"`
+			} `json:"authorization"`
+			Relabelings []struct {
+				SourceLabels []string `json:"sourceLabels"`
+				TargetLabel  string   `json:"targetLabel"`
+			} `json:"relabelings"`
+		} `json:"podMetricsEndpoints"`
+	} `json:"spec"`
 }
 
-// objects decodes the documents of the base, strictly.
-func objects(t *testing.T) []any {
+// rendered is what one golden file holds.
+type rendered struct {
+	// words are those that render it.
+	words    []string
+	ds       *appsv1.DaemonSet
+	configs  map[string]*corev1.ConfigMap
+	accounts map[string]*corev1.ServiceAccount
+	secrets  map[string]*corev1.Secret
+	roles    map[string]*rbacv1.ClusterRole
+	bindings []*rbacv1.ClusterRoleBinding
+	monitor  *podMonitor
+}
+
+// load decodes the documents of a golden file, strictly.
+func load(t *testing.T, file string) rendered {
 	t.Helper()
-	var out []any
-	for _, file := range kustomization(t, "base").Resources {
-		data, err := os.ReadFile(filepath.Join("base", file))
-		if err != nil {
-			t.Fatal(err)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, rest, _ := bytes.Cut(text, []byte("\n"))
+	r := rendered{
+		words: strings.Fields(strings.TrimPrefix(string(first), "#")), configs: map[string]*corev1.ConfigMap{},
+		accounts: map[string]*corev1.ServiceAccount{}, secrets: map[string]*corev1.Secret{}, roles: map[string]*rbacv1.ClusterRole{},
+	}
+	for doc := range bytes.SplitSeq(bytes.TrimPrefix(rest, []byte("---\n")), []byte("\n---\n")) {
+		var head metav1.TypeMeta
+		if err := yaml.Unmarshal(doc, &head); err != nil {
+			t.Fatalf("%s: %v", file, err)
 		}
-		for doc := range bytes.SplitSeq(data, []byte("\n---\n")) {
-			var head struct{ APIVersion, Kind string }
-			if err := yaml.Unmarshal(doc, &head); err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			newObject := kinds[head.APIVersion+" "+head.Kind]
-			if newObject == nil {
-				t.Fatalf("%s: %s %s is not expected", file, head.APIVersion, head.Kind)
-			}
-			o := newObject()
-			if err := yaml.UnmarshalStrict(doc, o); err != nil {
+		decode := func(into any) {
+			if err := yaml.UnmarshalStrict(doc, into); err != nil {
 				t.Fatalf("%s: %s: %v", file, head.Kind, err)
 			}
-			out = append(out, o)
 		}
-	}
-	return out
-}
-
-type kustomize struct {
-	Resources, Components []string
-	ConfigMapGenerator    []struct {
-		Name string
-		Envs []string
-	}
-	Patches []struct{ Patch string }
-}
-
-func kustomization(t *testing.T, dir string) kustomize {
-	t.Helper()
-	var k kustomize
-	data, err := os.ReadFile(filepath.Join(dir, "kustomization.yaml"))
-	if err == nil {
-		err = yaml.Unmarshal(data, &k)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func daemonSet(t *testing.T) (*appsv1.DaemonSet, corev1.Container) {
-	t.Helper()
-	for _, o := range objects(t) {
-		if ds, ok := o.(*appsv1.DaemonSet); ok {
-			return ds, ds.Spec.Template.Spec.Containers[0]
-		}
-	}
-	t.Fatal("no DaemonSet")
-	return nil, corev1.Container{}
-}
-
-// patched is the base's DaemonSet with the patches of components, in this order.
-func patched(t *testing.T, components ...string) (*appsv1.DaemonSet, corev1.Container) {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join("base", "daemonset.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var tree any
-	if err := yaml.Unmarshal(data, &tree); err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range components {
-		for _, p := range kustomization(t, dir).Patches {
-			var ops []operation
-			if err := yaml.UnmarshalStrict([]byte(p.Patch), &ops); err != nil {
-				t.Fatalf("%s: %v", dir, err)
+		switch head.APIVersion + " " + head.Kind {
+		case "apps/v1 DaemonSet":
+			if r.ds != nil {
+				t.Fatalf("%s: a second DaemonSet", file)
 			}
-			for _, o := range ops {
-				tree = o.apply(t, tree, strings.Split(o.Path, "/")[1:])
-			}
+			r.ds = new(appsv1.DaemonSet)
+			decode(r.ds)
+		case "v1 ConfigMap":
+			o := new(corev1.ConfigMap)
+			decode(o)
+			r.configs[o.Name] = o
+		case "v1 ServiceAccount":
+			o := new(corev1.ServiceAccount)
+			decode(o)
+			r.accounts[o.Name] = o
+		case "v1 Secret":
+			o := new(corev1.Secret)
+			decode(o)
+			r.secrets[o.Name] = o
+		case "rbac.authorization.k8s.io/v1 ClusterRole":
+			o := new(rbacv1.ClusterRole)
+			decode(o)
+			r.roles[o.Name] = o
+		case "rbac.authorization.k8s.io/v1 ClusterRoleBinding":
+			o := new(rbacv1.ClusterRoleBinding)
+			decode(o)
+			r.bindings = append(r.bindings, o)
+		case "monitoring.coreos.com/v1 PodMonitor":
+			r.monitor = new(podMonitor)
+			decode(r.monitor)
+		default:
+			t.Fatalf("%s: %s %s is not expected", file, head.APIVersion, head.Kind)
 		}
 	}
-	ds := new(appsv1.DaemonSet)
-	if data, err = yaml.Marshal(tree); err == nil {
-		err = yaml.UnmarshalStrict(data, ds)
+	if r.ds == nil {
+		t.Fatalf("%s: no DaemonSet", file)
 	}
-	if err != nil {
-		t.Fatalf("%v: %v", components, err)
-	}
-	return ds, ds.Spec.Template.Spec.Containers[0]
+	return r
 }
 
-// operation is one of JSON Patch (RFC 6902), of those that the components use.
-type operation struct {
-	Op, Path string
-	Value    any
-}
-
-// apply returns the node with the operation carried out below it.
-func (o operation) apply(t *testing.T, node any, path []string) any {
+// each runs a test on what every golden file holds.
+func each(t *testing.T, test func(*testing.T, rendered)) {
 	t.Helper()
-	if len(path) == 0 {
+	files, err := filepath.Glob("testdata/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no golden files: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".yaml"), func(t *testing.T) { test(t, load(t, f)) })
+	}
+}
+
+// dropIn says that it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm has made.
+func (r rendered) dropIn() bool { return r.ds.Name == "kube-proxy" }
+
+// daemon is the container that runs the daemon; nil in DaemonSets that clean up.
+func (r rendered) daemon() *corev1.Container {
+	c := &r.ds.Spec.Template.Spec.Containers[0]
+	if !strings.Contains(c.Image, "fairlead") {
+		return nil
+	}
+	return c
+}
+
+// kubeadmConfig is the config.conf of the drop-in.
+const kubeadmConfig = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\nmode: \"\"\n"
+
+// parse lets the daemon's parser read a container's arguments, with its environment and ConfigMaps resolved.
+func (r rendered) parse(t *testing.T, c *corev1.Container) *config.Config {
+	t.Helper()
+	var pairs []string
+	for _, e := range c.Env {
+		v := e.Value
 		switch {
-		case o.Op == "replace":
-			return o.Value
-		case o.Op != "test":
-			t.Fatalf("%s %s: this operation is not known here", o.Op, o.Path)
-		case !reflect.DeepEqual(node, o.Value):
-			t.Fatalf("%s is %v, the patch expects %v", o.Path, node, o.Value)
-		}
-		return node
-	}
-	remove := o.Op == "remove" && len(path) == 1
-	switch n := node.(type) {
-	case map[string]any:
-		child, there := n[path[0]]
-		if !there {
-			t.Fatalf("%s: there is no %s", o.Path, path[0])
-		}
-		if remove {
-			delete(n, path[0])
-		} else {
-			n[path[0]] = o.apply(t, child, path[1:])
-		}
-		return n
-	case []any:
-		i, err := strconv.Atoi(path[0])
-		if err != nil || i >= len(n) {
-			t.Fatalf("%s: there is no %s", o.Path, path[0])
-		}
-		if remove {
-			return slices.Delete(n, i, i+1)
-		}
-		n[i] = o.apply(t, n[i], path[1:])
-		return n
-	}
-	t.Fatalf("%s: there is nothing below %v", o.Path, node)
-	return nil
-}
-
-// cluster is what the overlay's ConfigMap holds.
-func cluster(t *testing.T) map[string]string {
-	t.Helper()
-	out := make(map[string]string)
-	for _, g := range kustomization(t, "kubeadm").ConfigMapGenerator {
-		for _, file := range g.Envs {
-			data, err := os.ReadFile(filepath.Join("kubeadm", file))
-			if err != nil {
-				t.Fatal(err)
+		case e.ValueFrom == nil:
+		case e.ValueFrom.ConfigMapKeyRef != nil:
+			ref := e.ValueFrom.ConfigMapKeyRef
+			if cm := r.configs[ref.Name]; cm == nil || cm.Data[ref.Key] == "" {
+				t.Errorf("%s: there is no %s in a ConfigMap %s", e.Name, ref.Key, ref.Name)
+			} else {
+				v = cm.Data[ref.Key]
 			}
-			for line := range strings.Lines(string(data)) {
-				if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(name, "#") {
-					out[g.Name+"/"+name] = value
+		default:
+			v = "n1"
+		}
+		pairs = append(pairs, "$("+e.Name+")", v)
+	}
+	dir := t.TempDir()
+	for _, m := range c.VolumeMounts {
+		for _, v := range r.ds.Spec.Template.Spec.Volumes {
+			if v.Name != m.Name || v.ConfigMap == nil {
+				continue
+			}
+			pairs = append(pairs, m.MountPath, dir)
+			data := map[string]string{"config.conf": kubeadmConfig}
+			if cm := r.configs[v.ConfigMap.Name]; cm != nil {
+				data = cm.Data
+			} else if !r.dropIn() {
+				t.Errorf("there is no ConfigMap %s", v.ConfigMap.Name)
+			}
+			for name, text := range data {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
 				}
 			}
 		}
 	}
-	return out
+	replace := strings.NewReplacer(pairs...)
+	var args []string
+	for _, a := range append(slices.Clone(c.Command), c.Args...) {
+		args = append(args, replace.Replace(a))
+	}
+	if len(c.Command) > 0 {
+		args = args[1:]
+	}
+	cfg, err := config.Parse(args, nil)
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
+	}
+	if notes := cfg.Notes(); len(notes) > 0 {
+		t.Errorf("the daemon would warn: %q", notes)
+	}
+	return cfg
 }
 
-// TestArguments lets the daemon's parser read the container's arguments, as they are and as the components make them.
-func TestArguments(t *testing.T) {
-	for _, tt := range []struct {
-		name       string
-		components []string
-		mode       config.Mode
-		localhost  bool
-	}{
-		{"base", nil, config.ModeIPTables, false},
-		{"node ports on localhost", []string{"localhost-nodeports"}, config.ModeIPTables, true},
-		{"nftables", []string{"nftables"}, config.ModeNFTables, false},
-		{"nftables without iptables", []string{"nftables", "no-iptables"}, config.ModeNFTables, false},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			_, c := patched(t, tt.components...)
-			cfg := parseArguments(t, c)
-			if cfg.NodeName != "n1" || len(cfg.ClusterCIDRs) == 0 || cfg.Mode != tt.mode || cfg.LocalhostNodePorts != tt.localhost {
-				t.Errorf("unexpected configuration from %q: %+v", c.Args, cfg)
+// TestContainers looks at the arguments of all containers as the daemon's parser reads them, and at what they may do.
+func TestContainers(t *testing.T) {
+	each(t, func(t *testing.T, r rendered) {
+		spec := r.ds.Spec.Template.Spec
+		d := r.daemon()
+		if d == nil {
+			return
+		}
+		cfg := r.parse(t, d)
+		if cfg.NodeName != "n1" || len(cfg.ClusterCIDRs) == 0 {
+			t.Errorf("unexpected configuration from %q: %+v", d.Args, cfg)
+		}
+		for _, mode := range []config.Mode{config.ModeNFTables, config.ModeIPVS} {
+			named := slices.Contains(r.words, string(mode)) || slices.Contains(r.words, "testdata/values/"+string(mode)+".yaml")
+			if named != (cfg.Mode == mode) {
+				t.Errorf("%q is in mode %s", r.words, cfg.Mode)
 			}
-			if want := cfg.HealthzAddress.Port(); int32(want) != c.Ports[0].ContainerPort {
-				t.Errorf("the container names port %d, the health server listens on %d", c.Ports[0].ContainerPort, want)
+		}
+		privileged := d.SecurityContext.Privileged != nil && *d.SecurityContext.Privileged
+		if want := cfg.Mode == config.ModeIPTables && cfg.LocalhostNodePorts || r.dropIn(); privileged != want {
+			t.Errorf("privileged %t, want %t", privileged, want)
+		}
+		checkCapabilities(t, r, d, privileged)
+
+		i := slices.IndexFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == "init" })
+		if i < 0 {
+			if !privileged && (cfg.Conntrack.MaxPerCore != 0 || cfg.Mode == config.ModeIPVS) {
+				t.Error("nothing sets the kernel parameters that the daemon is told to want")
 			}
-		})
+			return
+		}
+		first := r.parse(t, &spec.InitContainers[i])
+		if !first.InitOnly || first.Mode != cfg.Mode || first.NodeName != cfg.NodeName {
+			t.Errorf("the container init has --init-only %t, mode %s, node %s", first.InitOnly, first.Mode, first.NodeName)
+		}
+		if diff := cmp.Diff(cfg.Conntrack, first.Conntrack); diff != "" {
+			t.Errorf("both want other parameters of connection tracking:\n%s", diff)
+		}
+	})
+}
+
+func checkCapabilities(t *testing.T, r rendered, d *corev1.Container, privileged bool) {
+	t.Helper()
+	if privileged {
+		return
+	}
+	want := []corev1.Capability{"NET_ADMIN", "NET_RAW"}
+	if slices.Contains(r.words, "no-iptables") {
+		want = []corev1.Capability{"NET_ADMIN"}
+	}
+	if slices.ContainsFunc(d.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == "/lib/modules" }) {
+		want = append(want, "SYS_MODULE")
+	}
+	c := d.SecurityContext
+	if !slices.Equal(c.Capabilities.Add, want) || !slices.Equal(c.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+		t.Errorf("capabilities %v without %v, want %v", c.Capabilities.Add, c.Capabilities.Drop, want)
+	}
+	if *c.AllowPrivilegeEscalation || !*c.ReadOnlyRootFilesystem {
+		t.Errorf("security context %+v", c)
 	}
 }
 
 // TestWithoutIPTables checks that the component leaves nothing that only iptables needs.
 func TestWithoutIPTables(t *testing.T) {
-	ds, c := patched(t, "nftables", "no-iptables")
-	if len(ds.Spec.Template.Spec.Volumes) != 0 || len(c.VolumeMounts) != 0 {
-		t.Errorf("volumes are left: %v", ds.Spec.Template.Spec.Volumes)
-	}
-	if got := c.SecurityContext.Capabilities.Add; !slices.Equal(got, []corev1.Capability{"NET_ADMIN"}) {
-		t.Errorf("capabilities %v", got)
+	r := load(t, "testdata/kubeadm-nftables.yaml")
+	if v := r.ds.Spec.Template.Spec.Volumes; len(v) != 0 {
+		t.Errorf("volumes are left: %v", v)
 	}
 }
 
-// parseArguments resolves the container's environment in its arguments.
-func parseArguments(t *testing.T, c corev1.Container) *config.Config {
-	t.Helper()
-	values := cluster(t)
-	var pairs []string
-	for _, e := range c.Env {
-		v := "n1"
-		if r := e.ValueFrom.ConfigMapKeyRef; r != nil {
-			if v = values[r.Name+"/"+r.Key]; v == "" {
-				t.Errorf("%s: the overlay has no %s in ConfigMap %s", e.Name, r.Key, r.Name)
+// TestPorts compares ports and probes with where the servers listen, and asks the health server for the paths of the probes.
+func TestPorts(t *testing.T) {
+	h := health.NewState(health.Options{SyncPeriod: config.Default().SyncPeriod}).Handler()
+	each(t, func(t *testing.T, r rendered) {
+		d := r.daemon()
+		if d == nil {
+			return
+		}
+		cfg := r.parse(t, d)
+		listens := map[string]int32{"health": int32(cfg.HealthzAddress.Port()), "metrics": int32(cfg.MetricsAddress.Port())}
+		for _, p := range d.Ports {
+			if p.ContainerPort != listens[p.Name] || p.HostPort != p.ContainerPort {
+				t.Errorf("port %s is %d of the container and %d of the host, the server listens on %d", p.Name, p.ContainerPort, p.HostPort, listens[p.Name])
+			}
+			delete(listens, p.Name)
+		}
+		if _, named := listens["metrics"]; named != cfg.MetricsAddress.Addr().IsLoopback() && !r.dropIn() {
+			t.Errorf("the metrics server listens on %s, the container's ports are %v", cfg.MetricsAddress, d.Ports)
+		}
+		for probe, path := range map[*corev1.Probe]string{d.LivenessProbe: "/livez", d.ReadinessProbe: "/readyz"} {
+			if probe.HTTPGet.Path != path {
+				t.Errorf("a probe asks for %s, want %s", probe.HTTPGet.Path, path)
+			}
+			if p := probe.HTTPGet.Port; p.StrVal != "health" && p.IntVal != int32(cfg.HealthzAddress.Port()) {
+				t.Errorf("%s is asked for on port %s, the server listens on %s", path, p.String(), cfg.HealthzAddress)
+			}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code == 404 {
+				t.Errorf("%s is not served", path)
 			}
 		}
-		pairs = append(pairs, "$("+e.Name+")", v)
-	}
-	replace := strings.NewReplacer(pairs...)
-	args := make([]string, 0, len(c.Args))
-	for _, a := range c.Args {
-		args = append(args, replace.Replace(a))
-	}
-	cfg, err := config.Parse(args, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg
+	})
 }
 
-// TestProbes asks the health server for the paths of the probes.
-func TestProbes(t *testing.T) {
-	_, c := daemonSet(t)
-	h := health.NewState(health.Options{SyncPeriod: config.Default().SyncPeriod}).Handler()
-	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe} {
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest("GET", p.HTTPGet.Path, nil))
-		if w.Code == 404 {
-			t.Errorf("%s is not served", p.HTTPGet.Path)
+// TestPermissions compares what RBAC allows the daemon with what its configuration makes it ask for; TestDropIn of package e2e
+// sees that it asks for no more.
+func TestPermissions(t *testing.T) {
+	each(t, func(t *testing.T, r rendered) {
+		d := r.daemon()
+		if d == nil {
+			return
+		}
+		cfg := r.parse(t, d)
+		want := map[string]string{}
+		if !r.dropIn() {
+			want = map[string]string{
+				"/services": "list watch", "/nodes": "list watch", "discovery.k8s.io/endpointslices": "list watch", "events.k8s.io/events": "create patch",
+			}
+			if cfg.WatchesServiceCIDRs() {
+				want["networking.k8s.io/servicecidrs"] = "list watch"
+			}
+		}
+		if cfg.MetricsAuth {
+			want["authentication.k8s.io/tokenreviews"] = "create"
+			want["authorization.k8s.io/subjectaccessreviews"] = "create"
+		}
+		if cfg.RemoveTaint != "" {
+			want["/nodes"] = "get list patch watch"
+		}
+		if diff := cmp.Diff(want, r.allowed(t, r.ds.Spec.Template.Spec.ServiceAccountName)); diff != "" {
+			t.Errorf("permissions (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// allowed is what an account may do by the roles that are bound to it: verbs by group and resource.
+func (r rendered) allowed(t *testing.T, account string) map[string]string {
+	t.Helper()
+	verbs := map[string][]string{}
+	for _, b := range r.bindings {
+		for _, s := range b.Subjects {
+			if s.Kind != rbacv1.ServiceAccountKind || s.Name != account || s.Namespace != r.ds.Namespace {
+				continue
+			}
+			role := r.roles[b.RoleRef.Name]
+			if role == nil {
+				t.Fatalf("there is no ClusterRole %s", b.RoleRef.Name)
+			}
+			for _, rule := range role.Rules {
+				for _, g := range rule.APIGroups {
+					for _, res := range rule.Resources {
+						verbs[g+"/"+res] = append(verbs[g+"/"+res], rule.Verbs...)
+					}
+				}
+			}
 		}
 	}
+	out := map[string]string{}
+	for what, v := range verbs {
+		slices.Sort(v)
+		out[what] = strings.Join(slices.Compact(v), " ")
+	}
+	return out
 }
 
 // TestReferences checks the names by which objects refer to each other.
 func TestReferences(t *testing.T) {
-	ds, c := daemonSet(t)
-	var account, role string
-	var binding *rbacv1.ClusterRoleBinding
-	for _, o := range objects(t) {
-		switch o := o.(type) {
-		case *corev1.ServiceAccount:
-			account = o.Namespace + "/" + o.Name
-		case *rbacv1.ClusterRole:
-			role = o.Name
-		case *rbacv1.ClusterRoleBinding:
-			binding = o
+	each(t, func(t *testing.T, r rendered) {
+		spec := r.ds.Spec.Template.Spec
+		if name := spec.ServiceAccountName; r.accounts[name] == nil && name != "" && !r.dropIn() {
+			t.Errorf("there is no ServiceAccount %s", name)
 		}
-	}
-	if s := binding.Subjects[0]; account != s.Namespace+"/"+s.Name || binding.RoleRef.Name != role {
-		t.Errorf("the binding does not join account %s and role %s", account, role)
-	}
-	if got := ds.Namespace + "/" + ds.Spec.Template.Spec.ServiceAccountName; got != account {
-		t.Errorf("the DaemonSet uses account %s, want %s", got, account)
-	}
-	if got, want := ds.Spec.Template.Labels["app.kubernetes.io/name"], ds.Spec.Selector.MatchLabels["app.kubernetes.io/name"]; got == "" || got != want {
-		t.Errorf("pods have the label %q, the selector wants %q", got, want)
-	}
-	for _, m := range c.VolumeMounts {
-		if !slices.ContainsFunc(ds.Spec.Template.Spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
-			t.Errorf("no volume %s", m.Name)
+		for _, b := range r.bindings {
+			for _, s := range b.Subjects {
+				if r.accounts[s.Name] == nil && !r.dropIn() {
+					t.Errorf("ClusterRoleBinding %s: there is no ServiceAccount %s", b.Name, s.Name)
+				}
+			}
+			if r.roles[b.RoleRef.Name] == nil {
+				t.Errorf("ClusterRoleBinding %s: there is no ClusterRole %s", b.Name, b.RoleRef.Name)
+			}
 		}
-	}
-	for _, dir := range []string{"base", "kubeadm", "localhost-nodeports", "nftables", "no-iptables", "cleanup"} {
-		k := kustomization(t, dir)
-		for _, path := range append(k.Resources, k.Components...) {
-			if _, err := os.Stat(filepath.Join(dir, path)); err != nil {
-				t.Errorf("%s/kustomization.yaml: %v", dir, err)
+		labels := r.ds.Spec.Template.Labels
+		selects := func(who string, s *metav1.LabelSelector) {
+			if len(s.MatchLabels) == 0 {
+				t.Errorf("%s selects everything", who)
+			}
+			for k, v := range s.MatchLabels {
+				if labels[k] != v {
+					t.Errorf("%s selects %s=%s, pods have %v", who, k, v, labels)
+				}
+			}
+		}
+		selects("the DaemonSet", r.ds.Spec.Selector)
+		mounted := map[string]bool{}
+		for _, c := range append(slices.Clone(spec.InitContainers), spec.Containers...) {
+			for _, m := range c.VolumeMounts {
+				mounted[m.Name] = true
+				if !slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name }) {
+					t.Errorf("there is no volume %s", m.Name)
+				}
+			}
+		}
+		for _, v := range spec.Volumes {
+			if !mounted[v.Name] {
+				t.Errorf("nothing mounts volume %s", v.Name)
+			}
+		}
+		if m := r.monitor; m != nil {
+			selects("the PodMonitor", &m.Spec.Selector)
+			e := m.Spec.PodMetricsEndpoints[0]
+			if !slices.ContainsFunc(spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == e.Port }) {
+				t.Errorf("the PodMonitor wants port %s, the container has %v", e.Port, spec.Containers[0].Ports)
+			}
+			if name := e.Authorization.Credentials.Name; name != "" {
+				if s := r.secrets[name]; s == nil || r.accounts[s.Annotations[corev1.ServiceAccountNameKey]] == nil {
+					t.Errorf("there is no Secret %s with the token of an account", name)
+				}
+			}
+		}
+	})
+}
+
+// TestDirectories checks that every directory is in some golden file.
+func TestDirectories(t *testing.T) {
+	used := map[string]bool{"base": true}
+	each(t, func(_ *testing.T, r rendered) {
+		for _, w := range r.words[1:] {
+			used[w] = true
+		}
+	})
+	for _, pattern := range []string{"*/kustomization.yaml", "*/Chart.yaml", "testdata/values/*.yaml"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil || len(found) == 0 {
+			t.Fatalf("%s: %v", pattern, err)
+		}
+		for _, f := range found {
+			if name := strings.TrimSuffix(strings.TrimSuffix(f, "/kustomization.yaml"), "/Chart.yaml"); !used[name] {
+				t.Errorf("%s is in no golden file", name)
 			}
 		}
 	}
