@@ -111,7 +111,6 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	})
 
 	g := group{cancel: cancel}
-	announce(cfg, recorder)
 	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("configuration file", func() error {

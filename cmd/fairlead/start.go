@@ -21,9 +21,8 @@ import (
 	"github.com/fairlead/fairlead/internal/tuning"
 )
 
-// The reasons of Events on the Node; that of the start is kube-proxy's.
+// The reasons of Events on the Node.
 const (
-	reasonStarting  = "Starting"
 	reasonMode      = "ModeUnusable"
 	reasonConntrack = "ConntrackSettings"
 	reasonNode      = "NodeSettings"
@@ -219,11 +218,6 @@ func notes(source kube.Source, n *neighbour) []string {
 		out = append(out, "a kube-proxy, or rules of one, are on this node: end it, then run fairlead cleanup --kube-proxy")
 	}
 	return out
-}
-
-// announce tells of the start by an Event on the Node.
-func announce(cfg *config.Config, recorder *kube.Recorder) {
-	recorder.Node(false, reasonStarting, fmt.Sprintf("fairlead %s starts in mode %s", version(), cfg.Mode))
 }
 
 // settleTime is how long after the start the node's settings are looked at: until then network plugins may still set them.
