@@ -58,13 +58,13 @@ func (p *product) load(old, c *Cluster) {
 	}
 	p.store.SetServiceCIDRs(cidrs)
 	for _, s := range c.Services {
-		if v, _ := kube.ConvertService(s, p.opts); v != nil && kube.Watched(s.Labels) {
+		if v, _ := kube.ConvertService(s, p.opts); v != nil && watched(s.Labels) {
 			delete(gone, v.Name)
 			p.store.SetService(v)
 		}
 	}
 	for _, sl := range c.Slices {
-		if v, _ := kube.ConvertSlice(sl); v != nil && kube.Watched(sl.Labels) {
+		if v, _ := kube.ConvertSlice(sl); v != nil && watched(sl.Labels) {
 			delete(gone, v.Name)
 			p.store.SetSlice(v)
 		}
@@ -73,6 +73,13 @@ func (p *product) load(old, c *Cluster) {
 		forget()
 	}
 	p.compile()
+}
+
+// watched is what the API server selects for the daemon, and the reader of files.
+func watched(labels map[string]string) bool {
+	_, foreign := labels["service.kubernetes.io/service-proxy-name"]
+	_, headless := labels["service.kubernetes.io/headless"]
+	return !foreign && !headless
 }
 
 func (p *product) node(nodes []*v1.Node) cluster.Node {
