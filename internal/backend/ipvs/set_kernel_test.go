@@ -47,6 +47,7 @@ func TestKernelSetMatches(t *testing.T) {
 		"G hash:ip,port,ip":  {entry("192.0.2.2", fwd.UDP, 9, "192.0.2.1/32")},
 		"H hash:ip,port,ip":  {entry("192.0.2.2", fwd.UDP, 9, "192.0.2.2/32")},
 		"I hash:ip":          nil,
+		"J hash:ip,port,net": {entry("192.0.2.2", fwd.UDP, 9, "0.0.0.0/1"), entry("192.0.2.2", fwd.UDP, 9, "128.0.0.0/1")},
 	} {
 		name, typ, _ := strings.Cut(name, " ")
 		set := ipset.Set{Name: name, Type: ipset.Type(typ), MaxElem: ipset.DefaultMaxElem}
@@ -66,6 +67,22 @@ func TestKernelSetMatches(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+
+	// The halves of all addresses, into which /0 is split, are taken in IPv6 too.
+	six := ipset.Set{Name: "SIX", Type: ipset.HashIPPortNet, IPv6: true, MaxElem: ipset.DefaultMaxElem}
+	if err := kernel.Create(ctx, six); err != nil {
+		t.Fatal(err)
+	}
+	all := program{sources: []netip.Prefix{netip.MustParsePrefix("::/0")}}
+	halves := all.elements(spot{fwd.TCP, netip.MustParseAddrPort("[2001:db8::1]:80")}, six.Name)
+	for _, k := range halves {
+		if failed, err := kernel.Apply(ctx, []ipset.Change{{Set: six, Entry: entry("2001:db8::1", k.Proto, k.Addr.Port(), k.Prefix.String())}}); err != nil || len(failed) > 0 {
+			t.Errorf("%v: %v %v", k, failed, err)
+		}
+	}
+	if len(halves) != 2 {
+		t.Errorf("::/0 is split into %v", halves)
 	}
 
 	var matches []string
