@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 )
@@ -178,5 +179,16 @@ func TestKeptSliceIsTheFirst(t *testing.T) {
 	s.SetSlice(&Slice{Name: SliceName{"a", "s"}, Service: name, TriggerUnixNano: 2})
 	if s.Dirty() || s.Slices(name)[0].TriggerUnixNano != 1 {
 		t.Error("a new trigger time alone counts as a change")
+	}
+}
+
+func TestServiceCIDRs(t *testing.T) {
+	var s Store
+	one := []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}
+	if !s.SetServiceCIDRs(one) || s.SetServiceCIDRs(slices.Clone(one)) || !slices.Equal(s.ServiceCIDRs(), one) || !s.SetServiceCIDRs(nil) {
+		t.Error("what changes is not told, or what does not is")
+	}
+	if s.Dirty() {
+		t.Error("a Service is dirty")
 	}
 }
