@@ -5,6 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 MODE ?= iptables
+FORM ?= short
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
@@ -61,15 +62,12 @@ test-ipvs: ## Run the tests with IPVS, on this kernel or in user-mode Linux
 	hack/uml/ipvs-tests $(IPVS_PACKAGES)
 
 .PHONY: bench
-bench: ## Run the benchmarks of all packages
-	go test -run '^$$' -bench . -benchmem ./...
+bench: ## Measure Fairlead beside kube-proxy in all modes (root); FORM=short, half an hour, or full, hours
+	hack/bench/run $(FORM)
 
-SERVICES ?= 1000
-.PHONY: bench-beside
-bench-beside: ## Measure Fairlead beside kube-proxy on real API objects (root); SERVICES=1000
-	hack/deps.sh
-	FAIRLEAD_KUBE_PROXY=$$(hack/build-servers.sh kube-apiserver kube-proxy)/kube-proxy FAIRLEAD_KERNEL_TESTS=1 FAIRLEAD_BESIDE=$(SERVICES) \
-		go test -count=1 -v -timeout 60m -run '^TestBeside$$' ./e2e
+.PHONY: bench-go
+bench-go: ## Run the Go benchmarks of all packages
+	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: demo
 demo: build ## Show Fairlead at work between network namespaces (root); MODE=iptables

@@ -41,6 +41,8 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// RBAC authorizes by RBAC objects; otherwise everybody may do everything.
 	RBAC bool
+	// Flags are more flags of kube-apiserver.
+	Flags []string
 }
 
 // The users that the servers know; the token is the name. Admin is in group system:masters. Daemon is nobody until RBAC
@@ -137,7 +139,7 @@ func (s *Server) apiserverArgs() []string {
 	if s.cfg.RBAC {
 		mode = "RBAC"
 	}
-	return []string{
+	return append([]string{
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=" + s.cfg.Addr.String(), "--advertise-address=" + s.cfg.Addr.String(),
 		fmt.Sprintf("--secure-port=%d", securePort), "--cert-dir=" + s.path("certs"),
@@ -146,7 +148,7 @@ func (s *Server) apiserverArgs() []string {
 		"--service-account-issuer=https://fairlead.test", "--service-account-key-file=" + s.path("sa.key"),
 		"--service-account-signing-key-file=" + s.path("sa.key"),
 		"--disable-admission-plugins=ServiceAccount", "--enable-priority-and-fairness=false",
-	}
+	}, s.cfg.Flags...)
 }
 
 func (s *Server) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
@@ -190,9 +192,12 @@ func (s *Server) run(name string, args []string) error {
 	return nil
 }
 
+// readyTimeout is generous: in user-mode Linux on a busy machine the servers take more than a minute.
+const readyTimeout = 4 * time.Minute
+
 // awaitReady asks /readyz until it says yes.
 func (s *Server) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

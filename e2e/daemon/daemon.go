@@ -92,6 +92,9 @@ func (d *Daemon) AwaitLog(ctx context.Context, text string) error {
 	}
 }
 
+// Pid is the daemon's process id.
+func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
+
 // CPU is the time that the daemon and the children that it has waited for have spent on processors, in steps of 10 ms.
 func (d *Daemon) CPU() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
