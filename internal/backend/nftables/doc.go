@@ -5,7 +5,8 @@
 //
 //	nat-prerouting, nat-output ─► services ─┬─ vips {address, protocol, port} ──► chain of the shape ─► DNAT
 //	                                        ├─ local address ─► nodeports {protocol, port} ─► …
-//	                                        └─ cluster-ips: wrong port ─► reject
+//	                                        ├─ cluster-ips: wrong port ─► reject
+//	                                        └─ service-cidrs: no Service's address ─► drop
 //	chain of a shape, e.g. CcC_tcp-10:        not from a pod: set the mark ─► tcp-10
 //	chain of a pool's size, e.g. tcp-10:      dnat to (address, protocol, port, random mod 10) map @endpoints
 //	nat-postrouting ─► mark set, or (source, destination) in hairpin ─► masquerade
@@ -38,6 +39,7 @@
 //     what was read compares equal to what is wanted, and a restart with nothing changed writes nothing.
 //  3. A frontend with its endpoints is changed in one transaction.
 //  4. No name that a user chose gets into the kernel but hashed.
+//  5. Where the kernel refuses something, the Services that it belongs to are named (refusal.go), without writing anything.
 //
 // Commands and the loop import it. Tested by golden files, by the conformance suite over a table in memory (nftsim), and in
 // the kernel, where nft must make the same of the rendered text and of its own listing.
