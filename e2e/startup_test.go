@@ -76,11 +76,20 @@ func said(t *testing.T, d *daemon.Daemon, text string) {
 	must(t, d.AwaitLog(ctx, text))
 }
 
-// TestNodeComesAndGoes starts a daemon before its Node is there, and takes the Node away from it.
-func TestNodeComesAndGoes(t *testing.T) {
+// TestStartup starts daemons on a node on which something is missing or in the way.
+func TestStartup(t *testing.T) {
 	s := newStartup(t)
+	t.Run("named proxy", s.testProxyName)
+	t.Run("kube-proxy beside", s.testKubeProxy)
+	t.Run("the Node comes and goes", s.testNode)
+}
+
+// testNode starts a daemon before its Node is there, and takes the Node away from it.
+func (s *startup) testNode(t *testing.T) {
 	nodes := s.client.CoreV1().Nodes()
 	must(t, nodes.Delete(t.Context(), s.node.Label, metav1.DeleteOptions{}))
+	_, err := s.node.Run(t.Context(), s.binary, "cleanup")
+	must(t, err)
 	d := s.run(t, "--detect-local-mode=NodeCIDR")
 	said(t, d, "waiting for the node, nothing is written before")
 	if code, body := get(t, s.node.Host, netip.MustParseAddrPort("127.0.0.1:10256"), "/readyz"); code != http.StatusServiceUnavailable ||
@@ -92,6 +101,7 @@ func TestNodeComesAndGoes(t *testing.T) {
 	must(t, err)
 	said(t, d, "waiting for the node's podCIDR")
 	said(t, d, "neither an InternalIP nor an ExternalIP")
+	s.serves(t, d, false)
 	n.Spec.PodCIDRs = []string{s.node.PodCIDRs[0].String(), s.node.PodCIDRs[1].String()}
 	n.Spec.PodCIDR = n.Spec.PodCIDRs[0]
 	n, err = nodes.Update(t.Context(), n, metav1.UpdateOptions{})
@@ -112,9 +122,8 @@ func TestNodeComesAndGoes(t *testing.T) {
 	s.serves(t, d, true)
 }
 
-// TestKubeProxyBeside starts a daemon where a kube-proxy answers at its port, and lets rules of one come later.
-func TestKubeProxyBeside(t *testing.T) {
-	s := newStartup(t)
+// testKubeProxy starts a daemon where a kube-proxy answers at its port, and lets rules of one come later.
+func (s *startup) testKubeProxy(t *testing.T) {
 	var l net.Listener
 	must(t, s.node.Do(func() (err error) {
 		l, err = net.Listen("tcp", "127.0.0.1:10249")
@@ -162,9 +171,8 @@ func (s *startup) event(t *testing.T, kind, reason string) {
 	t.Errorf("no Event %s %s among %v", kind, reason, all)
 }
 
-// TestServiceProxyName runs a daemon for the Services with a label.
-func TestServiceProxyName(t *testing.T) {
-	s := newStartup(t)
+// testProxyName runs a daemon for the Services with a label.
+func (s *startup) testProxyName(t *testing.T) {
 	d := s.run(t, "--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(), "--service-proxy-name=mine")
 	said(t, d, "msg=synced")
 	s.serves(t, d, false)
