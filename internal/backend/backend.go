@@ -20,7 +20,10 @@ type Backend interface {
 	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
 	// what was believed to have been written.
 	Observe(context.Context) (drifted int, err error)
-	// Begin begins the same in a way that does not hold up Update and Apply.
+	// Bare says that the kernel is believed to hold nothing but what is wanted now: what is wanted later can be written in
+	// any order and in pieces, since no packet depends on anything that a piece would change.
+	Bare() bool
+	// Begin begins an Observe in a way that does not hold up Update and Apply.
 	Begin() Reading
 	// Cleanup removes from the kernel all that is ours. It is harmless to call it twice.
 	Cleanup(context.Context) error
@@ -150,6 +153,12 @@ func (e *Engine[K, V]) Pending() int {
 	e.render()
 	_, _, n := e.tracker.Len()
 	return n
+}
+
+// Bare implements Backend for one family.
+func (e *Engine[K, V]) Bare() bool {
+	e.render()
+	return !e.stale && e.tracker.Covered()
 }
 
 // Apply writes what is pending.

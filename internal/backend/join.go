@@ -51,6 +51,15 @@ func (j joined) Observe(ctx context.Context) (int, error) {
 	return drifted, errors.Join(errs...)
 }
 
+func (j joined) Bare() bool {
+	for _, b := range j {
+		if !b.Bare() {
+			return false
+		}
+	}
+	return true
+}
+
 func (j joined) Begin() Reading {
 	readings := make(joinedReading, len(j))
 	for i, b := range j {

@@ -58,6 +58,8 @@ type Service struct {
 	// CreatedUnix is the creation time in seconds since 1970.
 	CreatedUnix int64
 	Type        ServiceType
+	// Critical says that others wait for the Service: on a node without rules it is programmed first.
+	Critical bool
 	// ClusterIPs are zero in a family in which the Service is not handled at all.
 	ClusterIPs [2]netip.Addr
 	Ports      []ServicePort
@@ -114,7 +116,7 @@ type Weight struct {
 
 // Equal compares all fields.
 func (s *Service) Equal(o *Service) bool {
-	return s.Name == o.Name && s.CreatedUnix == o.CreatedUnix && s.Type == o.Type && s.ClusterIPs == o.ClusterIPs &&
+	return s.Name == o.Name && s.CreatedUnix == o.CreatedUnix && s.Type == o.Type && s.Critical == o.Critical && s.ClusterIPs == o.ClusterIPs &&
 		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
 		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.SourceRanges, o.SourceRanges) &&
 		s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&

@@ -100,6 +100,16 @@ func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] { return maps.All(t.desired
 // Pending yields the keys in which desired and actual differ, in no order.
 func (t *Tracker[K, V]) Pending() iter.Seq[K] { return maps.Keys(t.pending) }
 
+// Covered says that all that is actual is wanted just so: what is pending is only missing.
+func (t *Tracker[K, V]) Covered() bool {
+	for k := range t.pending {
+		if _, there := t.actual[k]; there {
+			return false
+		}
+	}
+	return true
+}
+
 // Len returns the numbers of desired, actual and pending keys.
 func (t *Tracker[K, V]) Len() (desired, actual, pending int) {
 	return len(t.desired), len(t.actual), len(t.pending)

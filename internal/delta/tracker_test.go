@@ -40,6 +40,14 @@ func check(t *testing.T, tr *Tracker[int, value], desired, actual map[int]value)
 	if d, a, p := tr.Len(); d != len(desired) || a != len(actual) || p != len(pending) {
 		t.Errorf("Len: %d %d %d, want %d %d %d", d, a, p, len(desired), len(actual), len(pending))
 	}
+	covered := true
+	for k, a := range actual {
+		d, wanted := desired[k]
+		covered = covered && wanted && d.n == a.n
+	}
+	if tr.Covered() != covered {
+		t.Errorf("Covered: %v, want %v", tr.Covered(), covered)
+	}
 	if got := maps.Collect(tr.AllDesired()); !maps.Equal(got, desired) {
 		t.Errorf("AllDesired: %v, want %v", got, desired)
 	}

@@ -8,6 +8,9 @@ import (
 	"strconv"
 	"strings"
 
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
@@ -19,7 +22,31 @@ const (
 	AnnotationSchedulerFlags = "fairlead.dev/scheduler-flags"
 	// AnnotationWeights is a comma list of SELECTOR=WEIGHT.
 	AnnotationWeights = "fairlead.dev/weights"
+	// AnnotationPriority is PriorityCritical for a Service that a new node needs before others.
+	AnnotationPriority = "fairlead.dev/priority"
+	PriorityCritical   = "critical"
 )
+
+// critical says whether a new node needs the Service before others: pods wait for the API server and for names, and for
+// what users say. DNS is found by the label that installers give it, and by its ports where it has another.
+func critical(s *v1.Service, p *problems) bool {
+	switch priority := strings.TrimSpace(s.Annotations[AnnotationPriority]); priority {
+	case PriorityCritical:
+		return true
+	case "":
+	default:
+		p.add(annotationField(AnnotationPriority), clip(priority)+" is no priority, none counts: want "+PriorityCritical)
+	}
+	switch s.Namespace {
+	case metav1.NamespaceDefault:
+		return s.Name == "kubernetes"
+	case metav1.NamespaceSystem:
+		return s.Labels["k8s-app"] == "kube-dns" || slices.ContainsFunc(s.Spec.Ports, func(p v1.ServicePort) bool {
+			return p.Port == 53 && (p.Name == "dns" || p.Name == "dns-tcp")
+		})
+	}
+	return false
+}
 
 // schedulers are those of the kernel (net/netfilter/ipvs), by the names that ipvsadm knows.
 var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}

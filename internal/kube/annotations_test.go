@@ -99,3 +99,46 @@ func checkProblem(t *testing.T, of string, problems []Problem, want string) {
 		t.Errorf("%q: got %v, want one problem with %q", of, problems, want)
 	}
 }
+
+func TestCritical(t *testing.T) {
+	port := func(name string, number int32) []v1.ServicePort {
+		return []v1.ServicePort{{Name: name, Port: number, Protocol: v1.ProtocolUDP}}
+	}
+	dns := map[string]string{"k8s-app": "kube-dns"}
+	for _, tt := range []struct {
+		name, namespace, service string
+		labels                   map[string]string
+		ports                    []v1.ServicePort
+		priority                 string
+		want                     bool
+		problem                  string
+	}{
+		{name: "API server", namespace: "default", service: "kubernetes", want: true},
+		{name: "its name elsewhere", namespace: "a", service: "kubernetes"},
+		{name: "other Service beside it", namespace: "default", service: "web"},
+		{name: "DNS by label", namespace: "kube-system", service: "coredns", labels: dns, want: true},
+		{name: "DNS by label elsewhere", namespace: "a", service: "kube-dns", labels: dns},
+		{name: "DNS by port", namespace: "kube-system", service: "rke2-coredns", ports: port("dns-tcp", 53), want: true},
+		{name: "DNS by port elsewhere", namespace: "a", service: "dns", ports: port("dns", 53)},
+		{name: "port of that name", namespace: "kube-system", service: "a", ports: port("dns", 5353)},
+		{name: "port of that number", namespace: "kube-system", service: "a", ports: port("udp", 53)},
+		{name: "asked for", namespace: "a", service: "b", priority: " critical ", want: true},
+		{name: "no priority", namespace: "a", service: "b", priority: "high", problem: "high"},
+		{name: "no priority, critical by name", namespace: "default", service: "kubernetes", priority: "high", want: true, problem: "high"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &v1.Service{Spec: v1.ServiceSpec{ClusterIP: "10.96.0.10", Ports: tt.ports}}
+			s.Namespace, s.Name, s.Labels = tt.namespace, tt.service, tt.labels
+			if tt.priority != "" {
+				s.Annotations = map[string]string{AnnotationPriority: tt.priority}
+			}
+			v, problems := ConvertService(s, ConvertOptions{})
+			if v.Critical != tt.want {
+				t.Errorf("critical: %v, want %v", v.Critical, tt.want)
+			}
+			if (len(problems) > 0) != (tt.problem != "") || len(problems) > 0 && !strings.Contains(problems[0].String(), tt.problem) {
+				t.Errorf("problems %v, want %q", problems, tt.problem)
+			}
+		})
+	}
+}

@@ -91,6 +91,7 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 		SourceRanges:    sourceRanges(s.Spec.LoadBalancerSourceRanges, p),
 		ExternalLocal:   isLocal("spec.externalTrafficPolicy", s.Spec.ExternalTrafficPolicy, p),
 		AffinitySec:     affinity(&s.Spec, p),
+		Critical:        critical(s, p),
 		Weights:         weights(s.Annotations, p),
 	}
 	v.Scheduler, v.SchedulerFlags = scheduler(s.Annotations, p)

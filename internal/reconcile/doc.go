@@ -9,6 +9,8 @@
 //  1. One goroutine, Run's, owns the store, the table and the backend; only immutable values leave it.
 //  2. Nothing is compiled or written before the Feed has synced and an Observe has succeeded. A restart without a change
 //     in the cluster therefore writes nothing.
+//     Where the kernel holds nothing of ours, critical Services are written before the others, and these in pieces; that
+//     node counts as written when all is. What an earlier run left serves until all is known.
 //  3. Between the end of a sync and the start of the next for a change there is at least MinSyncPeriod; all changes until
 //     then are one sync. The first change after a quiet time is applied at once.
 //  4. What failed stays pending. It is tried again after a wait that doubles, and together with the next change; the

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -70,6 +71,9 @@ func (f *fakeFeed) put(fns ...func(*cluster.Store)) {
 	f.change(func() { f.puts = append(f.puts, fns...) })
 }
 
+// fakePlan is what a write was to make, sorted, and what it was to delete.
+type fakePlan struct{ upserts, deletes []fwd.Service }
+
 // fakeKernel is one family's kernel: one object for each Service that has a frontend of the family.
 type fakeKernel struct {
 	family fwd.Family
@@ -83,9 +87,11 @@ type fakeKernel struct {
 	slow time.Duration
 	// slowRead is how long a read takes, after which it returns what was there at its beginning.
 	slowRead time.Duration
-	// reads and writes count calls; at is when writes began.
-	reads, writes int
-	at            []time.Time
+	// reads and writes count calls; at is when writes began, plans are what they were to write. failAt is the number of
+	// a write that fails, from 1 on.
+	reads, writes, failAt int
+	at                    []time.Time
+	plans                 []fakePlan
 }
 
 func (k *fakeKernel) Read(ctx context.Context) (map[fwd.Service]string, error) {
@@ -116,6 +122,10 @@ func (k *fakeKernel) Write(ctx context.Context, plan backend.Plan[fwd.Service, s
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+	k.plans = append(k.plans, fakePlan{slices.SortedFunc(maps.Keys(plan.Upserts), fwd.Service.Compare), slices.SortedFunc(maps.Keys(plan.Deletes), fwd.Service.Compare)})
+	if k.writes == k.failAt {
+		return errors.New("lock held")
 	}
 	if k.failWrite != nil {
 		return k.failWrite
@@ -196,12 +206,17 @@ func (f *follower) Submit(all bool)                   { f.flows = append(f.flows
 type recordedChecks struct {
 	updates, programmed int
 	header              fwd.Header
+	// seen, if not nil, takes each header.
+	seen func(fwd.Header)
 }
 
 func (c *recordedChecks) Update(ch fwd.Changes) {
 	c.updates++
 	if ch.Header != nil {
 		c.header = *ch.Header
+		if c.seen != nil {
+			c.seen(c.header)
+		}
 	}
 }
 
@@ -300,7 +315,7 @@ func service(i, version int) func(*cluster.Store) {
 	return func(s *cluster.Store) {
 		s.SetService(&cluster.Service{
 			Name:       name(i),
-			ClusterIPs: [2]netip.Addr{netip.AddrFrom4([4]byte{10, 96, 0, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", i))},
+			ClusterIPs: [2]netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", i))},
 			Ports:      []cluster.ServicePort{{Name: "dns", Protocol: cluster.UDP, Port: uint16(1000 + version)}},
 		})
 	}

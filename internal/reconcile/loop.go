@@ -152,8 +152,8 @@ type Loop struct {
 	woken, addrsStale, configStale bool
 	// unread says that the kernel has to be read before it is written.
 	unread bool
-	// headerSent says that the backend knows the header.
-	headerSent bool
+	// headerSent says that the backend knows the header; partial that most Services are not in the table yet.
+	headerSent, partial bool
 	// written says by fwd.Family.Index that everything was written at least once, complete that it was so for both.
 	written  [2]bool
 	complete bool

@@ -40,22 +40,35 @@ func (l *Loop) sync(ctx context.Context, take bool) error {
 
 // write brings the kernel up to date. release says that it was read just now, so that what was set aside is tried again.
 func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
-	changed := l.refresh()
+	changed := false
+	var err error
+	if !l.complete && rep.Full {
+		changed, err = l.writeAhead(ctx, &rep)
+	}
+	changed = l.refresh() || changed
 	if release {
 		changed = l.release() || changed
 	}
 	if changed {
 		l.queued(rep.Start)
 	}
-	var err error
-	before := time.Now()
-	rep.Result, err = l.apply(ctx)
-	rep.Applying = time.Since(before)
-	l.tend(ctx)
+	if err == nil {
+		err = l.put(ctx, &rep)
+	}
 	l.end(ctx, rep, changed, err)
 	if rep.Full && err == nil && rep.Drifted == 0 && rep.Result == (backend.Result{}) && l.Monitor != nil {
 		l.Monitor.Verified(rep.Start)
 	}
+}
+
+// put writes what is pending.
+func (l *Loop) put(ctx context.Context, rep *Sync) error {
+	before := time.Now()
+	res, err := l.apply(ctx)
+	rep.Result = rep.Result.Add(res)
+	rep.Applying += time.Since(before)
+	l.tend(ctx)
+	return err
 }
 
 // drain moves the feed's news into the store.
@@ -88,15 +101,7 @@ func (l *Loop) queued(at time.Time) {
 // refresh brings table and backend up to date with the store. It reports whether anything changed in them.
 func (l *Loop) refresh() bool {
 	changed := l.refreshNode()
-	dirty := l.store.TakeDirty()
-	for _, name := range dirty {
-		l.quarantine.forget(fwd.Service(name))
-		changed = l.compile(name) || changed
-	}
-	if len(dirty) > 0 {
-		l.reportConflicts()
-	}
-	return changed
+	return l.take(l.store.TakeDirty()) || changed
 }
 
 // compile brings the table up to date with one Service. It reports whether anything changed.
@@ -124,7 +129,7 @@ func (l *Loop) refreshNode() bool {
 			l.addrs = addrs
 		}
 	}
-	l.addrsStale, l.configStale, l.pending.NodeChanged = false, false, false
+	l.addrsStale, l.configStale, l.pending.NodeChanged = false, l.partial, false
 	node := l.node()
 	l.reportWarnings(l.Config.Warnings(node))
 	if facts := l.Config.Facts(node); facts != l.facts {
@@ -133,6 +138,9 @@ func (l *Loop) refreshNode() bool {
 	}
 	h := l.Config.Header(node, l.addrs)
 	l.Config.SetServiceCIDRs(&h, l.store.ServiceCIDRs())
+	if l.partial { // who is not in the table yet may still be served, by a kube-proxy whose place this takes
+		h.DropUnallocated = false
+	}
 	ch := l.table.SetHeader(h)
 	if !l.headerSent { // also a header that happens to be the zero one
 		l.headerSent = true

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -28,6 +30,7 @@ var checks = []check{
 	{"Lookup", 12, checkLookup},
 	{"Affinity", 6, checkAffinity},
 	{"IncrementalEqualsScratch", 12, checkIncremental},
+	{"LoadInPieces", 6, checkPieces},
 	{"RestartWritesNothing", 4, checkRestart},
 	{"DriftIsRepaired", 6, checkDrift},
 	{"CleanupRemovesAllThatIsOurs", 4, checkCleanup},
@@ -156,7 +159,7 @@ func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 	}
 	h := halfWritten{w: w}
 	h.settled(r)
-	for step := range 60 {
+	for step := range steps() {
 		if err := randomStep(r, w, &h); err != nil {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
@@ -174,6 +177,67 @@ func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 	}
 	if got := w.subject.Dump(); got != want {
 		return fmt.Errorf("the kernel does not hold what a fresh backend writes:\n%s", firstDifferences(want, got))
+	}
+	return w.subject.ForeignIntact()
+}
+
+// StepsVariable is an environment variable that says how many random changes the check IncrementalEqualsScratch makes for
+// each seed.
+const StepsVariable = "FAIRLEAD_SUITE_STEPS"
+
+func steps() int {
+	if n, err := strconv.Atoi(os.Getenv(StepsVariable)); err == nil && n > 0 {
+		return n
+	}
+	return 60
+}
+
+// checkPieces programs a node in pieces, as the loop does where nothing of ours is in the kernel: in between the kernel does
+// what a table says that has only so many Services. That it may be done is known before, and not claimed after a restart.
+func checkPieces(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := newWorld(newSubject, randomHeader(r))
+	if err != nil {
+		return err
+	}
+	w.subject.Foreign()
+	const services, piece = 12, 4
+	for i := range services {
+		if i%piece == 0 {
+			if !w.backend.Bare() {
+				return fmt.Errorf("with %d Services, all there is: the kernel is said to hold more than what is wanted", i)
+			}
+			if i == piece {
+				h := randomHeader(r)
+				h.LocalAddrs = w.header.LocalAddrs
+				w.setHeader(h)
+			}
+		}
+		w.put(randomFragment(r, i))
+		if i%piece < piece-1 {
+			continue
+		}
+		if _, err := w.apply(); err != nil {
+			return err
+		}
+		if err := w.agree(randomPackets(r, w.table, 100)); err != nil {
+			return fmt.Errorf("with %d of %d Services: %w", i+1, services, err)
+		}
+	}
+	want, err := w.scratch(newSubject)
+	if err != nil {
+		return err
+	}
+	if got := w.subject.Dump(); got != want {
+		return fmt.Errorf("the kernel does not hold what a fresh backend writes:\n%s", firstDifferences(want, got))
+	}
+
+	w.frags = nil
+	if err := w.restart(nil); err != nil {
+		return err
+	}
+	if w.backend.Bare() {
+		return fmt.Errorf("a new process that does not know the %d Services in the kernel takes it for empty", services)
 	}
 	return w.subject.ForeignIntact()
 }
