@@ -73,7 +73,11 @@ bench-go: ## Run the Go benchmarks of all packages
 demo: build ## Show Fairlead at work between network namespaces (root); MODE=iptables
 	@hack/deps.sh demo
 	@CGO_ENABLED=0 go build -o bin/demo ./e2e/demo
-	@exec bin/demo --fairlead bin/fairlead --mode $(MODE)
+	@if [[ $(MODE) == ipvs ]] && ! hack/uml/native; then \
+		echo "This kernel has no IPVS, so the demo runs in user-mode Linux, a kernel that is a process, on a tenth of the speed."; \
+		hack/deps.sh uml; runner="hack/uml/run -timeout 5m"; \
+	fi; \
+	exec $${runner:-} bin/demo --fairlead bin/fairlead --mode $(MODE)
 
 .PHONY: clean
 clean: ## Remove what was built

@@ -4,7 +4,8 @@
 //
 //	objects.yaml ─► fairlead on node1, node2 ─► kernel ◄─ connections ─ steps.go ─► what the pods saw
 //
-// It needs root, and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it.
+// It needs root, and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it; MODE=ipvs on a kernel without
+// IPVS means in user-mode Linux.
 package main
 
 import (
@@ -94,6 +95,9 @@ func run(ctx context.Context, binary, mode string) (err error) {
 // play runs the steps until one fails.
 func (d *demo) play(ctx context.Context) error {
 	for _, s := range steps {
+		if s.mode != "" && s.mode != d.mode {
+			continue
+		}
 		d.step++
 		fmt.Printf("\n%d. %s\n", d.step, s.title)
 		lines, err := s.run(d, ctx)

@@ -12,25 +12,29 @@ import (
 
 	"github.com/fairlead/fairlead/e2e/lab"
 	"github.com/fairlead/fairlead/e2e/probe"
+	"github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
 // step does one thing and says what it has found, one line each; an error says what is not as it should be.
 type step struct {
 	title string
 	run   func(*demo, context.Context) ([]string, error)
+	// mode is the only one in which there is something to see; empty is all.
+	mode string
 }
 
 var steps = []step{
-	{"fairlead starts on both nodes and reads the objects", (*demo).begin},
-	{"A pod dials the cluster IP of shop/web: all four pods of both nodes get their share, and see who asks", (*demo).clusterIP},
-	{"The client outside dials node2's port 30080: any pod answers, and sees node2, for replies have to come back this way", (*demo).nodePort},
-	{"It dials the load balancer IP of shop/web: the same, through node1", (*demo).balancer},
-	{"shop/web-local has externalTrafficPolicy Local: only node1's own pods answer, and see the client's address", (*demo).balancerLocal},
-	{"A pod reaches itself through its own Service; it then sees its node, or its reply would not find the way back", (*demo).hairpin},
-	{"shop/closed has no endpoints: connections are refused at once instead of hanging", (*demo).closed},
-	{"Pod p2 of node2 leaves the Services while a pod keeps dialling", (*demo).endpointLeaves},
-	{"\"fairlead trace\" says what a node does with a packet, and why; it needs no cluster", (*demo).trace},
-	{"fairlead ends on both nodes: its rules stay, so connections go on", (*demo).daemonsEnd},
+	{title: "fairlead starts on both nodes and reads the objects", run: (*demo).begin},
+	{title: "What is in node1's kernel now: the virtual servers with their endpoints, as \"ipvsadm --save\" prints them", run: (*demo).virtualServers, mode: "ipvs"},
+	{title: "A pod dials the cluster IP of shop/web: all four pods of both nodes get their share, and see who asks", run: (*demo).clusterIP},
+	{title: "The client outside dials node2's port 30080: any pod answers, and sees node2, for replies have to come back this way", run: (*demo).nodePort},
+	{title: "It dials the load balancer IP of shop/web: the same, through node1", run: (*demo).balancer},
+	{title: "shop/web-local has externalTrafficPolicy Local: only node1's own pods answer, and see the client's address", run: (*demo).balancerLocal},
+	{title: "A pod reaches itself through its own Service; it then sees its node, or its reply would not find the way back", run: (*demo).hairpin},
+	{title: "shop/closed has no endpoints: connections are refused at once instead of hanging", run: (*demo).closed},
+	{title: "Pod p2 of node2 leaves the Services while a pod keeps dialling", run: (*demo).endpointLeaves},
+	{title: "\"fairlead trace\" says what a node does with a packet, and why; it needs no cluster", run: (*demo).trace},
+	{title: "fairlead ends on both nodes: its rules stay, so connections go on", run: (*demo).daemonsEnd},
 }
 
 func (d *demo) guest() lab.Host { return d.lab.Nodes[0].Pods[2].Host }
@@ -40,7 +44,7 @@ func (d *demo) begin(ctx context.Context) ([]string, error) {
 	if err := d.start(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for i, dm := range d.daemons {
 		if err := dm.AwaitLog(ctx, "msg=synced"); err != nil {
@@ -48,6 +52,35 @@ func (d *demo) begin(ctx context.Context) ([]string, error) {
 		}
 	}
 	return []string{fmt.Sprintf("both have written their rules, %v after they were started", time.Since(start).Round(time.Millisecond))}, nil
+}
+
+// virtualServers prints those of IPv4 on the first node.
+func (d *demo) virtualServers(ctx context.Context) ([]string, error) {
+	var content ipvs.Content
+	err := d.lab.Nodes[0].Do(func() error {
+		k, err := ipvs.Open()
+		if err != nil {
+			return err
+		}
+		content, err = k.Read(ctx)
+		return errors.Join(err, k.Close())
+	})
+	if err != nil {
+		return nil, err
+	}
+	reals, web := 0, false
+	content.Servers = slices.DeleteFunc(content.Servers, func(s ipvs.Server) bool { return !s.VirtualServer.Addr.Addr().Is4() })
+	for _, s := range content.Servers {
+		reals += len(s.Reals)
+		web = web || s.VirtualServer.Addr.String() == "10.96.0.80:80" && len(s.Reals) == 4
+	}
+	for line := range strings.Lines(ipvs.Format(content)) {
+		fmt.Print("     " + line)
+	}
+	if !web {
+		return nil, errors.New("there is none at 10.96.0.80:80 with four endpoints")
+	}
+	return []string{fmt.Sprintf("%d virtual servers of IPv4, with %d endpoints", len(content.Servers), reals)}, nil
 }
 
 func (d *demo) clusterIP(ctx context.Context) ([]string, error) {
@@ -184,7 +217,7 @@ func (d *demo) trace(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("the endpoint %s is not in the answer", ep)
 		}
 	}
-	return []string{"these are the endpoints that step 5 has met"}, nil
+	return []string{"these are the endpoints that the client has met"}, nil
 }
 
 func (d *demo) daemonsEnd(ctx context.Context) ([]string, error) {
