@@ -69,9 +69,9 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Back
 		if err == nil {
 			err = tables.Usable(ctx)
 		}
-		affinity := true
+		affinity, bpf := true, false
 		if err == nil {
-			affinity, err = tryNeeds(ctx, tables)
+			affinity, bpf, err = tryKernel(ctx, tables)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f, err))
@@ -79,7 +79,7 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Back
 		}
 		o := FamilyOptions{
 			Tables:      tables,
-			HairpinBPF:  tables.SupportsBPF(ctx),
+			HairpinBPF:  bpf,
 			RandomFully: tables.RandomFully(),
 			DropInvalid: dropInvalid,
 		}

@@ -317,3 +317,37 @@ func BenchmarkKernel(b *testing.B) {
 		}
 	}
 }
+
+// A restart must not write: in the legacy userland each try of a rule would copy the whole table.
+func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
+	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
+		t.Run(string(fl), func(t *testing.T) {
+			if fl == xtables.NFT {
+				hosttest.Need(t, hosttest.NFTables)
+			}
+			hosttest.Netns(t, "iptables-"+string(fl))
+			tables, err := xtables.New(fl, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			affinity, bpf, err := tryKernel(t.Context(), tables)
+			if err != nil || !affinity || !bpf {
+				t.Fatalf("affinity %v, BPF %v, %v", affinity, bpf, err)
+			}
+			for _, want := range []bool{true, false} {
+				b := New(map[fwd.Family]FamilyOptions{fwd.IPv4: {Tables: tables, HairpinBPF: want}})
+				var table fwd.Table
+				b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14}))
+				if _, err := b.Apply(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if affinity, bpf, err := tryKernel(t.Context(), tables); err != nil || !affinity || bpf != want {
+					t.Errorf("with rules: affinity %v, BPF %v, %v; want BPF %v", affinity, bpf, err, want)
+				}
+				if err := b.Cleanup(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -25,6 +25,17 @@ var (
 	affinityNeed = xtables.Need{Table: "nat", Rule: "-m recent --name " + probeChain + " --rcheck --seconds 1 --reap -j RETURN", Module: "xt_recent"}
 )
 
+// tryKernel says what of session affinity and hairpin by BPF the kernel has; the error is tryNeeds'. A kernel that holds the
+// rules of an earlier run has what they need, and is not written to: in the legacy userland each try would copy the whole table,
+// and a restart with nothing changed writes nothing.
+func tryKernel(ctx context.Context, t *xtables.Tables) (affinity, bpf bool, err error) {
+	if rules := t.Rules(ctx, NAT.String(), chainPostrouting); len(rules) > 0 {
+		return true, strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
+	}
+	affinity, err = tryNeeds(ctx, t)
+	return affinity, err == nil && t.SupportsBPF(ctx), err
+}
+
 // tryNeeds says what of the modules userland and kernel lack: the error names those without which there is no mode
 // iptables, affinity says that there is no session affinity.
 func tryNeeds(ctx context.Context, t xtables.Interface) (affinity bool, err error) {

@@ -142,6 +142,18 @@ func TestKernelFeatures(t *testing.T) {
 				if tab := saved(t, x, "nat"); len(tab) != 4 {
 					t.Errorf("probes left something: %v", tab)
 				}
+				if rules := x.Rules(t.Context(), "nat", "A"); rules != nil {
+					t.Errorf("rules of no chain: %q", rules)
+				}
+				if err := x.Restore(t.Context(), []byte("*nat\n:A - [0:0]\n:B - [0:0]\n-A A -p tcp -j B\n-A A -j RETURN\nCOMMIT\n")); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff([]string{"-p tcp -j B", "-j RETURN"}, x.Rules(t.Context(), "nat", "A")); diff != "" {
+					t.Errorf("rules (-want +got):\n%s", diff)
+				}
+				if rules := x.Rules(t.Context(), "nat", "B"); rules == nil || len(rules) > 0 {
+					t.Errorf("rules of an empty chain: %q", rules)
+				}
 			})
 		}
 	}

@@ -108,6 +108,22 @@ func (t *Tables) Restore(ctx context.Context, input []byte) error {
 	return newRestoreError(res, input)
 }
 
+// Rules lists the rules of one chain, each the text that follows "-A CHAIN "; nil where there is no such chain, or it cannot be
+// read. It costs less than Save where a table is large.
+func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
+	out := &limited{max: maxSave, fail: true}
+	if run(ctx, nil, out, t.main, "--wait", "5", "-t", table, "-S", chain).cause != nil {
+		return nil
+	}
+	rules := []string{}
+	for line := range strings.Lines(out.buf.String()) {
+		if rule, ok := strings.CutPrefix(strings.TrimSpace(line), "-A "+chain+" "); ok {
+			rules = append(rules, rule)
+		}
+	}
+	return rules
+}
+
 // SupportsBPF says whether userland and kernel both have the match bpf (xt_bpf). It writes a rule into a chain that
 // nothing jumps to, and removes both. These are two restores: within one, legacy takes the rule back in the userland and
 // the kernel never sees it; and --test does not ask the kernel in either flavour.
