@@ -377,14 +377,7 @@ func TestServiceCIDRs(t *testing.T) {
 		{VIPs: VIPAddress, HairpinBPF: true}, {VIPs: VIPRoute, HairpinBPF: true, NodeIP: h.LocalAddrs[0]}, {VIPs: VIPMark, HairpinBPF: true},
 		{VIPs: VIPRoute, HairpinBPF: true, Exclude: prefixes("10.96.0.7/32")}, {VIPs: VIPMark, HairpinBPF: true, Exclude: prefixes("10.96.0.7/32")},
 	} {
-		var text bytes.Buffer
-		if err := Render(&text, fwd.IPv4, o, table); err != nil {
-			t.Fatal(err)
-		}
-		m, err := ipvssim.Parse(fwd.IPv4, text.String(), h.LocalAddrs)
-		if err != nil {
-			t.Fatal(err)
-		}
+		m := machineOf(t, o, table)
 		for dst, rejected := range map[string][3]bool{ // by VIPMode
 			"10.96.0.5:81":     {true, true, true},    // other port
 			"10.96.0.6:80":     {false, true, true},   // unallocated
@@ -412,6 +405,97 @@ func TestServiceCIDRs(t *testing.T) {
 					t.Errorf("%s: Expect says %v of %v to %s, which is %v", o.VIPs, said[0].Verdict, p.Src, dst, got[0].Verdict)
 				}
 			}
+		}
+	}
+}
+
+// machineOf renders a table and returns the host that it makes.
+func machineOf(t *testing.T, o RenderOptions, table *fwd.Table) *ipvssim.Machine {
+	t.Helper()
+	var text bytes.Buffer
+	if err := Render(&text, fwd.IPv4, o, table); err != nil {
+		t.Fatal(err)
+	}
+	h := table.Header()
+	m, err := ipvssim.Parse(fwd.IPv4, text.String(), h.LocalAddrs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// Where the kernel gives packets of the node the address of the Service as their source, they are the node's all the same:
+// masqueraded, and let in if the node is.
+func TestNodeDialsWithTheServicesAddress(t *testing.T) {
+	for _, mode := range []VIPMode{VIPAddress, VIPRoute} {
+		for _, tc := range []struct {
+			name    string
+			sources []netip.Prefix
+			want    fwd.Verdict
+		}{
+			{"everybody may", nil, fwd.VerdictForward},
+			{"one of the node's addresses may", prefixes("192.168.0.2/32", "198.51.100.0/24"), fwd.VerdictForward},
+			{"the node may not", prefixes("198.51.100.0/24"), fwd.VerdictDrop},
+		} {
+			frag := plain(5)
+			frag.Frontends[2].Sources = tc.sources
+			for i := range frag.Frontends[2].Routes {
+				frag.Frontends[2].Routes[i].Masquerade = false
+			}
+			vip := frag.Frontends[2].Key.Addr
+			table := &fwd.Table{}
+			table.SetHeader(smallNode())
+			table.Put(frag)
+			m := machineOf(t, RenderOptions{VIPs: mode, HairpinBPF: true}, table)
+			got, err := m.Rules.Run(m.Host, fwd.Packet{Src: vip, Dst: netip.AddrPortFrom(vip, 80), Proto: fwd.TCP})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(got) != 1 || got[0].Verdict != tc.want || got[0].Masquerade != (tc.want == fwd.VerdictForward) {
+				t.Errorf("%s, %s: %+v, want %v, masqueraded if forwarded", mode, tc.name, got, tc.want)
+			}
+		}
+	}
+}
+
+// A firewall whose chains drop what nobody accepts needs no rules for Services.
+func TestPolicyDrop(t *testing.T) {
+	frag := split(plain(5))
+	frag.Frontends[1].Routes = frag.Frontends[2].Routes // the cluster IP has no more than the load balancer's, so there is an alternate
+	frag.Frontends[2].Sources = nil
+	frag.HealthCheck.Port = 32001
+	table := &fwd.Table{}
+	table.SetHeader(smallNode())
+	table.Put(frag)
+	for _, mode := range []VIPMode{VIPAddress, VIPRoute, VIPMark} {
+		m := machineOf(t, RenderOptions{VIPs: mode, HairpinBPF: true}, table)
+		if err := m.Rules.Restore("*filter\n-P INPUT DROP\n-P FORWARD DROP\n-P OUTPUT DROP\n-A OUTPUT -d 192.168.0.1 -j ACCEPT\nCOMMIT\n"); err != nil {
+			t.Fatal(err)
+		}
+		for dst, want := range map[string]fwd.Verdict{
+			"100.64.0.5:80":     fwd.VerdictForward, // redirected, for all but those outside
+			"10.96.0.5:80":      fwd.VerdictForward,
+			"192.168.0.1:30005": fwd.VerdictForward,
+			"192.168.0.1:32001": fwd.VerdictPass, // let in
+			"192.168.0.1:22":    fwd.VerdictDrop,
+		} {
+			for _, p := range []fwd.Packet{
+				{Src: netip.MustParseAddr("198.51.100.7"), InInterface: "eth0"},
+				{Src: netip.MustParseAddr("10.244.0.9"), InInterface: "veth1"},
+				{Src: netip.MustParseAddr("192.168.0.2")},
+			} {
+				p.Dst, p.Proto = netip.MustParseAddrPort(dst), fwd.TCP
+				got, err := m.Rules.Run(m.Host, p)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(got) != 1 || got[0].Verdict != want {
+					t.Errorf("%s: %v to %s: %+v, want %v", mode, p.Src, dst, got, want)
+				}
+			}
+		}
+		if len(m.Host.Servers) != 5 {
+			t.Errorf("%s: %d virtual servers, want those of four frontends and an alternate", mode, len(m.Host.Servers))
 		}
 	}
 }
