@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -31,7 +32,7 @@ type verdict struct {
 	Reason  string `json:"reason"`
 }
 
-func runTrace(_ context.Context, args []string, s streams) error {
+func runTrace(ctx context.Context, args []string, s streams) error {
 	var o offline
 	fs := pflag.NewFlagSet("fairlead trace", pflag.ContinueOnError)
 	o.bind(fs)
@@ -58,7 +59,7 @@ func runTrace(_ context.Context, args []string, s streams) error {
 		p.InInterface = *iface
 	}
 	out := o.table.Lookup(p)
-	for _, n := range o.notes(p, out, h) {
+	for _, n := range append(o.notes(p, out, h), o.draining(ctx, p)...) {
 		fmt.Fprintf(s.err, "note: %s\n", n)
 	}
 	if *output == "json" {
@@ -104,6 +105,22 @@ func (o *offline) notes(p fwd.Packet, out fwd.Outcome, h fwd.Header) []string {
 	}
 	for _, pr := range o.problems[out.Owner.Service] {
 		notes = append(notes, fmt.Sprintf("Service %s: %s: %s", out.Owner.Service, pr.Field, pr.Message))
+	}
+	return notes
+}
+
+// draining says which endpoints behind the destination get no new connections but keep those they have, where this machine
+// is the node.
+func (o *offline) draining(ctx context.Context, p fwd.Packet) (notes []string) {
+	if o.cfg.Mode != config.ModeIPVS || !mayAdminister() {
+		return nil
+	}
+	reals, err := ipvs.DrainingAt(ctx, p.Proto, p.Dst)
+	if err != nil {
+		return []string{fmt.Sprintf("what drains on this machine cannot be read: %v", err)}
+	}
+	for _, r := range reals {
+		notes = append(notes, fmt.Sprintf("on this machine %s drains: %d established and %d other connections stay until they end", r.Addr, r.Active, r.Inactive))
 	}
 	return notes
 }

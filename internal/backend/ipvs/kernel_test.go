@@ -387,6 +387,9 @@ func TestKernelDrain(t *testing.T) {
 			if d := n.backend.Draining()[0]; d.Count[DrainRemoved] != 1 || d.Connections != 1 {
 				t.Errorf("%+v", d)
 			}
+			if got, err := DrainingAt(t.Context(), fwd.TCP, webV.Addr); err != nil || len(got) != 1 || got[0].Addr != one || got[0].Active != 1 {
+				t.Errorf("seen from outside: %+v, %v", got, err)
+			}
 
 			n.backend.Update(n.table.Remove(web.owner()))
 			n.apply()
