@@ -33,7 +33,7 @@ var chainNames = map[string][]string{
 // serviceChain is the name of a chain for one Service, endpoint or load balancer.
 var serviceChain = regexp.MustCompile(`^KUBE-(SVC|SVL|EXT|FW|SEP|XLB)-[A-Z2-7]{16}$`)
 
-// isOurs says whether kube-proxy made the chain.
+// isKubeProxys says whether kube-proxy made the chain.
 func isKubeProxys(table, chain string) bool {
 	return slices.Contains(chainNames[table], chain) || table == "nat" && serviceChain.MatchString(chain)
 }
