@@ -232,6 +232,11 @@ func TestSweeper(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var table conntrack.Fake
 				table.Add(flow(6, "10.96.0.1:80"), flow(6, "10.96.0.1:81"), flow(17, "10.96.0.1:80"), flow(132, "10.96.0.2:80"))
+				// Connections that were made in the right way, and a flow of what is no more.
+				live, old := flow(6, "10.96.0.1:80"), flow(17, "10.96.0.3:53")
+				live.OrigSrc, live.ReplySrc, old.ReplySrc = addr("10.0.0.1:2"), addr("10.244.0.1:8080"), addr("10.244.0.1:53")
+				live.ReplyDst = live.OrigSrc
+				table.Add(live, old)
 				ops := make(map[string]int)
 				table.Fail = func(op string) error { ops[op]++; return nil }
 				s := newSweeper(&table, FamilyOptions{}.withDefaults().Logger)
@@ -244,16 +249,23 @@ func TestSweeper(t *testing.T) {
 						dst = append(dst, netip.AddrPortFrom(addr("10.96.9.1:1").Addr(), uint16(i+1)))
 					}
 				}
-				s.submit(fwd.TCP, dst)
-				s.submit(fwd.SCTP, []netip.AddrPort{addr("10.96.0.2:80")})
+				s.submit(fwd.TCP, dst, false)
+				s.submit(fwd.SCTP, []netip.AddrPort{addr("10.96.0.2:80")}, false)
+				s.submit(fwd.UDP, []netip.AddrPort{addr("10.96.0.3:53")}, true)
+				s.submit(fwd.UDP, []netip.AddrPort{addr("10.96.0.3:53")}, false)
 				synctest.Wait()
 				cancel()
 				<-done
-				left := table.Flows()
-				if len(left) != 2 || left[0].OrigDst != addr("10.96.0.1:81") || left[1].Proto != 17 {
-					t.Errorf("left %v", left)
+				var left []string
+				for _, f := range table.Flows() {
+					left = append(left, fmt.Sprintf("%d %s by %s", f.Proto, f.OrigDst, f.ReplySrc))
 				}
-				if many != (ops["dump"] == 1) || ops["dump to"] != map[bool]int{false: 2, true: 1}[many] {
+				slices.Sort(left)
+				want := []string{"17 10.96.0.1:80 by 10.96.0.1:80", "6 10.96.0.1:80 by 10.244.0.1:8080", "6 10.96.0.1:81 by 10.96.0.1:81"}
+				if !slices.Equal(left, want) {
+					t.Errorf("left %q, want %q", left, want)
+				}
+				if many != (ops["dump"] == 1) || ops["dump to"] != map[bool]int{false: 3, true: 2}[many] {
 					t.Errorf("calls %v", ops)
 				}
 			})

@@ -30,9 +30,9 @@ type FamilyOptions struct {
 	Sets    ipset.Sets
 	Links   link.Host
 	Tables  xtables.Interface
-	// Stale is told which destinations may have connection-tracking entries from before their virtual server; nil if
-	// nobody wants to know. It does not wait.
-	Stale func(proto fwd.Proto, dst []netip.AddrPort)
+	// Stale is told which destinations may have connection-tracking entries from before their virtual server or, if gone, of
+	// one that is no more; nil if nobody wants to know. It does not wait.
+	Stale func(proto fwd.Proto, dst []netip.AddrPort, gone bool)
 	// Seed is a number of this node's own: endpoints are added in an order that it decides, so that not all nodes begin
 	// with the same one.
 	Seed uint64
@@ -61,7 +61,7 @@ func (o FamilyOptions) withDefaults() FamilyOptions {
 		o.Warn = func(fwd.Service, string, string) {}
 	}
 	if o.Stale == nil {
-		o.Stale = func(fwd.Proto, []netip.AddrPort) {}
+		o.Stale = func(fwd.Proto, []netip.AddrPort, bool) {}
 	}
 	return o
 }

@@ -46,9 +46,9 @@ func newBench(t *testing.T, adjust ...func(*FamilyOptions)) *bench {
 		RenderOptions: RenderOptions{HairpinBPF: true},
 		Servers:       &b.servers, Sets: &b.sets, Links: &b.links, Tables: b.tables, Seed: 7,
 		FinTimeout: 2 * time.Minute, DrainTimeout: 15 * time.Minute, Now: func() time.Time { return b.now },
-		Stale: func(p fwd.Proto, dst []netip.AddrPort) {
+		Stale: func(p fwd.Proto, dst []netip.AddrPort, gone bool) {
 			for _, d := range dst {
-				b.stale = append(b.stale, fmt.Sprintf("%s %s", p, d))
+				b.stale = append(b.stale, fmt.Sprintf("%s %s%s", p, d, map[bool]string{true: " gone"}[gone]))
 			}
 		},
 		Warn: func(s fwd.Service, reason, _ string) { b.warned = append(b.warned, s.String()+" "+reason) },
@@ -421,7 +421,7 @@ func TestUDPIsNotDrained(t *testing.T) {
 	b.remove(dns)
 	b.apply()
 	b.has(v, "gone")
-	if want := []string{"udp 10.96.0.53:80"}; !slices.Equal(b.stale, want) {
+	if want := []string{"udp 10.96.0.53:80 gone"}; !slices.Equal(b.stale, want) {
 		t.Errorf("flows removed with the virtual server: %q", b.stale)
 	}
 }

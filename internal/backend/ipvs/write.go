@@ -151,6 +151,6 @@ func (w *writer) error(ctx context.Context) error {
 // reportStale tells who looks after connection tracking.
 func (w *writer) reportStale() {
 	for proto, dst := range w.stale {
-		w.opts.Stale(proto, dst)
+		w.opts.Stale(proto, dst, false)
 	}
 }

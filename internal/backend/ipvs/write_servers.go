@@ -359,7 +359,7 @@ func (w *writer) deleteServers(ctx context.Context) {
 		w.mu.Unlock()
 	}
 	if len(gone) > 0 {
-		w.opts.Stale(fwd.UDP, gone)
+		w.opts.Stale(fwd.UDP, gone, true)
 	}
 	w.ok(keys)
 }

@@ -17,6 +17,10 @@ import (
 // A connection-tracking entry that was made before its virtual server leads past it: packets of the flow are not rewritten
 // as those of IPVS are, or answers leave with a wrong port. So entries to the destinations of new virtual servers are
 // removed, whatever the protocol, and those of UDP when the first real server comes. The next packet makes a new one.
+//
+// An entry of which the answers come from elsewhere than where the packets went stays: its connection was made through the
+// virtual server since, or by the rules of another mode before, and would be broken. When a virtual server of UDP goes, all
+// of its entries go.
 
 const (
 	// fewDestinations is up to how many destinations the kernel is asked for each by itself.
@@ -31,9 +35,9 @@ type sweeper struct {
 	log   *slog.Logger
 	wake  chan struct{}
 
-	// mu guards pending.
+	// mu guards pending, which says for each destination whether its virtual server is gone.
 	mu      sync.Mutex
-	pending map[destinations]map[netip.AddrPort]struct{}
+	pending map[destinations]map[netip.AddrPort]bool
 }
 
 // destinations are those that one dump of the table finds.
@@ -43,18 +47,18 @@ type destinations struct {
 }
 
 func newSweeper(table conntrack.Table, log *slog.Logger) *sweeper {
-	return &sweeper{table: table, log: log, wake: make(chan struct{}, 1), pending: make(map[destinations]map[netip.AddrPort]struct{})}
+	return &sweeper{table: table, log: log, wake: make(chan struct{}, 1), pending: make(map[destinations]map[netip.AddrPort]bool)}
 }
 
 // submit asks for the removal of entries to destinations. It does not wait.
-func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort) {
+func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort, gone bool) {
 	s.mu.Lock()
 	for _, d := range dst {
 		k := destinations{d.Addr().Is6(), proto}
 		if s.pending[k] == nil {
-			s.pending[k] = make(map[netip.AddrPort]struct{})
+			s.pending[k] = make(map[netip.AddrPort]bool)
 		}
-		s.pending[k][d] = struct{}{}
+		s.pending[k][d] = s.pending[k][d] || gone
 	}
 	s.mu.Unlock()
 	select {
@@ -73,7 +77,7 @@ func (s *sweeper) run(ctx context.Context) {
 		}
 		s.mu.Lock()
 		work := s.pending
-		s.pending = make(map[destinations]map[netip.AddrPort]struct{})
+		s.pending = make(map[destinations]map[netip.AddrPort]bool)
 		s.mu.Unlock()
 		for k, dst := range work {
 			start := time.Now()
@@ -92,7 +96,7 @@ func (s *sweeper) run(ctx context.Context) {
 }
 
 // sweep removes the entries to destinations of one family and protocol.
-func (s *sweeper) sweep(ctx context.Context, k destinations, dst map[netip.AddrPort]struct{}) (removed int, err error) {
+func (s *sweeper) sweep(ctx context.Context, k destinations, dst map[netip.AddrPort]bool) (removed int, err error) {
 	var batch []conntrack.Flow
 	var errs []error
 	remove := func() {
@@ -102,7 +106,7 @@ func (s *sweeper) sweep(ctx context.Context, k destinations, dst map[netip.AddrP
 		batch = batch[:0]
 	}
 	collect := func(f conntrack.Flow) bool {
-		if _, ok := dst[f.OrigDst]; ok {
+		if gone, ok := dst[f.OrigDst]; ok && (gone || f.ReplySrc == f.OrigDst) {
 			if batch = append(batch, f); len(batch) == staleBatch {
 				remove()
 			}
