@@ -26,7 +26,7 @@ func (c *Config) Facts(node cluster.Node) compile.Facts {
 }
 
 // WatchesServiceCIDRs says whether the mode makes use of service CIDRs.
-func (c *Config) WatchesServiceCIDRs() bool { return c.Mode == ModeNFTables }
+func (c *Config) WatchesServiceCIDRs() bool { return c.Mode == ModeNFTables || c.Mode == ModeIPVS }
 
 // SetServiceCIDRs puts the service CIDRs of both families into a header, where the mode makes use of them.
 func (c *Config) SetServiceCIDRs(h *fwd.Header, cidrs []netip.Prefix) {

@@ -14,7 +14,7 @@ import (
 // Header is the header of the forwarding table on that node. local are the addresses of the node's interfaces, in any
 // order.
 func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
-	h := fwd.Header{MasqueradeBit: c.MasqueradeBit, RejectOtherPorts: c.Mode == ModeNFTables}
+	h := fwd.Header{MasqueradeBit: c.MasqueradeBit, RejectOtherPorts: c.Mode != ModeIPTables}
 	for _, f := range fwd.Families {
 		h.Detector[f.Index()] = c.detector(node, f)
 		h.NodePorts[f.Index()], _ = c.nodePorts(node, f)

@@ -65,7 +65,7 @@ type Header struct {
 	NodePorts [2]NodePortAddrs
 	// MasqueradeBit is the bit of the packet mark that asks for masquerade, from 0 to 31.
 	MasqueradeBit uint8
-	// RejectOtherPorts rejects what is sent to a cluster IP but to none of its ports (mode nftables). Otherwise it passes.
+	// RejectOtherPorts rejects what is sent to a cluster IP but to none of its ports (modes nftables and ipvs). Otherwise it passes.
 	RejectOtherPorts bool
 	// ServiceCIDRs are the networks that cluster IPs are taken from, by Family.Index, as far as they are known: masked,
 	// sorted, and none inside another.

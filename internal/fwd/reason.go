@@ -27,7 +27,7 @@ const (
 	ReasonShortCircuit
 	// ReasonLoopback: the destination is a loopback address and the source is not this host.
 	ReasonLoopback
-	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (mode nftables).
+	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (modes nftables and ipvs).
 	ReasonOtherPort
 	// ReasonUnallocated: the destination is in a service CIDR, but no cluster IP (mode nftables).
 	ReasonUnallocated
