@@ -1,9 +1,6 @@
 package e2e
 
 import (
-	"context"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -39,19 +36,7 @@ func testHealth(t *testing.T, c *cluster) {
 // get requests a path from inside a host's namespace.
 func get(t *testing.T, from lab.Host, to netip.AddrPort, path string) (int, string) {
 	t.Helper()
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
-		err = from.Do(func() error {
-			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
-			return err
-		})
-		return conn, err
-	}}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+to.String()+path, nil)
+	r, err := fetch(t.Context(), from, to, path, "")
 	must(t, err)
-	resp, err := transport.RoundTrip(req)
-	must(t, err)
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	must(t, err)
-	return resp.StatusCode, string(body)
+	return r.code, string(r.body)
 }
