@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead/fairlead/e2e/daemon"
 	"github.com/fairlead/fairlead/e2e/lab"
 	"github.com/fairlead/fairlead/e2e/probe"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // namespace is where all the tests' objects are; the API server has made it.
@@ -34,6 +35,7 @@ type cluster struct {
 	api      *apiserver.Server
 	client   *kubernetes.Clientset
 	mode     string
+	vips     string // of mode ipvs: address, route or mark
 	userland string // of iptables, which kubelet's hint names
 	binary   string
 	flags    []string
@@ -58,23 +60,33 @@ func TestCluster(t *testing.T) {
 		{"affinity", testAffinity},
 		{"changes", testChanges},
 		{"stale flows", testStaleFlows},
-
 		{"service CIDRs", testServiceCIDRs},
 		{"oracle", testOracle},
 		{"health", testHealth},
 		{"life", testLife},
 		{"switch of modes", testSwitch},
+		{"VIP modes", testVIPModes},
 	}
-	for _, plane := range []struct{ name, mode, userland string }{
-		{"nft", "iptables", "nft"},
-		{"legacy", "iptables", "legacy"},
-		{"nftables", "nftables", "nft"},
+	for _, plane := range []struct {
+		name, mode, userland string
+		needs                []hosttest.Feature
+	}{
+		{"nft", "iptables", "nft", []hosttest.Feature{hosttest.NFTables}},
+		{"legacy", "iptables", "legacy", nil},
+		{"nftables", "nftables", "nft", []hosttest.Feature{hosttest.NFTables}},
+		{"ipvs", "ipvs", "legacy", []hosttest.Feature{hosttest.IPVS, hosttest.Dummy}},
 	} {
 		t.Run(plane.name, func(t *testing.T) {
+			if plane.mode != "ipvs" && os.Getenv(hosttest.EnvIPVS) == "1" {
+				t.Skip("runs in make test-kernel")
+			}
+			hosttest.Need(t, plane.needs...)
 			c := newCluster(t, command, plane.mode, plane.userland)
 			for _, g := range groups {
 				t.Run(g.name, func(t *testing.T) {
+					start := time.Now()
 					g.run(t, c)
+					t.Logf("took %v", time.Since(start).Round(time.Second))
 					if t.Failed() {
 						c.logState(t)
 					}
@@ -98,7 +110,8 @@ func daemonCommand(t *testing.T) []string {
 	return []string{binary}
 }
 
-func newCluster(t *testing.T, command []string, mode, userland string) *cluster {
+// newCluster starts everything, the daemons with these flags beyond those that all have.
+func newCluster(t *testing.T, command []string, mode, userland string, flags ...string) *cluster {
 	t.Helper()
 	l := lab.ForTest(t, 2, 3)
 	c := &cluster{
@@ -122,9 +135,13 @@ func newCluster(t *testing.T, command []string, mode, userland string) *cluster 
 		"--proxy-mode="+mode, "--kubeconfig="+kubeconfig, "--iptables-min-sync-period=20ms", "--iptables-sync-period=3s",
 		"--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String(),
 	)
-	if mode == "nftables" {
+	switch mode {
+	case "nftables":
 		c.flags = append(c.flags, "--nodeport-addresses=primary,localhost")
+	case "ipvs":
+		c.flags = append(c.flags, "--nodeport-addresses=primary,localhost", "--ipvs-sync-period=3s", "--ipvs-min-sync-period=20ms")
 	}
+	c.flags = append(c.flags, flags...)
 	c.daemons = make([]*daemon.Daemon, len(l.Nodes))
 	for i, n := range l.Nodes {
 		must(t, daemon.Hint(t.Context(), n, userland))
@@ -190,11 +207,19 @@ func (c *cluster) addNodes(t *testing.T) {
 	}
 }
 
-// settleTimeout is how long daemons may take to serve what has been written.
-const settleTimeout = 20 * time.Second
+// settleTimeout is how long daemons may take to serve what has been written. In user-mode Linux a process starts in 20 ms
+// and more, and a daemon starts many at its start.
+var settleTimeout = 20 * time.Second
+
+func init() {
+	if os.Getenv(hosttest.EnvIPVS) == "1" {
+		settleTimeout = 90 * time.Second
+	}
+}
 
 // settle returns when both daemons serve everything that has been written so far. It adds a Service with one port that has
-// an endpoint and one that has none: when the first is answered and the second refused, the node has synced past it.
+// an endpoint and one that has none: when the first is answered and the second refused, the node has synced past it. In mode
+// ipvs a sync is many steps, of which those that take away come last, so there the Service is deleted again, by another sync.
 func (c *cluster) settle(t *testing.T) {
 	t.Helper()
 	c.settleWithin(t, settleTimeout)
@@ -209,16 +234,23 @@ func (c *cluster) settleWithin(t *testing.T, timeout time.Duration) {
 	c.endpointsOf(t, svc, []string{"open"}, ready("node1-p1"))
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	for _, n := range c.lab.Nodes {
-		for f := range families {
-			for port, want := range map[uint16]probe.Verdict{80: probe.Answered, 81: probe.Refused} {
+	await := func(port uint16, right func(probe.Verdict) bool) {
+		t.Helper()
+		for _, n := range c.lab.Nodes {
+			for f := range families {
 				to := probe.Target{Proto: "udp", Dst: netip.AddrPortFrom(clusterIP(svc, f), port), Timeout: 50 * time.Millisecond}
-				if _, err := c.await(ctx, n.Label, to, func(r probe.Result) bool { return r.Verdict == want }); err != nil {
+				if _, err := c.await(ctx, n.Label, to, func(r probe.Result) bool { return right(r.Verdict) }); err != nil {
 					c.logState(t)
 					t.Fatalf("%s does not serve what has been written: %v", n.Label, err)
 				}
 			}
 		}
+	}
+	await(80, func(v probe.Verdict) bool { return v == probe.Answered })
+	await(81, func(v probe.Verdict) bool { return v == probe.Refused })
+	if c.mode == "ipvs" {
+		must(t, c.client.CoreV1().Services(namespace).Delete(t.Context(), svc.Name, metav1.DeleteOptions{}))
+		await(80, func(v probe.Verdict) bool { return v != probe.Answered })
 	}
 }
 
@@ -235,6 +267,16 @@ func (c *cluster) await(ctx context.Context, from string, to probe.Target, right
 			return 0, fmt.Errorf("from %s: %s: still %s after %v", from, to, r, time.Since(start).Round(time.Millisecond))
 		case <-time.After(5 * time.Millisecond):
 		}
+	}
+}
+
+// becomes asks until the verdict is this one.
+func (c *cluster) becomes(t *testing.T, from string, to probe.Target, want probe.Verdict) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
+	defer cancel()
+	if _, err := c.await(ctx, from, to, func(r probe.Result) bool { return r.Verdict == want }); err != nil {
+		t.Errorf("%v, want %s", err, want)
 	}
 }
 

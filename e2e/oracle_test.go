@@ -191,10 +191,29 @@ func (tr trip) expectsNothing(c *cluster, objects *oracle.Cluster) bool {
 func (tr trip) compare(t *testing.T, c *cluster, objects *oracle.Cluster, got probe.Result) fwd.Verdict {
 	t.Helper()
 	packet, answer, at := tr.judge(c, objects)
-	if !tr.agrees(answer, at.node, got) && !tr.repliesGetLost(c, answer, at.node) && !c.decidesOtherwise(answer, at, got) {
+	otherPort := c.mode == "ipvs" && answer.Verdict == fwd.VerdictPass && isVIP(objects, at.cfg, tr.dst.Addr())
+	if !tr.agrees(c, answer, at.node, otherPort, got) && !tr.repliesGetLost(c, answer, at.node) && !c.decidesOtherwise(answer, at, got) {
 		oracle.Disagreement(t, "", objects, at.cfg, packet, answer.String(), fmt.Sprintf("dialled from %s: %s", tr.from.Label, got))
 	}
 	return answer.Verdict
+}
+
+// isVIP says whether the address has a frontend, to another port of which packets are rejected in mode ipvs, difference
+// "other-ports".
+func isVIP(objects *oracle.Cluster, cfg *oracle.Config, a netip.Addr) bool {
+	for _, svc := range objects.Services {
+		for _, p := range svc.Spec.Ports {
+			proto, err := fwd.ParseProto(string(p.Protocol))
+			if err != nil {
+				panic("BUG: " + err.Error())
+			}
+			packet := fwd.Packet{Src: lab.ClientCIDRs[fwd.FamilyOf(a).Index()].Addr(), Dst: netip.AddrPortFrom(a, uint16(p.Port)), Proto: proto}
+			if oracle.Judge(objects, cfg, packet).Verdict != fwd.VerdictPass {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // decidesOtherwise knows what kube-proxy does in two cases where we have decided for the other thing: it does not reject
@@ -203,7 +222,7 @@ func (c *cluster) decidesOtherwise(want oracle.Answer, at hop, got probe.Result)
 	return c.reference && (want.Verdict == fwd.VerdictReject && at.in == "" || want.Verdict == fwd.VerdictDrop && got.Verdict == probe.Refused)
 }
 
-func (tr trip) agrees(want oracle.Answer, at *lab.Node, got probe.Result) bool {
+func (tr trip) agrees(c *cluster, want oracle.Answer, at *lab.Node, otherPort bool, got probe.Result) bool {
 	switch want.Verdict {
 	case fwd.VerdictDrop:
 		return got.Verdict == probe.Lost
@@ -211,7 +230,8 @@ func (tr trip) agrees(want oracle.Answer, at *lab.Node, got probe.Result) bool {
 		return got.Verdict == probe.Refused
 	case fwd.VerdictPass:
 		if tr.leaves(at) {
-			return got.Verdict == probe.Lost
+			// An address that drains in mode ipvs rejects, too.
+			return got.Verdict == probe.Lost && !otherPort || got.Verdict == probe.Refused && c.mode == "ipvs"
 		}
 		// The packet arrives at a host where nobody listens. One without SCTP says so by another error.
 		return got.Verdict == probe.Refused || tr.proto == fwd.SCTP && got.Verdict != probe.Answered

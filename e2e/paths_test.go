@@ -163,7 +163,7 @@ func testPaths(t *testing.T, c *cluster) {
 	both := []string{onePod, otherPod}
 	cluster, local := corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal
 	local127 := both // as if the load balancer had sent it
-	if c.mode == "nftables" {
+	if c.mode != "iptables" {
 		local127 = []string{onePod} // KEP-6032
 	}
 	c.play(t, []scene{

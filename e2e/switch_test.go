@@ -27,10 +27,7 @@ func testSwitch(t *testing.T, c *cluster) {
 
 	original := c.flags
 	defer func() { c.flags = original }()
-	modes := []string{"nftables", "iptables"}
-	if c.mode == "nftables" {
-		modes = []string{"iptables", "nftables"}
-	}
+	modes := map[string][]string{"iptables": {"nftables", "iptables"}, "nftables": {"iptables", "nftables"}, "ipvs": {"iptables", "ipvs"}}[c.mode]
 	for _, mode := range modes {
 		var stops []func() int
 		for f := range families {
@@ -49,10 +46,25 @@ func testSwitch(t *testing.T, c *cluster) {
 		if r := open.Ask(t.Context()); r.Verdict != probe.Answered {
 			t.Errorf("to %s: the open connection: %s", mode, r)
 		}
-		if mode == "nftables" {
+		switch {
+		case mode == "nftables":
 			c.nothingInIPTables(t)
-		} else if n := c.removeNFTables(t); n != 0 {
-			t.Errorf("mode iptables left %d tables of mode nftables", n)
+		case mode == "ipvs":
+			// Mode iptables names the Service's addresses in its rules.
+			for f, tool := range []string{"iptables-", "ip6tables-"} {
+				rules, err := c.lab.Nodes[0].Run(t.Context(), tool+c.userland+"-save")
+				must(t, err)
+				if strings.Contains(rules, clusterIP(svc, f).String()) {
+					t.Errorf("mode ipvs left rules of mode iptables:\n%s", rules)
+				}
+			}
+		case c.mode == "ipvs":
+			// The virtual servers drain: the open connection, and those that ended a moment ago, are theirs.
+			c.awaitWeights(t, c.lab.Nodes[0], svc, map[string]uint32{"node1-p1": 0, "node2-p1": 0})
+		default:
+			if n := c.removeNFTables(t); n != 0 {
+				t.Errorf("mode iptables left %d tables of mode nftables", n)
+			}
 		}
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node1-p1", "node2-p1"}})
 	}

@@ -32,7 +32,7 @@ type Target struct {
 }
 
 // DefaultTimeout is so long that a machine with other things to do is not taken for a lost packet.
-const DefaultTimeout = 5 * time.Second
+const DefaultTimeout = 15 * time.Second
 
 // Briefly returns the question with little time for an answer, for what is expected to get none. A slow machine cannot
 // make that wrong.
