@@ -9,8 +9,12 @@ FORM ?= short
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
-IPVS_PACKAGES := ./internal/host/hosttest ./internal/host/nlbatch ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
-	./internal/host/conntrack ./internal/host/xtables
+IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/nlbatch ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
+	./internal/host/conntrack ./internal/host/xtables ./internal/backend/ipvs -test.run=Kernel -test.timeout=10m \
+	./e2e/demo $(IPVS_BINARY) ./e2e $(IPVS_BINARY) -test.run='^TestLeftovers$$' -test.timeout=10m \
+	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=30m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m
+# A guest of user-mode Linux is too slow to build anything.
+IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
 STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
 
 .PHONY: help
@@ -58,7 +62,8 @@ test-kernel:
 endif
 
 .PHONY: test-ipvs
-test-ipvs: ## Run the tests with IPVS, on this kernel or in user-mode Linux
+test-ipvs: build ## Run the tests with IPVS, on this kernel or in user-mode Linux
+	hack/build-servers.sh >/dev/null
 	hack/uml/ipvs-tests $(IPVS_PACKAGES)
 
 .PHONY: bench

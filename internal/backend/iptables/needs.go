@@ -29,7 +29,8 @@ var (
 // rules of an earlier run has what they need, and is not written to: in the legacy userland each try would copy the whole table,
 // and a restart with nothing changed writes nothing.
 func tryKernel(ctx context.Context, t *xtables.Tables) (affinity, bpf bool, err error) {
-	if rules := t.Rules(ctx, NAT.String(), chainPostrouting); len(rules) > 0 {
+	// Mode ipvs has a chain of the one name, too, but none of the other.
+	if rules := t.Rules(ctx, NAT.String(), chainPostrouting); len(t.Rules(ctx, Filter.String(), chainFilter)) > 0 && len(rules) > 0 {
 		return true, strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 	}
 	affinity, err = tryNeeds(ctx, t)

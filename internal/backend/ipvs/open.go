@@ -184,18 +184,33 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 		if err == nil {
 			err = tables.Usable(ctx)
 		}
+		var bpf bool
 		if err == nil {
-			err = probe(ctx, f, tables, common.Sets)
+			bpf, err = tryKernel(ctx, f, tables, common.Sets)
 		}
 		if err != nil {
 			failed = append(failed, fmt.Errorf("%s, iptables %s: %w", f, fl, err))
 			continue
 		}
 		fo := common
-		fo.Tables, fo.HairpinBPF, fo.RandomFully, fo.NodeIP = tables, tables.SupportsBPF(ctx), tables.RandomFully(), o.NodeIP[f.Index()]
+		fo.Tables, fo.HairpinBPF, fo.RandomFully, fo.NodeIP = tables, bpf, tables.RandomFully(), o.NodeIP[f.Index()]
 		opts[f] = fo
 	}
 	return opts, failed
+}
+
+// tryKernel says whether the kernel has what the rules need, and xt_bpf beside. One that holds the rules of an earlier run has
+// it, and is not written to.
+func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets ipset.Sets) (bpf bool, err error) {
+	if len(tables.Rules(ctx, tableMangle, chainGuard)) > 0 {
+		if rules := tables.Rules(ctx, tableNAT, chainPostrouting); len(rules) > 0 {
+			return strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
+		}
+	}
+	if err := probe(ctx, f, tables, sets); err != nil {
+		return false, err
+	}
+	return tables.SupportsBPF(ctx), nil
 }
 
 // probeName is the chain and the set that a probe makes.
