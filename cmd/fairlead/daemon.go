@@ -153,7 +153,7 @@ func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Sou
 	}
 	src, err := kube.NewAPISource(kube.APIOptions{
 		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, AcceptContentTypes: cfg.AcceptContentTypes, QPS: cfg.QPS, Burst: cfg.Burst,
-		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), Logger: log,
+		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), RemoveTaint: cfg.RemoveTaint, Logger: log,
 		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
 	}, feed)
 	if err != nil {

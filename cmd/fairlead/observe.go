@@ -24,6 +24,8 @@ type observers struct {
 	checks   *health.Checks
 	metrics  *metrics.Monitor
 	recorder *kube.Recorder
+	// programmed, if not nil, is called whenever all rules were found in the kernel.
+	programmed func()
 	// config is the one in force.
 	config atomic.Pointer[config.Config]
 	level  *slog.LevelVar
@@ -45,6 +47,7 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	if api, ok := source.(*kube.APISource); ok {
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
+		o.programmed = api.Programmed
 	}
 	if b, ok := plane.Backend.(*iptables.Backend); ok {
 		mo.Rules = func() (out []metrics.Rules) {
@@ -147,6 +150,9 @@ func (o *observers) Synced(s reconcile.Sync) {
 func (o *observers) Verified(at time.Time) {
 	o.health.Verified()
 	o.metrics.Verified(at)
+	if o.programmed != nil {
+		o.programmed()
+	}
 }
 
 func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDeleted) }

@@ -53,8 +53,10 @@ type APIOptions struct {
 	Convert ConvertOptions
 	// ServiceCIDRs also watches these. Where the server has or shows none of them, the Feed gets none.
 	ServiceCIDRs bool
-	Logger       *slog.Logger
-	UserAgent    string
+	// RemoveTaint is the key of a taint that the Node loses after Programmed; empty for none.
+	RemoveTaint string
+	Logger      *slog.Logger
+	UserAgent   string
 	// withoutPause is for tests: 0 stands for withoutPeriod.
 	withoutPause time.Duration
 }
@@ -69,6 +71,7 @@ type APISource struct {
 	slices   *keyStore
 	node     *nodeStore
 	cidrs    *cidrStore
+	taint    *taintRemover
 	o        APIOptions
 	// startDelay bounds the random delay before the first request.
 	startDelay time.Duration
@@ -100,6 +103,7 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 	}
 	r := newRecorder(eventClient, o.NodeName)
+	taint := newTaintRemover(o.RemoveTaint, o.NodeName, client.CoreV1().Nodes(), r, o.Logger)
 	return &APISource{
 		config:     cfg,
 		http:       httpClient,
@@ -107,8 +111,9 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		recorder:   r,
 		services:   newKeyStore(KindServices, o, f, r),
 		slices:     newKeyStore(KindSlices, o, f, r),
-		node:       &nodeStore{contact: newContact("nodes"), name: o.NodeName, feed: f, log: o.Logger},
+		node:       &nodeStore{contact: newContact("nodes"), name: o.NodeName, feed: f, taint: taint, log: o.Logger},
 		cidrs:      newCIDRStore(f),
+		taint:      taint,
 		o:          o,
 		startDelay: maxStartDelay,
 	}, nil
@@ -163,6 +168,9 @@ func (s *APISource) Contacts() []Contact {
 // NodeLack says why there is no Node; empty where there is one, or where nobody knows yet.
 func (s *APISource) NodeLack() string { return s.node.lack() }
 
+// Programmed says that the rules of all Services were found in the kernel. It may be said again, and does not wait.
+func (s *APISource) Programmed() { s.taint.programmed() }
+
 // Recorder returns what reports Events; they are sent while Run runs.
 func (s *APISource) Recorder() *Recorder { return s.recorder }
 
@@ -188,6 +196,7 @@ func (s *APISource) Run(ctx context.Context) error {
 			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retry()})
 		wg.Go(func() { reflector.RunWithContext(quietCtx) })
 	}
+	wg.Go(func() { s.taint.run(ctx) })
 	err := s.node.await(ctx)
 	cancel()
 	wg.Wait()

@@ -24,12 +24,16 @@ type fakeAPI struct {
 	*httptest.Server
 	// streamsLists says that the server knows WatchList.
 	streamsLists bool
-	// refused has the request of each answer 503, and events what was posted.
+	// refused has the request of each answer 503, and of patches with answer 403, and events what was posted.
 	refused chan apiRequest
 	events  chan eventsv1.Event
+	// patched has what became of Nodes that were patched.
+	patched chan *v1.Node
 
 	mu   sync.Mutex
 	down bool
+	// racing is what somebody else does while a patch is on its way.
+	racing func()
 	// absent are resources that the server answers with this code.
 	absent   map[string]int
 	version  int
@@ -54,7 +58,7 @@ type apiChange struct {
 }
 
 func newFakeAPI(t *testing.T, streamsLists bool) *fakeAPI {
-	a := &fakeAPI{streamsLists: streamsLists, refused: make(chan apiRequest, 100), events: make(chan eventsv1.Event, 100),
+	a := &fakeAPI{streamsLists: streamsLists, refused: make(chan apiRequest, 100), events: make(chan eventsv1.Event, 100), patched: make(chan *v1.Node, 100),
 		version: 1, objects: make(map[string]map[string]metav1.Object), changed: make(chan struct{})}
 	a.Server = httptest.NewServer(a)
 	t.Cleanup(func() {
@@ -179,6 +183,9 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		status(w, code, metav1.StatusReasonNotFound)
 	case code == http.StatusForbidden:
 		status(w, code, metav1.StatusReasonForbidden)
+		if req.Method == http.MethodPatch {
+			a.refused <- r
+		}
 	case r.resource == "events":
 		var e eventsv1.Event
 		if err := json.NewDecoder(req.Body).Decode(&e); err != nil {
@@ -187,6 +194,8 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		}
 		a.events <- e
 		_ = json.NewEncoder(w).Encode(e)
+	case req.Method == http.MethodPatch:
+		a.patch(w, req, r.resource)
 	case !r.watches():
 		a.list(w, r.resource)
 	case r.query.Get("sendInitialEvents") == "true" && !a.streamsLists:
@@ -212,6 +221,46 @@ func (a *fakeAPI) list(w http.ResponseWriter, resource string) {
 	t := typeOf(resource)
 	_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": t.APIVersion, "kind": t.Kind + "List", "items": items,
 		"metadata": map[string]string{"resourceVersion": fmt.Sprint(a.version)}})
+}
+
+// patch applies a JSON patch to the taints of a Node; it knows nothing else. Before that it calls racing, once.
+func (a *fakeAPI) patch(w http.ResponseWriter, req *http.Request, name string) {
+	var ops []struct {
+		Op, Path string
+		Value    []v1.Taint
+	}
+	if err := json.NewDecoder(req.Body).Decode(&ops); err != nil || req.Header.Get("Content-Type") != "application/json-patch+json" {
+		status(w, http.StatusBadRequest, metav1.StatusReasonBadRequest)
+		return
+	}
+	a.mu.Lock()
+	racing := a.racing
+	a.racing = nil
+	a.mu.Unlock()
+	if racing != nil {
+		racing()
+	}
+	a.mu.Lock()
+	old, ok := a.objects["nodes"]["/"+name].(*v1.Node)
+	a.mu.Unlock()
+	if !ok {
+		status(w, http.StatusNotFound, metav1.StatusReasonNotFound)
+		return
+	}
+	n := old.DeepCopy()
+	for _, op := range ops {
+		missing := op.Op != "add" && len(n.Spec.Taints) == 0
+		if op.Path != "/spec/taints" || missing || op.Op == "test" && !slices.EqualFunc(op.Value, n.Spec.Taints, func(a, b v1.Taint) bool { return a.MatchTaint(&b) && a.Value == b.Value }) {
+			status(w, http.StatusUnprocessableEntity, metav1.StatusReasonInvalid)
+			return
+		}
+		if op.Op != "test" {
+			n.Spec.Taints = op.Value
+		}
+	}
+	a.put(n)
+	_, _ = w.Write(encode(n))
+	a.patched <- n
 }
 
 // watch streams the changes after a version, after all objects if the client wants initial events.

@@ -56,7 +56,7 @@ type Feed struct {
 	drained Changes
 	// waitingSince is when the oldest change came that was not taken yet, zero for none; lastChange when the newest ever came.
 	waitingSince, lastChange time.Time
-	synced  Kind
+	synced                   Kind
 }
 
 // NewFeed returns an empty Feed. Trigger times before this moment are not reported: a change that happened before the

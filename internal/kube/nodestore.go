@@ -31,7 +31,9 @@ type nodeStore struct {
 	*contact
 	name string
 	feed *Feed
-	log  *slog.Logger
+	// taint is told of each version of the Node.
+	taint *taintRemover
+	log   *slog.Logger
 	// last is what the Feed has; nil before the Node was seen. It belongs to the Reflector.
 	last *cluster.Node
 
@@ -58,6 +60,7 @@ func (s *nodeStore) Add(obj any) error {
 		return nil
 	}
 	s.found()
+	s.taint.see(n)
 	s.deliver(ConvertNode(n))
 	return nil
 }
