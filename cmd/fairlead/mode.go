@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -105,16 +106,20 @@ func newRetirement(cfg *config.Config, log *slog.Logger) *retirement {
 // begin asks for it, once for each family. It does not wait.
 func (r *retirement) begin(f fwd.Family) { r.due <- f }
 
-// run works until the context ends. What it does not come to is left for the next start.
+// run works until the context ends, on both families at the same time. What it does not come to is left for the next start.
 func (r *retirement) run(ctx context.Context) {
+	var families sync.WaitGroup
+	defer families.Wait()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case f := <-r.due:
-			if err := r.retire(ctx, f); err != nil && ctx.Err() == nil {
-				r.log.Warn("virtual servers of mode ipvs, or what belongs to them, stay in force", "family", f.String(), "error", err)
-			}
+			families.Go(func() {
+				if err := r.retire(ctx, f); err != nil && ctx.Err() == nil {
+					r.log.Warn("virtual servers of mode ipvs, or what belongs to them, stay in force", "family", f.String(), "error", err)
+				}
+			})
 		}
 	}
 }

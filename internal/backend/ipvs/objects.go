@@ -59,6 +59,9 @@ type Value struct {
 	Server *Server
 	// Source is the address that the node's own packets to a KindVIP get; the zero Addr leaves that to the kernel.
 	Source netip.Addr
+	// Global says that the kernel may choose a KindVIP as the source of packets to elsewhere, as kube-proxy's; it is never
+	// wanted.
+	Global bool
 	// Mark is the one bit of the packet mark that a KindDivert looks at.
 	Mark uint32
 	// Owner is the Service that the object is for; it is not compared.
@@ -80,7 +83,7 @@ type Server struct {
 
 // same says whether two objects are alike in the kernel.
 func same(a, b Value) bool {
-	if a.Rules != b.Rules || a.SetType != b.SetType || a.Source != b.Source || a.Mark != b.Mark || (a.Server == nil) != (b.Server == nil) {
+	if a.Rules != b.Rules || a.SetType != b.SetType || a.Source != b.Source || a.Global != b.Global || a.Mark != b.Mark || (a.Server == nil) != (b.Server == nil) {
 		return false
 	}
 	return a.Server == nil || a.Server.equal(b.Server)

@@ -246,7 +246,7 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 		case others[addr]:
 		case fwd.FamilyOf(addr) != t.family || t.excluded(addr) || addr.IsLinkLocalUnicast(): // the kernel's, if the device is up
 		case t.opts.VIPs == VIPAddress && a.Prefix.IsSingleIP():
-			out[Key{Kind: KindVIP, Prefix: a.Prefix}] = Value{}
+			out[Key{Kind: KindVIP, Prefix: a.Prefix}] = Value{Global: a.Global}
 		default:
 			stray = append(stray, a)
 		}

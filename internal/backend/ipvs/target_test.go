@@ -761,3 +761,20 @@ func TestCleanupLeavesKubeProxy(t *testing.T) {
 		t.Errorf("links:\n%s", dump)
 	}
 }
+
+// TestAdoptedAddress takes over an address that the kernel may choose as a source, as kube-proxy makes them: it becomes one
+// that it does not.
+func TestAdoptedAddress(t *testing.T) {
+	b := newBench(t)
+	vip := netip.MustParsePrefix(web.vip + "/32")
+	b.links.AddForeign(link.Addr{Dev: Device, Prefix: vip, Global: true})
+	b.put(web)
+	b.apply()
+	on, _, err := b.links.Addrs(t.Context(), Device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []link.Addr{{Dev: Device, Prefix: vip}}; !slices.Equal(on, want) {
+		t.Errorf("addresses %v, want %v", on, want)
+	}
+}

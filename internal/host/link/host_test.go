@@ -435,7 +435,7 @@ func TestKernelForeign(t *testing.T) {
 	}
 	const want = `address 10.50.0.1/24 dev fl-vip scope global
 address 10.96.0.1/32 dev fl-vip scope global
-address fd00:96::1/128 dev fl-vip`
+address fd00:96::1/128 dev fl-vip scope global`
 	if diff := cmp.Diff(want, state(t, k)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -108,7 +108,7 @@ func (k *Kernel) Addrs(ctx context.Context, dev string) (on []Addr, others []net
 		switch {
 		case !a.prefix.IsValid():
 		case d.Index != 0 && a.index == d.Index:
-			on = append(on, Addr{Dev: dev, Prefix: a.prefix, Global: a.prefix.Addr().Is4() && a.scope != unix.RT_SCOPE_LINK})
+			on = append(on, Addr{Dev: dev, Prefix: a.prefix, Global: a.global()})
 		default:
 			others = append(others, a.prefix.Addr())
 		}

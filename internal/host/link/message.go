@@ -106,7 +106,16 @@ func (r Rule) body() []byte {
 type address struct {
 	index  int
 	scope  byte
+	flags  uint32
 	prefix netip.Prefix
+}
+
+// global says whether the kernel may choose the address as the source of packets to elsewhere.
+func (a address) global() bool {
+	if a.prefix.Addr().Is4() {
+		return a.scope != unix.RT_SCOPE_LINK
+	}
+	return a.flags&unix.IFA_F_DEPRECATED == 0 && !a.prefix.Addr().IsLinkLocalUnicast()
 }
 
 // decodeAddr reads RTM_NEWADDR and RTM_DELADDR; the prefix of other messages is not valid.
@@ -122,6 +131,9 @@ func decodeAddr(m nlbatch.Message) (address, error) {
 	for at, err := range nlbatch.Attrs(m.Body[unix.SizeofIfAddrmsg:]) {
 		if err != nil {
 			return address{}, err
+		}
+		if at.Type == unix.IFA_FLAGS && len(at.Data) == 4 {
+			a.flags = binary.NativeEndian.Uint32(at.Data)
 		}
 		// IFA_ADDRESS is the other end of a point-to-point link, where IFA_LOCAL is there too.
 		if at.Type == unix.IFA_LOCAL || at.Type == unix.IFA_ADDRESS && !local {

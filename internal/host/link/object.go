@@ -61,8 +61,8 @@ type Object interface {
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix
-	// Global says that an IPv4 address has another scope than link, as those that kube-proxy makes. It is of no
-	// importance when one is removed.
+	// Global says that the kernel may choose it as the source of packets to elsewhere, as those that kube-proxy makes. It is
+	// of no importance when one is removed.
 	Global bool
 }
 
