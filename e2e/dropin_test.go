@@ -43,6 +43,13 @@ rules:
 - level: None
 `
 
+// kubeProxysRules are a few of what kube-proxy leaves.
+const kubeProxysRules = `*nat
+:KUBE-SERVICES - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+COMMIT
+`
+
 // expected are warnings: the size of the kernel's table belongs to the machine and not to the lab's node, and kube-proxy, too,
 // does not like the default of nodePortAddresses.
 var expected = []string{"parameters of connection tracking stay as they are", "node ports are served on all addresses of the node"}
@@ -52,6 +59,8 @@ type dropIn struct {
 	name, mode string
 	// file has the objects of the proxy.
 	file string
+	// uninstall says that its objects are deleted before the clean-up, as by Helm.
+	uninstall bool
 	// exact says that the account's role has what is asked for and no more.
 	exact bool
 	// auth says that metrics are on all addresses, for those alone who may read them.
@@ -91,7 +100,7 @@ func TestDropIn(t *testing.T) {
 		{name: "kubeadm", mode: "iptables", file: rendered + "/kubeadm.yaml", exact: true},
 		{name: "kubeadm, nftables", mode: "nftables", file: rendered + "/kubeadm-nftables.yaml", exact: true},
 		{name: "kubeadm, metrics", mode: "iptables", file: rendered + "/kubeadm-metrics.yaml", auth: true},
-		{name: "chart, config", mode: "iptables", file: rendered + "/chart-config.yaml", auth: true},
+		{name: "chart, config", mode: "iptables", file: rendered + "/chart-config.yaml", auth: true, uninstall: true},
 	} {
 		t.Run(way.name, func(t *testing.T) { way.test(t, c, k, a, audit) })
 	}
@@ -105,13 +114,7 @@ func singleStack(s *corev1.Service) {
 
 func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit string) {
 	objects := way.objects(t, c)
-	for _, o := range objects {
-		if o.GetKind() == "PodMonitor" {
-			continue
-		}
-		must(t, a.try(t.Context(), o, false))
-		t.Cleanup(func() { check(t, a.remove(context.Background(), o)) })
-	}
+	a.put(t, objects)
 	pod := daemonSet(t, objects).Spec.Template.Spec
 	for name, value := range map[string]string{"established": "432000", "close_wait": "60"} { // the kernel's
 		_, err := k.node.Run(t.Context(), "sysctl", "-q", "-w", "net.netfilter.nf_conntrack_tcp_timeout_"+name+"="+value)
@@ -119,6 +122,12 @@ func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit s
 	}
 	before := k.state(t)
 	asked := requests(t, audit, 0)
+
+	restore := k.node.Command(t.Context(), "iptables-nft-restore", "--noflush")
+	restore.Stdin = strings.NewReader(kubeProxysRules)
+	if out, err := restore.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 
 	web := c.service(t, "web", balanced(80, corev1.ServiceExternalTrafficPolicyCluster))
 	c.endpoints(t, web, ready("node1-p1"))
@@ -140,6 +149,11 @@ func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit s
 	}
 	c.awaitNodeEvent(t, "Starting")
 	way.conntrack(t, k, d)
+	for _, said := range k.runInit(t, a, rendered+"/cleanup-kube-proxy.yaml") {
+		if !strings.Contains(said, "removed kube-proxy's") {
+			t.Errorf("clean-up after kube-proxy says\n%s", said)
+		}
+	}
 
 	// The rules stay when the daemon has ended, and go with "fairlead cleanup".
 	must(t, d.Stop())
@@ -156,9 +170,14 @@ func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit s
 	}
 	way.permissions(t, objects, requests(t, audit, len(asked)))
 
-	cleanup := pod.Containers[0].DeepCopy()
-	cleanup.Command, cleanup.Args = []string{"/usr/local/bin/fairlead"}, []string{"cleanup"}
-	t.Logf("cleanup says\n%s", k.run(t, &pod, cleanup))
+	for _, o := range objects {
+		if way.uninstall && o.GetKind() != "PodMonitor" {
+			must(t, a.remove(t.Context(), o))
+		}
+	}
+	for _, said := range k.runInit(t, a, rendered+"/cleanup.yaml") {
+		t.Logf("cleanup says\n%s", said)
+	}
 	if diff := cmp.Diff(before, k.state(t)); diff != "" {
 		t.Errorf("what is left after cleanup (-before +after):\n%s", diff)
 	}

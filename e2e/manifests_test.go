@@ -242,6 +242,18 @@ func (a *applier) try(ctx context.Context, o *unstructured.Unstructured, dryRun 
 	return err
 }
 
+// put writes objects and deletes them at the end of the test. Kinds of the Prometheus operator are left out.
+func (a *applier) put(t *testing.T, objects []*unstructured.Unstructured) {
+	t.Helper()
+	for _, o := range objects {
+		if o.GetKind() == "PodMonitor" {
+			continue
+		}
+		must(t, a.try(t.Context(), o, false))
+		t.Cleanup(func() { check(t, a.remove(context.Background(), o)) })
+	}
+}
+
 // remove deletes an object; one that is not there is no error.
 func (a *applier) remove(ctx context.Context, o *unstructured.Unstructured) error {
 	r, err := a.resource(o)

@@ -73,7 +73,10 @@ func (k *kubelet) token(t *testing.T, account string) string {
 // command is what runs a container of the pod on the node.
 func (k *kubelet) command(t *testing.T, pod *corev1.PodSpec, c *corev1.Container) []string {
 	t.Helper()
-	mounts := []string{k.account(t, pod) + ":" + accountDir}
+	var mounts []string
+	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken {
+		mounts = append(mounts, k.account(t, pod)+":"+accountDir)
+	}
 	for _, m := range c.VolumeMounts {
 		i := slices.IndexFunc(pod.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name })
 		if i < 0 {
@@ -186,4 +189,22 @@ func (k *kubelet) run(t *testing.T, pod *corev1.PodSpec, c *corev1.Container) st
 		t.Fatalf("container %s: %v", c.Name, err)
 	}
 	return out
+}
+
+// runInit runs the init containers of a rendered DaemonSet and returns what each says.
+func (k *kubelet) runInit(t *testing.T, a *applier, file string) []string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	must(t, err)
+	objects := documents(t, text)
+	a.put(t, objects)
+	pod := daemonSet(t, objects).Spec.Template.Spec
+	var said []string
+	for i := range pod.InitContainers {
+		said = append(said, k.run(t, &pod, &pod.InitContainers[i]))
+	}
+	if len(said) == 0 {
+		t.Fatalf("%s has no init container", file)
+	}
+	return said
 }
