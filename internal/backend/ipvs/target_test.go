@@ -768,6 +768,7 @@ func TestAdoptedAddress(t *testing.T) {
 	b := newBench(t)
 	vip := netip.MustParsePrefix(web.vip + "/32")
 	b.links.AddForeign(link.Addr{Dev: Device, Prefix: vip, Global: true})
+	b.restart()
 	b.put(web)
 	b.apply()
 	on, _, err := b.links.Addrs(t.Context(), Device)
