@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -105,7 +106,8 @@ func (c *cluster) restart(t *testing.T, node int, flags ...string) {
 
 func (c *cluster) synced(t *testing.T, node int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	// Also where a test cleans up.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), settleTimeout)
 	defer cancel()
 	must(t, c.daemons[node].AwaitLog(ctx, "msg=synced"))
 }
@@ -378,10 +380,11 @@ func (c *cluster) arp(t *testing.T) {
 	vip := c.target(svc, path{to: "balancer"}, 0).Dst.Addr().String()
 	_, err := c.lab.Fabric.Run(t.Context(), "ip", "route", "add", vip+"/32", "dev", "br0")
 	must(t, err)
-	t.Cleanup(func() {
+	back := sync.OnceFunc(func() { // the way to the first node again
 		_, err := c.lab.Fabric.Run(context.Background(), "ip", "route", "delete", vip+"/32", "dev", "br0")
 		check(t, err)
 	})
+	t.Cleanup(back)
 	fabric := probe.NewDialer(c.lab.Fabric)
 	answered := func() bool {
 		t.Helper()
@@ -413,6 +416,7 @@ func (c *cluster) arp(t *testing.T) {
 	if answered() {
 		t.Error("the nodes answer with --ipvs-strict-arp")
 	}
+	back()
 	c.expect(t, svc, path{from: "client", to: "balancer", by: []string{"node1-p1"}, saw: "node1"})
 }
 

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"os"
 	"testing"
 
 	"github.com/fairlead/fairlead/e2e/daemon"
 	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // The demo checks what it shows, so it is a test.
@@ -14,7 +16,12 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := run(t.Context(), binary, "iptables"); err != nil {
+	mode := "iptables"
+	if os.Getenv(hosttest.EnvIPVS) == "1" {
+		hosttest.Need(t, hosttest.IPVS, hosttest.Dummy)
+		mode = "ipvs"
+	}
+	if err := run(t.Context(), binary, mode); err != nil {
 		t.Fatal(err)
 	}
 }
