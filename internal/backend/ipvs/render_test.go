@@ -301,7 +301,7 @@ func TestRulesAndSetsDoNotGrow(t *testing.T) {
 				t.Errorf("%s: %+v and %+v, want 3 and 200 rules that redirect, 40 and 4000 virtual servers", mode, few, many)
 			}
 			few.redirects, few.servers, many.redirects, many.servers = 0, 0, 0, 0
-			if few != many || few.rules > 60 || few.sets > 16 {
+			if few != many || few.rules > 60 || few.sets > 17 {
 				t.Errorf("%s: %+v for 10 Services and %+v for 1,000", mode, few, many)
 			}
 		}

@@ -35,6 +35,7 @@ type members uint16
 const (
 	inFrontends = iota
 	inDivert
+	inEmpty
 	inRanged
 	inMasq
 	inDrop     = inMasq + int(fwd.NumClasses)
@@ -226,6 +227,9 @@ func (r *renderer) programOf(f *fwd.Frontend, frag *fwd.Fragment, s spot) progra
 		p.server = serverOf(&r.opt, frag.Pool(first))
 	} else {
 		p.server = serverOf(&r.opt, nil)
+		if r.opt.VIPs == VIPMark {
+			p.members.add(inEmpty)
+		}
 	}
 	if second, ok := secondary(f); ok {
 		if p.redirect, ok = r.holder(frag, second); !ok {

@@ -9,7 +9,7 @@ import (
 
 // bySpot are the sets whose elements say something of one virtual server, in the order of the bits of members.
 var bySpot = [numMembers]string{
-	setFrontends, setDivert, setRanged,
+	setFrontends, setDivert, setEmpty, setRanged,
 	setMasq + classNames[0], setMasq + classNames[1], setMasq + classNames[2],
 	setDrop + classNames[0], setDrop + classNames[1], setDrop + classNames[2],
 	setRedirect + classNames[0], setRedirect + classNames[1], setRedirect + classNames[2],
@@ -23,7 +23,7 @@ func setsOf(f fwd.Family, o *RenderOptions) map[string]string {
 		setName(f, setHealth):  typeIPPort,
 	}
 	for _, what := range bySpot {
-		if what != setDivert || o.VIPs == VIPMark {
+		if what != setDivert && what != setEmpty || o.VIPs == VIPMark {
 			out[setName(f, what)] = typeIPPort
 		}
 	}
@@ -83,6 +83,7 @@ func (s *statics) classes(f func(c fwd.Class, match string)) {
 
 const (
 	isNew = "-m conntrack --ctstate NEW"
+	isOld = "-m conntrack ! --ctstate NEW"
 	// byIPVS are packets whose destination IPVS has rewritten.
 	byIPVS = "-m ipvs --ipvs"
 )
@@ -101,7 +102,10 @@ func (s *statics) mangle() {
 		s.chain(tableMangle, chainDivert,
 			// With the mark, the rewritten packet would be routed back to this node.
 			byIPVS+" -g "+chainUndivert,
-			and(s.in(setDivert, "dst,dst"), setMark(bit, bit)),
+			// What IPVS would reject is not diverted: where its route is local and its destination no address of the node, the
+			// kernel has no source for the ICMP error and sends none, so that clients would wait.
+			and(isNew, s.in(setFrontends, "dst,dst"), s.notIn(setEmpty, "dst,dst"), setMark(bit, bit)),
+			and(isOld, s.in(setDivert, "dst,dst"), setMark(bit, bit)),
 			entrance)
 		s.chain(tableMangle, chainUndivert, setMark(0, bit))
 		s.chain(tableMangle, "INPUT", "-j "+chainUndivert)
@@ -185,6 +189,8 @@ func (s *statics) filter() {
 	output := []string{"-m ipvs --vdir ORIGINAL --vmethod MASQ -j ACCEPT"}
 	if s.opt.VIPs != VIPMark {
 		input = append(input, and(s.in(setVIPs, "dst"), isNew, reject))
+	} else {
+		forward = append(forward, and(s.in(setEmpty, "dst,dst"), isNew, reject))
 	}
 	for _, p := range s.opt.serviceCIDRs(s.header, s.family) {
 		rule := and("-d "+p.String(), isNew, reject)
