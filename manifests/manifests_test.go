@@ -331,7 +331,7 @@ func TestPermissions(t *testing.T) {
 			want["authorization.k8s.io/subjectaccessreviews"] = "create"
 		}
 		if cfg.RemoveTaint != "" {
-			want["/nodes"] = "get list patch watch"
+			want["/nodes"] = "list patch watch"
 		}
 		if diff := cmp.Diff(want, r.allowed(t, r.ds.Spec.Template.Spec.ServiceAccountName)); diff != "" {
 			t.Errorf("permissions (-want +got):\n%s", diff)
