@@ -257,6 +257,9 @@ func (c *cluster) settleWithin(t *testing.T, timeout time.Duration) {
 // await asks until the result is right and returns how long it took; the error has the last result that was not.
 func (c *cluster) await(ctx context.Context, from string, to probe.Target, right func(probe.Result) bool) (time.Duration, error) {
 	start := time.Now()
+	if to.Timeout == 0 {
+		to.Timeout = 2 * time.Second // one that gets lost is only one of many
+	}
 	for {
 		r := c.dialers[from].Dial(ctx, to)
 		if right(r) {

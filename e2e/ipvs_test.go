@@ -102,6 +102,7 @@ func testVIPModes(t *testing.T, c *cluster) {
 // useVIPs restarts the daemons with another --ipvs-vip.
 func (c *cluster) useVIPs(t *testing.T, vips string) {
 	t.Helper()
+	c.settle(t) // a daemon that has only just been started does not know how to end
 	c.vips = vips
 	c.flags = append(slices.DeleteFunc(slices.Clone(c.flags), func(f string) bool { return strings.HasPrefix(f, "--ipvs-vip=") }), "--ipvs-vip="+vips)
 	for i := range c.lab.Nodes {
