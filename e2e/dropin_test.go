@@ -197,7 +197,8 @@ func (way dropIn) objects(t *testing.T, c *cluster) []*unstructured.Unstructured
 	cidrs := lab.PodCIDRs[0].String() + "," + lab.PodCIDRs[1].String()
 	rc, err := c.api.RESTConfig(apiserver.Admin)
 	must(t, err)
-	replace := strings.NewReplacer("server: SERVER", "server: "+rc.Host, "POD_SUBNET", cidrs, "192.0.2.10", c.lab.Fabric.Addrs[0].String(), "10.244.0.0/16", cidrs)
+	replace := strings.NewReplacer("server: SERVER", "server: "+rc.Host, "POD_SUBNET", cidrs,
+		"192.0.2.10", c.lab.Fabric.Addrs[0].String(), "10.244.0.0/16", cidrs)
 	return documents(t, []byte(replace.Replace(string(text))))
 }
 
@@ -238,7 +239,9 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	t.Helper()
 	for f := range families {
 		to := netip.AddrPortFrom(k.node.Addrs[f], 10256)
-		for path, fields := range map[string][]string{"/healthz": {"lastUpdated", "currentTime", "nodeEligible"}, "/livez": {"lastUpdated", "currentTime"}} {
+		for path, fields := range map[string][]string{
+			"/healthz": {"lastUpdated", "currentTime", "nodeEligible"}, "/livez": {"lastUpdated", "currentTime"},
+		} {
 			r, err := fetch(t.Context(), c.lab.Client, to, path, "")
 			must(t, err)
 			var body map[string]any
@@ -255,7 +258,9 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	metrics, token := netip.MustParseAddrPort("127.0.0.1:10249"), ""
 	if way.auth {
 		token = k.token(t, "fairlead-metrics-reader")
-		for bad, want := range map[string]int{"": http.StatusUnauthorized, "nobody": http.StatusUnauthorized, k.token(t, "stranger"): http.StatusForbidden} {
+		for bad, want := range map[string]int{
+			"": http.StatusUnauthorized, "nobody": http.StatusUnauthorized, k.token(t, "stranger"): http.StatusForbidden,
+		} {
 			r, err := fetch(t.Context(), c.lab.Client, netip.AddrPortFrom(k.node.Addrs[0], 10249), "/metrics", bad)
 			must(t, err)
 			if r.code != want {
@@ -268,8 +273,10 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	r, err := fetch(t.Context(), k.node.Host, metrics, "/metrics", token)
 	must(t, err)
 	for _, name := range []string{
-		"kubeproxy_sync_proxy_rules_duration_seconds_bucket", "kubeproxy_sync_proxy_rules_last_timestamp_seconds", "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-		"kubeproxy_sync_proxy_rules_endpoint_changes_total", "kubeproxy_sync_proxy_rules_service_changes_total", "kubeproxy_sync_proxy_rules_no_local_endpoints_total",
+		"kubeproxy_sync_proxy_rules_duration_seconds_bucket",
+		"kubeproxy_sync_proxy_rules_last_timestamp_seconds", "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
+		"kubeproxy_sync_proxy_rules_endpoint_changes_total", "kubeproxy_sync_proxy_rules_service_changes_total",
+		"kubeproxy_sync_proxy_rules_no_local_endpoints_total",
 		"kubeproxy_proxy_healthz_total", "kubeproxy_proxy_livez_total",
 		"rest_client_requests_total", "kubernetes_build_info", "process_cpu_seconds_total", "go_goroutines",
 	} {
@@ -401,10 +408,9 @@ func (k *kubelet) state(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(stateOf(t, k.node, "nft") + stateOf(t, k.node, "legacy")) {
 		// The first rule in a table makes the table, with empty chains, and the last one does not take it away.
-		if !strings.HasPrefix(line, "*") && !strings.HasPrefix(line, "COMMIT") && !strings.HasSuffix(line, "ACCEPT [0:0]\n") && !strings.HasPrefix(line, "table ") {
-			lines = append(lines, line)
-		}
-		if strings.HasPrefix(line, "table ") && strings.Contains(line, "fairlead") {
+		empty := strings.HasPrefix(line, "*") || strings.HasPrefix(line, "COMMIT") || strings.HasSuffix(line, "ACCEPT [0:0]\n") ||
+			strings.HasPrefix(line, "table ") && !strings.Contains(line, "fairlead")
+		if !empty {
 			lines = append(lines, line)
 		}
 	}
