@@ -84,6 +84,9 @@ func (s *statics) classes(f func(c fwd.Class, match string)) {
 const (
 	isNew = "-m conntrack --ctstate NEW"
 	isOld = "-m conntrack ! --ctstate NEW"
+	// redirected are packets whose destination connection tracking has rewritten, or is about to; that it is IPVS who
+	// rewrites is no such state.
+	redirected = "-m conntrack --ctstate DNAT"
 	// byIPVS are packets whose destination IPVS has rewritten.
 	byIPVS = "-m ipvs --ipvs"
 )
@@ -102,6 +105,8 @@ func (s *statics) mangle() {
 		s.chain(tableMangle, chainDivert,
 			// With the mark, the rewritten packet would be routed back to this node.
 			byIPVS+" -g "+chainUndivert,
+			// After the first packet of a redirected connection, connection tracking sends the others to the endpoint itself.
+			redirected+" -j RETURN",
 			// What IPVS would reject is not diverted: where its route is local and its destination no address of the node, the
 			// kernel has no source for the ICMP error and sends none, so that clients would wait.
 			and(isNew, s.in(setFrontends, "dst,dst"), s.notIn(setEmpty, "dst,dst"), setMark(bit, bit)),
