@@ -131,28 +131,49 @@ type SlicePort struct {
 	Port     uint16
 }
 
-// Endpoint is one entry of an EndpointSlice's endpoints, with the defaults of its conditions filled in.
-type Endpoint struct {
-	// Addr is the first address of the entry; the others are never used.
-	Addr        netip.Addr
-	Ready       bool
-	Serving     bool
-	Terminating bool
+// Place says where an endpoint is and for whom it is meant. Many endpoints share one: those of a node mostly do.
+type Place struct {
 	// Node and Zone are empty where the object names none.
 	Node, Zone string
-	// Pod is the name of the pod behind the address, Instance a hash of its UID; empty and 0 where the object names none.
-	Pod      string
-	Instance uint32
 	// ZoneHints and NodeHints are sorted.
 	ZoneHints []string
 	NodeHints []string
 }
 
 // Equal compares all fields.
+func (p *Place) Equal(o *Place) bool {
+	return p == o || p.Node == o.Node && p.Zone == o.Zone && slices.Equal(p.ZoneHints, o.ZoneHints) && slices.Equal(p.NodeHints, o.NodeHints)
+}
+
+// Endpoint is one entry of an EndpointSlice's endpoints, with the defaults of its conditions filled in. There are more of
+// them than of anything else, so that each byte counts.
+type Endpoint struct {
+	// Addr is the first address of the entry; the others are never used.
+	Addr netip.Addr
+	// Pod is the name of the pod behind the address, Instance a hash of its UID; empty and 0 where the object names none.
+	Pod string
+	// Place is nil where the object says nothing of it; Where never is.
+	Place       *Place
+	Instance    uint32
+	Ready       bool
+	Serving     bool
+	Terminating bool
+}
+
+var nowhere Place
+
+// Where returns the Place of an endpoint.
+func (e *Endpoint) Where() *Place {
+	if e.Place == nil {
+		return &nowhere
+	}
+	return e.Place
+}
+
+// Equal compares all fields.
 func (e Endpoint) Equal(o Endpoint) bool {
-	return e.Addr == o.Addr && e.Ready == o.Ready && e.Serving == o.Serving && e.Terminating == o.Terminating && e.Node == o.Node &&
-		e.Zone == o.Zone && e.Pod == o.Pod && e.Instance == o.Instance &&
-		slices.Equal(e.ZoneHints, o.ZoneHints) && slices.Equal(e.NodeHints, o.NodeHints)
+	return e.Addr == o.Addr && e.Ready == o.Ready && e.Serving == o.Serving && e.Terminating == o.Terminating &&
+		e.Pod == o.Pod && e.Instance == o.Instance && e.Where().Equal(o.Where())
 }
 
 // Slice is what is used of a discovery/v1 EndpointSlice. All its addresses are of one family.

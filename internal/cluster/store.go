@@ -10,10 +10,10 @@ import (
 // Store remembers the cluster's objects. The zero Store is empty and ready to use.
 type Store struct {
 	services map[ServiceName]*Service
-	// slices by the Service that they belong to, since that is how they are read.
-	slices map[ServiceName]map[SliceName]*Slice
-	// owner finds the Service of a slice whose label changes or that is deleted.
-	owner map[SliceName]ServiceName
+	// slices by the Service that they belong to, since that is how they are read, sorted by name.
+	slices map[ServiceName][]*Slice
+	// named finds a slice whose label changes or that is deleted.
+	named map[SliceName]*Slice
 	node  Node
 	// serviceCIDRs are those that are ready.
 	serviceCIDRs []netip.Prefix
@@ -23,8 +23,8 @@ type Store struct {
 func (s *Store) init() {
 	if s.services == nil {
 		s.services = make(map[ServiceName]*Service)
-		s.slices = make(map[ServiceName]map[SliceName]*Slice)
-		s.owner = make(map[SliceName]ServiceName)
+		s.slices = make(map[ServiceName][]*Slice)
+		s.named = make(map[SliceName]*Slice)
 		s.dirty = make(map[ServiceName]struct{})
 	}
 }
@@ -51,34 +51,42 @@ func (s *Store) DeleteService(name ServiceName) {
 // SetSlice adds or replaces an EndpointSlice. A slice that moves to another Service makes both dirty.
 func (s *Store) SetSlice(v *Slice) {
 	s.init()
-	if prev, ok := s.owner[v.Name]; ok && prev != v.Service {
+	old := s.named[v.Name]
+	if old != nil && old.Service != v.Service {
 		s.DeleteSlice(v.Name)
+		old = nil
 	}
-	byName := s.slices[v.Service]
-	if old := byName[v.Name]; old != nil && old.Equal(v) {
+	if old != nil && old.Equal(v) {
 		return
 	}
-	if byName == nil {
-		byName = make(map[SliceName]*Slice, 1)
-		s.slices[v.Service] = byName
+	s.named[v.Name] = v
+	all := s.slices[v.Service]
+	if i, there := slices.BinarySearchFunc(all, v, compareSlices); there {
+		all[i] = v
+	} else {
+		s.slices[v.Service] = slices.Insert(all, i, v)
 	}
-	byName[v.Name] = v
-	s.owner[v.Name] = v.Service
 	s.dirty[v.Service] = struct{}{}
 }
 
 // DeleteSlice forgets an EndpointSlice; one that is not there is no error.
 func (s *Store) DeleteSlice(name SliceName) {
-	svc, ok := s.owner[name]
-	if !ok {
+	old := s.named[name]
+	if old == nil {
 		return
 	}
-	delete(s.owner, name)
-	delete(s.slices[svc], name)
-	if len(s.slices[svc]) == 0 {
+	delete(s.named, name)
+	svc := old.Service
+	if left := slices.DeleteFunc(s.slices[svc], func(o *Slice) bool { return o == old }); len(left) > 0 {
+		s.slices[svc] = left
+	} else {
 		delete(s.slices, svc)
 	}
 	s.dirty[svc] = struct{}{}
+}
+
+func compareSlices(a, b *Slice) int {
+	return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
 }
 
 // SetNode replaces the facts about the node. It makes every Service dirty when the zone changed, the only one of them
@@ -121,15 +129,12 @@ func (s *Store) Node() Node { return s.node }
 // Service returns a Service, or nil.
 func (s *Store) Service(name ServiceName) *Service { return s.services[name] }
 
-// Slices returns the EndpointSlices of a Service, sorted by name.
-func (s *Store) Slices(name ServiceName) []*Slice {
-	return slices.SortedFunc(maps.Values(s.slices[name]), func(a, b *Slice) int {
-		return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
-	})
-}
+// Slices returns the EndpointSlices of a Service, sorted by name. The list is valid until the Store changes; the caller must
+// not change it.
+func (s *Store) Slices(name ServiceName) []*Slice { return s.slices[name] }
 
 // Len returns the numbers of Services and of EndpointSlices.
-func (s *Store) Len() (services, endpointSlices int) { return len(s.services), len(s.owner) }
+func (s *Store) Len() (services, endpointSlices int) { return len(s.services), len(s.named) }
 
 // Dirty says whether TakeDirty would return anything.
 func (s *Store) Dirty() bool { return len(s.dirty) > 0 }

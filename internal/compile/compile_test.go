@@ -364,7 +364,7 @@ func large(n int) (*cluster.Service, []*cluster.Slice) {
 		e := cluster.Endpoint{
 			// Scattered, since slices hold endpoints in the order of their coming.
 			Addr:  netip.AddrFrom4([4]byte{10, byte(i * 37), byte(i >> 8), byte(i)}),
-			Ready: true, Serving: true, Node: fmt.Sprintf("n%d", i%50), ZoneHints: []string{"a"},
+			Ready: true, Serving: true, Place: &cluster.Place{Node: fmt.Sprintf("n%d", i%50), ZoneHints: []string{"a"}},
 		}
 		s := out[len(out)-1]
 		s.Endpoints = append(s.Endpoints, e)

@@ -85,7 +85,7 @@ func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate 
 				if unusable(e.Addr, fam) != "" {
 					continue
 				}
-				local := e.Node != "" && e.Node == c.facts.NodeName
+				local := c.facts.NodeName != "" && e.Where().Node == c.facts.NodeName
 				all = append(all, candidate{netip.AddrPortFrom(e.Addr, sp.Port), e, local, len(all)})
 			}
 		}
@@ -124,8 +124,8 @@ func (c *compiler) choose(found []candidate) (s sets) {
 // topology returns which ready endpoints the hints leave to this node. One ready endpoint without a hint turns a mode
 // off, since hints are then being rolled out; so does a mode that would leave this node none (KEP-2433, KEP-3015).
 func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
-	forNode := func(e *cluster.Endpoint) bool { return slices.Contains(e.NodeHints, c.facts.NodeName) }
-	forZone := func(e *cluster.Endpoint) bool { return slices.Contains(e.ZoneHints, c.facts.Zone) }
+	forNode := func(e *cluster.Endpoint) bool { return slices.Contains(e.Where().NodeHints, c.facts.NodeName) }
+	forZone := func(e *cluster.Endpoint) bool { return slices.Contains(e.Where().ZoneHints, c.facts.Zone) }
 	byNode, byZone := !c.facts.IgnoreNodeHints && c.facts.NodeName != "", c.facts.Zone != ""
 	someNode, someZone := false, false
 	for i := range found {
@@ -133,8 +133,8 @@ func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
 		if !e.Ready {
 			continue
 		}
-		byNode = byNode && len(e.NodeHints) > 0
-		byZone = byZone && len(e.ZoneHints) > 0
+		byNode = byNode && len(e.Where().NodeHints) > 0
+		byZone = byZone && len(e.Where().ZoneHints) > 0
 		if !byNode && !byZone {
 			break
 		}
@@ -183,11 +183,11 @@ func (c *compiler) weight(e *candidate) uint32 {
 		case cluster.SelectLocal:
 			fits = e.local
 		case cluster.SelectSameZone:
-			fits = c.facts.Zone != "" && e.ep.Zone == c.facts.Zone
+			fits = c.facts.Zone != "" && e.ep.Where().Zone == c.facts.Zone
 		case cluster.SelectNode:
-			fits = e.ep.Node == w.Value
+			fits = e.ep.Where().Node == w.Value
 		case cluster.SelectZone:
-			fits = e.ep.Zone == w.Value
+			fits = e.ep.Where().Zone == w.Value
 		case cluster.SelectPod:
 			fits, _ = path.Match(w.Value, e.ep.Pod)
 		case cluster.SelectAddress:

@@ -174,7 +174,7 @@ func endpoint(text string) (e cluster.Endpoint) {
 	a, rest, _ := strings.Cut(part[0], "@")
 	e.Addr = addr(a)
 	node, state, _ := strings.Cut(rest, ":")
-	e.Node = node
+	e.Place = &cluster.Place{Node: node}
 	switch state {
 	case "R":
 		e.Ready, e.Serving = true, true
@@ -192,9 +192,9 @@ func endpoint(text string) (e cluster.Endpoint) {
 		k, v, _ := strings.Cut(h, "=")
 		switch k {
 		case "z":
-			e.ZoneHints = strings.Split(v, "+")
+			e.Place.ZoneHints = strings.Split(v, "+")
 		case "n":
-			e.NodeHints = strings.Split(v, "+")
+			e.Place.NodeHints = strings.Split(v, "+")
 		}
 	}
 	return e

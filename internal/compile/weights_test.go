@@ -8,8 +8,8 @@ import (
 )
 
 func TestWeights(t *testing.T) {
-	e := cluster.Endpoint{Addr: netip.MustParseAddr("10.0.1.7"), Node: "n2", Zone: "b", Pod: "web-canary-1"}
-	here := cluster.Endpoint{Addr: netip.MustParseAddr("10.0.1.8"), Node: "n1", Zone: "a", Pod: "web-2"}
+	e := cluster.Endpoint{Addr: netip.MustParseAddr("10.0.1.7"), Place: &cluster.Place{Node: "n2", Zone: "b"}, Pod: "web-canary-1"}
+	here := cluster.Endpoint{Addr: netip.MustParseAddr("10.0.1.8"), Place: &cluster.Place{Node: "n1", Zone: "a"}, Pod: "web-2"}
 	for _, tt := range []struct {
 		name       string
 		rules      []cluster.Weight

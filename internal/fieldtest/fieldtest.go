@@ -9,7 +9,7 @@ import (
 )
 
 // Equal fails the test unless equal holds for two values filled alike, and notices a change of any leaf of one of them:
-// of each field, of each element, and of the length of each slice. Leaves whose path is in ignored must not be noticed. A
+// of each field, of each element, of what a pointer points to, and of the length of each slice. Leaves whose path is in ignored must not be noticed. A
 // path is like ".Ports[0].Name"; that of a slice's length ends with "[]".
 func Equal[T any](t testing.TB, equal func(a, b *T) bool, ignored ...string) {
 	t.Helper()
@@ -63,6 +63,9 @@ func fill(v reflect.Value) {
 		for i := range v.NumField() {
 			fill(v.Field(i))
 		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(v.Elem())
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		fill(v.Index(0))
@@ -86,6 +89,8 @@ func walk(v reflect.Value, path string, visit func(path string, change func())) 
 		for i := range v.NumField() {
 			walk(v.Field(i), path+"."+v.Type().Field(i).Name, visit)
 		}
+	case reflect.Pointer:
+		walk(v.Elem(), path, visit)
 	case reflect.Slice:
 		visit(path+"[]", func() { v.SetZero() })
 		fallthrough

@@ -334,7 +334,7 @@ func TestConvertSlice(t *testing.T) {
 			}
 		}, want: want(func(v *cluster.Slice) {
 			v.Endpoints = []cluster.Endpoint{
-				{Addr: netip.MustParseAddr("10.0.1.2"), Ready: true, Serving: true, Node: "n1", Zone: "z", Pod: "web-1", Instance: instance("3c0d")},
+				{Addr: netip.MustParseAddr("10.0.1.2"), Ready: true, Serving: true, Place: &cluster.Place{Node: "n1", Zone: "z"}, Pod: "web-1", Instance: instance("3c0d")},
 				{Addr: netip.MustParseAddr("10.0.1.3"), Terminating: true},
 			}
 		})},
@@ -369,7 +369,7 @@ func TestConvertSlice(t *testing.T) {
 			}}}
 		}, want: want(func(v *cluster.Slice) {
 			v.Endpoints = []cluster.Endpoint{{Addr: netip.MustParseAddr("10.0.1.1"), Ready: true, Serving: true,
-				ZoneHints: []string{"z1", "z2"}, NodeHints: []string{"n1"}}}
+				Place: &cluster.Place{ZoneHints: []string{"z1", "z2"}, NodeHints: []string{"n1"}}}}
 		})},
 		{name: "trigger", edit: func(s *in) {
 			s.Annotations = map[string]string{v1.EndpointsLastChangeTriggerTime: "2026-01-02T03:04:05.000000006Z"}
@@ -422,14 +422,23 @@ func TestConvertNode(t *testing.T) {
 
 func TestInternerSharesAndStaysBounded(t *testing.T) {
 	in := newInterner()
-	a, b := in.list([]string{in.str("zone")}), in.list([]string{in.str(strings.Clone("zone"))})
-	if &a[0] != &b[0] {
-		t.Error("two lists of the same hint are not shared")
+	at := func(zone string, hints ...string) *cluster.Place {
+		return in.place(cluster.Place{Node: "n1", Zone: strings.Clone(zone), ZoneHints: hints})
+	}
+	if at("z", "a", "b") != at("z", "a", "b") {
+		t.Error("two endpoints of the same place do not share it")
+	}
+	if at("z") == at("y") || at("z", "a") == at("z", "b") || at("z", "a") == at("z") || at("z", "ab") == at("z", "a", "b") {
+		t.Error("endpoints of different places share one")
+	}
+	if p := in.place(cluster.Place{}); p != nil {
+		t.Errorf("the empty place is %+v, want none", p)
 	}
 	for i := range 3 * maxInterned {
 		in.str(string(rune(i)) + "x")
+		at(string(rune(i)))
 	}
-	if len(in.strings) > maxInterned {
-		t.Errorf("%d strings are held", len(in.strings))
+	if len(in.strings) > maxInterned || len(in.places) > maxInterned {
+		t.Errorf("%d strings and %d places are held", len(in.strings), len(in.places))
 	}
 }

@@ -125,8 +125,8 @@ func FuzzConvertSlice(f *testing.F) {
 			if !validAddr(e.Addr) || e.Addr.Is6() != v.IPv6 {
 				t.Errorf("address %v", e.Addr)
 			}
-			if !slices.IsSorted(e.ZoneHints) || !slices.IsSorted(e.NodeHints) {
-				t.Errorf("hints %v %v", e.ZoneHints, e.NodeHints)
+			if w := e.Where(); !slices.IsSorted(w.ZoneHints) || !slices.IsSorted(w.NodeHints) {
+				t.Errorf("hints %v %v", w.ZoneHints, w.NodeHints)
 			}
 		}
 		if !slices.IsSortedFunc(v.Endpoints, compareEndpoints) || v.TriggerUnixNano < 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -102,20 +103,39 @@ func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems
 			Ready:       orDefault(e.Conditions.Ready, true),
 			Serving:     orDefault(e.Conditions.Serving, true),
 			Terminating: orDefault(e.Conditions.Terminating, false),
-			Node:        in.str(orDefault(e.NodeName, "")),
-			Zone:        in.str(orDefault(e.Zone, "")),
 		}
 		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
 			v.Pod, v.Instance = ref.Name, instance(ref.UID)
 		}
+		place := cluster.Place{Node: orDefault(e.NodeName, ""), Zone: orDefault(e.Zone, "")}
 		if e.Hints != nil {
-			v.ZoneHints = hints(e.Hints.ForZones, func(z discoveryv1.ForZone) string { return z.Name }, in)
-			v.NodeHints = hints(e.Hints.ForNodes, func(n discoveryv1.ForNode) string { return n.Name }, in)
+			place.ZoneHints = hints(e.Hints.ForZones, func(z discoveryv1.ForZone) string { return z.Name })
+			place.NodeHints = hints(e.Hints.ForNodes, func(n discoveryv1.ForNode) string { return n.Name })
 		}
+		v.Place = in.place(place)
 		out = append(out, v)
 	}
+	joinPods(out)
 	slices.SortFunc(out, compareEndpoints)
 	return slices.CompactFunc(out, cluster.Endpoint.Equal)
+}
+
+// joinPods puts the names of all pods into one string, which takes less memory than one for each.
+func joinPods(eps []cluster.Endpoint) {
+	var all strings.Builder
+	n := 0
+	for i := range eps {
+		n += len(eps[i].Pod)
+	}
+	all.Grow(n)
+	for i := range eps {
+		all.WriteString(eps[i].Pod)
+	}
+	rest := all.String()
+	for i := range eps {
+		n := len(eps[i].Pod)
+		eps[i].Pod, rest = rest[:n], rest[n:]
+	}
 }
 
 // instance makes a number, never 0, of a UID; 0 stands for none.
@@ -129,10 +149,14 @@ func instance(uid types.UID) uint32 {
 }
 
 func compareEndpoints(a, b cluster.Endpoint) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), trueFirst(a.Ready, b.Ready), trueFirst(a.Serving, b.Serving),
-		trueFirst(b.Terminating, a.Terminating), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Zone, b.Zone),
+	if d := a.Addr.Compare(b.Addr); d != 0 {
+		return d
+	}
+	p, q := a.Where(), b.Where()
+	return cmp.Or(trueFirst(a.Ready, b.Ready), trueFirst(a.Serving, b.Serving),
+		trueFirst(b.Terminating, a.Terminating), cmp.Compare(p.Node, q.Node), cmp.Compare(p.Zone, q.Zone),
 		cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.Instance, b.Instance),
-		slices.Compare(a.ZoneHints, b.ZoneHints), slices.Compare(a.NodeHints, b.NodeHints))
+		slices.Compare(p.ZoneHints, q.ZoneHints), slices.Compare(p.NodeHints, q.NodeHints))
 }
 
 func trueFirst(a, b bool) int {
@@ -146,15 +170,15 @@ func trueFirst(a, b bool) int {
 }
 
 // hints returns the names, sorted and without duplicates and blanks; nil where there are none.
-func hints[H any](list []H, name func(H) string, in *interner) []string {
+func hints[H any](list []H, name func(H) string) []string {
 	var out []string
 	for _, h := range list {
 		if n := name(h); n != "" {
-			out = append(out, in.str(n))
+			out = append(out, n)
 		}
 	}
 	slices.Sort(out)
-	return in.list(slices.Compact(out))
+	return slices.Compact(out)
 }
 
 func orDefault[T any](v *T, d T) T {

@@ -130,7 +130,7 @@ func TestUpdatePassesKey(t *testing.T) {
 // TestCompiled asks the compiler, so that the rule by which endpoints are taken is that of the routes it makes.
 func TestCompiled(t *testing.T) {
 	endpoint := func(addr, node string) cluster.Endpoint {
-		return cluster.Endpoint{Addr: netip.MustParseAddr(addr), Node: node, Ready: true, Serving: true}
+		return cluster.Endpoint{Addr: netip.MustParseAddr(addr), Place: &cluster.Place{Node: node}, Ready: true, Serving: true}
 	}
 	here, there := endpoint("10.0.0.1", "n1"), endpoint("10.0.0.2", "n2")
 	tests := []struct {
