@@ -6,70 +6,94 @@ import (
 )
 
 // Tracker holds desired and actual values. Make one with New.
+//
+// A key is in agreed alone, or in wanted, there, or both: what is as it should be, which is nearly all of it, is held once.
 type Tracker[K comparable, V any] struct {
-	desired map[K]V
-	actual  map[K]V
-	pending map[K]struct{}
-	equal   func(a, b V) bool
+	agreed map[K]V
+	// wanted and there hold what is desired and what is actual of the keys that are pending.
+	wanted, there map[K]V
+	// most is the greatest length that wanted and there had since they were made.
+	most  int
+	equal func(a, b V) bool
 }
 
 // New returns a Tracker that wants nothing and believes that nothing is there. equal compares two values.
 func New[K comparable, V any](equal func(a, b V) bool) *Tracker[K, V] {
-	return &Tracker[K, V]{
-		desired: make(map[K]V),
-		actual:  make(map[K]V),
-		pending: make(map[K]struct{}),
-		equal:   equal,
+	return &Tracker[K, V]{agreed: make(map[K]V), wanted: make(map[K]V), there: make(map[K]V), equal: equal}
+}
+
+// shrinkAbove is the length from which on maps are given back when they have become empty: a map never shrinks.
+const shrinkAbove = 1024
+
+func (t *Tracker[K, V]) shrink() {
+	t.most = max(t.most, len(t.wanted), len(t.there))
+	if t.most > shrinkAbove && len(t.wanted) == 0 && len(t.there) == 0 {
+		t.wanted, t.there, t.most = make(map[K]V), make(map[K]V), 0
 	}
 }
 
-// settle works out whether the key is pending. Where both values are equal it keeps one of them, so that values which
-// refer to memory are held once.
-func (t *Tracker[K, V]) settle(k K) {
-	want, wanted := t.desired[k]
-	have, there := t.actual[k]
-	switch {
-	case wanted && there && t.equal(want, have):
-		t.actual[k] = want
-		delete(t.pending, k)
-	case !wanted && !there:
-		delete(t.pending, k)
-	default:
-		t.pending[k] = struct{}{}
-	}
-}
-
-// SetDesired wants the key to have the value.
+// SetDesired wants the key to have the value. Where that is actual already the Tracker keeps the new value: one that was
+// read may be without what the Renderer put beside it.
 func (t *Tracker[K, V]) SetDesired(k K, v V) {
-	t.desired[k] = v
-	t.settle(k)
+	have, there := t.Actual(k)
+	switch {
+	case there && t.equal(v, have):
+		t.agreed[k] = v
+		delete(t.wanted, k)
+		delete(t.there, k)
+	case there:
+		t.there[k] = have
+		fallthrough
+	default:
+		t.wanted[k] = v
+		delete(t.agreed, k)
+	}
+	t.shrink()
 }
 
 // DeleteDesired wants the key to be gone.
 func (t *Tracker[K, V]) DeleteDesired(k K) {
-	delete(t.desired, k)
-	t.settle(k)
+	if v, ok := t.agreed[k]; ok {
+		t.there[k] = v
+		delete(t.agreed, k)
+	}
+	delete(t.wanted, k)
+	t.shrink()
 }
 
 // ClearDesired wants nothing any more: everything actual is to be deleted.
 func (t *Tracker[K, V]) ClearDesired() {
-	clear(t.desired)
-	clear(t.pending)
-	for k := range t.actual {
-		t.pending[k] = struct{}{}
-	}
+	maps.Copy(t.there, t.agreed)
+	t.agreed, t.wanted = make(map[K]V), make(map[K]V)
+	t.shrink()
 }
 
 // SetActual records that the key has the value, because it was written.
 func (t *Tracker[K, V]) SetActual(k K, v V) {
-	t.actual[k] = v
-	t.settle(k)
+	want, wanted := t.Desired(k)
+	switch {
+	case wanted && t.equal(want, v):
+		t.agreed[k] = want
+		delete(t.wanted, k)
+		delete(t.there, k)
+	case wanted:
+		t.wanted[k] = want
+		fallthrough
+	default:
+		t.there[k] = v
+		delete(t.agreed, k)
+	}
+	t.shrink()
 }
 
 // DeleteActual records that the key is gone, because it was deleted.
 func (t *Tracker[K, V]) DeleteActual(k K) {
-	delete(t.actual, k)
-	t.settle(k)
+	if v, ok := t.agreed[k]; ok {
+		t.wanted[k] = v
+		delete(t.agreed, k)
+	}
+	delete(t.there, k)
+	t.shrink()
 }
 
 // ReplaceActual records what was read: what the map does not hold is not there. The Tracker keeps the map; nil means that
@@ -78,39 +102,70 @@ func (t *Tracker[K, V]) ReplaceActual(m map[K]V) {
 	if m == nil {
 		m = make(map[K]V)
 	}
-	t.actual = m
-	clear(t.pending)
-	for k := range t.desired {
-		t.settle(k)
+	t.there = m
+	for k, v := range t.agreed {
+		if have, ok := m[k]; ok && t.equal(v, have) {
+			delete(m, k)
+		} else {
+			t.wanted[k] = v
+			delete(t.agreed, k)
+		}
 	}
-	for k := range m {
-		t.settle(k)
+	for k, v := range t.wanted {
+		if have, ok := m[k]; ok && t.equal(v, have) {
+			t.agreed[k] = v
+			delete(t.wanted, k)
+			delete(m, k)
+		}
 	}
+	t.most = max(t.most, len(t.agreed)) // the map that was read held as much
+	t.shrink()
 }
 
 // Desired returns the wanted value of a key.
-func (t *Tracker[K, V]) Desired(k K) (V, bool) { v, ok := t.desired[k]; return v, ok }
-
-// Actual returns the value that a key is believed to have.
-func (t *Tracker[K, V]) Actual(k K) (V, bool) { v, ok := t.actual[k]; return v, ok }
-
-// AllDesired yields all wanted values, in no order.
-func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] { return maps.All(t.desired) }
-
-// Pending yields the keys in which desired and actual differ, in no order.
-func (t *Tracker[K, V]) Pending() iter.Seq[K] { return maps.Keys(t.pending) }
-
-// Covered says that all that is actual is wanted just so: what is pending is only missing.
-func (t *Tracker[K, V]) Covered() bool {
-	for k := range t.pending {
-		if _, there := t.actual[k]; there {
-			return false
-		}
+func (t *Tracker[K, V]) Desired(k K) (V, bool) {
+	if v, ok := t.agreed[k]; ok {
+		return v, true
 	}
-	return true
+	v, ok := t.wanted[k]
+	return v, ok
 }
 
-// Len returns the numbers of desired, actual and pending keys.
+// Actual returns the value that a key is believed to have.
+func (t *Tracker[K, V]) Actual(k K) (V, bool) {
+	if v, ok := t.agreed[k]; ok {
+		return v, true
+	}
+	v, ok := t.there[k]
+	return v, ok
+}
+
+// Pending yields the keys in which desired and actual differ, in no order.
+func (t *Tracker[K, V]) Pending() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		for k := range t.wanted {
+			if !yield(k) {
+				return
+			}
+		}
+		for k := range t.there {
+			if _, seen := t.wanted[k]; !seen && !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// Covered says that all that is actual is wanted just so: what is pending is only missing.
+func (t *Tracker[K, V]) Covered() bool { return len(t.there) == 0 }
+
+// Len returns the numbers of desired, actual and pending keys. Its cost is that of what is pending.
 func (t *Tracker[K, V]) Len() (desired, actual, pending int) {
-	return len(t.desired), len(t.actual), len(t.pending)
+	pending = len(t.wanted)
+	for k := range t.there {
+		if _, both := t.wanted[k]; !both {
+			pending++
+		}
+	}
+	return len(t.agreed) + len(t.wanted), len(t.agreed) + len(t.there), pending
 }
