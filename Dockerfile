@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 #
 #   make image
-#   docker buildx build --platform linux/amd64,linux/arm64 -t REGISTRY/fairlead:TAG --push .
+#   docker buildx build --platform linux/amd64,linux/arm64 --build-arg VERSION=TAG -t REGISTRY/fairlead:TAG --push .
 
 # Go cross-compiles, and the packages of another architecture are only unpacked: this stage always runs on the machine that
 # builds. Debian 12 has iptables 1.8.9, with which the tests run.
@@ -13,9 +13,9 @@ COPY cmd cmd
 COPY internal internal
 COPY hack/image hack/image
 COPY LICENSE ./
-ARG TARGETOS=linux TARGETARCH=amd64
+ARG TARGETOS=linux TARGETARCH=amd64 VERSION=
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -ldflags '-s -w' -o /fairlead ./cmd/fairlead
+    go build -trimpath -ldflags "-s -w -X main.release=$VERSION" -o /fairlead ./cmd/fairlead
 # Docker and Debian have the same names for amd64, arm64 and s390x.
 RUN hack/image/rootfs /rootfs /fairlead "$TARGETARCH"
 

@@ -97,8 +97,14 @@ func runVersion(_ context.Context, args []string, s streams) error {
 	return nil
 }
 
-// version is what the Go tool wrote into the binary.
+// release is set by the linker where the version is not in the source tree's history, as in an image's build.
+var release string
+
+// version is the release, or else what the Go tool wrote into the binary.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" {
 		return "unknown"
