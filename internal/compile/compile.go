@@ -64,7 +64,8 @@ func Compile(svc *cluster.Service, endpointSlices []*cluster.Slice, f *Facts) (*
 	})
 	slices.SortFunc(c.out.Leaving, netip.AddrPort.Compare)
 	c.out.Leaving = slices.Compact(c.out.Leaving)
-	c.out.HealthCheck.LocalEndpoints = countDistinct(c.localReady)
+	// A pod has an address of each family: counting both would double it.
+	c.out.HealthCheck.LocalEndpoints = max(countDistinct(c.localReady[0]), countDistinct(c.localReady[1]))
 	return c.out, c.problems
 }
 
@@ -81,8 +82,8 @@ type compiler struct {
 
 	out      *fwd.Fragment
 	problems []Problem
-	// localReady collects the addresses of ready endpoints on this node, if there is a health check that counts them.
-	localReady []netip.Addr
+	// localReady collects by family the addresses of ready endpoints on this node, if there is a health check that counts them.
+	localReady [2][]netip.Addr
 	// candidates is scratch memory of endpoints.
 	candidates []candidate
 }
@@ -194,9 +195,9 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 		c.out.Serving = append(c.out.Serving, fwd.ServingPort{Port: owner, Family: fam, Endpoints: serving(found)})
 	}
 	if c.out.HealthCheck.Port != 0 {
-		for i := range found {
-			if found[i].local && found[i].ep.Ready {
-				c.localReady = append(c.localReady, found[i].addr.Addr())
+		for j := range found {
+			if found[j].local && found[j].ep.Ready {
+				c.localReady[i] = append(c.localReady[i], found[j].addr.Addr())
 			}
 		}
 	}

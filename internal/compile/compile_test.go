@@ -197,7 +197,7 @@ func TestHealthCheck(t *testing.T) {
 		name, svc, eps string
 		want           fwd.HealthCheck
 	}{
-		{"distinct ready local addresses over ports and families", lb + ports + "etp=local hc=30000", eps, fwd.HealthCheck{Port: 30000, LocalEndpoints: 3}},
+		{"distinct ready local addresses over ports, of the family with more", lb + ports + "etp=local hc=30000", eps, fwd.HealthCheck{Port: 30000, LocalEndpoints: 2}},
 		{"only terminating ones", lb + "etp=local hc=30000", ".1@n1:ST", fwd.HealthCheck{Port: 30000}},
 		{"policy Cluster", lb + "hc=30000", eps, fwd.HealthCheck{}},
 		{"no load balancer", lb + "etp=local hc=30000 np=3001 type=ClusterIP ext=1.2.3.5", eps, fwd.HealthCheck{}},

@@ -209,7 +209,7 @@ type VIP struct {
 type HealthCheck struct {
 	// Port is the TCP port on the node; 0 means that the Service has none.
 	Port uint16
-	// LocalEndpoints counts the distinct addresses of ready endpoints on this node, over all ports and both families.
+	// LocalEndpoints counts the distinct addresses of ready endpoints on this node, over all ports, of the family that has more.
 	LocalEndpoints int
 }
 
