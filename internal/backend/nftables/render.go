@@ -2,6 +2,7 @@ package nftables
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -15,13 +16,20 @@ type renderer struct {
 	header fwd.Header
 	// owners tell whose a frontend is, or a chain of session affinity: where a frontend passes from one Service to another,
 	// the one that loses it may come last.
-	owners  map[ID]fwd.Service
-	parts   map[ID]*counted
-	hairpin map[netip.Addr]int
+	owners map[ID]fwd.Service
+	parts  map[ID]*counted
+	// hairpin has, for each hairpin object by its Key, the addresses in it, sorted.
+	hairpin map[string][]pin
 	// pins are the hairpin objects that the present Render changes.
 	pins    map[ID]bool
 	statics map[string]*chain
 	begun   bool
+}
+
+// pin is the last byte of an address with hairpin connections, and of how many endpoints it is the address.
+type pin struct {
+	last byte
+	uses int32
 }
 
 type counted struct {
@@ -30,7 +38,7 @@ type counted struct {
 }
 
 func newRenderer(fam fwd.Family) *renderer {
-	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[netip.Addr]int), pins: make(map[ID]bool)}
+	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[string][]pin), pins: make(map[ID]bool)}
 }
 
 type edits []backend.Edit[ID, Object]
@@ -184,32 +192,41 @@ func (r *renderer) partsOf(verdict string) []ID {
 
 // needHairpin notes that an address is that of one endpoint more or less.
 func (r *renderer) needHairpin(a netip.Addr, by int) {
-	n := r.hairpin[a] + by
-	if n == 0 {
-		delete(r.hairpin, a)
-	} else {
-		r.hairpin[a] = n
+	id := hairpinID(a)
+	b := a.AsSlice()
+	last := b[len(b)-1]
+	pins := r.hairpin[id.Key]
+	i, there := slices.BinarySearchFunc(pins, last, func(p pin, last byte) int { return int(p.last) - int(last) })
+	if !there {
+		pins = slices.Insert(pins, i, pin{last: last})
 	}
-	if n == 0 || n == by {
-		r.pins[hairpinID(a)] = true
+	pins[i].uses += int32(by)
+	if !there || pins[i].uses == 0 {
+		r.pins[id] = true
+	}
+	if pins[i].uses == 0 {
+		pins = slices.Delete(pins, i, i+1)
+	}
+	if len(pins) > 0 {
+		r.hairpin[id.Key] = pins
+	} else {
+		delete(r.hairpin, id.Key)
 	}
 }
 
 // setPins renders the hairpin objects that changed.
 func (r *renderer) setPins(out *edits) {
 	for id := range r.pins {
-		var last []byte
-		for i := range 256 {
-			a, _ := netip.AddrFromSlice(append([]byte(id.Key), byte(i)))
-			if r.hairpin[a] > 0 {
-				last = append(last, byte(i))
-			}
-		}
-		if len(last) > 0 {
-			out.set(id, Object{Value: string(last)})
-		} else {
+		pins := r.hairpin[id.Key]
+		if len(pins) == 0 {
 			out.gone(id)
+			continue
 		}
+		last := make([]byte, len(pins))
+		for i, p := range pins {
+			last[i] = p.last
+		}
+		out.set(id, Object{Value: string(last)})
 	}
 	clear(r.pins)
 }
