@@ -69,6 +69,8 @@ type entry struct {
 type Table struct {
 	header   Header
 	services map[Service]*entry
+	// effective counts the services with an effective fragment.
+	effective int
 	// owners finds the effective frontend of a key.
 	owners map[Key]*Frontend
 	// waiting holds, for keys that more than one Service claims, all claims, best first. Most keys have none.
@@ -153,12 +155,7 @@ func (t *Table) Conflicts() []Conflict {
 
 // Len returns the number of Services with an effective fragment and the number of frontends.
 func (t *Table) Len() (services, frontends int) {
-	for _, e := range t.services {
-		if e.effective != nil {
-			services++
-		}
-	}
-	return services, len(t.owners)
+	return t.effective, len(t.owners)
 }
 
 // Put replaces the fragment of a Service. The table keeps the fragment; the caller must not change it afterwards.
@@ -217,11 +214,17 @@ func (t *Table) settle(owner Service, old, now *Fragment) Changes {
 	vips := make(map[netip.Addr]vipCount)
 	for _, s := range append([]Service{owner}, others...) {
 		e := t.services[s]
-		was, is := e.effective, t.effective(e.put)
+		was, is := e.effective, t.effectiveOf(e.put)
 		if was == is || was != nil && is != nil && was.Equal(is) {
 			continue
 		}
 		e.effective = is
+		if was == nil {
+			t.effective++
+		}
+		if is == nil {
+			t.effective--
+		}
 		t.index(was, is, vips)
 		ch.Services = append(ch.Services, ServiceChange{Owner: s, Old: was, New: is})
 	}
@@ -267,8 +270,8 @@ func (t *Table) unclaim(k Key, owner Service, touched map[Service]struct{}) {
 	t.waiting[k] = claims
 }
 
-// effective returns what is left of a fragment without the keys that others own.
-func (t *Table) effective(f *Fragment) *Fragment {
+// effectiveOf returns what is left of a fragment without the keys that others own.
+func (t *Table) effectiveOf(f *Fragment) *Fragment {
 	if f == nil {
 		return nil
 	}

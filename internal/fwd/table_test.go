@@ -156,7 +156,11 @@ func (n naive) check(t *testing.T, table *Table) {
 			}
 		}
 	}
-	if _, frontends := table.Len(); frontends != len(claims) {
+	effective := 0
+	for range table.Services() {
+		effective++
+	}
+	if services, frontends := table.Len(); frontends != len(claims) || services != effective {
 		t.Errorf("table has %d frontends, want %d", frontends, len(claims))
 	}
 	slices.SortFunc(conflicts, compareConflicts)

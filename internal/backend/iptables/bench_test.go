@@ -25,7 +25,7 @@ func benchHeader() fwd.Header {
 
 // BenchmarkLoad renders and writes, without a kernel, all rules of Services of 10 endpoints in one family.
 func BenchmarkLoad(b *testing.B) {
-	for _, n := range []int{1000, 10000} {
+	for _, n := range []int{1000, 10000, 50000} {
 		b.Run(fmt.Sprintf("%dServices", n), func(b *testing.B) {
 			frags := make([]*fwd.Fragment, n)
 			for i := range frags {
@@ -51,7 +51,7 @@ func BenchmarkLoad(b *testing.B) {
 
 // BenchmarkChange renders and writes, without a kernel, one changed Service among many.
 func BenchmarkChange(b *testing.B) {
-	for _, n := range []int{1000, 10000} {
+	for _, n := range []int{1000, 10000, 50000} {
 		b.Run(fmt.Sprintf("%dServices", n), func(b *testing.B) {
 			d := &discard{}
 			be := New(map[fwd.Family]FamilyOptions{fwd.IPv4: {Tables: d, HairpinBPF: true, RandomFully: true, DropInvalid: true}})
