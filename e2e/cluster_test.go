@@ -43,6 +43,8 @@ type cluster struct {
 	hosts    map[string]lab.Host
 	dialers  map[string]*probe.Dialer
 	barriers int
+	// sourcePorts is how often freshPort has been called.
+	sourcePorts int
 	// reference says that E2E_DAEMON is what is tested.
 	reference bool
 }

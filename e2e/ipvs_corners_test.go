@@ -59,6 +59,7 @@ func TestIPVSCorners(t *testing.T) {
 		{"ARP for VIPs", c.arp, false},
 		{"node ports on localhost", c.localhost, true},
 		{"a source port is used again and again", c.portReuse, true},
+		{"one source port at two VIPs with one endpoint", c.sourcePortTwice, true},
 		{"schedulers and weights", c.schedulers, true},
 		{"TCP older than its Service", c.staleTCP, true},
 		{"an endpoint that comes back", c.endpointComesBack, false},
@@ -465,43 +466,89 @@ func (c *cluster) portReuse(t *testing.T) {
 	}
 }
 
+// sourcePortTwice has connections from one source port to two Services with the same endpoint, to which they look alike. The
+// younger one works; of the older one see difference "source-port".
+func (c *cluster) sourcePortTwice(t *testing.T) {
+	var both []*corev1.Service
+	for _, name := range []string{"first", "second"} {
+		svc := c.service(t, name)
+		c.endpoints(t, svc, ready("node2-p1"))
+		both = append(both, svc)
+	}
+	c.settle(t)
+	for f, family := range families {
+		for _, ended := range []bool{false, true} {
+			port := uint16(45000 + 2*f)
+			if ended {
+				port++
+			}
+			first, err := c.dialFrom(t.Context(), guest, port, c.target(both[0], path{to: "cluster"}, f))
+			must(t, err)
+			defer first.Close()
+			if err := exchange(first); err != nil {
+				t.Errorf("%s: the first: %v", family, err)
+			}
+			if ended {
+				check(t, first.Close())
+			}
+			if _, err := c.exchangeFrom(t.Context(), guest, port, c.target(both[1], path{to: "cluster"}, f)); err != nil {
+				t.Errorf("%s: the second, the first having ended: %t: %v", family, ended, err)
+			}
+		}
+	}
+}
+
 // exchangeFrom asks from a source port and resets the connection. It returns how many packets were sent again.
 func (c *cluster) exchangeFrom(ctx context.Context, from string, port uint16, to probe.Target) (again uint32, err error) {
-	reuse := func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
-	}
-	d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}, Control: reuse, Timeout: probe.DefaultTimeout}
-	var conn net.Conn
-	err = c.hosts[from].Do(func() (err error) {
-		conn, err = d.DialContext(ctx, "tcp", to.Dst.String())
-		return err
-	})
+	conn, err := c.dialFrom(ctx, from, port, to)
 	if err != nil {
 		return 0, err
 	}
-	tcp := conn.(*net.TCPConn)
-	raw, err := tcp.SyscallConn()
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, errors.Join(err, conn.Close())
 	}
-	buf := make([]byte, 256)
-	err = errors.Join(tcp.SetLinger(0), conn.SetDeadline(time.Now().Add(probe.DefaultTimeout)))
-	if err == nil {
-		_, err = conn.Write([]byte("1\n"))
-	}
-	if err == nil {
-		_, err = conn.Read(buf)
-	}
-	if err == nil && !bytes.HasPrefix(buf, []byte("1 ")) {
-		err = fmt.Errorf("answer %q", buf)
-	}
+	err = errors.Join(conn.SetLinger(0), exchange(conn))
 	controlled := raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
 			again = info.Total_retrans
 		}
 	})
 	return again, errors.Join(err, controlled, conn.Close())
+}
+
+// dialFrom connects from a source port, which other connections may have, too.
+func (c *cluster) dialFrom(ctx context.Context, from string, port uint16, to probe.Target) (*net.TCPConn, error) {
+	reuse := func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) }), err)
+	}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(port)}, Control: reuse, Timeout: probe.DefaultTimeout}
+	var conn net.Conn
+	err := c.hosts[from].Do(func() (err error) {
+		conn, err = d.DialContext(ctx, "tcp", to.Dst.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// exchange asks once over a connection.
+func exchange(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(probe.DefaultTimeout)); err != nil {
+		return err
+	}
+	if _, err := conn.Write([]byte("1\n")); err != nil {
+		return err
+	}
+	buf := make([]byte, 256)
+	n, err := conn.Read(buf)
+	if err == nil && !bytes.HasPrefix(buf[:n], []byte("1 ")) {
+		err = fmt.Errorf("answer %q", buf[:n])
+	}
+	return err
 }
 
 // schedulers sets the annotations of docs/services.md.

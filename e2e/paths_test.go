@@ -54,7 +54,14 @@ func (c *cluster) checkPath(t *testing.T, svc *corev1.Service, p path, family in
 	}
 	met := map[string]bool{}
 	wrong := map[string]int{}
-	for _, r := range c.dialers[p.from].DialAll(t.Context(), slices.Repeat([]probe.Target{to}, n), n) {
+	targets := slices.Repeat([]probe.Target{to}, n)
+	if c.mode == "ipvs" && to.Proto != "sctp" && p.to != "loopback" {
+		// Services share pods here, and the kernel may choose a source port twice: difference "source-port".
+		for i := range targets {
+			targets[i].Src = c.freshPort(family)
+		}
+	}
+	for _, r := range c.dialers[p.from].DialAll(t.Context(), targets, n) {
 		met[r.Server] = true
 		if complaint := c.complaint(r, p, saw); complaint != "" {
 			wrong[complaint]++
@@ -68,6 +75,13 @@ func (c *cluster) checkPath(t *testing.T, svc *corev1.Service, p path, family in
 			t.Errorf("from %s: %s: %s was not met in %d connections", p.from, to, want, n)
 		}
 	}
+}
+
+// freshPort is a source port that was not used for the last few thousand connections, below those that the kernel chooses.
+func (c *cluster) freshPort(family int) netip.AddrPort {
+	const lowest, count = 11000, 18000
+	c.sourcePorts++
+	return netip.AddrPortFrom([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}[family], uint16(lowest+c.sourcePorts%count))
 }
 
 // complaint says what is wrong with a result, without what differs from one connection to the next.

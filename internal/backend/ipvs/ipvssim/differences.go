@@ -36,6 +36,9 @@ var Differences = []Difference{
 		"this node: a set of all endpoints of the cluster would be large."},
 	{"affinity", "Session affinity is that of the kernel: for each address and port, not for each port of a Service, and for two to " +
 		"three minutes at least after the last connection."},
+	{"source-port", "Of two open connections from one source port to different addresses that IPVS sends to the same endpoint, only " +
+		"the younger one goes on: the kernel's IPVS tells replies apart by client and endpoint alone. Masqueraded connections have ports " +
+		"of their own."},
 	{"excluded", "Nothing is done at addresses in `--ipvs-exclude-cidrs`."},
 	{"order", "A change is many small steps, not one. New endpoints come before old ones go; but while the endpoints of a " +
 		"traffic policy change, some sources may for a moment be served as others of the same Service are."},
