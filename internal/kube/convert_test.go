@@ -425,7 +425,7 @@ func TestInternerSharesAndStaysBounded(t *testing.T) {
 	at := func(zone string, hints ...string) *cluster.Place {
 		return in.place(cluster.Place{Node: "n1", Zone: strings.Clone(zone), ZoneHints: hints})
 	}
-	if at("z", "a", "b") != at("z", "a", "b") {
+	if first, second := at("z", "a", "b"), at("z", "a", "b"); first != second {
 		t.Error("two endpoints of the same place do not share it")
 	}
 	if at("z") == at("y") || at("z", "a") == at("z", "b") || at("z", "a") == at("z") || at("z", "ab") == at("z", "a", "b") {
