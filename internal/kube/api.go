@@ -51,7 +51,7 @@ type APIOptions struct {
 	// Resync is the period in which kube-proxy replays its caches. The Feed loses nothing, so nothing happens then.
 	Resync  time.Duration
 	Convert ConvertOptions
-	// ServiceCIDRs also watches these. Where the server has or shows none of them, the Feed gets none.
+	// ServiceCIDRs also watches these, and has the Feed wait for them. Where the server has or shows none, it gets none.
 	ServiceCIDRs bool
 	// RemoveTaint is the key of a taint that the Node loses after Programmed; empty for none.
 	RemoveTaint string
@@ -103,6 +103,9 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 	}
 	r := newRecorder(eventClient, o.NodeName)
+	if o.ServiceCIDRs {
+		f.awaitServiceCIDRs()
+	}
 	taint := newTaintRemover(o.RemoveTaint, o.NodeName, client.CoreV1().Nodes(), r, o.Logger)
 	return &APISource{
 		config:     cfg,
@@ -242,7 +245,7 @@ func (s *APISource) resources() []resource {
 	if s.o.ServiceCIDRs {
 		cidrs := s.client.NetworkingV1().ServiceCIDRs()
 		all = append(all, resource{"servicecidrs", "", "", &networkingv1.ServiceCIDR{}, s.cidrs, lister(cidrs.List), cidrs.Watch,
-			"packets to addresses that no Service has are not dropped", newContact("servicecidrs"), nil})
+			"packets to addresses that no Service has are not dropped", newContact("servicecidrs"), s.cidrs.noted})
 	}
 	return all
 }
@@ -259,10 +262,10 @@ func (s *APISource) listWatch(r resource) cache.ListerWatcher {
 			o.LabelSelector, o.FieldSelector = r.labels, r.fields
 			list, err := r.list(ctx, o)
 			l.note(ctx, o, err)
-			l.rest(ctx, err)
 			if r.noted != nil {
 				r.noted(err)
 			}
+			l.rest(ctx, err)
 			if err == nil {
 				r.contact.hear()
 			}

@@ -16,6 +16,7 @@ const (
 	KindServices Kind = 1 << iota
 	KindSlices
 	KindNode
+	KindServiceCIDRs
 )
 
 func (k Kind) String() string {
@@ -26,12 +27,14 @@ func (k Kind) String() string {
 		return "EndpointSlice"
 	case KindNode:
 		return "Node"
+	case KindServiceCIDRs:
+		return "ServiceCIDR"
 	}
 	return "objects"
 }
 
-// allKinds is what must have been delivered before the Feed is synced.
-const allKinds = KindServices | KindSlices | KindNode
+// allKinds are all kinds there are.
+const allKinds = KindServices | KindSlices | KindNode | KindServiceCIDRs
 
 // Feed collects the latest version of every changed object until the loop takes them. Sources write, the loop reads;
 // all methods may be called by any goroutine. Values must not be changed after they were given to it.
@@ -56,13 +59,15 @@ type Feed struct {
 	drained Changes
 	// waitingSince is when the oldest change came that was not taken yet, zero for none; lastChange when the newest ever came.
 	waitingSince, lastChange time.Time
-	synced                   Kind
+	// needed is what must have been delivered before the Feed is synced.
+	synced, needed Kind
 }
 
 // NewFeed returns an empty Feed. Trigger times before this moment are not reported: a change that happened before the
 // process started says nothing about its speed.
 func NewFeed() *Feed {
-	f := &Feed{wake: make(chan struct{}, 1), start: time.Now(), lastTriggers: make(map[cluster.SliceName]int64)}
+	f := &Feed{wake: make(chan struct{}, 1), start: time.Now(), lastTriggers: make(map[cluster.SliceName]int64),
+		needed: KindServices | KindSlices | KindNode}
 	f.reset()
 	return f
 }
@@ -153,17 +158,28 @@ func (f *Feed) Changes() (total, waiting Changes) {
 func (f *Feed) Waiting() (since, last time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.synced == allKinds {
+	if f.isSynced() {
 		since = f.waitingSince
 	}
 	return since, f.lastChange
 }
 
-// Synced says whether Services, EndpointSlices and the Node have all been delivered once.
+// Synced says whether Services, EndpointSlices and the Node have all been delivered once, and the service CIDRs where they
+// are waited for.
 func (f *Feed) Synced() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.synced == allKinds
+	return f.isSynced()
+}
+
+func (f *Feed) isSynced() bool { return f.synced&f.needed == f.needed }
+
+// awaitServiceCIDRs makes the Feed wait for the service CIDRs, too: a first write without them would take away what an
+// earlier run has written for them.
+func (f *Feed) awaitServiceCIDRs() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.needed |= KindServiceCIDRs
 }
 
 // MarkSynced says that all objects of the given kinds that exist have been delivered; without an argument, of all kinds.
@@ -195,9 +211,10 @@ func (f *Feed) DeleteSlice(name cluster.SliceName) { f.together(func() { f.putSl
 // SetNode delivers the facts about the node, which also marks KindNode as synced.
 func (f *Feed) SetNode(n cluster.Node) { f.together(func() { f.putNode(n) }) }
 
-// SetServiceCIDRs delivers the service CIDRs of both families, sorted. Nobody waits for them: where they cannot be read,
-// there are none.
-func (f *Feed) SetServiceCIDRs(cidrs []netip.Prefix) { f.together(func() { f.serviceCIDRs = &cidrs }) }
+// SetServiceCIDRs delivers the service CIDRs of both families, sorted, which also marks KindServiceCIDRs as synced.
+func (f *Feed) SetServiceCIDRs(cidrs []netip.Prefix) {
+	f.together(func() { f.serviceCIDRs, f.synced = &cidrs, f.synced|KindServiceCIDRs })
+}
 
 // together makes changes by the methods below that no Drain can see a part of.
 func (f *Feed) together(change func()) {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -9,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
@@ -226,4 +229,36 @@ func TestFeedWaiting(t *testing.T) {
 		f.Drain(store)
 		want("taken", time.Time{}, time.Now())
 	})
+}
+
+func TestFeedWaitsForServiceCIDRs(t *testing.T) {
+	notFound := apierrors.NewNotFound(schema.GroupResource{Resource: "servicecidrs"}, "")
+	for _, tt := range []struct {
+		name    string
+		deliver func(*Feed, *cidrStore)
+		synced  bool
+	}{
+		{"nothing yet", func(*Feed, *cidrStore) {}, false},
+		{"an empty list", func(_ *Feed, s *cidrStore) { _ = s.Replace(nil, "") }, true},
+		{"no such resource", func(_ *Feed, s *cidrStore) { s.noted(notFound) }, true},
+		{"one failure", func(_ *Feed, s *cidrStore) { s.noted(errors.New("no answer")) }, false},
+		{"three failures", func(_ *Feed, s *cidrStore) {
+			for range 3 {
+				s.noted(errors.New("no answer"))
+			}
+		}, true},
+	} {
+		f := NewFeed()
+		f.awaitServiceCIDRs()
+		f.MarkSynced(KindServices, KindSlices, KindNode)
+		tt.deliver(f, newCIDRStore(f))
+		if got := f.Synced(); got != tt.synced {
+			t.Errorf("%s: synced %v, want %v", tt.name, got, tt.synced)
+		}
+	}
+	f := NewFeed()
+	f.MarkSynced(KindServices, KindSlices, KindNode)
+	if !f.Synced() {
+		t.Error("service CIDRs are waited for where nobody asked for them")
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 )
@@ -50,6 +51,8 @@ type cidrStore struct {
 	// cidrs by the name of their object; last is what the Feed has.
 	cidrs map[string][]netip.Prefix
 	last  []netip.Prefix
+	// failures counts lists that failed.
+	failures int
 }
 
 var _ cache.ReflectorStore = (*cidrStore)(nil)
@@ -84,7 +87,23 @@ func (s *cidrStore) Replace(list []any, _ string) error {
 		s.put(obj)
 	}
 	s.deliver()
+	s.feed.MarkSynced(KindServiceCIDRs) // also where there are none
 	return nil
+}
+
+// maxCIDRFailures is how many lists may fail before nobody waits for service CIDRs any more.
+const maxCIDRFailures = 3
+
+// noted takes the outcome of a list. What the server does not have or does not show is not waited for, and neither is what
+// it does not manage to tell.
+func (s *cidrStore) noted(err error) {
+	if err == nil {
+		return
+	}
+	s.failures++
+	if s.failures == maxCIDRFailures || apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		s.feed.MarkSynced(KindServiceCIDRs)
+	}
 }
 
 // Resync does nothing, as with keyStore.
