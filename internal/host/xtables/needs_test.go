@@ -60,23 +60,26 @@ func TestLacking(t *testing.T) {
 }
 
 func TestLackingOnTheKernel(t *testing.T) {
-	hosttest.Netns(t, "iptables")
 	for _, fl := range Installed() {
 		for _, ipv6 := range []bool{false, true} {
-			x, err := New(fl, ipv6)
-			if err != nil {
-				t.Fatal(err)
-			}
-			nosuch := Need{"nat", "-m nosuchmatch -j RETURN", "xt_nosuchmatch"}
-			got, why, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{{"filter", "-j RETURN", ""}, nosuch, {"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}})
-			if d := cmp.Diff([]Need{nosuch}, got); d != "" || err != nil || why == nil {
-				t.Errorf("%s, IPv6 %v: why %v, error %v (-want +got):\n%s", fl, ipv6, why, err, d)
-			}
-			for _, table := range []string{"filter", "nat"} {
-				if text, err := x.Save(t.Context(), table); err != nil || strings.Contains(string(text), "PROBE") {
-					t.Errorf("%s, IPv6 %v: left is %s, %v", fl, ipv6, text, err)
+			t.Run(fl.command(ipv6, ""), func(t *testing.T) {
+				need(t, fl)
+				hosttest.Netns(t, fl.command(ipv6, ""))
+				x, err := New(fl, ipv6)
+				if err != nil {
+					t.Fatal(err)
 				}
-			}
+				nosuch := Need{"nat", "-m nosuchmatch -j RETURN", "xt_nosuchmatch"}
+				got, why, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{{"filter", "-j RETURN", ""}, nosuch, {"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}})
+				if d := cmp.Diff([]Need{nosuch}, got); d != "" || err != nil || why == nil {
+					t.Errorf("why %v, error %v (-want +got):\n%s", why, err, d)
+				}
+				for _, table := range []string{"filter", "nat"} {
+					if text, err := x.Save(t.Context(), table); err != nil || strings.Contains(string(text), "PROBE") {
+						t.Errorf("left is %s, %v", text, err)
+					}
+				}
+			})
 		}
 	}
 }
