@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 // options is what the node's kernel and tools offer to one family, as far as the rules depend on it.
@@ -16,23 +17,6 @@ type options struct {
 	// dropInvalid drops forwarded packets that conntrack cannot place. Otherwise they would reach the peer untranslated
 	// and make it reset the connection; with net.netfilter.nf_conntrack_tcp_be_liberal they are not INVALID.
 	dropInvalid bool
-}
-
-// equalAddrs is the classic BPF program for -m bpf that is true where the source address of a packet is its destination:
-// load a word of the source, keep it in X, load the word of the destination, compare; one such step for IPv4, four for
-// IPv6, where the addresses are at 8 and 24.
-func equalAddrs(f fwd.Family) string {
-	src, dst, words := 12, 16, 1
-	if f == fwd.IPv6 {
-		src, dst, words = 8, 24, 4
-	}
-	n := 4*words + 2
-	prog := fmt.Sprintf("%d", n)
-	for i := range words {
-		toFail := n - 1 - (4*i + 4)
-		prog += fmt.Sprintf(",32 0 0 %d,7 0 0 0,32 0 0 %d,29 0 %d 0", src+4*i, dst+4*i, toFail)
-	}
-	return prog + ",6 0 0 65535,6 0 0 0"
 }
 
 // statics renders the chains whose content depends on the header and the options alone, the jumps from the built-in
@@ -81,7 +65,7 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	dnat := "-m conntrack --ctstate DNAT"
 	hairpin := and(dnat, "-j "+chainHairpin)
 	if opt.bpf { // the chain is empty then
-		hairpin = and(dnat, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(family)), "-g "+chainMasquerade)
+		hairpin = and(dnat, xtables.SourceIsDestination(family == fwd.IPv6), "-g "+chainMasquerade)
 	}
 	set(NAT, chainPostrouting, and(mark, "-g "+chainMasquerade), hairpin)
 	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.

@@ -235,46 +235,22 @@ func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ips
 	}
 	ctx = context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, sets.Destroy(ctx, probeName)) }()
-	if err := tryRules(ctx, tables, needs...); err == nil {
-		return nil
+	lacking, why, err := xtables.Lacking(ctx, tables, probeName, needs)
+	if err != nil {
+		return err
 	}
-	for _, n := range needs { // which is it?
-		if err := tryRules(ctx, tables, n); err != nil {
-			return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", n.rule, n.table, n.module, err)
-		}
+	if len(lacking) > 0 {
+		n := lacking[0]
+		return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", n.Rule, n.Table, n.Module, why)
 	}
 	return nil
 }
 
-// ruleNeed is a rule like those that the mode writes, and the module that the kernel needs for it.
-type ruleNeed struct{ table, rule, module string }
-
 // needs are sorted by table, as in a restore.
-var needs = []ruleNeed{
-	{tableMangle, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
-	{tableNAT, "-m set --match-set " + probeName + " dst,dst -j RETURN", "xt_set"},
-	{tableFilter, "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", "xt_ipvs"},
-	{tableFilter, "-m addrtype --src-type LOCAL -j RETURN", "xt_addrtype"},
-	{tableFilter, "-m conntrack --ctstate NEW -j RETURN", "xt_conntrack"},
-}
-
-// tryRules writes rules into chains that nothing leads to, and removes them. These are two restores: within one, the
-// kernel never sees them.
-func tryRules(ctx context.Context, tables xtables.Interface, needs ...ruleNeed) error {
-	var write, remove strings.Builder
-	for i, n := range needs {
-		if i == 0 || needs[i-1].table != n.table {
-			fmt.Fprintf(&write, "*%s\n:%s - [0:0]\n", n.table, probeName)
-			fmt.Fprintf(&remove, "*%s\n:%s - [0:0]\n-X %s\nCOMMIT\n", n.table, probeName, probeName)
-		}
-		fmt.Fprintf(&write, "-A %s %s\n", probeName, n.rule)
-		if i == len(needs)-1 || needs[i+1].table != n.table {
-			write.WriteString("COMMIT\n")
-		}
-	}
-	err := tables.Restore(ctx, []byte(write.String()))
-	if rerr := tables.Restore(ctx, []byte(remove.String())); err == nil {
-		err = rerr
-	}
-	return err
+var needs = []xtables.Need{
+	{Table: tableMangle, Rule: "-m set --match-set " + probeName + " dst,dst -j RETURN", Module: "xt_set"},
+	{Table: tableNAT, Rule: "-m set --match-set " + probeName + " dst,dst -j RETURN", Module: "xt_set"},
+	{Table: tableFilter, Rule: "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", Module: "xt_ipvs"},
+	{Table: tableFilter, Rule: "-m addrtype --src-type LOCAL -j RETURN", Module: "xt_addrtype"},
+	{Table: tableFilter, Rule: "-m conntrack --ctstate NEW -j RETURN", Module: "xt_conntrack"},
 }

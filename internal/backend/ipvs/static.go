@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 // bySpot are the sets whose elements say something of one virtual server, in the order of the bits of members.
@@ -160,7 +161,7 @@ func (s *statics) nat() {
 
 	hairpin := and(byIPVS, s.in(setHairpin, "dst,dst,src"), "-g "+chainMasquerade)
 	if s.opt.HairpinBPF {
-		hairpin = and(byIPVS, fmt.Sprintf("-m bpf --bytecode %q", equalAddrs(s.family)), "-g "+chainMasquerade)
+		hairpin = and(byIPVS, xtables.SourceIsDestination(s.family == fwd.IPv6), "-g "+chainMasquerade)
 	}
 	s.chain(tableNAT, chainPostrouting, fmt.Sprintf("-m mark --mark 0x%x/0x%x -g %s", mark, mark, chainMasquerade), hairpin)
 	masquerade := "-j MASQUERADE"
@@ -209,21 +210,4 @@ func (s *statics) filter() {
 	s.chain(tableFilter, chainInput, input...)
 	s.chain(tableFilter, chainForward, forward...)
 	s.chain(tableFilter, chainOutput, output...)
-}
-
-// equalAddrs is the classic BPF program for -m bpf that is true where the source address of a packet is its destination:
-// load a word of the source, keep it in X, load the word of the destination, compare; one such step for IPv4, four for
-// IPv6, where the addresses are at 8 and 24.
-func equalAddrs(f fwd.Family) string {
-	src, dst, words := 12, 16, 1
-	if f == fwd.IPv6 {
-		src, dst, words = 8, 24, 4
-	}
-	n := 4*words + 2
-	prog := fmt.Sprintf("%d", n)
-	for i := range words {
-		toFail := n - 1 - (4*i + 4)
-		prog += fmt.Sprintf(",32 0 0 %d,7 0 0 0,32 0 0 %d,29 0 %d 0", src+4*i, dst+4*i, toFail)
-	}
-	return prog + ",6 0 0 65535,6 0 0 0"
 }
