@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -50,6 +51,10 @@ func run(ctx context.Context, stdin io.Reader, stdout io.Writer, path string, ar
 	cmd.Stdin, cmd.Stdout = stdin, stdout
 	stderr := &limited{max: maxStderr}
 	cmd.Stderr = stderr
+	// Nothing goes on writing when this process has ended, in whatever way. The kernel looks at the thread that made the child.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	// A grandchild could keep the pipes open after the child was killed.
 	cmd.WaitDelay = 5 * time.Second
 	err := cmd.Run()
