@@ -139,18 +139,19 @@ func (s *setter) raise(fs sysctl.FS, name string, want int, hint string) {
 // set sets a value unless it is that already.
 func (s *setter) set(in sysctl.FS, name string, want int, hint string) {
 	was, err := in.Int(name)
-	if err == nil && was == want {
-		return
-	}
-	if err == nil {
-		err = in.Set(name, strconv.Itoa(want))
-	}
 	switch {
-	case err == nil:
-		s.changes = append(s.changes, Change{Name: name, Value: want, Was: was})
 	case errors.Is(err, fs.ErrNotExist):
 		s.errs = append(s.errs, fmt.Errorf("%s is to be %d: the kernel has no such parameter, is the module nf_conntrack loaded? (%w)", name, want, err))
-	default:
-		s.errs = append(s.errs, fmt.Errorf("%s is to be %d, and is %d: %w; %s", name, want, was, err, hint))
+		return
+	case err != nil:
+		s.errs = append(s.errs, fmt.Errorf("%s is to be %d: %w; %s", name, want, err, hint))
+		return
+	case was == want:
+		return
 	}
+	if err := in.Set(name, strconv.Itoa(want)); err != nil {
+		s.errs = append(s.errs, fmt.Errorf("%s is to be %d, and is %d: %w; %s", name, want, was, err, hint))
+		return
+	}
+	s.changes = append(s.changes, Change{Name: name, Value: want, Was: was})
 }
