@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -12,9 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fairlead/fairlead/e2e/lab"
+	"github.com/fairlead/fairlead/e2e/probe"
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/backend/nftables"
@@ -63,14 +61,18 @@ func BenchmarkNewConnections(b *testing.B) {
 				{fmt.Sprintf("%d-through", many), l.Nodes[2], vip},
 			}
 			for _, n := range l.Nodes {
-				acceptAll(b, n.Pods[0])
+				stop, err := probe.AcceptAll(n.Pods[0], 8080)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(stop)
 			}
 			rates := make([][]float64, len(cases))
 			for b.Loop() {
 				for range 15 {
 					for i, c := range cases {
-						var rate float64
-						if err := c.node.Pods[1].Do(func() (err error) { rate, err = connect(c.dst, 200*time.Millisecond); return err }); err != nil {
+						rate, err := probe.Rate(c.node.Pods[1], c.dst, 200*time.Millisecond)
+						if err != nil {
 							b.Fatalf("%s: %v", c.name, err)
 						}
 						rates[i] = append(rates[i], rate)
@@ -148,43 +150,4 @@ func openPlane(plane string) (backend.Backend, error) {
 		o.MaxChains = 1000
 	}
 	return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o}), nil
-}
-
-// acceptAll accepts and closes connections to port 8080 of the pod.
-func acceptAll(b *testing.B, p *lab.Pod) {
-	var l net.Listener
-	if err := p.Do(func() (err error) { l, err = net.Listen("tcp4", ":8080"); return err }); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			c.Close()
-		}
-	}()
-}
-
-// connect makes connections one after the other for about so long and returns how many a second there were. Each is
-// reset, so that no port is kept waiting.
-func connect(dst netip.AddrPort, d time.Duration) (float64, error) {
-	to := &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}
-	start, n := time.Now(), 0
-	for ; time.Since(start) < d; n++ {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return 0, err
-		}
-		if err = unix.Connect(fd, to); err == nil {
-			err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-		}
-		unix.Close(fd)
-		if err != nil {
-			return 0, fmt.Errorf("connect to %s: %w", dst, err)
-		}
-	}
-	return float64(n) / time.Since(start).Seconds(), nil
 }

@@ -1,0 +1,61 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// AcceptAll accepts connections of IPv4 to a port in a namespace and closes them, until the function that it returns is
+// called.
+func AcceptAll(in Entrance, port uint16) (func(), error) {
+	var l net.Listener
+	if err := in.Do(func() (err error) { l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port)); return err }); err != nil {
+		return nil, err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				c.Close()
+			}
+		}
+	}()
+	return func() { l.Close() }, nil
+}
+
+// Rate makes connections of IPv4 from a namespace one after the other for about so long, and returns how many a second there
+// were. Each is reset, so that no port is kept waiting.
+func Rate(in Entrance, dst netip.AddrPort, d time.Duration) (rate float64, err error) {
+	err = in.Do(func() error {
+		rate, err = connect(dst, d)
+		return err
+	})
+	return rate, err
+}
+
+func connect(dst netip.AddrPort, d time.Duration) (float64, error) {
+	to := &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}
+	start, n := time.Now(), 0
+	for ; time.Since(start) < d; n++ {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return 0, err
+		}
+		if err = unix.Connect(fd, to); err == nil {
+			err = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		unix.Close(fd)
+		if err != nil {
+			return 0, fmt.Errorf("connect to %s: %w", dst, err)
+		}
+	}
+	return float64(n) / time.Since(start).Seconds(), nil
+}
