@@ -121,15 +121,7 @@ func newCluster(t *testing.T, command []string, mode, userland string, flags ...
 		reference: os.Getenv("E2E_DAEMON") != "",
 	}
 	c.addHosts(t)
-	var err error
-	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
-		Dir: t.TempDir(), Host: l.Fabric, Addr: l.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:],
-	})
-	must(t, err)
-	t.Cleanup(func() { check(t, c.api.Close()) })
-	c.client, err = c.api.Client(apiserver.Admin)
-	must(t, err)
-	c.addNodes(t)
+	c.startAPI(t)
 
 	kubeconfig, err := c.api.Kubeconfig(apiserver.Daemon)
 	must(t, err)
@@ -155,6 +147,20 @@ func newCluster(t *testing.T, command []string, mode, userland string, flags ...
 		}
 	})
 	return c
+}
+
+// startAPI starts an API server with the lab's nodes in it.
+func (c *cluster) startAPI(t *testing.T) {
+	t.Helper()
+	var err error
+	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
+		Dir: t.TempDir(), Host: c.lab.Fabric, Addr: c.lab.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:],
+	})
+	must(t, err)
+	t.Cleanup(func() { check(t, c.api.Close()) })
+	c.client, err = c.api.Client(apiserver.Admin)
+	must(t, err)
+	c.addNodes(t)
 }
 
 // stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.

@@ -123,20 +123,6 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// startAPI starts an API server with the lab's nodes in it.
-func (c *cluster) startAPI(t *testing.T) {
-	t.Helper()
-	var err error
-	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
-		Dir: t.TempDir(), Host: c.lab.Fabric, Addr: c.lab.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:],
-	})
-	must(t, err)
-	t.Cleanup(func() { check(t, c.api.Close()) })
-	c.client, err = c.api.Client(apiserver.Admin)
-	must(t, err)
-	c.addNodes(t)
-}
-
 // userlandPath is a PATH on which iptables is that of a userland.
 func userlandPath(t *testing.T, userland string) string {
 	t.Helper()

@@ -51,7 +51,7 @@ var rooms = []room{
 	{path: "internal/staleflow", inside: []string{"internal/fwd", "internal/host/..."}},
 	{path: "internal/localport", inside: []string{"internal/fwd"}, effects: []string{"net"}},
 	{path: "internal/health", inside: []string{"internal/fwd"}, effects: []string{"net", "net/http"}},
-	{path: "internal/metrics", inside: []string{"internal/cluster", "internal/fwd", "internal/reconcile"},
+	{path: "internal/metrics", inside: []string{"internal/fwd", "internal/reconcile"},
 		outside: []string{"github.com/prometheus/client_golang"}, effects: []string{"net", "net/http"}},
 	{path: "internal/kubeproxy", inside: []string{"internal/fwd", "internal/host/..."}, outside: []string{"golang.org/x/sys"}, effects: []string{"net/http"}},
 	{path: "internal/tuning", inside: []string{"internal/config", "internal/host/sysctl"}},
