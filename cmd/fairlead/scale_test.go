@@ -4,10 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"runtime"
 	"runtime/pprof"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/backend/nftables"
+	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -28,33 +29,39 @@ import (
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
 
-// bigService and bigSlice are objects as an API server of a big cluster sends them, with strings of their own each time.
+// apiService and apiSlice are objects as an API server sends them: full, and with strings of their own each time.
 
-func bigService(i int) *v1.Service {
+func apiService(i int) *v1.Service {
+	from := benchtest.Service(i)
 	s := &v1.Service{}
-	s.Namespace, s.Name, s.UID = fmt.Sprintf("namespace-%d", i/20), fmt.Sprintf("service-%d", i), types.UID(fmt.Sprintf("5b7b6ac1-8dd3-4a9e-9e0a-%012d", i))
-	s.CreationTimestamp.Time = time.Unix(int64(i), 0)
-	ip := netip.AddrFrom4([4]byte{10, byte(96 + i>>16), byte(i >> 8), byte(i)}).String()
+	s.Namespace, s.Name, s.UID = from.Name.Namespace, from.Name.Name, types.UID(fmt.Sprintf("5b7b6ac1-8dd3-4a9e-9e0a-%012d", i))
+	s.CreationTimestamp.Time = time.Unix(from.CreatedUnix, 0)
+	ip := from.ClusterIPs[fwd.IPv4.Index()].String()
 	s.Spec.ClusterIP, s.Spec.ClusterIPs, s.Spec.IPFamilies = ip, []string{ip}, []v1.IPFamily{v1.IPv4Protocol}
 	s.Spec.Type = v1.ServiceTypeClusterIP
-	s.Spec.Ports = []v1.ServicePort{{Name: "http", Protocol: v1.ProtocolTCP, Port: 80}}
+	for _, p := range from.Ports {
+		s.Spec.Ports = append(s.Spec.Ports, v1.ServicePort{Name: p.Name, Protocol: v1.ProtocolTCP, Port: int32(p.Port)})
+	}
 	return s
 }
 
-func bigSlice(i, endpoints int) *discoveryv1.EndpointSlice {
+func apiSlice(i, endpoints int) *discoveryv1.EndpointSlice {
+	from := benchtest.Slice(i, endpoints)
 	s := &discoveryv1.EndpointSlice{AddressType: discoveryv1.AddressTypeIPv4}
-	s.Namespace, s.Name = fmt.Sprintf("namespace-%d", i/20), fmt.Sprintf("service-%d-x7k2p", i)
-	s.Labels = map[string]string{discoveryv1.LabelServiceName: fmt.Sprintf("service-%d", i)}
-	name, proto, port, yes, no := "http", v1.ProtocolTCP, int32(8080), true, false
-	s.Ports = []discoveryv1.EndpointPort{{Name: &name, Protocol: &proto, Port: &port}}
-	for e := range endpoints {
-		n := i*endpoints + e
-		node, zone := fmt.Sprintf("node-%d", n%500), fmt.Sprintf("zone-%d", n%500%3)
+	s.Namespace, s.Name = from.Name.Namespace, from.Name.Name
+	s.Labels = map[string]string{discoveryv1.LabelServiceName: from.Service.Name}
+	for _, p := range from.Ports {
+		name, proto, port := p.Name, v1.ProtocolTCP, int32(p.Port)
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &name, Protocol: &proto, Port: &port})
+	}
+	yes, no := true, false
+	for _, e := range from.Endpoints {
+		node, zone := strings.Clone(e.Place.Node), strings.Clone(e.Place.Zone)
 		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{
-			Addresses:  []string{netip.AddrFrom4([4]byte{10, byte(128 + n>>16), byte(n >> 8), byte(n)}).String()},
+			Addresses:  []string{e.Addr.String()},
 			Conditions: discoveryv1.EndpointConditions{Ready: &yes, Serving: &yes, Terminating: &no},
 			NodeName:   &node, Zone: &zone,
-			TargetRef: &v1.ObjectReference{Kind: "Pod", Namespace: s.Namespace, Name: fmt.Sprintf("service-%d-6d4cf56db6-%05d", i, e), UID: types.UID(fmt.Sprintf("0aa3-%d", n))},
+			TargetRef: &v1.ObjectReference{Kind: "Pod", Namespace: s.Namespace, Name: e.Pod, UID: types.UID(fmt.Sprintf("0aa3-%d", e.Instance))},
 		})
 	}
 	return s
@@ -108,18 +115,19 @@ func (p *wholeProgram) Node(cluster.Node)         {}
 func (p *wholeProgram) Configured(*config.Config) {}
 
 // runProgram takes a whole cluster from the objects of the API to what is sent to the kernel.
-func runProgram(tb testing.TB, mode config.Mode, services, endpoints int) *wholeProgram {
+func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProgram {
 	tb.Helper()
-	cfg, err := config.Parse([]string{"--proxy-mode=" + string(mode), "--hostname-override=node-1", "--cluster-cidr=10.128.0.0/9", "--nodeport-addresses=all"}, os.Hostname)
+	cfg, err := config.Parse([]string{"--proxy-mode=" + string(mode), "--hostname-override=" + benchtest.NodeName,
+		"--cluster-cidr=" + benchtest.PodCIDR.String(), "--nodeport-addresses=all"}, os.Hostname)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	p := &wholeProgram{feed: kube.NewFeed(), synced: make(chan reconcile.Sync, 1)}
 	places := make(map[string]*cluster.Place)
-	for i := range services {
-		s, _ := kube.ConvertService(bigService(i), kube.ConvertOptions{})
+	for i := range size.Services {
+		s, _ := kube.ConvertService(apiService(i), kube.ConvertOptions{})
 		p.feed.SetService(s)
-		sl, _ := kube.ConvertSlice(bigSlice(i, endpoints))
+		sl, _ := kube.ConvertSlice(apiSlice(i, size.Endpoints))
 		for e := range sl.Endpoints { // as an APISource does
 			w := sl.Endpoints[e].Place
 			if places[w.Node] == nil {
@@ -129,7 +137,7 @@ func runProgram(tb testing.TB, mode config.Mode, services, endpoints int) *whole
 		}
 		p.feed.SetSlice(sl)
 	}
-	p.feed.SetNode(cluster.Node{Name: "node-1"})
+	p.feed.SetNode(cluster.Node{Name: benchtest.NodeName})
 	p.feed.MarkSynced()
 	p.loop = reconcile.New(reconcile.Options{Config: cfg, Feed: feedAdapter{p.feed}, Backend: planeOnNothing(mode), Flows: p, Monitor: p, Logger: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(tb.Context())
@@ -137,7 +145,7 @@ func runProgram(tb testing.TB, mode config.Mode, services, endpoints int) *whole
 	go func() { done <- p.loop.Run(ctx) }()
 	s := <-p.synced
 	cancel()
-	if err := <-done; err != nil || s.Failed != [2]bool{} || s.Services != services || s.Endpoints != services*endpoints {
+	if err := <-done; err != nil || s.Failed != [2]bool{} || s.Services != size.Services || s.Endpoints != size.Services*size.Endpoints {
 		tb.Fatalf("%+v %v", s, err)
 	}
 	return p
@@ -147,8 +155,8 @@ func runProgram(tb testing.TB, mode config.Mode, services, endpoints int) *whole
 // sent to the kernel. held is the memory that is still in use then.
 func BenchmarkProgram(b *testing.B) {
 	for _, mode := range []config.Mode{config.ModeNFTables, config.ModeIPTables} {
-		for _, size := range [][2]int{{1000, 10}, {10000, 10}, {50000, 5}} {
-			b.Run(fmt.Sprintf("%s/%dx%d", mode, size[0], size[1]), func(b *testing.B) {
+		for _, size := range benchtest.Sizes {
+			b.Run(fmt.Sprintf("%s/%s", mode, size), func(b *testing.B) {
 				b.ReportAllocs()
 				var before, start, end, after runtime.MemStats
 				runtime.GC()
@@ -157,7 +165,7 @@ func BenchmarkProgram(b *testing.B) {
 				var p *wholeProgram
 				for b.Loop() {
 					p = nil
-					p = runProgram(b, mode, size[0], size[1])
+					p = runProgram(b, mode, size)
 				}
 				runtime.ReadMemStats(&end)
 				runtime.GC()
@@ -175,7 +183,7 @@ func BenchmarkProgram(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				n := float64(size[0])
+				n := float64(size.Services)
 				b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "held-B/Service")
 				b.ReportMetric(float64(after.HeapObjects-before.HeapObjects)/n, "held-objects/Service")
 				b.ReportMetric(float64(end.Mallocs-start.Mallocs)/n/float64(b.N), "allocs/Service")

@@ -57,5 +57,6 @@ var rooms = []room{
 	{path: "internal/tuning", inside: []string{"internal/config", "internal/host/sysctl"}},
 	{path: "internal/reconcile", inside: []string{"internal/backend", "internal/cluster", "internal/compile", "internal/config", "internal/fwd"}},
 	{path: "internal/fieldtest", test: true},
+	{path: "internal/benchtest", inside: []string{"internal/backend", "internal/cluster", "internal/compile", "internal/fwd"}, test: true},
 	{path: "internal/oracle", inside: []string{"internal/fwd"}, outside: []string{"k8s.io/api", "k8s.io/apimachinery", "sigs.k8s.io/yaml"}, test: true},
 }

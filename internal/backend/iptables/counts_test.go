@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
@@ -34,16 +35,16 @@ func TestRules(t *testing.T) {
 	h.Header = &header
 	step("nothing", h)
 	for i := range 40 {
-		step("one more", table.Put(plainFragment(i, 3)))
+		step("one more", table.Put(benchtest.Fragment(i, 3)))
 	}
 	all := b.Rules()
-	step("it grows", table.Put(plainFragment(7, 9)))
+	step("it grows", table.Put(benchtest.Fragment(7, 9)))
 	for i, c := range b.Rules() {
 		if c.Family == fwd.IPv4 && c.Table == NAT && (c.Total <= all[i].Total || c.Last == 0 || c.Last >= c.Total/2) {
 			t.Errorf("a Service grew: %+v, before %+v", c, all[i])
 		}
 	}
 	for i := range 40 {
-		step("one less", table.Remove(plainFragment(i, 0).Owner))
+		step("one less", table.Remove(benchtest.Fragment(i, 0).Owner))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/xtables"
@@ -107,7 +109,7 @@ func everyShape() *fwd.Table {
 				f.Pools[k].AffinitySec = 10
 			}
 		}
-		f.Pools = sortedPools(f.Pools)
+		slices.SortFunc(f.Pools, func(a, b fwd.Pool) int { return a.Key.Compare(b.Key) })
 		f.HealthCheck.Port = uint16(31000 + i)
 		t.Put(f)
 	}
@@ -134,7 +136,7 @@ func sampleFragment(i, endpoints int) *fwd.Fragment {
 		}
 		f.Pools = append(f.Pools, samplePool(fwd.PoolKey{Port: port, Family: fam}, i, endpoints))
 	}
-	f.Frontends = sortedFrontends(f.Frontends)
+	slices.SortFunc(f.Frontends, func(a, b fwd.Frontend) int { return a.Key.Compare(b.Key) })
 	return f
 }
 
@@ -202,7 +204,7 @@ func TestKernelLeftovers(t *testing.T) {
 	foreign := "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
 	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
 		b, _ := kernel(t, fl, true)
-		h := benchHeader()
+		h := benchtest.Header()
 		b.Update(fwd.Changes{Header: &h})
 		if _, err := b.Apply(ctx); err != nil {
 			t.Fatal(err)
@@ -272,7 +274,7 @@ func BenchmarkKernel(b *testing.B) {
 				}
 				frags := make([]*fwd.Fragment, n)
 				for i := range frags {
-					frags[i] = plainFragment(i, 10)
+					frags[i] = benchtest.Fragment(i, 10)
 				}
 				var load, change, read time.Duration
 				for range b.N {
@@ -283,8 +285,7 @@ func BenchmarkKernel(b *testing.B) {
 					be := New(map[fwd.Family]FamilyOptions{fwd.IPv4: o})
 					table := &fwd.Table{}
 					start := time.Now()
-					be.Update(table.SetHeader(fwd.Header{Detector: [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.244.0.0/16")}},
-						NodePorts: [2]fwd.NodePortAddrs{{All: true, Loopback: true}}, MasqueradeBit: 14}))
+					be.Update(table.SetHeader(benchtest.Header()))
 					for _, f := range frags {
 						be.Update(table.Put(f))
 					}
@@ -294,7 +295,7 @@ func BenchmarkKernel(b *testing.B) {
 					load += time.Since(start)
 
 					start = time.Now()
-					be.Update(table.Put(plainFragment(n/2, 9)))
+					be.Update(table.Put(benchtest.Fragment(n/2, 9)))
 					if res, err := be.Apply(ctx); err != nil || res.Written != 1 {
 						b.Fatal(res, err)
 					}
