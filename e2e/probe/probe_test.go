@@ -1,11 +1,14 @@
 package probe
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // here is the namespace that the test runs in.
@@ -15,35 +18,43 @@ func (here) Do(f func() error) error { return f() }
 
 var loopback = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 
-// freePort returns a port that nobody listens on; the kernel does not hand it out again soon.
-func freePort(t *testing.T) uint16 {
+// serve answers on a port of loopback, for one protocol.
+func serve(t *testing.T, proto string) (*Server, netip.AddrPort) {
 	t.Helper()
-	s, err := Serve(here{}, "x", loopback, []string{"tcp"}, []uint16{0})
+	s, err := Serve(here{}, "pod1", loopback, []string{proto}, []uint16{0})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	return s.Addrs()[0].Port()
+	return s, s.Addrs()[0]
+}
+
+// closed returns an address that refuses, and holds it until the test ends.
+func closed(t *testing.T, proto string) netip.AddrPort {
+	t.Helper()
+	if proto == "tcp" {
+		return netip.AddrPortFrom(loopback[0], hosttest.Port(t, loopback[0]))
+	}
+	// Whoever is not the peer of a connected socket does not find it.
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback[0], 0)), net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.8:9")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return addrPort(c.LocalAddr())
 }
 
 func TestDial(t *testing.T) {
-	open, closed := freePort(t), freePort(t)
-	s, err := Serve(here{}, "pod1", loopback, []string{"tcp", "udp"}, []uint16{open})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-
-	at := netip.AddrPortFrom(loopback[0], open)
 	from := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.9"), 0)
 	for _, proto := range []string{"tcp", "udp"} {
 		t.Run(proto, func(t *testing.T) {
+			s, at := serve(t, proto)
+			defer s.Close()
 			d := NewDialer(here{})
 			r := d.Dial(t.Context(), Target{Proto: proto, Src: from, Dst: at})
 			if r.Verdict != Answered || r.Server != "pod1" || r.At != at || r.Saw.Addr() != from.Addr() {
 				t.Errorf("to an open port: %s", r)
 			}
-			r = d.Dial(t.Context(), Target{Proto: proto, Dst: netip.AddrPortFrom(loopback[0], closed)})
+			r = d.Dial(t.Context(), Target{Proto: proto, Dst: closed(t, proto)})
 			if r.Verdict != Refused {
 				t.Errorf("to a closed port: %s", r)
 			}
@@ -52,14 +63,10 @@ func TestDial(t *testing.T) {
 }
 
 func TestConnSurvivesSeveralQuestions(t *testing.T) {
-	port := freePort(t)
-	s, err := Serve(here{}, "pod1", loopback, []string{"tcp", "udp"}, []uint16{port})
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := NewDialer(here{})
 	for _, proto := range []string{"tcp", "udp"} {
-		c, err := d.Open(t.Context(), Target{Proto: proto, Dst: netip.AddrPortFrom(loopback[0], port)})
+		s, at := serve(t, proto)
+		c, err := d.Open(t.Context(), Target{Proto: proto, Dst: at})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,9 +76,9 @@ func TestConnSurvivesSeveralQuestions(t *testing.T) {
 				t.Errorf("%s from %s: %s", proto, c.Local(), r)
 			}
 		}
-	}
-	if err := s.Close(); err != nil {
-		t.Errorf("close with an open connection: %v", err)
+		if err := s.Close(); err != nil {
+			t.Errorf("close with an open connection: %v", err)
+		}
 	}
 }
 

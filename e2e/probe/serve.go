@@ -115,7 +115,8 @@ func (s *Server) serveUDP(in Entrance, at netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	s.addrs = append(s.addrs, addrPort(c.LocalAddr()))
+	at = addrPort(c.LocalAddr()) // with the port that the kernel chose
+	s.addrs = append(s.addrs, at)
 	s.closers = append(s.closers, c.Close)
 	s.running.Go(func() {
 		buf := make([]byte, 256)

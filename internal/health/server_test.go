@@ -11,19 +11,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// taken listens on a port of loopback.
+// taken listens on a port of loopback, which nobody else gets when the listener is closed.
 func taken(t *testing.T) (net.Listener, netip.AddrPort) {
 	t.Helper()
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
+	l := hosttest.Listen(t, netip.MustParseAddr("127.0.0.1"))
 	return l, netip.MustParseAddrPort(l.Addr().String())
 }
 

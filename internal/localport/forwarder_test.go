@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // journal is a log that can be read while it is written.
@@ -102,32 +103,12 @@ func service(port uint16, affinitySec uint32, eps ...netip.AddrPort) *fwd.Fragme
 	return f
 }
 
-// listenOn takes a free port of a loopback address.
-func listenOn(t *testing.T, fam fwd.Family) *net.TCPListener {
-	t.Helper()
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback[fam.Index()], 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
-}
-
 func addrOf(l *net.TCPListener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
 
-// freePort returns a port on which nobody listens, below those that the kernel gives to sockets that do not ask for one.
+// freePort returns a port on which nobody listens but who asks for it.
 func freePort(t *testing.T, fam fwd.Family) uint16 {
 	t.Helper()
-	for range 100 {
-		port := uint16(10_000 + rand.IntN(20_000))
-		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(loopback[fam.Index()], port)))
-		if err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
+	return hosttest.Port(t, loopback[fam.Index()])
 }
 
 // endpoint answers each connection, when the client has ended its direction, with name and what it was sent.
@@ -143,7 +124,7 @@ func endpoint(t *testing.T, fam fwd.Family, name string) netip.AddrPort {
 
 func endpointFunc(t *testing.T, fam fwd.Family, do func(*net.TCPConn)) netip.AddrPort {
 	t.Helper()
-	l := listenOn(t, fam)
+	l := hosttest.Listen(t, loopback[fam.Index()])
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -331,7 +312,7 @@ func TestAffinityPinsAll(t *testing.T) {
 
 func TestBindConflict(t *testing.T) {
 	n := start(t, Options{}, nil)
-	taken, free := listenOn(t, fwd.IPv4), freePort(t, fwd.IPv4)
+	taken, free := hosttest.Listen(t, loopback[0]), freePort(t, fwd.IPv4)
 	ep := endpoint(t, fwd.IPv4, "a")
 	n.put(addrOf(taken).Port(), 0, ep)
 	n.put(free, 0, ep)
