@@ -2,65 +2,23 @@ package iptables
 
 import (
 	"bytes"
-	"flag"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"golang.org/x/tools/txtar"
-
+	"github.com/fairlead/fairlead/internal/backend/backendtest"
 	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-var update = flag.Bool("update", false, "rewrite the golden files; commit a rewrite only if you understand every line of it")
-
-// Each file in testdata is a table and the program that is rendered of it, as iptables-restore takes it.
+// The programs are as iptables-restore takes them; rulesim has read them.
 func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/*.txtar")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no golden files: %v", err)
-	}
-	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			archive, err := txtar.ParseFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want := make(map[string]string)
-			for _, f := range archive.Files {
-				want[f.Name] = string(f.Data)
-			}
-			table, err := fwd.ParseText(strings.NewReader(want["table"]))
-			if err != nil {
-				t.Fatal(err)
-			}
-			out := archive.Files[:1]
-			for _, fam := range fwd.Families {
-				var b bytes.Buffer
-				if err := Render(&b, fam, FamilyOptions{HairpinBPF: true, RandomFully: true, DropInvalid: true}, table); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := rulesim.Parse(fam, b.String()); err != nil {
-					t.Errorf("%s: %v", fam, err)
-				}
-				if !strings.Contains(want["table"], fam.String()) {
-					continue
-				}
-				if *update {
-					out = append(out, txtar.File{Name: fam.String(), Data: b.Bytes()})
-				} else if diff := cmp.Diff(want[fam.String()], b.String()); diff != "" {
-					t.Errorf("%s (-want +got):\n%s", fam, diff)
-				}
-			}
-			if *update {
-				archive.Files = out
-				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
-	}
+	backendtest.Golden(t, func(t *testing.T, f fwd.Family, _ string, table *fwd.Table) string {
+		var b bytes.Buffer
+		if err := Render(&b, f, FamilyOptions{HairpinBPF: true, RandomFully: true, DropInvalid: true}, table); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := rulesim.Parse(f, b.String()); err != nil {
+			t.Errorf("%s: %v", f, err)
+		}
+		return b.String()
+	})
 }
