@@ -9,19 +9,26 @@ import (
 	"time"
 )
 
-// recordedRequests remembers what clients report about requests to one host: other tests send some too.
+// recordedRequests remembers what clients report, by host: other tests send requests too.
 type recordedRequests struct {
 	mu   sync.Mutex
-	host string
-	seen map[string]int
+	seen map[string]map[string]int
 }
+
+// recorded is registered once: a process has one place for it, and a test may run more than once.
+var recorded = sync.OnceValue(func() *recordedRequests {
+	r := &recordedRequests{seen: make(map[string]map[string]int)}
+	ReportRequests(r)
+	return r
+})
 
 func (r *recordedRequests) put(host, what string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if host == r.host {
-		r.seen[what]++
+	if r.seen[host] == nil {
+		r.seen[host] = make(map[string]int)
 	}
+	r.seen[host][what]++
 }
 
 func (r *recordedRequests) Result(code, method, host string) { r.put(host, "result "+code+" "+method) }
@@ -48,8 +55,10 @@ func (r *recordedRequests) ResponseSize(verb, host string, bytes float64) {
 func TestReportRequests(t *testing.T) {
 	a := httptest.NewServer(http.HandlerFunc(reviews))
 	t.Cleanup(a.Close)
-	m := &recordedRequests{host: strings.TrimPrefix(a.URL, "http://"), seen: make(map[string]int)}
-	ReportRequests(m)
+	m, host := recorded(), strings.TrimPrefix(a.URL, "http://")
+	m.mu.Lock()
+	delete(m.seen, host) // the port may have been another server's
+	m.mu.Unlock()
 	s, err := NewAPISource(APIOptions{Master: a.URL, NodeName: "n1", QPS: 1000, Burst: 1000, ContentType: "application/json"}, NewFeed())
 	if err != nil {
 		t.Fatal(err)
@@ -63,9 +72,10 @@ func TestReportRequests(t *testing.T) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	seen := m.seen[host]
 	for _, want := range []string{"result 200 POST", "duration POST", "sent POST", "received POST", "limiter POST"} {
-		if m.seen[want] != 1 {
-			t.Errorf("%q reported %d times, all: %v", want, m.seen[want], m.seen)
+		if seen[want] != 1 {
+			t.Errorf("%q reported %d times, all: %v", want, seen[want], seen)
 		}
 	}
 }
