@@ -400,7 +400,7 @@ func (r *renderer) renderSpot(s spot) bool {
 func (r *renderer) setRedirects() {
 	var rules []string
 	for _, s := range slices.SortedFunc(maps.Keys(r.redirects), spot.compare) {
-		rules = append(rules, fmt.Sprintf("-d %s -p %s -m %s --dport %d -j DNAT --to-destination %s",
+		rules = append(rules, fmt.Sprintf(redirectRule,
 			hostPrefix(s.addr.Addr()), s.proto, s.proto, s.addr.Port(), r.redirects[s]))
 	}
 	rules = append(rules, "-j ACCEPT")

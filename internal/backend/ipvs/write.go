@@ -19,14 +19,16 @@ import (
 //	virtual servers, their settings and real servers
 //	addresses and routing, last: until then nobody sends packets here
 //	chains, if there were some: what they lead to is there by now, and what goes has not gone
+//	real servers that would be met by others without the new chains, see write_redirects.go
 //	─
 //	weights 0, real and virtual servers that go, addresses, entries, sets
 //
-// If something of the first half fails, only what does not depend on it goes.
+// Real servers that would be met by others with the new chains go before these. If something of the first half fails, only what
+// does not depend on it goes.
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	t.touch()
 	defer t.touch()
-	w := &writer{target: t, plan: p, done: done, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
+	w := &writer{target: t, plan: p, done: done, turn: turnOf(p), failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
 	w.sortKeys()
 	w.makeSets(ctx)
 	w.addEntries(ctx)
@@ -38,8 +40,9 @@ func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	w.makeDivert(ctx)
 	w.makeVIPs(ctx)
 	if dispatched {
-		w.writeChains(ctx)
+		w.turnChains(ctx)
 	}
+	w.makeLateReals(ctx)
 	w.reportStale()
 	w.lowerServers(ctx)
 	if w.chainsErr == nil {
@@ -73,6 +76,7 @@ type writer struct {
 	*target
 	plan plan
 	done func(Key)
+	turn turn
 	// upserts and deletes are the keys of the plan by kind, sorted.
 	upserts, deletes map[Kind][]Key
 	// failed says of each key that was not written why.
@@ -85,6 +89,8 @@ type writer struct {
 	stale map[fwd.Proto][]netip.AddrPort
 	// taken are addresses on which virtual servers are of other programs. On the device they would count as kube-proxy's.
 	taken map[netip.Addr]error
+	// late are operations that give real servers to virtual servers when the chains are written.
+	late batch
 	// lower are the operations that take connections away from real servers; they come when all else is there.
 	lower batch
 	// need is what still drains.

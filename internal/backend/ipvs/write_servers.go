@@ -14,7 +14,8 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// makeServers makes virtual servers and what they are to have; what they are not to have is left for lowerServers.
+// makeServers makes virtual servers and what they are to have; what they are not to have is left for lowerServers, and what
+// has to wait for the chains for makeLateReals.
 //
 // Virtual servers come before real servers, each in as few system calls as can be: what is added to a virtual server must
 // not get into one of somebody else's that has the same address.
@@ -43,7 +44,7 @@ func (w *writer) makeServers(ctx context.Context) {
 	failed = w.withDefaultScheduler(ctx, failed)
 	adopted := w.adopt(ctx, failed)
 
-	var reals batch
+	var reals, lower batch
 	for _, k := range keys {
 		if w.failed[k] != nil {
 			continue
@@ -56,10 +57,37 @@ func (w *writer) makeServers(ctx context.Context) {
 				w.stale[fwd.UDP] = append(w.stale[fwd.UDP], k.Addr)
 			}
 		}
-		w.compare(k, have, want, &reals)
+		raiseTo, lowerTo := &reals, &w.lower
+		if w.turn.loses[k] {
+			raiseTo = &w.late
+		}
+		if w.turn.gains[k] {
+			lowerTo = &lower
+		}
+		w.compare(k, have, want, raiseTo, lowerTo)
 		w.keep(k)
 	}
 	w.makeReals(ctx, reals)
+	w.runLower(ctx, w.unfailed(lower))
+}
+
+// makeLateReals adds what waited for the chains.
+func (w *writer) makeLateReals(ctx context.Context) {
+	if w.chainsErr != nil {
+		w.failAll(w.late.keys, w.chainsErr)
+		return
+	}
+	w.makeReals(ctx, w.unfailed(w.late))
+}
+
+// unfailed are the operations on virtual servers of which nothing has failed.
+func (w *writer) unfailed(b batch) (out batch) {
+	for i, k := range b.keys {
+		if w.failed[k] == nil {
+			out.add(k, b.ops[i], b.done[i])
+		}
+	}
+	return out
 }
 
 // have is the virtual server as the kernel has it, nil if it has none.
@@ -202,7 +230,7 @@ func (t *target) localAddrs(ctx context.Context) (map[netip.Addr]bool, error) {
 }
 
 // compare plans what it takes to get from the real servers that serve to those that are wanted; both are sorted.
-func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals *batch) {
+func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals, lower *batch) {
 	first := len(have) == 0
 	var fresh []fwd.Endpoint
 	for len(have) > 0 || len(want) > 0 {
@@ -219,7 +247,7 @@ func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals *batch) {
 		case order > 0:
 			fresh = append(fresh, want[0])
 		case order < 0:
-			w.lowerReal(k, have[0], DrainRemoved)
+			w.lowerReal(k, have[0], DrainRemoved, lower)
 		case have[0].Weight != want[0].Weight:
 			reals.add(k, setReal(want[0].Addr, want[0].Weight), nil)
 		}
@@ -299,23 +327,24 @@ func (w *writer) blame(f failure) {
 }
 
 // lowerReal plans that a real server gets no new connections.
-func (w *writer) lowerReal(k Key, e fwd.Endpoint, r Reason) {
+func (w *writer) lowerReal(k Key, e fwd.Endpoint, r Reason, lower *batch) {
 	if k.Proto == fwd.UDP || w.atOnce {
-		w.lower.add(k, delReal(e.Addr), nil)
+		lower.add(k, delReal(e.Addr), nil)
 		return
 	}
-	w.lower.add(k, setReal(e.Addr, 0), func() { w.drain(k, e, r) })
+	lower.add(k, setReal(e.Addr, 0), func() { w.drain(k, e, r) })
+}
+
+// lowerAll does it for all real servers of a virtual server that goes.
+func (w *writer) lowerAll(k Key, lower *batch) {
+	for _, e := range w.plan.Deletes[k].Server.Endpoints {
+		w.lowerReal(k, e, DrainServer, lower)
+	}
 }
 
 // lowerServers takes new connections away from real servers of virtual servers that stay.
 func (w *writer) lowerServers(ctx context.Context) {
-	var b batch
-	for i, k := range w.lower.keys {
-		if w.failed[k] == nil {
-			b.add(k, w.lower.ops[i], w.lower.done[i])
-		}
-	}
-	w.runLower(ctx, b)
+	w.runLower(ctx, w.unfailed(w.lower))
 	w.ok(w.upserts[KindServer])
 }
 
@@ -331,18 +360,15 @@ func (w *writer) runLower(ctx context.Context, b batch) {
 // deleteServers deletes virtual servers of UDP, and lets others drain.
 func (w *writer) deleteServers(ctx context.Context) {
 	keys := w.deletes[KindServer]
-	w.lower = batch{}
-	var remove batch
+	var lower, remove batch
 	for _, k := range keys {
 		if k.Proto == fwd.UDP || w.atOnce {
 			remove.add(k, hostipvs.Op{Verb: hostipvs.DelServer}, func() { w.forget(k) })
 			continue
 		}
-		for _, e := range w.plan.Deletes[k].Server.Endpoints {
-			w.lowerReal(k, e, DrainServer)
-		}
+		w.lowerAll(k, &lower)
 	}
-	w.runLower(ctx, w.lower)
+	w.runLower(ctx, lower)
 	w.runLower(ctx, remove)
 	var gone []netip.AddrPort
 	for _, k := range keys {

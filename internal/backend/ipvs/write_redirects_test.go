@@ -1,0 +1,98 @@
+package ipvs
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+)
+
+// twoPools is a Service with a cluster IP and a load balancer IP. With a local endpoint the external traffic policy is Local, and
+// clients outside get that one; all others get the endpoint of the cluster. So it is where the only endpoint on the node shuts
+// down and another one is ready.
+func twoPools(local, cluster string) *fwd.Fragment {
+	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "ns", Name: "split"}}
+	port := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
+	everybody := fwd.Route{Action: fwd.Forward, Reason: fwd.ReasonCluster}
+	outside := everybody
+	f.Pools = []fwd.Pool{{Key: fwd.PoolKey{Port: port, Family: fwd.IPv4}, Endpoints: []fwd.Endpoint{ep(cluster, 0)}}}
+	if local != "" {
+		outside = fwd.Route{Action: fwd.Forward, Scope: fwd.Local, Reason: fwd.ReasonExternalLocal}
+		f.Pools = append(f.Pools, fwd.Pool{Key: fwd.PoolKey{Port: port, Family: fwd.IPv4, Scope: fwd.Local}, Endpoints: []fwd.Endpoint{ep(local, 0)}})
+	}
+	add := func(addr string, kind fwd.Kind, outside fwd.Route) {
+		f.Frontends = append(f.Frontends, fwd.Frontend{
+			Key: fwd.Key{Family: fwd.IPv4, Addr: netip.MustParseAddr(addr), Proto: fwd.TCP, Port: 80}, Kind: kind, Owner: port,
+			Routes: [fwd.NumClasses]fwd.Route{fwd.Outside: outside, fwd.Pod: everybody, fwd.Host: everybody},
+		})
+	}
+	add("10.96.0.10", fwd.ClusterIP, everybody)
+	add("203.0.113.5", fwd.LoadBalancer, outside)
+	return f
+}
+
+// What fails leaves nobody with the endpoints of others: the rules that redirect change only when both sides are ready for it.
+func TestFailureWhileRedirectionsChange(t *testing.T) {
+	const local, cluster, redirects = "10.0.0.2:8080", "10.0.0.3:8080", "203.0.113.5/32 -p tcp -m tcp --dport 80 -j DNAT"
+	v := vs(fwd.TCP, "203.0.113.5:80")
+	busy := func(verb hostipvs.Verb) func(*bench) {
+		return func(b *bench) {
+			b.servers.Fail = func(op hostipvs.Op) error {
+				if op.Verb == verb && op.Server == v {
+					return unix.EBUSY
+				}
+				return nil
+			}
+		}
+	}
+	locked := func(b *bench) {
+		b.tables.Hook = func([]byte) error { return &xtables.RestoreError{Transient: true, Err: errors.New("lock held")} }
+	}
+	for _, tt := range []struct {
+		name     string
+		from, to *fwd.Fragment
+		fail     func(*bench)
+		// redirected says that pods and the node are, real what clients outside, or else everybody, have meanwhile.
+		redirected bool
+		real       []string
+	}{
+		{"no endpoint can be added to what all are to share", twoPools(local, cluster), twoPools("", cluster), busy(hostipvs.AddReal), true, []string{local + " 1"}},
+		{"what only some may have cannot be taken from it", twoPools(local, cluster), twoPools("", cluster), busy(hostipvs.SetReal), true,
+			[]string{local + " 1", cluster + " 1"}},
+		{"the rules stay that make a difference", twoPools(local, cluster), twoPools("", cluster), locked, true, []string{cluster + " 1"}},
+		{"no rules yet to make a difference", twoPools("", cluster), twoPools(local, cluster), locked, false, []string{cluster + " 1"}},
+		{"what others had cannot be taken from outside", twoPools("", cluster), twoPools(local, cluster), busy(hostipvs.SetReal), true,
+			[]string{local + " 1", cluster + " 1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			b.update(b.table.Put(tt.from))
+			b.apply()
+			tt.fail(b)
+			b.update(b.table.Put(tt.to))
+			if _, err := b.backend.Apply(t.Context()); err == nil {
+				t.Fatal("nothing failed")
+			}
+			b.has(v, tt.real...)
+			rules, err := b.tables.Save(t.Context(), tableNAT)
+			if got := strings.Contains(string(rules), redirects); err != nil || got != tt.redirected {
+				t.Errorf("redirected: %v, want %v (%v); the rules are\n%s", got, tt.redirected, err, rules)
+			}
+
+			b.servers.Fail, b.tables.Hook = nil, nil
+			b.apply()
+			b.idle()
+			want := local + " 1"
+			if len(tt.to.Pools) == 1 {
+				want = cluster + " 1"
+			}
+			b.has(v, want)
+		})
+	}
+}
