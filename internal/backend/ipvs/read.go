@@ -258,7 +258,7 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 		case fwd.FamilyOf(r.Dst.Addr()) != t.family || t.excluded(r.Dst.Addr()):
 		case r == route && t.opts.VIPs == VIPMark:
 			diverts = true
-		case t.opts.VIPs == VIPRoute && r.Table == link.LocalTable && r.Dev == t.routeDevice():
+		case t.opts.VIPs == VIPRoute && r.Table == link.LocalTable && r.Dev == routeDevice:
 			out[Key{Kind: KindVIP, Prefix: r.Dst}] = Value{Source: r.Src}
 		default:
 			stray = append(stray, r)
@@ -283,12 +283,4 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 		out[Key{Kind: KindDivert}] = Value{}
 	}
 	return stray
-}
-
-// routeDevice is the device of local routes: IPv6 takes none that is down.
-func (t *target) routeDevice() string {
-	if t.family == fwd.IPv6 {
-		return link.Loopback
-	}
-	return Device
 }

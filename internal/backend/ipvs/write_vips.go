@@ -14,10 +14,14 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
+// routeDevice is that of local routes. On Device they would not last: IPv6 takes none while it is down, and with the last IPv4
+// address that mode VIPAddress left there, the kernel removes all IPv4 routes of it, of which it tells nobody.
+const routeDevice = link.Loopback
+
 // vip is the kernel object that a KindVIP stands for.
 func (t *target) vip(k Key, v Value) link.Object {
 	if t.opts.VIPs == VIPRoute {
-		return link.Route{Dst: k.Prefix, Dev: t.routeDevice(), Src: v.Source, Table: link.LocalTable}
+		return link.Route{Dst: k.Prefix, Dev: routeDevice, Src: v.Source, Table: link.LocalTable}
 	}
 	return link.Addr{Dev: Device, Prefix: k.Prefix}
 }
