@@ -41,15 +41,14 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 		return parseFlags(fs, args, daemonUsage, s)
 	}
 	if err != nil {
+		printNotes(cfg, s) // how to log is a part of what is not valid
 		return err
 	}
 	if cfg.ShowVersion {
 		return runVersion(ctx, nil, s)
 	}
 	log, level := newLogger(s.err, cfg)
-	for _, n := range cfg.Notes() {
-		log.Warn(n)
-	}
+	warnOfNotes(cfg, log)
 	if cfg.WriteConfigTo != "" {
 		return writeConfig(cfg, log)
 	}

@@ -106,6 +106,32 @@ spec:
   ports: [{name: http, port: 80, protocol: TCP}]
 `
 
+// What is odd about the configuration is said by all commands that read it, on standard error.
+func TestNotesOfCommands(t *testing.T) {
+	dir := t.TempDir()
+	objects, conf := filepath.Join(dir, "o.yaml"), filepath.Join(dir, "c.conf")
+	for path, text := range map[string]string{objects: oneService, conf: configHead + "mode: nftables\nold: 1\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, command := range []string{"render", "trace 10.0.0.1 10.96.0.1:80/tcp", "trace -o json 10.0.0.1 10.96.0.1:80/tcp"} {
+		for flags, code := range map[string]int{"--proxy-mode=iptables": 0, "--proxy-mode=userspace": 1} {
+			var out, errs bytes.Buffer
+			args := append(strings.Fields(command), "--objects", objects, "--config", conf, flags)
+			if got := run(t.Context(), args, streams{&out, &errs}); got != code {
+				t.Errorf("%s %s: exit code %d, want %d: %s", command, flags, got, code, errs.String())
+			}
+			if n := strings.Count(errs.String(), "note: the file has a field that is ignored: unknown field \"old\"\n"); n != 1 || strings.Contains(out.String(), "note") {
+				t.Errorf("%s %s: said %d times, want once:\n%s%s", command, flags, n, errs.String(), out.String())
+			}
+			if code == 0 && !strings.Contains(errs.String(), "note: --proxy-mode iptables wins over the file's mode, which is nftables\n") {
+				t.Errorf("%s: no word of the flag that wins:\n%s", command, errs.String())
+			}
+		}
+	}
+}
+
 func TestTraceJSONKeys(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "o.yaml")
 	if err := os.WriteFile(path, []byte(oneService), 0o644); err != nil {

@@ -48,7 +48,9 @@ func (o *offline) load(s streams) error {
 	if o.cfg.Objects == "" {
 		return errors.New("--objects \"\": want a file or directory of API objects")
 	}
-	if err := o.cfg.Settle(nil); err != nil {
+	err := o.cfg.Settle(nil)
+	printNotes(o.cfg, s)
+	if err != nil {
 		return err
 	}
 	if o.cfg.NodeName == "" {
@@ -76,6 +78,13 @@ func (o *offline) load(s streams) error {
 	}
 	o.fill(store, node)
 	return nil
+}
+
+// printNotes says what the operator should know of how a configuration came about, where there is no log.
+func printNotes(c *config.Config, s streams) {
+	for _, n := range c.Notes() {
+		fmt.Fprintf(s.err, "note: %s\n", n)
+	}
 }
 
 // fill compiles all objects into the table.

@@ -50,10 +50,11 @@ func TestWriteConfig(t *testing.T) {
 	if got := exec(t, "--config "+out+" --write-config-to "+dir); !strings.Contains(got, "fairlead: --write-config-to: ") || !strings.Contains(got, "exit code 1") {
 		t.Errorf("output %s", got)
 	}
-	if err := os.WriteFile(in, []byte(configHead+"mode: userspace\noomScoreAdj: 5000\n"), 0o600); err != nil {
+	if err := os.WriteFile(in, []byte(configHead+"mode: userspace\noomScoreAdj: 5000\nresourceContainer: x\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := exec(t, "--config "+in); !strings.Contains(got, `mode "userspace"`) || !strings.Contains(got, `oomScoreAdj "5000"`) || strings.Count(got, "\n") != 2 || !strings.Contains(got, "exit code 1") {
+	if got := exec(t, "--config "+in); !strings.Contains(got, `mode "userspace"`) || !strings.Contains(got, `oomScoreAdj "5000"`) || strings.Count(got, "\n") != 3 ||
+		!strings.HasPrefix(got, "stderr: note: the file has a field that is ignored: unknown field \"resourceContainer\"\n") || !strings.Contains(got, "exit code 1") {
 		t.Errorf("output %s", got)
 	}
 }

@@ -275,7 +275,8 @@ func Default() *Config {
 }
 
 // Parse reads the daemon's command line, and the file that it names. hostname finds the name of the machine, see Settle.
-// pflag.ErrHelp stands for --help; other errors may be several, one line each.
+// pflag.ErrHelp stands for --help; other errors may be several, one line each. With an error the Config is good for its
+// Notes alone, and may be nil.
 func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	c := Default()
 	c.args, c.hostname = slices.Clone(args), hostname
@@ -291,10 +292,7 @@ func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	if c.ShowVersion {
 		return c, nil
 	}
-	if err := c.Settle(hostname); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c, c.Settle(hostname)
 }
 
 // Settle reads the configuration file if there is one, completes and validates what was said. Flags that were given win
@@ -430,8 +428,13 @@ func (c *Config) validate() []error {
 }
 
 // Notes are what the operator should know of how the Config came about, one sentence each: fields of the file that are not
-// known, flags that won over the file, settings that have no effect.
-func (c *Config) Notes() []string { return slices.Clone(c.notes) }
+// known, flags that won over the file, settings that have no effect. A nil Config has none.
+func (c *Config) Notes() []string {
+	if c == nil {
+		return nil
+	}
+	return slices.Clone(c.notes)
+}
 
 func join(ps []netip.Prefix) string {
 	s := make([]string, 0, len(ps))

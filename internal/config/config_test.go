@@ -122,10 +122,10 @@ func TestFlags(t *testing.T) {
 			c.Gates = Gates{PreferSameTrafficDistribution: true}
 			c.UnknownGates = map[string]bool{"AllAlpha": false, "Zeta": true}
 		}},
-		{"the rest", "-v4 --logging-format json --oom-score-adj=-1000 --kube-api-qps 0.5 --kube-api-burst 1 --iptables-masquerade-bit 0 --iptables-localhost-nodeports=false --objects o.yaml --kubeconfig k --master m --kube-api-content-type c",
+		{"the rest", "-v4 --logging-format json --oom-score-adj=-1000 --kube-api-qps 0.5 --kube-api-burst 1 --iptables-masquerade-bit 0 --iptables-localhost-nodeports=false --objects o.yaml --kubeconfig k --master m --kube-api-content-type c --service-proxy-name My_proxy.v-1",
 			func(c *Config) {
 				c.Verbosity, c.LogJSON, c.OOMScoreAdj, c.QPS, c.Burst, c.MasqueradeBit, c.LocalhostNodePorts = 4, true, -1000, 0.5, 1, 0, false
-				c.Objects, c.Kubeconfig, c.Master, c.ContentType = "o.yaml", "k", "m", "c"
+				c.Objects, c.Kubeconfig, c.Master, c.ContentType, c.ServiceProxyName = "o.yaml", "k", "m", "c", "My_proxy.v-1"
 			}},
 	}
 	for _, tt := range tests {
@@ -185,6 +185,8 @@ func TestRefusals(t *testing.T) {
 		{"vmodule", []string{"--vmodule=a"}, []string{"--vmodule", `"a"`, "proxy*=4"}},
 		{"bind address", []string{"--bind-address=eth0"}, []string{"--bind-address", `"eth0"`, "IPv4 or IPv6 address"}},
 		{"healthz address", []string{"--healthz-bind-address=:10256"}, []string{"--healthz-bind-address", `":10256"`, "IP:port"}},
+		{"label of another's Services", []string{"--service-proxy-name=-canary"}, []string{"--service-proxy-name", `"-canary"`, "value of a label"}},
+		{"long label", []string{"--service-proxy-name=" + strings.Repeat("a", 64)}, []string{"--service-proxy-name", "at most 63"}},
 		{"blank node name", []string{"--hostname-override=  "}, []string{"--hostname-override", `"  "`, "not blanks"}},
 	}
 	for _, tt := range tests {

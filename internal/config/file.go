@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,10 +29,10 @@ const (
 // that the file cannot be read at all, otherwise the refusals are all that is wrong in it.
 func (c *Config) load(data []byte) ([]refusal, error) {
 	obj, notes, err := decode(data)
+	c.notes = append(c.notes, notes...)
 	if err != nil {
 		return nil, err
 	}
-	c.notes = append(c.notes, notes...)
 	fields := fieldsOf(obj)
 	var out []refusal
 	inFile := make(map[*setting]bool)
@@ -67,7 +68,8 @@ func (c *Config) load(data []byte) ([]refusal, error) {
 }
 
 // decode reads a KubeProxyConfiguration in YAML or JSON. As for kube-proxy, fields that are not known or are there twice
-// are no error; the notes name each. All values that are not of their field's type are named in the error.
+// are no error; the notes name each, also where there is an error. All values that are not of their field's type are named
+// in the error.
 func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 	var notes []string
 	text, err := yaml.YAMLToJSONStrict(data)
@@ -84,28 +86,44 @@ func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 	}
 	var typ metav1.TypeMeta
 	if err := json.Unmarshal(text, &typ); err != nil || typ.APIVersion != fileVersion || typ.Kind != fileKind {
-		return nil, nil, fmt.Errorf("apiVersion %q, kind %q: want %s, %s", typ.APIVersion, typ.Kind, fileVersion, fileKind)
+		return nil, notes, fmt.Errorf("apiVersion %q, kind %q: want %s, %s", typ.APIVersion, typ.Kind, fileVersion, fileKind)
 	}
 	obj := new(v1alpha1.KubeProxyConfiguration)
 	strict, err := kjson.UnmarshalStrict(text, obj)
 	if err != nil {
-		return nil, nil, errors.Join(typeErrors(text, err)...)
+		errs, unknown := typeErrors(text, err)
+		for _, path := range unknown {
+			notes = append(notes, fmt.Sprintf("%sunknown field %q", ignoredField, path))
+		}
+		return nil, notes, errors.Join(errs...)
 	}
 	for _, s := range strict {
-		notes = append(notes, "the file has a field that is ignored: "+s.Error())
+		notes = append(notes, ignoredField+s.Error())
 	}
 	return obj, notes, nil
 }
 
-// typeErrors finds all values in the JSON text that do not fit the type of their field; without one, the cause is all.
-func typeErrors(text []byte, cause error) []error {
-	var errs []error
+const ignoredField = "the file has a field that is ignored: "
+
+// typeErrors finds all values in the JSON text that do not fit the type of their field, without one the cause is all; and the
+// paths of the fields that are not known.
+func typeErrors(text []byte, cause error) (errs []error, unknown []string) {
 	var walk func(raw json.RawMessage, fields []field, path string)
 	walk = func(raw json.RawMessage, fields []field, path string) {
 		var object map[string]json.RawMessage
 		if err := json.Unmarshal(raw, &object); err != nil {
-			errs = append(errs, fmt.Errorf("%s %s: want an object", path, raw))
+			errs = append(errs, fmt.Errorf("%s %s: want an object", cmp.Or(path, "the file"), raw))
 			return
+		}
+		for name := range object {
+			known := slices.ContainsFunc(fields, func(f field) bool { return f.name == name })
+			switch typeMeta := path == "" && (name == "apiVersion" || name == "kind"); {
+			case known || typeMeta:
+			case path == "":
+				unknown = append(unknown, name)
+			default:
+				unknown = append(unknown, path+"."+name)
+			}
 		}
 		for _, f := range fields {
 			value, present := object[f.name]
@@ -118,11 +136,12 @@ func typeErrors(text []byte, cause error) []error {
 			}
 		}
 	}
-	walk(text, tree(reflect.ValueOf(new(v1alpha1.KubeProxyConfiguration)).Elem(), ""), "the file")
+	walk(text, tree(reflect.ValueOf(new(v1alpha1.KubeProxyConfiguration)).Elem(), ""), "")
 	if errs == nil {
 		errs = append(errs, cause)
 	}
-	return errs
+	slices.Sort(unknown)
+	return errs, unknown
 }
 
 // wanted says what a field of the type takes.

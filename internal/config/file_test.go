@@ -304,6 +304,34 @@ func TestFileRefusals(t *testing.T) {
 	}
 }
 
+// What is not known is noted also where something else is wrong: it may be that which was meant.
+func TestFileNotesBesideErrors(t *testing.T) {
+	twice := "the file's last word counts: line 7: key \"portRange\" already set in map"
+	for _, tt := range []struct {
+		name, text, wrong string
+		known             bool // whether it is known what fields there are
+	}{
+		{"a value", head + "mode: userspace\n", "userspace", true},
+		{"the type of a value", head + "oomScoreAdj: many\n", "oomScoreAdj", true},
+		{"the type of an object", head + "ipvs: yes\n", "ipvs", true},
+		{"version", "apiVersion: kubeproxy.config.k8s.io/v1\nkind: KubeProxyConfiguration\nmode: ipvs\n", "v1", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := parseFile(t, tt.text+"resourceContainer: /kube-proxy\nconntrack: {max: 0, maxPerCore: 1}\nportRange: \"\"\nportRange: \"\"\n")
+			if err == nil || !strings.Contains(err.Error(), tt.wrong) {
+				t.Fatalf("error %v does not name %s", err, tt.wrong)
+			}
+			want := []string{twice}
+			if tt.known {
+				want = append(want, `the file has a field that is ignored: unknown field "conntrack.max"`, `the file has a field that is ignored: unknown field "resourceContainer"`)
+			}
+			if d := cmp.Diff(want, c.Notes()); d != "" {
+				t.Errorf("notes (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
 // Mistakes that kube-proxy does not see either are noted.
 func TestFileNotes(t *testing.T) {
 	tests := []struct {

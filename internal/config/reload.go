@@ -89,7 +89,7 @@ func sameConversion(old, next *Config) bool {
 const settleTime = 100 * time.Millisecond
 
 // Watch reads the configuration file again whenever it changes, and yields what Parse makes of it and of the command line,
-// or the error. It is silent while the text stays the same. It watches directories, so that it sees the exchange of a
+// with or without an error. It is silent while the text stays the same. It watches directories, so that it sees the exchange of a
 // symbolic link that a ConfigMap is updated by, a rename, and a write in place. It returns when the context ends, or with
 // the reason why it cannot watch; without a file, at once.
 func (c *Config) Watch(ctx context.Context, yield func(*Config, error)) error {

@@ -180,7 +180,7 @@ func (c *Config) sourceSettings() []*setting {
 		of(&c.Resync, "duration", parsePositive).
 			names("config-sync-period", "configSyncPeriod", "period after which informers repeat what they know").
 			with(also("Nothing is lost that would have to be repeated.")),
-		of(&c.ServiceProxyName, "name", anything).
+		of(&c.ServiceProxyName, "name", parseLabelValue).
 			names("service-proxy-name", "", "serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others").
 			with(also("Without it, the Services that do not have the label.")),
 	}

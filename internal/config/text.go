@@ -6,6 +6,7 @@ import (
 	"maps"
 	"math"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -124,6 +125,16 @@ func parseNodeName(s string) (string, error) {
 		return "", errors.New("want the name of a Node object, not blanks")
 	}
 	return name, nil
+}
+
+// labelValue is what Kubernetes takes for the value of a label, where that is not empty.
+var labelValue = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+
+func parseLabelValue(s string) (string, error) {
+	if s != "" && !labelValue.MatchString(s) {
+		return "", errors.New("want the value of a label: at most 63 letters, digits, '-', '_' and '.', the first and the last a letter or digit")
+	}
+	return s, nil
 }
 
 // parseIP reads an address; as for kube-proxy, the numbers of an IPv4 address may begin with zeros.
