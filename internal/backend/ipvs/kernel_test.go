@@ -333,6 +333,60 @@ func ask(c net.Conn) string {
 	return strings.TrimSpace(line)
 }
 
+// The address of a Service that is gone stays as --ipvs-vip=address made it, until its connection has ended after the change to
+// another way. When it goes, the last one of its device, the other Services are still reached in the new way.
+func TestKernelChangeOfVIPMode(t *testing.T) {
+	for _, mode := range []VIPMode{VIPRoute, VIPMark} {
+		t.Run(mode.String(), func(t *testing.T) {
+			n := newNode(t, VIPAddress)
+			now := time.Now()
+			client := n.pod("c", "10.0.0.9")
+			serve(t, n.pod("a", "10.0.0.2"), "a", "10.0.0.2:8080")
+			n.put(web.with(ep("10.0.0.2:8080", 0)).fragment())
+			gone := service{name: "gone", vip: "10.96.0.11", endpoints: []fwd.Endpoint{ep("10.0.0.2:8080", 0)}}
+			n.put(gone.fragment())
+			n.apply()
+			connect := func(vip string) net.Conn {
+				t.Helper()
+				c, err := dial(t, client, vip)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return c
+			}
+			old := connect("10.96.0.11:80")
+			n.backend.Update(n.table.Remove(gone.owner()))
+			n.apply()
+
+			for f, o := range n.opts {
+				o.VIPs, o.Now = mode, func() time.Time { return now }
+				n.opts[f] = o
+			}
+			n.restart()
+			n.apply()
+			n.backend.Tend(t.Context(), now)
+			n.idle()
+			if got := ask(old); got != "a" {
+				t.Errorf("the open connection: %q", got)
+			}
+			if out := hosttest.Run(t, "ip", "addr", "show", Device); !strings.Contains(out, "10.96.0.11/32") || strings.Contains(out, "10.96.0.10/32") {
+				t.Errorf("want the address of the Service that is gone and no other: %s", out)
+			}
+			connect("10.96.0.10:80").Close()
+
+			now = now.Add(15 * time.Minute) // as if its time were up
+			n.backend.Tend(t.Context(), now)
+			if out := hosttest.Run(t, "ip", "addr", "show", Device); strings.Contains(out, "inet ") {
+				t.Errorf("an address is left: %s", out)
+			}
+			if got := ask(connect("10.96.0.10:80")); got != "a" {
+				t.Errorf("afterwards: %q", got)
+			}
+			n.idle()
+		})
+	}
+}
+
 // Connections outlive their endpoint's place in the pool and their Service; new ones go elsewhere; a weight that changes
 // and an endpoint that comes back do them no harm; in the end they are cut.
 func TestKernelDrain(t *testing.T) {

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
-	"github.com/fairlead/fairlead/internal/host/link"
 )
 
 // compare orders keys as they are printed: by kind, names, address, protocol and prefix.
@@ -156,13 +155,10 @@ func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
 			p.line("address add %s dev %s scope link", k.Prefix, Device)
 			continue
 		}
-		dev, src := Device, ""
-		if p.family == fwd.IPv6 {
-			dev = link.Loopback
-		}
+		src := ""
 		if a := p.objects[k].Source; a != (netip.Addr{}) {
 			src = " src " + a.String()
 		}
-		p.line("%sroute add local %s dev %s table local%s", v6, k.Prefix, dev, src)
+		p.line("%sroute add local %s dev %s table local%s", v6, k.Prefix, routeDevice, src)
 	}
 }
