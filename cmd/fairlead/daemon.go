@@ -172,18 +172,20 @@ func dropInvalid(log *slog.Logger) bool {
 	return liberal == 0
 }
 
+// localnet is the kernel parameter that lets packets to and from loopback addresses pass on other interfaces.
+const localnet = "net/ipv4/conf/all/route_localnet"
+
 // routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules are in the kernel
 // that keep neighbours from loopback sockets, so that there is no time without them.
 func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 	if f != fwd.IPv4 || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {
 		return
 	}
-	const name = "net/ipv4/conf/all/route_localnet"
-	changed, err := sysctl.FS{}.Ensure(name, "1")
+	changed, err := sysctl.FS{}.Ensure(localnet, "1")
 	if err != nil {
 		log.Warn("node ports do not work on 127.0.0.1; allow the write, or set --iptables-localhost-nodeports=false", "error", err)
 	} else if changed {
-		log.Info("kernel parameter set", "name", name, "value", 1)
+		log.Info("kernel parameter set", "name", localnet, "value", 1)
 	}
 }
 
@@ -193,12 +195,11 @@ func closeLoopback(l iptables.Leftover, log *slog.Logger) {
 	if !l.Guard {
 		return
 	}
-	const name = "net/ipv4/conf/all/route_localnet"
-	changed, err := sysctl.FS{}.Ensure(name, "0")
+	changed, err := sysctl.FS{}.Ensure(localnet, "0")
 	if err != nil {
 		log.Warn("neighbours can reach sockets on loopback addresses: set net.ipv4.conf.all.route_localnet to 0", "error", err)
 	} else if changed {
-		log.Info("kernel parameter set", "name", name, "value", 0)
+		log.Info("kernel parameter set", "name", localnet, "value", 0)
 	}
 }
 

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
+	"github.com/fairlead/fairlead/internal/backend/iptables"
+	"github.com/fairlead/fairlead/internal/host/sysctl"
 	"github.com/fairlead/fairlead/internal/kubeproxy"
 )
 
@@ -45,8 +48,14 @@ func cleanupKubeProxy(ctx context.Context, exclude []netip.Prefix, dryRun bool, 
 	for _, k := range left.Kept() {
 		fmt.Fprintln(s.out, "kept", k)
 	}
+	open, err := loopbackLeftOpen(ctx)
+	errs = append(errs, err)
+	if open {
+		fmt.Fprintln(s.out, "kept net.ipv4.conf.all.route_localnet, which is 1 as kube-proxy sets it for node ports on 127.0.0.1;"+
+			" if nobody else needs it: sysctl -w net.ipv4.conf.all.route_localnet=0")
+	}
 	groups := left.Removable()
-	if len(groups) == 0 && err == nil {
+	if len(groups) == 0 && errors.Join(errs...) == nil {
 		fmt.Fprintln(s.out, "nothing of kube-proxy's is in the kernel")
 	}
 	verb := "removed"
@@ -59,4 +68,18 @@ func cleanupKubeProxy(ctx context.Context, exclude []netip.Prefix, dryRun bool, 
 		fmt.Fprintf(s.out, "%s kube-proxy's: %s\n", verb, g)
 	}
 	return errors.Join(errs...)
+}
+
+// loopbackLeftOpen says that route_localnet is set, and not for rules of Fairlead's that guard it. It cannot be said who set it,
+// and kube-proxy has never taken it back: other programs that let 127.0.0.1 be reached may count on it by now.
+func loopbackLeftOpen(ctx context.Context) (bool, error) {
+	value, err := sysctl.FS{}.Get(localnet)
+	if err != nil || value != "1" {
+		return false, nil // a value that cannot be read is not said to be set
+	}
+	left, err := iptables.Leftovers(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look for rules that guard loopback addresses: %w", err)
+	}
+	return !slices.ContainsFunc(left, func(l iptables.Leftover) bool { return l.Guard }), nil
 }

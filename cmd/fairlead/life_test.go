@@ -291,6 +291,37 @@ func waitForEnd(t *testing.T, pid int) {
 	}
 }
 
+// TestCleanupNamesRouteLocalnet: what kube-proxy has opened is named, unless it is open, and guarded, for Fairlead.
+func TestCleanupNamesRouteLocalnet(t *testing.T) {
+	hosttest.Netns(t, "iptables")
+	says := func(args ...string) string {
+		t.Helper()
+		p := startProgram(t, "fairlead", nil, args...)
+		for line := range p.lines {
+			fmt.Fprintln(&p.log, line)
+		}
+		if err := <-p.done; err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, p.log.String())
+		}
+		return p.log.String()
+	}
+	value := func() string { return strings.TrimSpace(hosttest.Run(t, "cat", "/proc/sys/"+localnet)) }
+	const kept = "kept net.ipv4.conf.all.route_localnet, "
+	if text := says("cleanup", "--kube-proxy"); strings.Contains(text, kept) {
+		t.Errorf("it is %s, and cleanup says\n%s", value(), text)
+	}
+	hosttest.Run(t, "sysctl", "-w", "net.ipv4.conf.all.route_localnet=1")
+	for _, args := range [][]string{{"cleanup", "--kube-proxy", "--dry-run"}, {"cleanup", "--kube-proxy"}} {
+		if text := says(args...); !strings.Contains(text, kept) || value() != "1" {
+			t.Errorf("it is %s, and %v says\n%s", value(), args, text)
+		}
+	}
+	says("--init-only", "--hostname-override=n1", "--cluster-cidr=10.0.0.0/8", "--proxy-mode=iptables", "--master=http://127.0.0.1:1")
+	if text := says("cleanup", "--kube-proxy"); strings.Contains(text, kept) || value() != "1" {
+		t.Errorf("Fairlead needs it, it is %s, and cleanup says\n%s", value(), text)
+	}
+}
+
 // TestInitOnly prepares a node for a daemon that may not set kernel parameters, without an API server.
 func TestInitOnly(t *testing.T) {
 	hosttest.Netns(t, "iptables")
