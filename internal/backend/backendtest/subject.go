@@ -53,6 +53,20 @@ type Subject interface {
 	ForeignIntact() error
 }
 
+// ForeignRules are what Foreign puts into the tables of iptables, in the form that iptables-restore takes: kube-proxy's, some
+// of them in no use, and the kubelet's.
+const ForeignRules = "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\n-I PREROUTING -j KUBE-SERVICES\nCOMMIT\n" +
+	"*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" +
+	"*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL -i nonesuch0 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n"
+
+// Unchanged is the error of ForeignIntact, given the foreign objects as Foreign made them and as they are.
+func Unchanged(made, are string) error {
+	if made != are {
+		return fmt.Errorf("foreign objects were\n%s\nand are\n%s", made, are)
+	}
+	return nil
+}
+
 // Drifter is a Subject whose kernel can be changed behind the backend's back.
 type Drifter interface {
 	// Drift removes, changes or adds something among our objects and says what it did.

@@ -272,10 +272,7 @@ func (s *simulation) everything() string {
 
 func (s *simulation) Foreign() {
 	for _, f := range fwd.Families {
-		err := s.tables[f].rules.Restore("*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j RETURN\n-I PREROUTING -j KUBE-SERVICES\nCOMMIT\n" +
-			"*mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" +
-			"*filter\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL -i nonesuch0 -j DROP\n-A INPUT -j KUBE-FIREWALL\nCOMMIT\n")
-		if err != nil {
+		if err := s.tables[f].rules.Restore(backendtest.ForeignRules); err != nil {
 			panic(err)
 		}
 	}
@@ -296,12 +293,7 @@ func (s *simulation) foreignText() string {
 	return b.String()
 }
 
-func (s *simulation) ForeignIntact() error {
-	if now := s.foreignText(); now != s.foreign {
-		return fmt.Errorf("foreign objects were\n%s\nand are\n%s", s.foreign, now)
-	}
-	return nil
-}
+func (s *simulation) ForeignIntact() error { return backendtest.Unchanged(s.foreign, s.foreignText()) }
 
 // Drift does what other programs and people do.
 func (s *simulation) Drift(r *rand.Rand) string {
