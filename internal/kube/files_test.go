@@ -131,13 +131,15 @@ func followWith(t *testing.T, path string, o ConvertOptions) *follower {
 	return f
 }
 
-// until drains the Feed whenever it wakes until the condition holds.
+// until drains the Feed whenever it wakes until the condition holds. What the Feed had by then has been drained, too.
 func (f *follower) until(what string, ok func() bool) {
 	f.t.Helper()
 	limit := time.After(10 * time.Second)
 	for {
 		f.feed.Drain(&f.store)
 		if ok() {
+			// A condition on the Feed may have come true after it was drained.
+			f.feed.Drain(&f.store)
 			return
 		}
 		select {
