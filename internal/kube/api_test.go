@@ -61,7 +61,7 @@ func attach(t *testing.T, a *fakeAPI, edit func(*APIOptions)) (*follower, *APISo
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Error("Run does not end with its context")
 		}
 	})
@@ -73,7 +73,7 @@ func next[T any](t *testing.T, from <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-from:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing came")
 	}
 	return v

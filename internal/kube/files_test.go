@@ -131,10 +131,13 @@ func followWith(t *testing.T, path string, o ConvertOptions) *follower {
 	return f
 }
 
+// patience is how long anything may take that takes milliseconds on a machine that is not busy.
+const patience = 3 * time.Minute
+
 // until drains the Feed whenever it wakes until the condition holds. What the Feed had by then has been drained, too.
 func (f *follower) until(what string, ok func() bool) {
 	f.t.Helper()
-	limit := time.After(10 * time.Second)
+	limit := time.After(patience)
 	for {
 		f.feed.Drain(&f.store)
 		if ok() {
