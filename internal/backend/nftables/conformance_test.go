@@ -175,9 +175,8 @@ func (s *simulation) Drift(r *rand.Rand) string {
 	case 4, 5:
 		for _, name := range slices.Sorted(maps.Keys(c.Elements)) {
 			set, static := staticSet(name)
-			if els := c.Elements[name]; static && len(els) > 0 && r.IntN(2) == 0 {
-				slices.SortFunc(els, func(a, b nft.Element) int { return strings.Compare(a.Key, b.Key) })
-				ops = []nft.Op{{Kind: nft.DelElements, Name: name, Set: set, Elements: els[:1+r.IntN(len(els))]}}
+			if els := c.Elements[name]; static && els.Len() > 0 && r.IntN(2) == 0 {
+				ops = []nft.Op{{Kind: nft.DelElements, Name: name, Set: set, Elements: els.All()[:1+r.IntN(els.Len())]}}
 			}
 		}
 	}

@@ -339,3 +339,28 @@ func BenchmarkKernel(b *testing.B) {
 		})
 	}
 }
+
+// TestKernelCatchAll: an element that a stranger made for all keys has no key by which it could be deleted.
+func TestKernelCatchAll(t *testing.T) {
+	hosttest.Netns(t, "nft")
+	ctx := context.Background()
+	tables := kernel(t)
+	b := New(tables, 0)
+	table := everyShape()
+	give(b, table)
+	if _, err := b.Apply(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, element := range []string{"vips { * : drop }", "endpoints { * : 192.0.2.1 . 80 }", "hairpin { * }"} {
+		hosttest.Run(t, "nft", "add element ip "+TableName+" "+element)
+		if drifted, err := b.Observe(ctx); err != nil || drifted == 0 {
+			t.Errorf("%s: %d drifted, %v", element, drifted, err)
+		}
+		if _, err := b.Apply(ctx); err != nil {
+			t.Errorf("%s: %v", element, err)
+		}
+		if diff := gocmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tables[fwd.IPv4])); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", element, diff)
+		}
+	}
+}

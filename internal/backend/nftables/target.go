@@ -3,7 +3,7 @@ package nftables
 import (
 	"context"
 	"errors"
-	"slices"
+	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -36,18 +36,20 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	}
 	out := map[ID]Object{{Kind: KindTable}: tableObject}
 	for name, sh := range c.Sets {
+		els := c.Elements[name]
 		static, ok := staticSet(name)
-		if ok && static.Shape(t.family) != sh {
+		if ok && static.Shape(t.family) != sh || els.CatchAll {
 			return malformed(), nil
 		}
 		var ranges []nft.Element
 		if !ok {
-			ranges = c.Elements[name]
+			ranges = els.All()
 		}
 		out[ID{Kind: KindSet, Name: name}] = Object{Value: setValue(sh, ranges)}
 	}
-	for _, e := range c.Elements[setClusterIPs] {
-		out[elementID(setClusterIPs, e.Key)] = Object{}
+	ips := c.Elements[setClusterIPs]
+	for i := range ips.Len() {
+		out[elementID(setClusterIPs, ips.At(i).Key)] = Object{}
 	}
 	readHairpin(c.Elements[setHairpin], out)
 	for _, name := range []string{setVIPs, setNodePorts} {
@@ -59,36 +61,61 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	return out, nil
 }
 
-// readHairpin puts addresses together that differ in the last byte alone.
-func readHairpin(els []nft.Element, out map[ID]Object) {
-	lists := make(map[ID][]byte)
-	for _, e := range els {
-		id, last, ok := hairpinOf(e.Key)
+// readHairpin puts addresses together that differ in the last byte alone. They stand side by side.
+func readHairpin(els nft.Elements, out map[ID]Object) {
+	var at ID
+	var list []byte
+	end := func() {
+		if len(list) > 0 {
+			out[at] = Object{Value: string(list)}
+		}
+		list = list[:0]
+	}
+	for i := range els.Len() {
+		key := els.At(i).Key
+		id, last, ok := hairpinOf(key)
 		if !ok { // not of our making
-			out[elementID(setHairpin, e.Key)] = Object{}
+			out[elementID(setHairpin, key)] = Object{}
 			continue
 		}
-		lists[id] = append(lists[id], last)
+		if id != at {
+			end()
+			at = id
+		}
+		list = append(list, last)
 	}
-	for id, list := range lists {
-		slices.Sort(list)
-		out[id] = Object{Value: string(list)}
-	}
+	end()
 }
 
 // readFrontends puts verdicts and endpoints together.
-func readFrontends(name string, verdicts, endpoints []nft.Element, out map[ID]Object) {
-	lists := make(map[string][]string, len(verdicts))
-	for _, e := range endpoints {
-		cut := len(e.Key) - indexLen
-		lists[e.Key[:cut]] = append(lists[e.Key[:cut]], e.Key[cut:]+e.Value)
-	}
-	for _, e := range verdicts {
-		out[ID{Kind: KindFrontend, Name: name, Key: e.Key}] = Object{Value: string(newTargets(e.Value, lists[e.Key]))}
-		delete(lists, e.Key)
-	}
-	for key, list := range lists { // without a verdict: not of our making
-		out[ID{Kind: KindFrontend, Name: name, Key: key}] = Object{Value: string(newTargets("", list))}
+func readFrontends(name string, verdicts, endpoints nft.Elements, out map[ID]Object) {
+	var list []string
+	v, e := 0, 0
+	for v < verdicts.Len() || e < endpoints.Len() {
+		// The next frontend is that of the next verdict, or of an endpoint before it: one without a verdict, which is not of
+		// our making.
+		var verdict, first nft.Element
+		if v < verdicts.Len() {
+			verdict = verdicts.At(v)
+		}
+		if e < endpoints.Len() {
+			first = endpoints.At(e)
+			first.Key = first.Key[:len(first.Key)-indexLen]
+		}
+		if e < endpoints.Len() && (v == verdicts.Len() || first.Key < verdict.Key) {
+			verdict = nft.Element{Key: first.Key}
+		} else {
+			v++
+		}
+		for list = list[:0]; e < endpoints.Len(); e++ {
+			el := endpoints.At(e)
+			index, ours := strings.CutPrefix(el.Key, verdict.Key)
+			if !ours {
+				break
+			}
+			list = append(list, index+el.Value)
+		}
+		out[ID{Kind: KindFrontend, Name: name, Key: verdict.Key}] = Object{Value: string(newTargets(verdict.Value, list))}
 	}
 }
 

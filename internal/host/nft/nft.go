@@ -27,8 +27,8 @@ type Content struct {
 	Chains []Chain
 	// Sets by their names.
 	Sets map[string]Shape
-	// Elements by the name of the set. Those of sets with Dynamic, which packets make, are left out.
-	Elements map[string][]Element
+	// Elements by the name of the set, sorted. Those of sets with Dynamic, which packets make, are left out.
+	Elements map[string]Elements
 }
 
 // Chain is a list of rules. With a Base it hangs on a hook of the kernel.

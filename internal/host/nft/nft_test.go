@@ -205,8 +205,9 @@ func TestKernel(t *testing.T) {
 			t.Errorf("%s: a rule with a set that is not there: %v", f, err)
 		}
 		got, err := c.Read(ctx)
-		if err != nil || len(got.Elements["s"]) != len(els) || len(got.Chains) != 1 || got.Sets["s"] != set.Shape(f) {
-			t.Errorf("%s: %d elements, %d chains, %+v, %v", f, len(got.Elements["s"]), len(got.Chains), got.Sets["s"], err)
+		read := got.Elements["s"]
+		if err != nil || !slices.Equal(read.All(), els) || len(got.Chains) != 1 || got.Sets["s"] != set.Shape(f) {
+			t.Errorf("%s: %d elements, %d chains, %+v, %v", f, read.Len(), len(got.Chains), got.Sets["s"], err)
 		}
 		if err := c.Commit(ctx, []Op{{Kind: DelTable}}); err != nil {
 			t.Error(err)

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +32,7 @@ func steady(read func() error) error {
 func (c *Conn) Read(ctx context.Context) (Content, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	out := Content{Elements: make(map[string][]Element)}
+	out := Content{Elements: make(map[string]Elements)}
 	reads := []func() error{
 		func() (err error) { out.Exists, err = c.exists(); return err },
 		func() (err error) { out.Chains, err = c.readChains(); return err },
@@ -57,7 +55,7 @@ func (c *Conn) Read(ctx context.Context) (Content, error) {
 		if s.Dynamic() {
 			continue
 		}
-		els, err := c.readElements(ctx, name, s.Verdicts())
+		els, err := c.readElements(ctx, name, s)
 		if err != nil {
 			return Content{}, fmt.Errorf("read nf_tables table %s, set %s: %w", c.table, name, err)
 		}
@@ -266,45 +264,38 @@ func (c *Conn) readSets() (map[string]Shape, error) {
 }
 
 // readElements reads the elements of a set. If there is no reading without a change meanwhile, it joins those that it has.
-func (c *Conn) readElements(ctx context.Context, set string, verdicts bool) ([]Element, error) {
-	type place struct {
-		key string
-		end bool
-	}
-	met := make(map[place]Element)
+func (c *Conn) readElements(ctx context.Context, set string, sh Shape) (Elements, error) {
+	met := NewElements(sh)
 	for range attempts {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return Elements{}, err
 		}
-		els, err := c.dumpElements(set, verdicts)
+		els, err := c.dumpElements(set, sh)
 		if err != nil && !errors.Is(err, errChanged) {
-			return nil, err
+			return Elements{}, err
 		}
-		seen := make(map[place]struct{}, len(els))
-		for _, e := range els {
-			at := place{e.Key, e.End}
-			seen[at], met[at] = struct{}{}, e
-		}
-		if err == nil && len(seen) == len(els) {
+		if doubles := els.Sort(); err == nil && !doubles {
 			return els, nil
 		}
+		met.Join(els)
+		met.Sort()
 	}
-	return slices.Collect(maps.Values(met)), nil
+	return met, nil
 }
 
-func (c *Conn) dumpElements(set string, verdicts bool) ([]Element, error) {
+func (c *Conn) dumpElements(set string, sh Shape) (Elements, error) {
 	request := func(e *encoder) {
 		e.text(unix.NFTA_SET_ELEM_LIST_TABLE, c.table)
 		e.text(unix.NFTA_SET_ELEM_LIST_SET, set)
 	}
-	var out []Element
+	out := NewElements(sh)
 	err := c.dump(unix.NFT_MSG_GETSETELEM, request, func(s string) error {
 		var errs []error
 		err := Attrs(s, func(a Attr) {
 			if a.Type == unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				errs = append(errs, Attrs(a.Data, func(a Attr) {
-					el, err := parseElement(verdicts, a.Data)
-					out = append(out, el)
+					el, err := parseElement(sh.Verdicts(), a.Data)
+					out.Add(el)
 					if err != nil {
 						errs = append(errs, err)
 					}

@@ -76,7 +76,7 @@ func (s *state) clone() *state {
 
 // Read implements nft.Interface.
 func (t *Table) Read(context.Context) (nft.Content, error) {
-	out := nft.Content{Sets: make(map[string]nft.Shape), Elements: make(map[string][]nft.Element)}
+	out := nft.Content{Sets: make(map[string]nft.Shape), Elements: make(map[string]nft.Elements)}
 	if t.state == nil {
 		return out, nil
 	}
@@ -87,7 +87,12 @@ func (t *Table) Read(context.Context) (nft.Content, error) {
 	for name, s := range t.state.sets {
 		out.Sets[name] = s.shape
 		if !s.def.Dynamic {
-			out.Elements[name] = slices.Collect(maps.Values(s.elements))
+			els := nft.NewElements(s.shape)
+			for _, el := range s.elements {
+				els.Add(el)
+			}
+			els.Sort()
+			out.Elements[name] = els
 		}
 	}
 	return out, nil

@@ -103,7 +103,8 @@ func checkRefusal(t *testing.T, table nft.Interface, ops []nft.Op, want unix.Err
 		return
 	}
 	after, err := table.Read(ctx)
-	if diff := cmp.Diff(before, after); diff != "" || err != nil {
+	all := cmp.Transformer("All", func(e nft.Elements) []nft.Element { return e.All() })
+	if diff := cmp.Diff(before, after, all); diff != "" || err != nil {
 		t.Errorf("a refused transaction changed something (%v):\n%s", err, diff)
 	}
 }
