@@ -238,8 +238,10 @@ func (s *APISource) resources() []resource {
 	endpointSlices := s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
 	nodes := s.client.CoreV1().Nodes()
 	all := []resource{
-		{"services", s.o.Convert.serviceSelector(), "spec.clusterIP!=None", &v1.Service{}, s.services, lister(services.List), services.Watch, "", s.services.contact, nil},
-		{"endpointslices", s.o.Convert.sliceSelector(), "", &discoveryv1.EndpointSlice{}, s.slices, lister(endpointSlices.List), endpointSlices.Watch, "", s.slices.contact, nil},
+		{"services", s.o.Convert.serviceSelector(), "spec.clusterIP!=None", &v1.Service{}, s.services,
+			streamList(s.client.CoreV1().RESTClient(), "services", s.services, func() unmarshaler { return new(v1.Service) }), services.Watch, "", s.services.contact, nil},
+		{"endpointslices", s.o.Convert.sliceSelector(), "", &discoveryv1.EndpointSlice{}, s.slices,
+			streamList(s.client.DiscoveryV1().RESTClient(), "endpointslices", s.slices, func() unmarshaler { return new(discoveryv1.EndpointSlice) }), endpointSlices.Watch, "", s.slices.contact, nil},
 		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact, s.node.noted},
 	}
 	if s.o.ServiceCIDRs {
