@@ -7,25 +7,33 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// filled is a new backend that was told of a whole cluster, and the table behind it.
-func filled(newBackend func() backend.Backend, fragments []*fwd.Fragment) (backend.Backend, *fwd.Table) {
+// changes are those of a table that a whole cluster is put into, and the table.
+func changes(fragments []*fwd.Fragment) ([]fwd.Changes, *fwd.Table) {
 	table := &fwd.Table{}
-	b := newBackend()
-	b.Update(table.SetHeader(Header()))
+	out := []fwd.Changes{table.SetHeader(Header())}
 	for _, f := range fragments {
-		b.Update(table.Put(f))
+		out = append(out, table.Put(f))
 	}
-	return b, table
+	return out, table
+}
+
+// render makes a backend render all changes, whether it does that when it is told of them or when it is asked what it wants.
+// Nothing is written.
+func render(be backend.Backend, all []fwd.Changes) {
+	for _, ch := range all {
+		be.Update(ch)
+	}
+	be.Bare()
 }
 
 // Render measures how a backend makes objects of a whole cluster. newBackend makes one for IPv4 alone.
 func Render(b *testing.B, newBackend func() backend.Backend) {
 	for _, size := range Sizes {
 		b.Run(size.String(), func(b *testing.B) {
-			fragments := Fragments(size)
+			all, _ := changes(Fragments(size))
 			PerService(b, size.Services, func() func() {
-				be, _ := filled(newBackend, fragments)
-				return func() { be.Bare() } // asks for what is wanted, so that it is rendered, and writes nothing
+				be := newBackend()
+				return func() { render(be, all) }
 			})
 		})
 	}
@@ -35,10 +43,10 @@ func Render(b *testing.B, newBackend func() backend.Backend) {
 func Apply(b *testing.B, newBackend func() backend.Backend) {
 	for _, size := range Sizes {
 		b.Run(size.String(), func(b *testing.B) {
-			fragments := Fragments(size)
+			all, _ := changes(Fragments(size))
 			PerService(b, size.Services, func() func() {
-				be, _ := filled(newBackend, fragments)
-				be.Bare()
+				be := newBackend()
+				render(be, all)
 				return func() { apply(b, be, size.Services) }
 			})
 		})
@@ -49,7 +57,9 @@ func Apply(b *testing.B, newBackend func() backend.Backend) {
 func Change(b *testing.B, newBackend func() backend.Backend) {
 	for _, size := range Sizes {
 		b.Run(size.String(), func(b *testing.B) {
-			be, table := filled(newBackend, Fragments(size))
+			all, table := changes(Fragments(size))
+			be := newBackend()
+			render(be, all)
 			apply(b, be, size.Services)
 			middle := size.Services / 2
 			versions := []*fwd.Fragment{Fragment(middle, size.Endpoints), Fragment(middle, size.Endpoints)}
