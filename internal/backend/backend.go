@@ -124,14 +124,21 @@ func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, 
 	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal)}
 }
 
-// Update takes in changes. They are rendered when they are needed, those of many Updates together, so that an object in
-// which many Services share is rendered once.
+// renderAtOnce is how many changes of Services are rendered together at most: what is rendered of one is in memory twice for
+// a moment.
+const renderAtOnce = 500
+
+// Update takes in changes. They are rendered when they are needed or many, those of many Updates together, so that an object
+// in which many Services share is rendered once, or few times.
 func (e *Engine[K, V]) Update(ch fwd.Changes) {
 	if ch.Header != nil {
 		e.queue.Header = ch.Header
 	}
 	e.queue.Services = append(e.queue.Services, ch.Services...)
 	e.queue.VIPs = append(e.queue.VIPs, ch.VIPs...)
+	if len(e.queue.Services) >= renderAtOnce {
+		e.render()
+	}
 }
 
 func (e *Engine[K, V]) render() {

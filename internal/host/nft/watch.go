@@ -45,7 +45,7 @@ func Watch(ctx context.Context, table string, conns ...*Conn) (<-chan struct{}, 
 	go func() {
 		defer close(changed)
 		defer stop()
-		buf := make([]byte, receiveBuffer)
+		buf := make([]byte, receiveBuffer/4)
 		for {
 			n, err := file.Read(buf)
 			// ENOBUFS: messages were lost, among them perhaps one about the table.
