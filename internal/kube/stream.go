@@ -16,10 +16,10 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Where the API server does not stream its objects as a watch (before Kubernetes 1.34, or etcd before 3.4.25 and 3.5.8), they come
-// as one list. It is read here object by object, so that what is not kept of it never is in memory all at once. It is asked for
-// with resource version 0, as it always was: all of it comes from the server's cache, which knows no pages for that; pages would
-// be read from etcd, by the agents of all nodes together when a server restarts.
+// Where the API server does not stream its objects as a watch (Kubernetes before 1.34, but for 1.32; etcd before 3.4.31, or 3.5
+// before 3.5.13), they come as one list. It is read here object by object, so that what is not kept of it never is in memory all
+// at once. It is asked for with resource version 0, as a Reflector does: all of it comes from the server's cache, which knows no
+// pages for that; pages would be read from etcd, by the agents of all nodes together when a server restarts.
 
 // reducedList is a list of objects of the API that are reduced already.
 type reducedList struct {
