@@ -202,13 +202,13 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 	if now, err := p.received(ctx); err == nil {
 		p.apiBytes = now - received
 	}
-	if p.peakRSS, p.steadyRSS, err = memory(d.Pid()); err != nil {
-		return fail(err)
-	}
 	if err := p.changes(ctx, s, c, d); err != nil {
 		return fail(err)
 	}
 	if err := p.rolling(ctx, s, c, d, number); err != nil {
+		return fail(err)
+	}
+	if p.peakRSS, p.steadyRSS, err = memory(d.Pid()); err != nil {
 		return fail(err)
 	}
 	if err := p.rates(ctx, s, empty); err != nil {
@@ -330,6 +330,12 @@ func (p *contestant) again(ctx context.Context, d *daemon.Daemon, bin string, co
 		return err
 	}
 	stop()
+	// It reads now what the kernel has, which a first start does not.
+	peak, _, err := memory(again.Pid())
+	if err != nil {
+		return err
+	}
+	p.peakRSS = max(p.peakRSS, peak)
 	switch n, err := count(); {
 	case err != nil:
 		return err
