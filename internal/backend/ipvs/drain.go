@@ -200,27 +200,41 @@ func (t *target) forget(k Key) {
 
 // Tend implements backend.Tender: it deletes what has drained.
 func (t *target) Tend(ctx context.Context, now time.Time) time.Time {
+	next, _ := t.tend(ctx, now)
+	return next
+}
+
+// tend is Tend; it also returns what it could not delete of virtual servers, which is tried again.
+func (t *target) tend(ctx context.Context, now time.Time) (next time.Time, failed failures) {
+	failed = t.tendServers(ctx, now)
+	if err := t.release(ctx); err != nil && ctx.Err() == nil {
+		t.opts.Logger.Warn("cannot remove what nobody needs any more, it is tried again", "family", t.family.String(), "error", err)
+		return earlier(now.Add(lastPoll), cmp.Or(t.nextPoll(), now.Add(lastPoll))), failed
+	}
+	return t.nextPoll(), failed
+}
+
+// tendServers deletes real and virtual servers that have drained, and returns what it could not.
+func (t *target) tendServers(ctx context.Context, now time.Time) (failed failures) {
 	for a := range t.pods.takeEnded() {
 		t.ended(a, now)
 	}
 	due := t.dueServers(now)
-	if len(due) > 0 {
-		states, err := t.states(ctx, due)
-		if err == nil {
-			err = t.finish(ctx, due, states, now)
-		}
-		if err != nil && ctx.Err() == nil {
-			t.opts.Logger.Warn("cannot look after real servers that drain, it is tried again", "family", t.family.String(), "error", err)
-		}
-		for _, k := range due {
-			t.schedule(k, now)
-		}
+	if len(due) == 0 {
+		return nil
 	}
-	if err := t.release(ctx); err != nil && ctx.Err() == nil {
-		t.opts.Logger.Warn("cannot remove what nobody needs any more, it is tried again", "family", t.family.String(), "error", err)
-		return earlier(now.Add(lastPoll), cmp.Or(t.nextPoll(), now.Add(lastPoll)))
+	states, err := t.states(ctx, due)
+	if err == nil {
+		failed = t.finish(ctx, due, states, now)
+		err = failed.join()
 	}
-	return t.nextPoll()
+	if err != nil && ctx.Err() == nil {
+		t.opts.Logger.Warn("cannot look after real servers that drain, it is tried again", "family", t.family.String(), "error", err)
+	}
+	for _, k := range due {
+		t.schedule(k, now)
+	}
+	return failed
 }
 
 // ended gives the connections to a pod that has ended a last moment.
@@ -312,7 +326,7 @@ func (t *target) states(ctx context.Context, keys []Key) (map[Key][]hostipvs.Rea
 }
 
 // finish deletes what may be deleted.
-func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostipvs.RealState, now time.Time) error {
+func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostipvs.RealState, now time.Time) failures {
 	var b batch
 	for _, k := range keys {
 		reals, there := states[k]
@@ -329,7 +343,7 @@ func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostip
 			b.add(k, delReal(a), func() { t.undrain(k, a) })
 		}
 	}
-	return b.run(ctx, t.opts.Servers).join()
+	return b.run(ctx, t.opts.Servers)
 }
 
 // judge says which real servers of a virtual server may be deleted. rest is how many then remain of a virtual server that

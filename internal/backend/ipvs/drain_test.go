@@ -357,3 +357,28 @@ func TestTimeouts(t *testing.T) {
 		}
 	}
 }
+
+// A virtual server that goes, and has no connection for which it would stay, is gone when a write has succeeded, and so is its
+// address: otherwise what clients send to other ports there is rejected, though it is nobody's any more.
+func TestFailureToDeleteServer(t *testing.T) {
+	b := newBench(t)
+	b.put(web)
+	b.apply()
+	b.servers.Fail = func(op hostipvs.Op) error {
+		if op.Verb == hostipvs.DelServer {
+			return unix.EBUSY
+		}
+		return nil
+	}
+	b.remove(web)
+	if _, err := b.backend.Apply(t.Context()); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("the virtual server cannot be deleted, and that is reported as %v", err)
+	}
+	b.servers.Fail = nil
+	b.apply() // at the same time: nothing waits
+	b.has(webV, "gone")
+	if l, s := b.links.Dump(), b.sets.Dump(); strings.Contains(l, web.vip) || strings.Contains(s, web.vip) {
+		t.Errorf("something is left of the address:\n%s%s", l, s)
+	}
+	b.idle()
+}

@@ -48,7 +48,7 @@ func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	if w.chainsErr == nil {
 		w.deleteServers(ctx)
 	}
-	t.Tend(ctx, t.opts.Now())
+	w.tendDeleted(ctx)
 	t.mu.Lock()
 	w.need = t.needLocked()
 	t.mu.Unlock()

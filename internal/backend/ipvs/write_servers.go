@@ -387,5 +387,19 @@ func (w *writer) deleteServers(ctx context.Context) {
 	if len(gone) > 0 {
 		w.opts.Stale(fwd.UDP, gone, true)
 	}
-	w.ok(keys)
+}
+
+// tendDeleted deletes what has drained; that is, of the virtual servers that go, all without connections. One that could not be
+// deleted is not taken for one that drains: its address would stay, for the sake of no connection.
+func (w *writer) tendDeleted(ctx context.Context) {
+	_, failed := w.tend(ctx, w.opts.Now())
+	for _, f := range failed {
+		if _, goes := w.plan.Deletes[f.key]; goes && f.op.Verb == hostipvs.DelServer {
+			w.keep(f.key)
+			w.blame(f)
+		}
+	}
+	if w.chainsErr == nil {
+		w.ok(w.deletes[KindServer])
+	}
 }
