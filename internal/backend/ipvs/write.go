@@ -28,11 +28,14 @@ import (
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	t.touch()
 	defer t.touch()
-	w := &writer{target: t, plan: p, done: done, turn: turnOf(p), failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
+	w := &writer{target: t, plan: p, done: done, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
 	w.sortKeys()
+	_, dispatched := p.Actual(chainKey(tableNAT, "PREROUTING"))
+	if dispatched {
+		w.turn = turnOf(p)
+	}
 	w.makeSets(ctx)
 	w.addEntries(ctx)
-	_, dispatched := p.Actual(chainKey(tableNAT, "PREROUTING"))
 	if !dispatched {
 		w.writeChains(ctx)
 	}

@@ -9,22 +9,32 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The rules of FAIRLEAD-REDIRECT change all at once, and then some sources meet other virtual servers than before. Those must
-// not have endpoints that are for others: so each virtual server gets its new endpoints, and loses its old ones, on the side of
-// that moment on which nobody meets them whom they are not for. Where neither side will do it has none at that moment, so that
-// clients are refused.
+// The chains change all at once, and then some sources meet other virtual servers than before: those whom FAIRLEAD-REDIRECT
+// leads elsewhere, and any if sources are told apart in another way. The virtual servers must not have endpoints that are for
+// others: so each gets its new endpoints, and loses its old ones, on the side of that moment on which nobody meets them whom
+// they are not for. Where neither side will do it has none at that moment, so that clients are refused.
 //
 // This counts above all if one of the steps fails: what has been reached then stays for a while.
 
-// turn is a change of the rules of FAIRLEAD-REDIRECT.
+// turn is a change of the chains.
 type turn struct {
 	// gains are the virtual servers that some sources meet only after it, loses those that some meet only before.
 	gains, loses map[Key]bool
 }
 
-// turnOf compares the rules that are there with those that are wanted.
+// turnOf compares the rules that are there with those that are wanted. If sources are told apart in another way, each virtual
+// server of which anything changes is one that some meet only before, and one that some meet only after.
 func turnOf(p plan) turn {
 	t := turn{gains: make(map[Key]bool), loses: make(map[Key]bool)}
+	if reclassifies(p) {
+		for _, m := range []map[Key]Value{p.Upserts, p.Deletes} {
+			for k := range m {
+				if k.Kind == KindServer || k.Kind == KindEntry {
+					t.gains[dialled(k)], t.loses[dialled(k)] = true, true
+				}
+			}
+		}
+	}
 	chain := chainKey(tableNAT, chainRedirect)
 	after, changes := p.Upserts[chain]
 	if !changes {
@@ -51,6 +61,13 @@ func turnOf(p plan) turn {
 		}
 	}
 	return t
+}
+
+// reclassifies says whether chains change that tell sources apart.
+func reclassifies(p plan) bool {
+	_, guard := p.Upserts[chainKey(tableMangle, chainGuard)]
+	_, services := p.Upserts[chainKey(tableNAT, chainServices)]
+	return guard || services
 }
 
 // turnChains writes the chains, if what others meet by the new rules is as it is to be. The virtual servers that go and that

@@ -96,3 +96,97 @@ func TestFailureWhileRedirectionsChange(t *testing.T) {
 		})
 	}
 }
+
+// byClass is a Service with a cluster IP at which all classes get the endpoint, but for those that are dropped.
+func byClass(endpoint string, drop ...fwd.Class) *fwd.Fragment {
+	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "ns", Name: "classes"}}
+	port := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
+	f.Pools = []fwd.Pool{{Key: fwd.PoolKey{Port: port, Family: fwd.IPv4}, Endpoints: []fwd.Endpoint{ep(endpoint, 0)}}}
+	fe := fwd.Frontend{Key: fwd.Key{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.10"), Proto: fwd.TCP, Port: 80}, Kind: fwd.ClusterIP, Owner: port}
+	for c := range fe.Routes {
+		fe.Routes[c] = fwd.Route{Action: fwd.Forward, Reason: fwd.ReasonCluster, Masquerade: fwd.Class(c) == fwd.Outside}
+	}
+	for _, c := range drop {
+		fe.Routes[c] = fwd.Route{Action: fwd.Drop, Reason: fwd.ReasonExternalLocal}
+	}
+	f.Frontends = []fwd.Frontend{fe}
+	return f
+}
+
+// What fails leaves nobody with the endpoints of others while it changes which sources are pods: a source that was outside, and
+// dropped, is not let through as a pod to endpoints that were for the pods of before.
+func TestFailureWhileClassesChange(t *testing.T) {
+	const old, fresh = "10.0.0.2:8080", "10.0.0.3:8080"
+	busy := func(verb hostipvs.Verb) func(*bench) {
+		return func(b *bench) {
+			b.servers.Fail = func(op hostipvs.Op) error {
+				if op.Verb == verb {
+					return unix.EBUSY
+				}
+				return nil
+			}
+		}
+	}
+	noEntries := func(b *bench) {
+		b.sets.Fail = func(op string) error {
+			if op == "apply" {
+				return unix.EBUSY
+			}
+			return nil
+		}
+	}
+	locked := func(b *bench) {
+		b.tables.Hook = func([]byte) error { return &xtables.RestoreError{Transient: true, Err: errors.New("lock held")} }
+	}
+	for _, tt := range []struct {
+		name string
+		to   *fwd.Fragment
+		fail func(*bench)
+		// turned says that sources are told apart in the new way, real what the virtual server has meanwhile.
+		turned bool
+		real   []string
+	}{
+		{"nothing fails", byClass(fresh), func(*bench) {}, true, []string{fresh + " 1"}},
+		{"sets cannot be written", byClass(fresh), noEntries, false, []string{old + " 1"}},
+		{"what was for the pods of before cannot be taken away", byClass(fresh), busy(hostipvs.SetReal), false, []string{old + " 1"}},
+		{"what is for the pods of now cannot be added", byClass(fresh), busy(hostipvs.AddReal), true, nil},
+		{"no rules", byClass(fresh), locked, false, nil},
+		{"the endpoint stays, but sets do not say from whom to drop", byClass(old, fwd.Pod), noEntries, false, []string{old + " 1"}},
+		{"a Service that goes keeps its endpoint", nil, busy(hostipvs.SetReal), false, []string{old + " 1"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			from := byClass(old, fwd.Outside)
+			b.update(b.table.Put(from))
+			b.apply()
+			tt.fail(b)
+			h := b.table.Header()
+			h.Detector[0].Prefix = netip.MustParsePrefix("10.0.0.0/16")
+			b.update(b.table.SetHeader(h))
+			if tt.to != nil {
+				b.update(b.table.Put(tt.to))
+			} else {
+				b.update(b.table.Remove(from.Owner))
+			}
+			if _, err := b.backend.Apply(t.Context()); (err == nil) != (tt.name == "nothing fails") {
+				t.Fatal(err)
+			}
+			b.has(webV, tt.real...)
+			for _, table := range []string{tableMangle, tableNAT} {
+				rules, err := b.tables.Save(t.Context(), table)
+				if got := strings.Contains(string(rules), matchPod(h.Detector[0])); err != nil || got != tt.turned {
+					t.Errorf("table %s knows the new pods: %v, want %v (%v); the rules are\n%s", table, got, tt.turned, err, rules)
+				}
+			}
+
+			b.servers.Fail, b.sets.Fail, b.tables.Hook = nil, nil, nil
+			b.apply()
+			b.idle()
+			want := "gone"
+			if tt.to != nil {
+				want = tt.to.Pools[0].Endpoints[0].Addr.String() + " 1"
+			}
+			b.has(webV, want)
+		})
+	}
+}

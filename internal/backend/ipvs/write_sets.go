@@ -77,14 +77,14 @@ func (w *writer) addEntries(ctx context.Context) {
 	// A virtual server is not changed while the rules do not know what is to be known of it.
 	for _, k := range keys {
 		if err := w.failed[k]; err != nil {
-			if s := dialled(k); w.plan.Upserts[s].Server != nil {
+			if s := dialled(k); w.plan.Upserts[s].Server != nil || w.turn.gains[s] {
 				w.fail(s, err)
 			}
 		}
 	}
 }
 
-// dialled is the virtual server that an element of a set is about.
+// dialled is the virtual server that an element of a set is about, or that a key is of.
 func dialled(entry Key) Key { return Key{Kind: KindServer, Proto: entry.Proto, Addr: entry.Addr} }
 
 // grow makes a full set larger until the entries are in it.

@@ -41,7 +41,8 @@ var Differences = []Difference{
 		"of their own."},
 	{"excluded", "Nothing is done at addresses in `--ipvs-exclude-cidrs`."},
 	{"order", "A change is many small steps, not one. New endpoints come before old ones go; but while the endpoints of a " +
-		"traffic policy change, some sources may for a moment be served as others of the same Service are."},
+		"traffic policy change, or what tells sources apart, some sources may for a moment be refused, or served as others of the same " +
+		"Service are."},
 }
 
 // Options are those of the renderer that matter to Expect.
