@@ -22,26 +22,23 @@ type turn struct {
 	gains, loses map[Key]bool
 }
 
-// turnOf compares the rules that are there with those that are wanted. If sources are told apart in another way, each virtual
-// server of which anything changes is one that some meet only before, and one that some meet only after.
+// turnOf compares the rules that are there with those that are wanted. It is empty if those that are there lead nobody to a
+// virtual server: mode iptables has its own endpoints in its chains, which go on with that until the last moment.
 func turnOf(p plan) turn {
-	t := turn{gains: make(map[Key]bool), loses: make(map[Key]bool)}
-	if reclassifies(p) {
-		for _, m := range []map[Key]Value{p.Upserts, p.Deletes} {
-			for k := range m {
-				if k.Kind == KindServer || k.Kind == KindEntry {
-					t.gains[dialled(k)], t.loses[dialled(k)] = true, true
-				}
-			}
-		}
+	if _, guarded := p.Actual(chainKey(tableMangle, "PREROUTING")); !guarded {
+		return turn{}
 	}
+	t := turn{gains: make(map[Key]bool), loses: make(map[Key]bool)}
 	chain := chainKey(tableNAT, chainRedirect)
+	before, _ := p.Actual(chain)
 	after, changes := p.Upserts[chain]
 	if !changes {
-		return t
+		after = before
 	}
-	before, _ := p.Actual(chain)
 	old, now := redirectsOf(before), redirectsOf(after)
+	if reclassifies(p) {
+		t.reclassify(p, old, now)
+	}
 	for from, to := range old {
 		if now[from] == to {
 			continue
@@ -61,6 +58,43 @@ func turnOf(p plan) turn {
 		}
 	}
 	return t
+}
+
+// reclassify notes each virtual server of which anything changes: some meet it only after that. Others meet it only before, if it
+// is not there for all sources alike.
+func (t turn) reclassify(p plan, redirects ...map[Key]Key) {
+	apart := make(map[Key]bool)
+	for _, m := range redirects {
+		for from, to := range m {
+			apart[from], apart[to] = true, true
+		}
+	}
+	for _, m := range []map[Key]Value{p.Upserts, p.Deletes} {
+		for k := range m {
+			if k.Kind != KindServer && k.Kind != KindEntry {
+				continue
+			}
+			s := dialled(k)
+			t.gains[s] = true
+			if apart[s] || drops(p, s) {
+				t.loses[s] = true
+			}
+		}
+	}
+}
+
+// drops says whether a virtual server is, or is going to be, one that some sources may not dial.
+func drops(p plan, server Key) bool {
+	for _, class := range classNames {
+		k := Key{Kind: KindEntry, Name: setName(fwd.FamilyOf(server.Addr.Addr()), setDrop+class), Proto: server.Proto, Addr: server.Addr}
+		if _, before := p.Actual(k); before {
+			return true
+		}
+		if _, after := p.Upserts[k]; after {
+			return true
+		}
+	}
+	return false
 }
 
 // reclassifies says whether chains change that tell sources apart.

@@ -190,3 +190,58 @@ func TestFailureWhileClassesChange(t *testing.T) {
 		})
 	}
 }
+
+// Whom all may dial is dialled by somebody all the time: where it makes no difference who a source is, there are endpoints while
+// that changes, and so there are for all where the rules that are there are those of mode iptables, which know no virtual server.
+func TestEndpointsWhileRulesChange(t *testing.T) {
+	const old, fresh, local = "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"
+	pods := func(b *bench) {
+		h := b.table.Header()
+		h.Detector[0].Prefix = netip.MustParsePrefix("10.0.0.0/16")
+		b.update(b.table.SetHeader(h))
+	}
+	afterIPTables := func(b *bench) {
+		err := b.tables.Restore(b.t.Context(), []byte("*nat\n:FAIRLEAD-SERVICES - [0:0]\n-A PREROUTING -j FAIRLEAD-SERVICES\nCOMMIT\n"))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		b.restart()
+	}
+	for _, tt := range []struct {
+		name  string
+		begin func(*bench)
+		to    *fwd.Fragment
+		want  map[hostipvs.VirtualServer][]string
+	}{
+		{
+			"who is a pod",
+			func(b *bench) { b.update(b.table.Put(byClass(old))); b.apply(); pods(b) },
+			byClass(fresh), map[hostipvs.VirtualServer][]string{webV: {old + " 0", fresh + " 1"}},
+		},
+		{"first endpoints after mode iptables", afterIPTables, byClass(fresh, fwd.Outside), map[hostipvs.VirtualServer][]string{webV: {fresh + " 1"}}},
+		{
+			"redirections after mode iptables", afterIPTables, twoPools(local, fresh),
+			map[hostipvs.VirtualServer][]string{webV: {fresh + " 1"}, vs(fwd.TCP, "203.0.113.5:80"): {local + " 1"}},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBench(t)
+			tt.begin(b)
+			b.update(b.table.Put(tt.to))
+			written := 0
+			b.tables.Hook = func([]byte) error {
+				written++
+				for v, want := range tt.want {
+					b.has(v, want...)
+				}
+				return nil
+			}
+			b.apply()
+			if written == 0 {
+				t.Error("no rules were written")
+			}
+			b.tables.Hook = nil
+			b.idle()
+		})
+	}
+}
