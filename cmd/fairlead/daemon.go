@@ -175,6 +175,12 @@ func dropInvalid(log *slog.Logger) bool {
 // localnet is the kernel parameter that lets packets to and from loopback addresses pass on other interfaces.
 const localnet = "net/ipv4/conf/all/route_localnet"
 
+// loopbackOpen says that it is set. One that cannot be read is not said to be.
+func loopbackOpen() bool {
+	value, err := sysctl.FS{}.Get(localnet)
+	return err == nil && value == "1"
+}
+
 // routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules are in the kernel
 // that keep neighbours from loopback sockets, so that there is no time without them.
 func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {

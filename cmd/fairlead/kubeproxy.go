@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/host/sysctl"
 	"github.com/fairlead/fairlead/internal/kubeproxy"
 )
 
@@ -73,9 +72,8 @@ func cleanupKubeProxy(ctx context.Context, exclude []netip.Prefix, dryRun bool, 
 // loopbackLeftOpen says that route_localnet is set, and not for rules of Fairlead's that guard it. It cannot be said who set it,
 // and kube-proxy has never taken it back: other programs that let 127.0.0.1 be reached may count on it by now.
 func loopbackLeftOpen(ctx context.Context) (bool, error) {
-	value, err := sysctl.FS{}.Get(localnet)
-	if err != nil || value != "1" {
-		return false, nil // a value that cannot be read is not said to be set
+	if !loopbackOpen() {
+		return false, nil
 	}
 	left, err := iptables.Leftovers(ctx)
 	if err != nil {

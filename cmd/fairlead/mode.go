@@ -78,12 +78,14 @@ func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, 
 		return dataplane{}, err
 	}
 	// The rules of mode iptables go when those of this mode are written, and with them the guard of loopback addresses.
-	left, err := iptables.Leftovers(ctx)
-	if err != nil {
-		log.Debug("not all flavours of iptables can be read", "error", err)
-	}
-	for _, l := range left {
-		closeLoopback(l, log)
+	if loopbackOpen() {
+		left, err := iptables.Leftovers(ctx)
+		if err != nil {
+			log.Debug("not all flavours of iptables can be read", "error", err)
+		}
+		for _, l := range left {
+			closeLoopback(l, log)
+		}
 	}
 	return dataplane{Backend: p.Backend, drift: p.Drift, run: p.Run, draining: p.Draining, complete: func(ctx context.Context, f fwd.Family) {
 		iptables.RemoveOthers(ctx, p.Flavour, f, nil, log)

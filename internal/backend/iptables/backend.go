@@ -16,7 +16,7 @@ import (
 type FamilyOptions struct {
 	// Tables are the kernel's tables.
 	Tables xtables.Interface
-	// HairpinBPF says that the kernel has xt_bpf (xtables.Tables.SupportsBPF). Without it hairpin connections are
+	// HairpinBPF says that the kernel has xt_bpf (xtables.NeedBPF). Without it hairpin connections are
 	// recognised by one rule for each endpoint address.
 	HairpinBPF bool
 	// RandomFully says that masquerade can choose source ports at random (xtables.Tables.RandomFully).

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -27,10 +28,15 @@ type Leftover struct {
 // Leftovers finds all that Fairlead has written, in every flavour of iptables that is installed: a node can have changed
 // from one to the other. It changes nothing. What cannot be read is in the error, which may come beside a result.
 func Leftovers(ctx context.Context) ([]Leftover, error) {
+	return leftovers(ctx, xtables.Installed(), fwd.Families[:])
+}
+
+// leftovers is Leftovers for some flavours and families. Each costs two runs of a program, and reads all rules of all programs.
+func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.Family) ([]Leftover, error) {
 	var out []Leftover
 	var errs []error
-	for _, fl := range xtables.Installed() {
-		for _, f := range fwd.Families {
+	for _, fl := range flavours {
+		for _, f := range families {
 			tables, err := xtables.New(fl, f == fwd.IPv6)
 			if errors.Is(err, xtables.ErrNotFound) {
 				continue
@@ -73,14 +79,15 @@ func (l Leftover) Remove(ctx context.Context) error {
 // node changes from legacy to nft: both would be in force. With no userland in use, because another mode is, it takes out
 // all. It is called when the rules in use are complete; before, which may be nil, is called before each removal.
 func RemoveOthers(ctx context.Context, inUse xtables.Flavour, f fwd.Family, before func(Leftover), log *slog.Logger) {
-	left, err := Leftovers(ctx)
+	if inUse == xtables.Plain { // there is no other
+		return
+	}
+	others := slices.DeleteFunc(xtables.Installed(), func(fl xtables.Flavour) bool { return fl == inUse })
+	left, err := leftovers(ctx, others, []fwd.Family{f})
 	if err != nil {
 		log.Debug("not all flavours of iptables can be read", "error", err)
 	}
 	for _, l := range left {
-		if l.Flavour == inUse || l.Family != f || inUse == xtables.Plain {
-			continue
-		}
 		if before != nil {
 			before(l)
 		}

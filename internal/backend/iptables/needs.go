@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -33,28 +34,27 @@ func tryKernel(ctx context.Context, t *xtables.Tables) (affinity, bpf bool, err 
 	if rules := t.Rules(ctx, NAT.String(), chainPostrouting); len(t.Rules(ctx, Filter.String(), chainFilter)) > 0 && len(rules) > 0 {
 		return true, strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 	}
-	affinity, err = tryNeeds(ctx, t)
-	return affinity, err == nil && t.SupportsBPF(ctx), err
+	return tryNeeds(ctx, t)
 }
 
 // tryNeeds says what of the modules userland and kernel lack: the error names those without which there is no mode
-// iptables, affinity says that there is no session affinity.
-func tryNeeds(ctx context.Context, t xtables.Interface) (affinity bool, err error) {
-	lacking, why, err := xtables.Lacking(ctx, t, probeChain, append(needs[:len(needs):len(needs)], affinityNeed))
+// iptables, affinity says that there is session affinity, bpf that hairpin connections can be told by xt_bpf.
+func tryNeeds(ctx context.Context, t xtables.Interface) (affinity, bpf bool, err error) {
+	lacking, err := xtables.Lacking(ctx, t, probeChain, append(needs[:len(needs):len(needs)], affinityNeed, xtables.NeedBPF))
 	if err != nil {
-		return true, nil // as with a lock that others hold for long: the first sync tells
+		return true, false, nil // as with a lock that others hold for long: the first sync tells
 	}
-	affinity = true
+	affinity, bpf = lacking[affinityNeed] == nil, lacking[xtables.NeedBPF] == nil
 	var modules []string
-	for _, n := range lacking {
-		if n == affinityNeed {
-			affinity = false
-			continue
+	var why error
+	for _, n := range needs {
+		if err := lacking[n]; err != nil {
+			modules = append(modules, n.Module)
+			why = cmp.Or(why, err)
 		}
-		modules = append(modules, n.Module)
 	}
-	if len(modules) > 0 {
-		return affinity, fmt.Errorf("kernel or userland refuse rules: load the modules %s on the host, or use another mode (%w)", strings.Join(modules, ", "), why)
+	if why != nil {
+		return affinity, bpf, fmt.Errorf("kernel or userland refuse rules: load the modules %s on the host, or use another mode (%w)", strings.Join(modules, ", "), why)
 	}
-	return affinity, nil
+	return affinity, bpf, nil
 }

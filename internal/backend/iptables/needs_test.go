@@ -30,16 +30,18 @@ func TestNeeds(t *testing.T) {
 		name     string
 		lacks    []string
 		affinity bool
+		bpf      bool
 		want     []string
 	}{
-		{"all is there", nil, true, nil},
-		{"no affinity", []string{"recent"}, false, nil},
-		{"no mode", []string{"statistic", "REJECT"}, true, []string{"ipt_REJECT or ip6t_REJECT, xt_statistic", "no REJECT"}},
+		{"all is there", nil, true, true, nil},
+		{"no affinity", []string{"recent"}, false, true, nil},
+		{"no BPF", []string{"bpf"}, true, false, nil},
+		{"no mode", []string{"statistic", "REJECT", "bpf"}, true, false, []string{"ipt_REJECT or ip6t_REJECT, xt_statistic", "no REJECT"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			affinity, err := tryNeeds(t.Context(), lackingTables{xtables.NewFake(), tt.lacks})
-			if affinity != tt.affinity || (err != nil) != (tt.want != nil) {
-				t.Errorf("affinity %v, error %v", affinity, err)
+			affinity, bpf, err := tryNeeds(t.Context(), lackingTables{xtables.NewFake(), tt.lacks})
+			if affinity != tt.affinity || bpf != tt.bpf || (err != nil) != (tt.want != nil) {
+				t.Errorf("affinity %v, BPF %v, error %v", affinity, bpf, err)
 			}
 			for _, part := range tt.want {
 				if err != nil && !strings.Contains(err.Error(), part) {
@@ -58,8 +60,8 @@ func TestNeedsOnTheKernel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if affinity, err := tryNeeds(t.Context(), x); err != nil || !affinity {
-				t.Errorf("%s, IPv6 %v: affinity %v, %v", fl, ipv6, affinity, err)
+			if affinity, bpf, err := tryNeeds(t.Context(), x); err != nil || !affinity || !bpf {
+				t.Errorf("%s, IPv6 %v: affinity %v, BPF %v, %v", fl, ipv6, affinity, bpf, err)
 			}
 		}
 	}

@@ -65,11 +65,12 @@ func newNode(t testing.TB, vips VIPMode) *node {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := probe(t.Context(), f, tables, n.sets); err != nil {
+		bpf, err := probe(t.Context(), f, tables, n.sets)
+		if err != nil {
 			t.Fatal(err)
 		}
 		n.opts[f] = FamilyOptions{
-			RenderOptions: RenderOptions{VIPs: vips, HairpinBPF: tables.SupportsBPF(t.Context()), RandomFully: tables.RandomFully()},
+			RenderOptions: RenderOptions{VIPs: vips, HairpinBPF: bpf, RandomFully: tables.RandomFully()},
 			Servers:       n.servers, Sets: n.sets, Links: n.links, Tables: tables,
 		}
 	}

@@ -207,49 +207,49 @@ func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets i
 			return strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 		}
 	}
-	if err := probe(ctx, f, tables, sets); err != nil {
-		return false, err
-	}
-	return tables.SupportsBPF(ctx), nil
+	return probe(ctx, f, tables, sets)
 }
 
 // probeName is the chain and the set that a probe makes.
 const probeName = chainPrefix + "PROBE"
 
-// probe tries what the rules need, one after the other, and leaves nothing. The error names what is missing.
-func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (err error) {
+// probe tries what the rules need, and leaves nothing. bpf says that there is xt_bpf, which they can do without; the error names
+// what is missing.
+func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (bpf bool, err error) {
 	if err := sets.Destroy(ctx, probeName); err != nil && !errors.Is(err, ipset.ErrNoSet) { // left by one that was cut off
-		return err
+		return false, err
 	}
 	for _, typ := range []ipset.Type{ipset.HashIPPortNet, ipset.HashIPPortIP, ipset.HashIP, ipset.HashIPPort} {
 		s := ipset.Set{Name: probeName, Type: typ, IPv6: f == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
 		if err := sets.Create(ctx, s); err != nil {
-			return fmt.Errorf("the kernel has no sets of type %s: load the modules ip_set and ip_set_hash_* (%w)", typ, err)
+			return false, fmt.Errorf("the kernel has no sets of type %s: load the modules ip_set and ip_set_hash_* (%w)", typ, err)
 		}
 		if typ == ipset.HashIPPort {
 			break // the rules ask it
 		}
 		if err := sets.Destroy(ctx, probeName); err != nil {
-			return err
+			return false, err
 		}
 	}
 	ctx = context.WithoutCancel(ctx)
 	defer func() { err = errors.Join(err, sets.Destroy(ctx, probeName)) }()
-	lacking, why, err := xtables.Lacking(ctx, tables, probeName, needs)
+	lacking, err := xtables.Lacking(ctx, tables, probeName, needs)
 	if err != nil {
-		return err
+		return false, err
 	}
-	if len(lacking) > 0 {
-		n := lacking[0]
-		return fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", n.Rule, n.Table, n.Module, why)
+	for _, n := range needs {
+		if why := lacking[n]; why != nil && n != xtables.NeedBPF {
+			return false, fmt.Errorf("iptables cannot write %q into table %s: load the module %s (%w)", n.Rule, n.Table, n.Module, why)
+		}
 	}
-	return nil
+	return lacking[xtables.NeedBPF] == nil, nil
 }
 
 // needs are sorted by table, as in a restore.
 var needs = []xtables.Need{
 	{Table: tableMangle, Rule: "-m set --match-set " + probeName + " dst,dst -j RETURN", Module: "xt_set"},
 	{Table: tableNAT, Rule: "-m set --match-set " + probeName + " dst,dst -j RETURN", Module: "xt_set"},
+	xtables.NeedBPF,
 	{Table: tableFilter, Rule: "-m ipvs --vmethod MASQ --vdir ORIGINAL -j RETURN", Module: "xt_ipvs"},
 	{Table: tableFilter, Rule: "-m addrtype --src-type LOCAL -j RETURN", Module: "xt_addrtype"},
 	{Table: tableFilter, Rule: "-m conntrack --ctstate NEW -j RETURN", Module: "xt_conntrack"},

@@ -10,7 +10,7 @@
 //  1. A Restore is one process. Each table of its input is committed at once or not at all; tables are committed in the
 //     order of the input, so that an error may leave the earlier ones written.
 //  2. The xtables lock is awaited, never broken. A lock that is not to be had is an error that may pass.
-//  3. Nothing is written by Detect and Save; SupportsBPF and Lacking write nothing that remains.
+//  3. Nothing is written by Detect and Save; Lacking writes nothing that remains.
 //  4. Legacy tables are never asked for by name in Detect: asking makes the kernel create them.
 //
 // Only backends and commands import the package. It is tested with scripts in place of the binaries, by fuzzing the

@@ -136,8 +136,8 @@ func TestKernelFeatures(t *testing.T) {
 				if !x.RandomFully() || x.Version() == "0.0.0" {
 					t.Errorf("version %s, random fully %v", x.Version(), x.RandomFully())
 				}
-				if !x.SupportsBPF(t.Context()) {
-					t.Error("no match bpf")
+				if lacking, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{NeedBPF}); err != nil || len(lacking) > 0 {
+					t.Errorf("no match bpf: %v, %v", lacking, err)
 				}
 				if tab := saved(t, x, "nat"); len(tab) != 4 {
 					t.Errorf("probes left something: %v", tab)

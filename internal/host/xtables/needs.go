@@ -15,31 +15,32 @@ type Need struct {
 	Module string
 }
 
-// Lacking returns those of the needs that userland or kernel refuse, with the first of their errors. It writes the rules
-// into a chain of that name that nothing leads to, and removes it. The error says that this cannot be found out now. Needs
-// are sorted by table.
-func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (lacking []Need, why, err error) {
+// NeedBPF is a rule with the match bpf, which SourceIsDestination is.
+var NeedBPF = Need{Table: "nat", Rule: `-m bpf --bytecode "1,6 0 0 65535" -j RETURN`, Module: "xt_bpf"}
+
+// Lacking returns those of the needs that userland or kernel refuse, each with the error. It writes the rules into a chain of that
+// name that nothing leads to, and removes it. The error says that this cannot be found out now. Needs are sorted by table.
+func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (map[Need]error, error) {
 	if err := try(ctx, t, chain, needs); err == nil {
-		return nil, nil, nil
+		return nil, nil
 	}
+	lacking := make(map[Need]error)
 	for _, n := range needs { // which is it?
 		err := try(ctx, t, chain, []Need{n})
 		var refused *RestoreError
 		switch {
 		case err == nil:
 		case errors.As(err, &refused) && !refused.Transient:
-			lacking = append(lacking, n)
-			if why == nil {
-				why = err
-			}
+			lacking[n] = err
 		default:
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return lacking, why, nil
+	return lacking, nil
 }
 
-// try makes two restores: within one, legacy takes rules back in the userland and the kernel never sees them.
+// try makes two restores: within one, legacy takes rules back in the userland and the kernel never sees them; and --test does not
+// ask the kernel in either flavour.
 func try(ctx context.Context, t Interface, chain string, needs []Need) error {
 	var write, remove strings.Builder
 	for i, n := range needs {

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
@@ -33,24 +31,25 @@ func TestLacking(t *testing.T) {
 		name      string
 		refused   []string
 		transient bool
-		want      []Need
-		why       string
+		want      map[Need]string
 		fails     bool
 	}{
-		{"all is there", nil, false, nil, "", false},
-		{"one is missing", []string{"addrtype"}, false, []Need{a}, "no addrtype", false},
-		{"two are missing", []string{"mark", "addrtype"}, false, []Need{a, b}, "no addrtype", false},
-		{"the lock is held", []string{"addrtype"}, true, nil, "", true},
+		{"all is there", nil, false, nil, false},
+		{"one is missing", []string{"addrtype"}, false, map[Need]string{a: "no addrtype"}, false},
+		{"two are missing", []string{"mark", "addrtype"}, false, map[Need]string{a: "no addrtype", b: "no mark"}, false},
+		{"the lock is held", []string{"addrtype"}, true, nil, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := NewFake()
 			before := f.Dump()
-			got, why, err := Lacking(t.Context(), choosy{f, tt.refused, tt.transient}, "PROBE", []Need{a, b, c})
-			if d := cmp.Diff(tt.want, got); d != "" || (err != nil) != tt.fails {
-				t.Errorf("error %v (-want +got):\n%s", err, d)
+			got, err := Lacking(t.Context(), choosy{f, tt.refused, tt.transient}, "PROBE", []Need{a, b, c})
+			if (err != nil) != tt.fails || len(got) != len(tt.want) {
+				t.Errorf("%v, error %v, want %v", got, err, tt.want)
 			}
-			if tt.why != "" && (why == nil || !strings.Contains(why.Error(), tt.why)) {
-				t.Errorf("why: %v", why)
+			for need, why := range tt.want {
+				if got[need] == nil || !strings.Contains(got[need].Error(), why) {
+					t.Errorf("%v: %v, want %s", need, got[need], why)
+				}
 			}
 			if f.Dump() != before {
 				t.Errorf("left is\n%s", f.Dump())
@@ -70,9 +69,9 @@ func TestLackingOnTheKernel(t *testing.T) {
 					t.Fatal(err)
 				}
 				nosuch := Need{"nat", "-m nosuchmatch -j RETURN", "xt_nosuchmatch"}
-				got, why, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{{"filter", "-j RETURN", ""}, nosuch, {"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}})
-				if d := cmp.Diff([]Need{nosuch}, got); d != "" || err != nil || why == nil {
-					t.Errorf("why %v, error %v (-want +got):\n%s", why, err, d)
+				got, err := Lacking(t.Context(), x, "FAIRLEAD-PROBE", []Need{{"filter", "-j RETURN", ""}, nosuch, {"nat", "-m mark --mark 0x1/0x1 -j RETURN", "xt_mark"}})
+				if err != nil || len(got) != 1 || got[nosuch] == nil {
+					t.Errorf("%v, error %v, want %v alone", got, err, nosuch)
 				}
 				for _, table := range []string{"filter", "nat"} {
 					if text, err := x.Save(t.Context(), table); err != nil || strings.Contains(string(text), "PROBE") {

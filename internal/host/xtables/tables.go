@@ -124,21 +124,6 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 	return rules
 }
 
-// SupportsBPF says whether userland and kernel both have the match bpf (xt_bpf). It writes a rule into a chain that
-// nothing jumps to, and removes both. These are two restores: within one, legacy takes the rule back in the userland and
-// the kernel never sees it; and --test does not ask the kernel in either flavour.
-func (t *Tables) SupportsBPF(ctx context.Context) bool {
-	err := t.Restore(ctx, []byte(`*nat
-:FAIRLEAD-PROBE - [0:0]
--A FAIRLEAD-PROBE -m bpf --bytecode "1,6 0 0 65535" -j RETURN
-COMMIT
-`))
-	if err != nil {
-		return false
-	}
-	return t.Restore(context.WithoutCancel(ctx), []byte("*nat\n-F FAIRLEAD-PROBE\n-X FAIRLEAD-PROBE\nCOMMIT\n")) == nil
-}
-
 // ErrPermission says that the process may not use iptables.
 var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
 
