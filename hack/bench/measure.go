@@ -33,6 +33,7 @@ type result struct {
 	skipped string
 
 	cold                     time.Duration
+	firstSync                time.Duration
 	change50, change99       time.Duration
 	changeCPU                time.Duration
 	roll, rollCPU            time.Duration
@@ -143,7 +144,7 @@ func userlandOf(mode string) string {
 
 func (p *contestant) prepare(n *lab.Node, kubeconfig string) {
 	p.node, p.userland, p.vips = n, userlandOf(p.mode), make(map[string]netip.AddrPort)
-	p.cold, p.lockHeld, p.restart, p.restartWrites = -1, -1, -1, -1
+	p.cold, p.firstSync, p.lockHeld, p.restart, p.restartWrites = -1, -1, -1, -1, -1
 	mode, _, _ := strings.Cut(p.mode, "-")
 	p.flags = []string{
 		"--proxy-mode=" + mode, "--kubeconfig=" + kubeconfig, "--hostname-override=" + n.Label,
@@ -201,6 +202,13 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 	p.lockHeld = lock()
 	if now, err := p.received(ctx); err == nil {
 		p.apiBytes = now - received
+	}
+	sums, err := p.metric(ctx, "kubeproxy_sync_proxy_rules_duration_seconds_sum")
+	if err != nil {
+		return fail(err)
+	}
+	for _, family := range sums {
+		p.firstSync = max(p.firstSync, time.Duration(family*float64(time.Second)))
 	}
 	if err := p.changes(ctx, s, c, d); err != nil {
 		return fail(err)
@@ -349,9 +357,21 @@ func (p *contestant) again(ctx context.Context, d *daemon.Daemon, bin string, co
 
 // awaitSynced asks the proxy's metrics until it says that the rules are right.
 func (p *contestant) awaitSynced(ctx context.Context) error {
-	const metric = "kubeproxy_sync_proxy_rules_last_timestamp_seconds"
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	for {
+		times, err := p.metric(ctx, "kubeproxy_sync_proxy_rules_last_timestamp_seconds")
+		if err == nil && len(times) > 0 && slices.Min(times) > 0 {
+			return nil
+		}
+		if err := sleep(ctx, 10*time.Millisecond); err != nil {
+			return fmt.Errorf("the proxy does not say that it has synced: %w", err)
+		}
+	}
+}
+
+// metric asks the proxy for the values of all series of a metric.
+func (p *contestant) metric(ctx context.Context, name string) (values []float64, err error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 		err = p.node.Do(func() error {
 			var d net.Dialer
@@ -360,30 +380,30 @@ func (p *contestant) awaitSynced(ctx context.Context) error {
 		})
 		return conn, err
 	}}}
-	for {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/metrics", nil)
-		if err != nil {
-			return err
-		}
-		if resp, err := client.Do(req); err == nil {
-			text, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			synced := err == nil
-			found := false
-			for line := range strings.Lines(string(text)) {
-				if strings.HasPrefix(line, metric) {
-					found = true
-					synced = synced && !strings.HasSuffix(strings.TrimSpace(line), " 0")
-				}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, found := strings.CutPrefix(line, name); found && strings.IndexAny(rest, "{ ") == 0 {
+			line = strings.TrimSpace(line)
+			value, err := strconv.ParseFloat(line[strings.LastIndexByte(line, ' ')+1:], 64)
+			if err != nil {
+				return nil, fmt.Errorf("metrics: line %q: %w", line, err)
 			}
-			if found && synced {
-				return nil
-			}
-		}
-		if err := sleep(ctx, 10*time.Millisecond); err != nil {
-			return fmt.Errorf("the proxy does not say that it has synced: %w", err)
+			values = append(values, value)
 		}
 	}
+	return values, nil
 }
 
 // watchTransactions counts transactions of nf_tables on the node.

@@ -10,7 +10,7 @@ import (
 
 func TestReport(t *testing.T) {
 	results := []result{
-		{proxy: "fairlead", mode: "nftables", services: 1000, endpoints: 10, rollSize: 1000, cold: 500 * time.Millisecond, change50: time.Millisecond,
+		{proxy: "fairlead", mode: "nftables", services: 1000, endpoints: 10, rollSize: 1000, cold: 500 * time.Millisecond, firstSync: 200 * time.Millisecond, change50: time.Millisecond,
 			peakRSS: 50 << 20, lockHeld: -1, restartWrites: 0, direct: 1, through: 0.9},
 		{proxy: "kube-proxy", mode: "nftables", services: 1000, endpoints: 10, rollSize: 1000, cold: time.Second, change50: 330 * time.Millisecond,
 			peakRSS: 200 << 20, lockHeld: -1, restartWrites: 3, direct: 0.5, through: 0.9},
@@ -42,10 +42,10 @@ func TestReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "proxy,mode,services,endpoints,skipped,cold_start_s,change_p50_s"; !strings.HasPrefix(string(text), want) {
+	if want := "proxy,mode,services,endpoints,skipped,cold_start_s,first_sync_s,change_p50_s"; !strings.HasPrefix(string(text), want) {
 		t.Errorf("the CSV begins %.80q, want %q", text, want)
 	}
-	if want := "fairlead,nftables,1000,10,,0.5,0.001,"; !strings.Contains(string(text), want) {
+	if want := "fairlead,nftables,1000,10,,0.5,0.2,0.001,"; !strings.Contains(string(text), want) {
 		t.Errorf("no %q in\n%s", want, text)
 	}
 }
