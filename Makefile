@@ -52,7 +52,7 @@ test-unit: lint ## Run what needs neither root nor a kernel feature
 ifeq ($(shell id -u),0)
 test-kernel: ## Run the tests with real packets, in network namespaces (root)
 	hack/deps.sh
-	hack/build-servers.sh kube-apiserver >/dev/null
+	hack/build-servers.sh etcd kube-apiserver >/dev/null
 	FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
 else
 test-kernel:

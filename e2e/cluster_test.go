@@ -152,9 +152,13 @@ func newCluster(t *testing.T, command []string, mode, userland string, flags ...
 // startAPI starts an API server with the lab's nodes in it.
 func (c *cluster) startAPI(t *testing.T) {
 	t.Helper()
+	var flags []string
+	if c.mode == "iptables" && c.userland == "legacy" { // one API server is as they were before they streamed their objects
+		flags = append(flags, "--feature-gates=WatchList=false")
+	}
 	var err error
 	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
-		Dir: t.TempDir(), Host: c.lab.Fabric, Addr: c.lab.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:],
+		Dir: t.TempDir(), Host: c.lab.Fabric, Addr: c.lab.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:], Flags: flags,
 	})
 	must(t, err)
 	t.Cleanup(func() { check(t, c.api.Close()) })

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the kernel tests and the demo run besides Go: iptables in both userlands, nft, conntrack, iproute2's and util-linux's
-# everyday tools, and etcd for a real kube-apiserver. It does nothing, quickly, where all of it is there, and starts no service.
+# everyday tools. It does nothing, quickly, where all of it is there, and starts no service.
 #
-# Usage: hack/deps.sh [demo|uml]     "demo" leaves etcd, nft and conntrack out; "uml" adds user-mode Linux, a kernel that has IPVS.
+# Usage: hack/deps.sh [demo|uml]     "demo" leaves nft and conntrack out; "uml" adds user-mode Linux, a kernel that has IPVS.
 set -euo pipefail
 
 declare -A package=(
@@ -12,10 +12,9 @@ declare -A package=(
 	[ip]=iproute2
 	[nft]=nftables
 	[conntrack]=conntrack
-	[etcd]=etcd-server
 )
-# The demo needs no API server, and Fairlead itself neither nft nor conntrack: tests look with them at what it did.
-[[ ${1:-} == demo ]] && unset 'package[etcd]' 'package[nft]' 'package[conntrack]'
+# Fairlead itself needs neither nft nor conntrack: tests look with them at what it did.
+[[ ${1:-} == demo ]] && unset 'package[nft]' 'package[conntrack]'
 # modprobe loads the modules of that kernel.
 [[ ${1:-} == uml ]] && package+=([linux.uml]=user-mode-linux [modprobe]=kmod)
 

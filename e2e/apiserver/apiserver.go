@@ -89,20 +89,22 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) start(ctx context.Context) error {
-	apiserver, err := Binary("kube-apiserver")
-	if err != nil {
-		return err
-	}
-	if err := s.run("etcd", s.etcdArgs()); err != nil {
-		return err
-	}
-	if err := s.run(apiserver, s.apiserverArgs()); err != nil {
-		return err
+	for _, server := range []struct {
+		name string
+		args []string
+	}{{"etcd", s.etcdArgs()}, {"kube-apiserver", s.apiserverArgs()}} {
+		path, err := Binary(server.name)
+		if err != nil {
+			return err
+		}
+		if err := s.run(path, server.args); err != nil {
+			return err
+		}
 	}
 	return s.awaitReady(ctx)
 }
 
-// Binary returns the path of a server that hack/build-servers.sh builds, kube-apiserver or kube-proxy; it is built where it is
+// Binary returns the path of a server that hack/build-servers.sh builds, etcd, kube-apiserver or kube-proxy; it is built where it is
 // not there yet, which takes minutes.
 func Binary(name string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()

@@ -6,7 +6,7 @@
 //	daemons ── kubeconfig file ───────────────────────┘
 //
 // Both run in a network namespace of their own lab, so their ports are fixed and two runs never meet. hack/build-servers.sh
-// builds the apiserver, hack/deps.sh installs etcd. Start takes about four seconds.
+// builds both. Start takes about four seconds.
 //
 // Invariants:
 //
