@@ -536,7 +536,7 @@ func TestKernelOpen(t *testing.T) {
 	hosttest.Run(t, "ip", "addr", "del", "10.96.0.10/32", "dev", Device)
 	select {
 	case <-p.Drift:
-	case <-time.After(30 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Fatal("nobody told of an address that is gone")
 	}
 	if n, err := p.Observe(ctx); n != 1 || err != nil {

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -13,6 +14,9 @@ import (
 
 // Env is the environment variable that asks for kernel tests.
 const Env = "FAIRLEAD_KERNEL_TESTS"
+
+// Patience is how long a test waits for what must come at once before it fails. It is long, since machines that run tests are busy.
+const Patience = 2 * time.Minute
 
 // Netns moves the calling goroutine into a new network namespace until it ends, with lo up. Children that it starts are
 // in the namespace too; other goroutines, those of t.Run included, are not. The test fails if a program is missing.

@@ -77,7 +77,7 @@ func TestKernelWatch(t *testing.T) {
 			if !ok {
 				t.Fatalf("%s: closed", what)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(hosttest.Patience):
 			t.Fatalf("%s: no signal", what)
 		}
 	}
@@ -105,7 +105,7 @@ func TestWatchComesBack(t *testing.T) {
 	go s.run(ctx, broken, out)
 	select {
 	case <-out:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Fatal("no signal after the subscription was made anew")
 	}
 	cancel()

@@ -49,7 +49,7 @@ func TestKernelWatchLoss(t *testing.T) {
 		run(loss)
 		select {
 		case <-w:
-		case <-time.After(10 * time.Second):
+		case <-time.After(hosttest.Patience):
 			t.Fatalf("%s: no signal", loss)
 		}
 		for !silent(t, k, w) { // one command may make several
@@ -74,7 +74,7 @@ func silent(t *testing.T, k *Kernel, w <-chan struct{}) bool {
 	}
 	select {
 	case <-w:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Fatal("no signal")
 	}
 	return true
@@ -111,7 +111,7 @@ func TestKernelWatchOverrun(t *testing.T) {
 	go s.run(ctx, file, out)
 	select {
 	case <-out:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Error("no signal")
 	}
 	cancel()

@@ -38,7 +38,7 @@ func TestKernelWatch(t *testing.T) {
 	commit(theirs, Op{Kind: AddRules, Name: "c", Rules: []Rule{{Masquerade()}}})
 	select {
 	case <-changed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Fatal("a foreign rule in the table is not heard")
 	}
 	// The signals of one's own and of other tables' transactions would have come before that one.
@@ -47,7 +47,7 @@ func TestKernelWatch(t *testing.T) {
 	commit(theirs, Op{Kind: DelTable})
 	select {
 	case <-changed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Fatal("the removal of the table is not heard")
 	}
 	cancel()
@@ -56,7 +56,7 @@ func TestKernelWatch(t *testing.T) {
 		if ok {
 			t.Error("heard something that does not concern the table")
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(hosttest.Patience):
 		t.Error("the channel is not closed")
 	}
 }
