@@ -7,7 +7,7 @@
 // For each proxy and mode it measures (measure.go):
 //
 //   - cold start: from the start of the process to the moment at which the first and the last Service answer;
-//     and how long the proxy says that it has programmed the kernel by then, which is without its start and the API server's list
+//     and how long the proxy says that its first programming of the kernel took, without its start and the API server's list
 //   - one change: from the API server's answer to a write of one endpoint to the first connection that reaches the new one
 //   - a rolling update: many EndpointSlices at once, until a change written after them is in force; and its CPU time
 //   - CPU time for a change, child processes included; memory, peak and steady

@@ -203,6 +203,10 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 	if now, err := p.received(ctx); err == nil {
 		p.apiBytes = now - received
 	}
+	// The last Service may answer long before all is done.
+	if err := p.awaitSynced(ctx); err != nil {
+		return fail(err)
+	}
 	sums, err := p.metric(ctx, "kubeproxy_sync_proxy_rules_duration_seconds_sum")
 	if err != nil {
 		return fail(err)

@@ -51,7 +51,7 @@ func ratioText(r float64) string { return fmt.Sprintf("%.2f", r) }
 // columns are all figures, in the order of the table.
 var columns = []column{
 	{"cold_start_s", "cold start", func(r *result) float64 { return seconds(r.cold) }, duration, false},
-	{"first_sync_s", "of that, programming by its own metric", func(r *result) float64 { return seconds(r.firstSync) }, duration, false},
+	{"first_sync_s", "first programming, by its own metric", func(r *result) float64 { return seconds(r.firstSync) }, duration, false},
 	{"change_p50_s", "one change, median", func(r *result) float64 { return seconds(r.change50) }, duration, false},
 	{"change_p99_s", "one change, p99", func(r *result) float64 { return seconds(r.change99) }, duration, false},
 	{"change_cpu_s", "CPU a change", func(r *result) float64 { return seconds(r.changeCPU) }, duration, false},

@@ -18,6 +18,7 @@ import (
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 // figures are the columns to draw.
@@ -113,7 +114,6 @@ func picture(path, title, unit string, lines []line, points map[line]plotter.XYs
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, "Services", unit
 	p.BackgroundColor = color.White
-	p.Legend.Top, p.Legend.Left = true, true
 	if unit != "ratio" {
 		p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	} else {
@@ -129,6 +129,8 @@ func picture(path, title, unit string, lines []line, points map[line]plotter.XYs
 		p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	}
 	p.Add(plotter.NewGrid())
+	legend := plot.NewLegend()
+	legend.Top, legend.Left, legend.XOffs = true, true, vg.Points(8)
 	for _, l := range lines {
 		xys := points[l]
 		slices.SortFunc(xys, func(a, b plotter.XY) int { return int(a.X - b.X) })
@@ -144,7 +146,21 @@ func picture(path, title, unit string, lines []line, points map[line]plotter.XYs
 			dots.Shape = draw.CrossGlyph{}
 		}
 		p.Add(curve, dots)
-		p.Legend.Add(l.proxy+" "+l.mode, curve, dots)
+		legend.Add(l.proxy+" "+l.mode, curve, dots)
 	}
-	return p.Save(18*vg.Centimeter, 11*vg.Centimeter, path)
+	// The legend stands beside the plot, where it hides nothing.
+	const width, beside, height = 18 * vg.Centimeter, 6 * vg.Centimeter, 10 * vg.Centimeter
+	canvas := vgsvg.New(width+beside, height)
+	all := draw.New(canvas)
+	p.Draw(draw.Crop(all, 0, -beside, 0, 0))
+	all.SetColor(color.White)
+	right := draw.Crop(all, width, 0, 0, 0)
+	all.Fill(right.Rectangle.Path())
+	legend.Draw(draw.Crop(right, 0, 0, 0, -vg.Centimeter))
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = canvas.WriteTo(f)
+	return errors.Join(err, f.Close())
 }
