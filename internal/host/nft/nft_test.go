@@ -150,7 +150,11 @@ func TestUsable(t *testing.T) {
 	}
 	for _, tt := range tests {
 		for _, f := range fwd.Families {
-			err := usable(f, tt.check)
+			asked := 0
+			err := usable(f, func(ops []Op) error { asked++; return tt.check(ops) })
+			if tt.want == nil && asked != 1 {
+				t.Errorf("%s, %s: the kernel was asked %d times", tt.name, f, asked)
+			}
 			if tt.want == nil {
 				if err != nil {
 					t.Errorf("%s, %s: %v", tt.name, f, err)

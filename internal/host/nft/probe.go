@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,16 +20,17 @@ type feature struct {
 	ops []Op
 }
 
-// features lists what tables of Services are made of; each needs nothing but itself and those before it.
-func features(f fwd.Family) []feature {
+// features lists what tables of Services are made of; each needs nothing but itself. The names of its chains and sets end with id.
+func features(f fwd.Family, id string) []feature {
 	vip := []Field{DestAddr, Protocol, DestPort}
 	words := f.Bits() / 32
-	rules := func(r ...Rule) []Op { return []Op{{Kind: AddChain, Name: "c"}, {Kind: AddRules, Name: "c", Rules: r}} }
-	set := func(s Set) Op { s.Name = "s"; return Op{Kind: AddSet, Name: "s", Set: s} }
+	c, b, p, sn := "c"+id, "b"+id, "p"+id, "s"+id
+	rules := func(r ...Rule) []Op { return []Op{{Kind: AddChain, Name: c}, {Kind: AddRules, Name: c, Rules: r}} }
+	set := func(s Set) Op { s.Name = sn; return Op{Kind: AddSet, Name: sn, Set: s} }
 	base := func(typ string, h Hook, r ...Rule) []Op {
-		ops := []Op{{Kind: AddChain, Name: "b", Base: Base{Type: typ, Hook: h}}}
+		ops := []Op{{Kind: AddChain, Name: b, Base: Base{Type: typ, Hook: h}}}
 		if len(r) > 0 {
-			ops = append(ops, Op{Kind: AddRules, Name: "b", Rules: r})
+			ops = append(ops, Op{Kind: AddRules, Name: b, Rules: r})
 		}
 		return ops
 	}
@@ -42,20 +44,20 @@ func features(f fwd.Family) []feature {
 	}
 	return []feature{
 		{"nf_tables itself (CONFIG_NF_TABLES)", nil},
-		{"chains of type nat (CONFIG_NFT_NAT)", append(base("nat", Prerouting), Op{Kind: AddChain, Name: "p", Base: Base{Type: "nat", Hook: Postrouting, Priority: 100}})},
+		{"chains of type nat (CONFIG_NFT_NAT)", append(base("nat", Prerouting), Op{Kind: AddChain, Name: p, Base: Base{Type: "nat", Hook: Postrouting, Priority: 100}})},
 		{"chains of type filter", base("filter", Input)},
 		{"expressions meta, payload, bitwise, byteorder and cmp", rules(
 			Rule{Meta(unix.NFT_META_MARK, 0), Bitwise(0, HostUint32(1), HostUint32(1)), SetMeta(unix.NFT_META_MARK, 0)},
 			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 12, 4, 0), Compare(unix.NFT_CMP_EQ, 0, "\x00\x00\x00\x00")},
 			Rule{Meta(unix.NFT_META_MARK, 0), ToNetworkOrder(0), Compare(unix.NFT_CMP_LT, 0, HostUint32(1))})},
 		{"sets with several fields in a key (concatenations)", with(Set{Key: []Field{SourceAddr, DestAddr}},
-			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(2*words*4), 0), In("s", 0)})},
-		{"sets of ranges", []Op{set(Set{Key: []Field{SourceAddr}, Interval: true}), {Kind: AddElements, Name: "s",
-			Set: Set{Name: "s", Key: []Field{SourceAddr}, Interval: true}, Elements: []Element{{Key: addr}, {Key: next, End: true}}}}},
+			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(2*words*4), 0), In(sn, 0)})},
+		{"sets of ranges", []Op{set(Set{Key: []Field{SourceAddr}, Interval: true}), {Kind: AddElements, Name: sn,
+			Set: Set{Name: sn, Key: []Field{SourceAddr}, Interval: true}, Elements: []Element{{Key: addr}, {Key: next, End: true}}}}},
 		{"maps to verdicts", with(Set{Key: []Field{Protocol, DestPort}, Verdicts: true}, Rule{
-			Meta(unix.NFT_META_L4PROTO, 0), Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, 1), VerdictMap("s", 0)})},
+			Meta(unix.NFT_META_L4PROTO, 0), Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, 1), VerdictMap(sn, 0)})},
 		{"sets that packets add to, with a time-out (dynset)", with(Set{Key: []Field{SourceAddr}, Dynamic: true, Size: 16},
-			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(words*4), 0), Update("s", 0, 10)})},
+			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(words*4), 0), Update(sn, 0, 10)})},
 		{"random numbers (CONFIG_NFT_NUMGEN)", rules(Rule{Random(2, 0, 0), Compare(unix.NFT_CMP_EQ, 0, HostUint32(1))})},
 		{"the kinds of addresses (CONFIG_NFT_FIB)", base("nat", Prerouting,
 			Rule{FibType(unix.NFTA_FIB_F_DADDR, 0), Compare(unix.NFT_CMP_EQ, 0, HostUint32(unix.RTN_LOCAL))})},
@@ -64,15 +66,23 @@ func features(f fwd.Family) []feature {
 		{"masquerade (CONFIG_NFT_MASQ)", base("nat", Postrouting, Rule{Masquerade()})},
 		{"destination NAT by a map (CONFIG_NFT_NAT)", append([]Op{set(Set{Key: vip, Value: []Field{DestAddr, DestPort}})}, base("nat", Prerouting, Rule{
 			Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(words*4), 0), Meta(unix.NFT_META_L4PROTO, words),
-			Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, words+1), Map("s", 0, 0), DNAT(nfproto, 0, words)})...)},
+			Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, words+1), Map(sn, 0, 0), DNAT(nfproto, 0, words)})...)},
 	}
 }
 
-// usable asks about each feature; check judges operations without an effect.
+// usable asks about all features at once, and about each where one is missing; check judges operations without an effect. Each
+// question waits until no CPU looks at the rules of before, which takes up to tens of milliseconds.
 func usable(f fwd.Family, check func([]Op) error) error {
+	every := []Op{{Kind: AddTable}}
+	for i := range features(f, "") {
+		every = append(every, features(f, strconv.Itoa(i))[i].ops...)
+	}
+	if check(every) == nil {
+		return nil
+	}
 	var missing []string
 	var first error
-	for _, feat := range features(f) {
+	for _, feat := range features(f, "") {
 		err := check(append([]Op{{Kind: AddTable}}, feat.ops...))
 		var ne *Error
 		if err != nil && (!errors.As(err, &ne) || errors.Is(err, unix.EPERM)) {
