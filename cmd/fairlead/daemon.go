@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,18 +89,22 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	plane, err := prepare(ctx, cfg, recorder, log)
-	if err != nil {
-		return err
-	}
 	addrs, err := link.Watch(ctx)
 	if err != nil {
 		return fmt.Errorf("watch the node's addresses: %w", err)
 	}
+	var plane dataplane
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
 	near := newNeighbour(recorder, log)
+	watch := newObservers(cfg, feed, source, recorder, &plane, local, near, level, log)
+	g := group{cancel: cancel}
+	// The objects come while the dataplane opens, which may mean to run programs and to load modules.
+	g.run("source", func() error { return source.Run(ctx) })
+	if plane, err = prepare(ctx, cfg, recorder, log); err != nil {
+		cancel(err)
+		return cmp.Or(g.wait(ctx, log), err)
+	}
 	near.Start(ctx)
-	watch := newObservers(cfg, feed, source, recorder, plane, local, near, level, log)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
@@ -110,8 +115,6 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		Logger:       log,
 	})
 
-	g := group{cancel: cancel}
-	g.run("source", func() error { return source.Run(ctx) })
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("configuration file", func() error {
 		watchConfig(ctx, cfg, level, log, func(c *config.Config) {

@@ -32,8 +32,9 @@ type observers struct {
 	log    *slog.Logger
 }
 
-// newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run.
-func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane dataplane, local *localport.Forwarder,
+// newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run, so that the
+// dataplane may be opened until then.
+func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane *dataplane, local *localport.Forwarder,
 	near *neighbour, level *slog.LevelVar, log *slog.Logger) *observers {
 	o := &observers{recorder: recorder, level: level, log: log}
 	o.config.Store(cfg)
@@ -49,15 +50,15 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
 		o.programmed = api.Programmed
 	}
-	if b, ok := plane.Backend.(*iptables.Backend); ok {
+	switch cfg.Mode {
+	case config.ModeIPTables:
 		mo.Rules = func() (out []metrics.Rules) {
-			for _, c := range b.Rules() {
+			for _, c := range plane.Backend.(*iptables.Backend).Rules() {
 				out = append(out, metrics.Rules{Family: c.Family, Table: c.Table.String(), Total: c.Total, Last: c.Last})
 			}
 			return out
 		}
-	}
-	if plane.draining != nil {
+	case config.ModeIPVS:
 		mo.Draining = func() (out [2]metrics.Draining) {
 			for i, d := range plane.draining() {
 				out[i] = metrics.Draining{Oldest: d.Oldest, Connections: d.Connections, Destinations: make(map[string]int)}
