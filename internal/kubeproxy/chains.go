@@ -50,13 +50,10 @@ type chains struct {
 	kept []string
 }
 
-// findChains reads the tables. exists says which of them the kernel has: reading another would make it.
-func findChains(ctx context.Context, t xtables.Interface, exists func(table string) bool) (*chains, error) {
+// findChains reads the tables.
+func findChains(ctx context.Context, t xtables.Interface) (*chains, error) {
 	c := &chains{tables: t, names: make(map[string][]string), jumps: make(map[string][]string)}
 	for _, table := range tables {
-		if !exists(table) {
-			continue
-		}
 		text, err := t.Save(ctx, table)
 		if err != nil {
 			return nil, err

@@ -52,8 +52,6 @@ COMMIT
 COMMIT
 `
 
-func always(string) bool { return true }
-
 func tablesOf(t *testing.T, text string) *xtables.Fake {
 	t.Helper()
 	f := xtables.NewFake()
@@ -66,7 +64,7 @@ func tablesOf(t *testing.T, text string) *xtables.Fake {
 func TestChains(t *testing.T) {
 	ctx := context.Background()
 	f := tablesOf(t, leftBehind)
-	c, err := findChains(ctx, f, always)
+	c, err := findChains(ctx, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +88,7 @@ func TestChains(t *testing.T) {
 	if got := f.Dump(); got != want.String() {
 		t.Errorf("left is\n%s\nwant\n%s", got, want.String())
 	}
-	again, err := findChains(ctx, f, always)
+	again, err := findChains(ctx, f)
 	if err != nil || !again.empty() {
 		t.Errorf("the second time: %v, %v", again.names, err)
 	}
@@ -102,7 +100,7 @@ func TestChains(t *testing.T) {
 func TestChainsThatOthersUseStay(t *testing.T) {
 	ctx := context.Background()
 	f := tablesOf(t, strings.Replace(leftBehind, "-A PREROUTING -m", ":CNI-HOSTPORT-SETMARK - [0:0]\n-A CNI-HOSTPORT-SETMARK -j KUBE-SEP-AAAAAAAAAAAAAAAA\n-A PREROUTING -m", 1))
-	c, err := findChains(ctx, f, always)
+	c, err := findChains(ctx, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +145,7 @@ func TestManyChainsGoInPieces(t *testing.T) {
 	b.WriteString("-A OUTPUT -j KUBE-SERVICES\nCOMMIT\n")
 	f := tablesOf(t, b.String())
 	f.Restores()
-	c, err := findChains(ctx, f, always)
+	c, err := findChains(ctx, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,12 +157,5 @@ func TestManyChainsGoInPieces(t *testing.T) {
 	}
 	if got := len(f.Restores()); got != 7 { // the jump, and twice three pieces of 2,501 chains
 		t.Errorf("%d restores, want 7", got)
-	}
-}
-
-func TestTablesThatTheKernelDoesNotHaveAreNotRead(t *testing.T) {
-	c, err := findChains(context.Background(), nil, func(string) bool { return false })
-	if err != nil || !c.empty() {
-		t.Errorf("%v, %v", c, err)
 	}
 }

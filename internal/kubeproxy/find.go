@@ -63,7 +63,7 @@ func (l *Leftovers) findChains(ctx context.Context) error {
 			}
 			var found *chains
 			if err == nil {
-				found, err = findChains(ctx, t, t.Exists)
+				found, err = findChains(ctx, t)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("iptables, %s, %s: %w", flavour, family, err))

@@ -36,7 +36,7 @@ func Signs(ctx context.Context) ([]string, error) {
 				continue
 			}
 			there := false
-			if err == nil && t.Exists("mangle") {
+			if err == nil {
 				there, err = hasCanary(ctx, t)
 			}
 			if err != nil {

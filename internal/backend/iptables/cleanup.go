@@ -43,7 +43,7 @@ func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.F
 			}
 			var found map[ChainID]Chain
 			if err == nil {
-				found, err = (&target{family: f, tables: existing{tables}}).Read(ctx)
+				found, err = (&target{family: f, tables: tables}).Read(ctx)
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s, %s: %w", fl, f, err))
@@ -56,19 +56,9 @@ func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.F
 	return out, errors.Join(errs...)
 }
 
-// existing reads a table that the kernel does not have as an empty one.
-type existing struct{ *xtables.Tables }
-
-func (e existing) Save(ctx context.Context, table string) ([]byte, error) {
-	if !e.Exists(table) {
-		return nil, nil
-	}
-	return e.Tables.Save(ctx, table)
-}
-
 // Remove takes it out of the kernel. Nobody else's rule is touched; connections that are established go on.
 func (l Leftover) Remove(ctx context.Context) error {
-	o := FamilyOptions{Tables: existing{l.tables}}
+	o := FamilyOptions{Tables: l.tables}
 	if l.Flavour != xtables.Legacy {
 		o.MaxChains = nftMaxChains
 	}

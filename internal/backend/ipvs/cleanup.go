@@ -203,7 +203,7 @@ func mangleTables(f fwd.Family) ([]xtables.Interface, error) {
 		case errors.Is(err, xtables.ErrNotFound):
 		case err != nil:
 			errs = append(errs, err)
-		case tables.Exists(tableMangle): // to read one that is not there would make it
+		default:
 			out = append(out, tables)
 		}
 	}

@@ -80,6 +80,9 @@ func TestRealities(t *testing.T) {
 				t.Fatal(err)
 			}
 			fake := NewFake()
+			if err := real.Restore(t.Context(), []byte("*nat\nCOMMIT\n*filter\nCOMMIT\n")); err != nil { // the fake has all tables
+				t.Fatal(err)
+			}
 			for _, r := range realities {
 				for name, x := range map[string]Interface{"real": real, "fake": fake} {
 					err := x.Restore(t.Context(), []byte(r.input))
@@ -118,6 +121,31 @@ func saved(t *testing.T, x Interface, table string) Table {
 		t.Fatalf("saved %s and got %d tables:\n%s", table, len(all), text)
 	}
 	return all[table]
+}
+
+// A table that is only looked at must not come to be: each one costs every packet a little.
+func TestReadingMakesNoTable(t *testing.T) {
+	for _, ipv6 := range []bool{false, true} {
+		t.Run(Legacy.command(ipv6, ""), func(t *testing.T) {
+			need(t, Legacy)
+			hosttest.Netns(t, "iptables-legacy")
+			x, err := New(Legacy, ipv6)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if text, err := x.Save(t.Context(), "mangle"); err != nil || len(text) > 0 {
+					t.Fatalf("reading a table that there is not: %q, %v", text, err)
+				}
+			}
+			if err := x.Restore(t.Context(), []byte("*mangle\n:X - [0:0]\nCOMMIT\n")); err != nil {
+				t.Fatal(err)
+			}
+			if _, there := saved(t, x, "mangle")["X"]; !there {
+				t.Error("a chain that was made cannot be read")
+			}
+		})
+	}
 }
 
 func TestKernelFeatures(t *testing.T) {

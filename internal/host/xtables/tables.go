@@ -17,7 +17,8 @@ import (
 
 // Interface reads and writes the tables of one family. Tables and Fake implement it.
 type Interface interface {
-	// Save returns one table in the format of iptables-save, without counters that mean anything.
+	// Save returns one table in the format of iptables-save, without counters that mean anything; nothing where the kernel
+	// does not have the table, which Restore makes.
 	Save(ctx context.Context, table string) ([]byte, error)
 	// Restore carries out input in the format of iptables-restore --noflush. An error that has to do with the input or
 	// the state of the tables is a *RestoreError.
@@ -73,8 +74,11 @@ func (t *Tables) Version() string {
 // RandomFully says whether the userland knows --random-fully for MASQUERADE and SNAT.
 func (t *Tables) RandomFully() bool { return t.info.HasRandomFully() }
 
-// Save runs iptables-save for one table. In the legacy flavour this creates the table if the kernel does not have it.
+// Save runs iptables-save for one table, unless the kernel does not have it: in the legacy flavour that would make it.
 func (t *Tables) Save(ctx context.Context, table string) ([]byte, error) {
+	if !t.exists(table) {
+		return nil, nil
+	}
 	out := &limited{max: maxSave, fail: true}
 	if err := run(ctx, nil, out, t.save, "-t", table).err(); err != nil {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
@@ -82,9 +86,8 @@ func (t *Tables) Save(ctx context.Context, table string) ([]byte, error) {
 	return out.buf.Bytes(), nil
 }
 
-// Exists says whether the kernel has the table for this flavour. Reading a legacy table that it does not have would make
-// it.
-func (t *Tables) Exists(table string) bool {
+// exists says whether the kernel has the table for this flavour.
+func (t *Tables) exists(table string) bool {
 	if t.flavour == NFT {
 		return true
 	}
