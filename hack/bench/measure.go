@@ -214,12 +214,15 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 	for _, family := range sums {
 		p.firstSync = max(p.firstSync, time.Duration(family*float64(time.Second)))
 	}
+	p.say("cold_start_s", "first_sync_s", "xtables_lock_s", "api_bytes")
 	if err := p.changes(ctx, s, c, d); err != nil {
 		return fail(err)
 	}
+	p.say("change_p50_s", "change_p99_s", "change_cpu_s")
 	if err := p.rolling(ctx, s, c, d, number); err != nil {
 		return fail(err)
 	}
+	p.say("rolling_s", "rolling_cpu_s")
 	if p.peakRSS, p.steadyRSS, err = memory(d.Pid()); err != nil {
 		return fail(err)
 	}

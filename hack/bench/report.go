@@ -69,6 +69,15 @@ var columns = []column{
 	{"through_latency_s", "connect through a Service", func(r *result) float64 { return seconds(r.thLatency) }, duration, false},
 }
 
+// say prints figures as soon as there are, since a run takes long. names are those of columns.
+func (r *result) say(names ...string) {
+	for i := range columns {
+		if c := &columns[i]; slices.Contains(names, c.name) {
+			fmt.Printf("    %s: %s\n", c.title, cell(*c, r))
+		}
+	}
+}
+
 // writeCSV replaces a file by the results.
 func writeCSV(path string, results []result) error {
 	f, err := os.Create(path)
