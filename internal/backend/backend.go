@@ -175,10 +175,11 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 	}
-	if e.Pending() == 0 {
+	pending := e.Pending()
+	if pending == 0 {
 		return Result{}, nil
 	}
-	plan := Plan[K, V]{Upserts: make(map[K]V), Deletes: make(map[K]V), Actual: e.tracker.Actual}
+	plan := Plan[K, V]{Upserts: make(map[K]V, pending), Deletes: make(map[K]V), Actual: e.tracker.Actual}
 	for k := range e.tracker.Pending() {
 		if v, ok := e.tracker.Desired(k); ok {
 			plan.Upserts[k] = v

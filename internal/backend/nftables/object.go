@@ -141,7 +141,12 @@ type targets string
 // newTargets joins a verdict and a list of indexes with their endpoints, which it sorts.
 func newTargets(verdict string, list []string) targets {
 	slices.Sort(list)
+	size := len(verdict) + 1
+	for _, s := range list {
+		size += len(s)
+	}
 	var b strings.Builder
+	b.Grow(size)
 	b.WriteString(verdict)
 	b.WriteByte(0)
 	for _, s := range list {

@@ -66,15 +66,13 @@ func (b *batcher) add(o nft.Op) { b.cur.ops = append(b.cur.ops, o) }
 
 func (b *batcher) complete(id ID) { b.cur.completes = append(b.cur.completes, id) }
 
-// element adds or deletes an element, together with those before if they are of the same kind.
-func (b *batcher) element(kind nft.OpKind, set string, el nft.Element) {
-	b.elements++
-	if n := len(b.cur.ops); n > 0 && b.cur.ops[n-1].Kind == kind && b.cur.ops[n-1].Name == set {
-		b.cur.ops[n-1].Elements = append(b.cur.ops[n-1].Elements, el)
-		return
+// elementsOf are those of an operation on elements: of the last one if it is of the same kind, otherwise of a new one.
+func (b *batcher) elementsOf(kind nft.OpKind, set string) *[]nft.Element {
+	if n := len(b.cur.ops); n == 0 || b.cur.ops[n-1].Kind != kind || b.cur.ops[n-1].Name != set {
+		def, _ := staticSet(set)
+		b.add(nft.Op{Kind: kind, Name: set, Set: def})
 	}
-	def, _ := staticSet(set)
-	b.add(nft.Op{Kind: kind, Name: set, Set: def, Elements: []nft.Element{el}})
+	return &b.cur.ops[len(b.cur.ops)-1].Elements
 }
 
 // was is the value that an object is believed to have.
@@ -88,7 +86,9 @@ func (b *batcher) limited(kind nft.OpKind, set, key string) {
 	if b.elements >= b.chunk {
 		b.flush()
 	}
-	b.element(kind, set, nft.Element{Key: key})
+	els := b.elementsOf(kind, set)
+	*els = append(*els, nft.Element{Key: key})
+	b.elements++
 }
 
 func (b *batcher) table() {
@@ -213,8 +213,14 @@ func (b *batcher) frontends(ids []ID) {
 		}
 		for _, c := range all {
 			for _, set := range []string{setVIPs, setNodePorts, setEndpoints, setNodePortEndpoints} {
-				for _, el := range c.elements[set] {
-					b.element(c.kind, set, el)
+				if els := c.elements[set]; len(els) > 0 {
+					of := b.elementsOf(c.kind, set)
+					if *of == nil {
+						*of = els
+					} else {
+						*of = append(*of, els...)
+					}
+					b.elements += len(els)
 				}
 			}
 		}

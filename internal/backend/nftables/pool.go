@@ -39,7 +39,7 @@ func levelsOf(eps []fwd.Endpoint) []level {
 		weights[i] = uint32(uint64(e.Weight) / divisor)
 	}
 	if sum/divisor <= uint64(4*len(eps)+16) {
-		var tokens []token
+		tokens := make([]token, 0, sum/divisor)
 		for i, e := range eps {
 			for n := range weights[i] {
 				tokens = append(tokens, newToken(e.Addr, n))
@@ -96,11 +96,11 @@ func mix(x uint64) uint64 {
 //
 // In rounds, each token that has no index yet asks for one at random, and gets it if it is free; of those who ask in the
 // same round the one with the lowest hash goes first. The index asked for is the low bits of a hash, with one bit less
-// where that is beyond the end, so that the table grows like one of linear hashing.
+// where that is beyond the end, so that the table grows like one of linear hashing. The tokens are overwritten.
 func slotsOf(tokens []token) []netip.AddrPort {
 	n := len(tokens)
 	slots := make([]netip.AddrPort, n)
-	left := slices.Clone(tokens)
+	left := tokens
 	slices.SortFunc(left, func(a, b token) int {
 		if a.hash != b.hash {
 			if a.hash < b.hash {
@@ -153,7 +153,11 @@ func firstIndex(s fwd.Scope, bit int) uint32 { return uint32(s)<<30 | uint32(bit
 
 // indexed lists the endpoints of a pool as targets has them.
 func indexed(s fwd.Scope, levels []level) []string {
-	var list []string
+	n := 0
+	for _, lv := range levels {
+		n += len(lv.slots)
+	}
+	list := make([]string, 0, n)
 	for _, lv := range levels {
 		first := firstIndex(s, lv.bit)
 		for i, a := range lv.slots {

@@ -37,10 +37,24 @@ type compiler struct {
 	lang
 	frag *fwd.Fragment
 	out  program
-	// levels of the pools without affinity.
-	levels map[fwd.PoolKey][]level
-	// pools are the same, as indexes with their endpoints (indexed).
-	pools map[fwd.PoolKey][]string
+	// pools are those of the fragment, in the same order.
+	pools []pool
+}
+
+// pool is one without affinity; one with affinity has no levels.
+type pool struct {
+	levels []level
+	// list has the indexes with their endpoints (indexed).
+	list []string
+}
+
+// pool finds one.
+func (c *compiler) pool(k fwd.PoolKey) pool {
+	i, ok := slices.BinarySearchFunc(c.frag.Pools, k, func(p fwd.Pool, k fwd.PoolKey) int { return p.Key.Compare(k) })
+	if !ok {
+		return pool{}
+	}
+	return c.pools[i]
 }
 
 // programOf renders a Service for one family. It is pure, and independent of the header.
@@ -48,21 +62,21 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 	if f == nil {
 		return program{}
 	}
-	c := compiler{lang: lang{fam}, frag: f, levels: make(map[fwd.PoolKey][]level), pools: make(map[fwd.PoolKey][]string),
-		out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
+	c := compiler{lang: lang{fam}, frag: f, pools: make([]pool, len(f.Pools)), out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
 	for i := range f.Pools {
 		p := &f.Pools[i]
 		if p.Key.Family != fam {
 			continue
 		}
+		c.out.hairpin = slices.Grow(c.out.hairpin, len(p.Endpoints))
 		for _, e := range p.Endpoints {
 			c.out.hairpin = append(c.out.hairpin, e.Addr.Addr())
 		}
 		if p.AffinitySec > 0 {
 			c.affinity(p)
 		} else {
-			c.levels[p.Key] = levelsOf(p.Endpoints)
-			c.pools[p.Key] = indexed(p.Key.Scope, c.levels[p.Key])
+			levels := levelsOf(p.Endpoints)
+			c.pools[i] = pool{levels, indexed(p.Key.Scope, levels)}
 		}
 	}
 	for i := range f.Frontends {
@@ -94,8 +108,8 @@ func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
 		a.letter = strings.ToUpper(a.letter)
 	}
 	key := f.Pool(r)
-	levels, ok := c.levels[key]
-	if !ok {
+	levels := c.pool(key).levels
+	if levels == nil {
 		a.verdict = "goto " + affinityChain(key)
 		return a
 	}
@@ -128,7 +142,7 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 	var list []string
 	for s, used := range scopes {
 		if used {
-			list = append(list, c.pools[fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}]...)
+			list = append(list, c.pool(fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}).list...)
 		}
 	}
 	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: string(frontendKey(nil, f.Key))}] = newTargets(v, list)
