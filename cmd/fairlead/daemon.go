@@ -62,7 +62,7 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
-	saveMemory()
+	setGC(gcStarting)
 	return guide(ctx, cfg, level, log)
 }
 

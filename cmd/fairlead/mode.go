@@ -46,12 +46,16 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 			old.begin(f)
 		}}, err
 	case config.ModeNFTables:
-		b, drift, err := nftables.Open(ctx, log)
+		p, err := nftables.Open(ctx, log)
+		if err != nil {
+			return dataplane{}, err
+		}
 		old := newRetirement(cfg, log)
-		return dataplane{Backend: b, run: old.run, drift: drift, complete: func(ctx context.Context, f fwd.Family) {
+		return dataplane{Backend: p.Backend, run: old.run, drift: p.Drift, complete: func(ctx context.Context, f fwd.Family) {
+			p.Listen()
 			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
 			old.begin(f)
-		}}, err
+		}}, nil
 	case config.ModeIPVS:
 		return openIPVS(ctx, cfg, warn, log)
 	}

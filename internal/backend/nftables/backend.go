@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -34,10 +35,19 @@ func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Backend {
 	return backend.Join(families...)
 }
 
-// Open returns a Backend on the kernel of this node, for the families in which it has nf_tables; at least one. The channel
-// receives when somebody else has changed a table of ours; it is closed when the context ends. The error says what is
-// missing.
-func Open(ctx context.Context, log *slog.Logger) (backend.Backend, <-chan struct{}, error) {
+// Plane is the mode on this node's kernel.
+type Plane struct {
+	backend.Backend
+	// Drift receives when somebody else has changed a table of ours, since Listen was called; it is closed when the context of
+	// Open ends.
+	Drift <-chan struct{}
+	// Listen is to be called when all was written for the first time, since it makes that take longer. Where there is a table
+	// already Open has called it; more than one call is harmless.
+	Listen func()
+}
+
+// Open returns a Plane with the families in which the kernel has nf_tables; at least one. The error says what is missing.
+func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 	tables := make(map[fwd.Family]nft.Interface)
 	var conns []*nft.Conn
 	var errs []error
@@ -55,14 +65,21 @@ func Open(ctx context.Context, log *slog.Logger) (backend.Backend, <-chan struct
 		log.Info("using nf_tables", "family", f.String(), "table", TableName)
 	}
 	if len(tables) == 0 {
-		return nil, nil, errors.Join(errs...)
+		return nil, errors.Join(errs...)
 	}
 	for _, err := range errs {
 		log.Warn("one address family is left out", "error", err)
 	}
-	changed, err := nft.Watch(ctx, TableName, conns...)
-	if err != nil {
-		return nil, nil, err
+	drift := make(chan struct{}, 1)
+	p := &Plane{Backend: New(tables, 0), Drift: drift, Listen: sync.OnceFunc(func() {
+		if err := nft.Watch(ctx, drift, TableName, conns...); err != nil {
+			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
+		}
+	})}
+	for _, c := range conns {
+		if there, err := c.Exists(); there || err != nil {
+			p.Listen()
+		}
 	}
-	return New(tables, 0), changed, nil
+	return p, nil
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -363,4 +364,48 @@ func TestKernelCatchAll(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", element, diff)
 		}
 	}
+}
+
+// TestKernelListen: the changes of others are heard from Listen on, and where an earlier run left a table from Open on.
+func TestKernelListen(t *testing.T) {
+	hosttest.Netns(t)
+	other := kernel(t)
+	remove := func(f fwd.Family) {
+		t.Helper()
+		if err := other[f].Commit(t.Context(), []nft.Op{{Kind: nft.DelTable}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func() *Plane {
+		t.Helper()
+		p, err := Open(t.Context(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		give(p, &fwd.Table{})
+		if _, err := p.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Apply(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	heard := func(p *Plane, what string) {
+		t.Helper()
+		select {
+		case <-p.Drift:
+		case <-time.After(hosttest.Patience):
+			t.Errorf("%s is not heard", what)
+		}
+	}
+
+	p := open()
+	p.Listen()
+	remove(fwd.IPv6)
+	heard(p, "what others do after Listen")
+	open()
+	p = open()
+	remove(fwd.IPv4)
+	heard(p, "what others do to the table of an earlier run")
 }

@@ -23,8 +23,8 @@ func TestKernelWatch(t *testing.T) {
 		return c
 	}
 	ours, theirs, other := open("fl-test"), open("fl-test"), open("fl-other")
-	changed, err := Watch(ctx, "fl-test", ours)
-	if err != nil {
+	changed := make(chan struct{}, 1)
+	if err := Watch(ctx, changed, "fl-test", ours); err != nil {
 		t.Fatal(err)
 	}
 	commit := func(c *Conn, ops ...Op) {
