@@ -70,20 +70,19 @@ func apiSlice(i, endpoints int) *discoveryv1.EndpointSlice {
 // nothing is a kernel that takes everything and holds nothing.
 type nothing struct{}
 
-func (nothing) Read(context.Context) (nft.Content, error)            { return nft.Content{}, nil }
-func (nothing) Commit(context.Context, []nft.Op) error               { return nil }
-func (nothing) Check(context.Context, []nft.Op) error                { return nil }
-func (nothing) Save(_ context.Context, table string) ([]byte, error) { return nil, nil }
-func (nothing) Restore(context.Context, []byte) error                { return nil }
+func (nothing) Read(context.Context) (nft.Content, error) { return nft.Content{}, nil }
+func (nothing) Commit(context.Context, []nft.Op) error    { return nil }
+func (nothing) Check(context.Context, []nft.Op) error     { return nil }
 
-var (
-	_ nft.Interface     = nothing{}
-	_ xtables.Interface = nothing{}
-)
+// noTables is the same of iptables.
+type noTables struct{}
+
+func (noTables) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
+func (noTables) Restore(context.Context, []byte) error               { return nil }
 
 func planeOnNothing(mode config.Mode) backend.Backend {
 	if mode == config.ModeIPTables {
-		o := iptables.FamilyOptions{Tables: nothing{}, HairpinBPF: true, RandomFully: true}
+		o := iptables.FamilyOptions{Tables: noTables{}, HairpinBPF: true, RandomFully: true}
 		return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o, fwd.IPv6: o})
 	}
 	return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: nothing{}, fwd.IPv6: nothing{}}, 0)

@@ -1,7 +1,6 @@
 package kubeproxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -54,15 +53,11 @@ type chains struct {
 func findChains(ctx context.Context, t xtables.Interface) (*chains, error) {
 	c := &chains{tables: t, names: make(map[string][]string), jumps: make(map[string][]string)}
 	for _, table := range tables {
-		text, err := t.Save(ctx, table)
+		all, err := t.Read(ctx, table)
 		if err != nil {
 			return nil, err
 		}
-		parsed, err := xtables.ParseSave(bytes.NewReader(text))
-		if err != nil {
-			return nil, fmt.Errorf("read table %s: %w", table, err)
-		}
-		c.sort(table, parsed[table])
+		c.sort(table, all)
 	}
 	return c, nil
 }

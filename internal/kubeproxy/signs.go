@@ -1,7 +1,6 @@
 package kubeproxy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,11 +62,9 @@ func Signs(ctx context.Context) ([]string, error) {
 
 // hasCanary looks into table mangle, where there are no rules for Services.
 func hasCanary(ctx context.Context, t xtables.Interface) (bool, error) {
-	text, err := t.Save(ctx, "mangle")
-	if err != nil {
-		return false, err
-	}
-	return bytes.Contains(text, []byte("\n:"+canary+" ")), nil
+	chains, err := t.Read(ctx, "mangle")
+	_, there := chains[canary]
+	return there, err
 }
 
 func hasSet(ctx context.Context) (bool, error) {

@@ -7,13 +7,14 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 // discard takes every restore and holds nothing.
 type discard struct{}
 
-func (discard) Save(context.Context, string) ([]byte, error) { return nil, nil }
-func (discard) Restore(context.Context, []byte) error        { return nil }
+func (discard) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
+func (discard) Restore(context.Context, []byte) error               { return nil }
 
 func onDiscard() backend.Backend {
 	return New(map[fwd.Family]FamilyOptions{fwd.IPv4: {Tables: discard{}, HairpinBPF: true, RandomFully: true, DropInvalid: true}})

@@ -23,8 +23,8 @@ type simTables struct {
 	sim   *simulation
 }
 
-func (s *simTables) Save(_ context.Context, table string) ([]byte, error) {
-	return []byte(s.rules.Save(table)), nil
+func (s *simTables) Read(_ context.Context, table string) (xtables.Table, error) {
+	return xtables.ParseTable(strings.NewReader(s.rules.Save(table)), table)
 }
 
 func (s *simTables) Restore(_ context.Context, input []byte) error {

@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -33,15 +32,11 @@ func builtin(name string) bool { return !strings.HasPrefix(name, chainPrefix) }
 func (t *target) Read(ctx context.Context) (map[ChainID]Chain, error) {
 	out := make(map[ChainID]Chain)
 	for _, table := range []Table{Filter, NAT} {
-		text, err := t.tables.Save(ctx, table.String())
+		chains, err := t.tables.Read(ctx, table.String())
 		if err != nil {
 			return nil, err
 		}
-		parsed, err := xtables.ParseSave(bytes.NewReader(text))
-		if err != nil {
-			return nil, err
-		}
-		for name, c := range parsed[table.String()] {
+		for name, c := range chains {
 			rules := c.Rules
 			if builtin(name) {
 				rules = slices.DeleteFunc(rules, func(r string) bool { return !jumpsToOurs(r) })

@@ -10,13 +10,14 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipset"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 // discard takes every restore and holds nothing.
 type discard struct{}
 
-func (discard) Save(context.Context, string) ([]byte, error) { return nil, nil }
-func (discard) Restore(context.Context, []byte) error        { return nil }
+func (discard) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
+func (discard) Restore(context.Context, []byte) error               { return nil }
 
 // onFakes is a backend on a kernel that holds virtual servers, sets and addresses, since the backend looks at them as it
 // writes; what the kernel takes is in the numbers.

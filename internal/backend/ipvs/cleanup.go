@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -212,16 +211,12 @@ func mangleTables(f fwd.Family) ([]xtables.Interface, error) {
 
 // mangleChains are our chains in table mangle, and the jumps to them in others.
 func mangleChains(ctx context.Context, tables xtables.Interface) (map[Key]Value, error) {
-	text, err := tables.Save(ctx, tableMangle)
-	if err != nil {
-		return nil, err
-	}
-	parsed, err := xtables.ParseSave(bytes.NewReader(text))
+	table, err := tables.Read(ctx, tableMangle)
 	if err != nil {
 		return nil, err
 	}
 	out := make(map[Key]Value)
-	readChains(parsed, out)
+	readChains(map[string]xtables.Table{tableMangle: table}, out)
 	return out, nil
 }
 
@@ -242,9 +237,7 @@ func cleanMangle(ctx context.Context, tables xtables.Interface) error {
 // noTables is the tables of iptables where they are somebody else's business.
 type noTables struct{}
 
-func (noTables) Save(_ context.Context, table string) ([]byte, error) {
-	return []byte("*" + table + "\nCOMMIT\n"), nil
-}
+func (noTables) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
 
 func (noTables) Restore(_ context.Context, input []byte) error {
 	return fmt.Errorf("BUG: clean-up wrote rules: %s", strings.TrimSpace(string(input)))

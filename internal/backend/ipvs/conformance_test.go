@@ -80,8 +80,8 @@ func (s *simulation) write(writes bool, err error) error {
 	return nil
 }
 
-func (t *simTables) Save(_ context.Context, table string) ([]byte, error) {
-	return []byte(t.rules.Save(table)), nil
+func (t *simTables) Read(_ context.Context, table string) (xtables.Table, error) {
+	return xtables.ParseTable(strings.NewReader(t.rules.Save(table)), table)
 }
 
 func (t *simTables) Restore(_ context.Context, input []byte) error {

@@ -1,7 +1,6 @@
 package ipvs
 
 import (
-	"bytes"
 	"context"
 	"math"
 	"net/netip"
@@ -80,15 +79,9 @@ func (s *snapshot) take(ctx context.Context, t *target) error {
 	}
 	s.chains = make(map[string]xtables.Table)
 	for _, table := range tables {
-		text, err := t.opts.Tables.Save(ctx, table)
-		if err != nil {
+		if s.chains[table], err = t.opts.Tables.Read(ctx, table); err != nil {
 			return err
 		}
-		parsed, err := xtables.ParseSave(bytes.NewReader(text))
-		if err != nil {
-			return err
-		}
-		s.chains[table] = parsed[table]
 	}
 	return nil
 }

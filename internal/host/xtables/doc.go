@@ -1,7 +1,7 @@
 // Package xtables runs the iptables userland: it finds out which of the two flavours a node uses, reads tables with
 // iptables-save, and writes them with iptables-restore. It knows nothing of Services and holds no rules.
 //
-//	Detect ─► Flavour ─► New(flavour, family) ─► Tables ─┬─ Save(table)    ─► iptables-save output ─► ParseSave ─► chains
+//	Detect ─► Flavour ─► New(flavour, family) ─► Tables ─┬─ Read(table)    ─► iptables-save ─► ParseTable ─► chains
 //	                                                     └─ Restore(input) ─► one iptables-restore --noflush
 //	tests: Fake, which keeps tables in memory and refuses what the kernel refuses
 //
@@ -10,7 +10,7 @@
 //  1. A Restore is one process. Each table of its input is committed at once or not at all; tables are committed in the
 //     order of the input, so that an error may leave the earlier ones written.
 //  2. The xtables lock is awaited, never broken. A lock that is not to be had is an error that may pass.
-//  3. Nothing is written by Detect and Save; Lacking writes nothing that remains.
+//  3. Nothing is written by Detect and Read; Lacking writes nothing that remains.
 //  4. Legacy tables are never asked for by name in Detect: asking makes the kernel create them.
 //
 // Only backends and commands import the package. It is tested with scripts in place of the binaries, by fuzzing the

@@ -92,17 +92,22 @@ func NewFake() *Fake {
 	return f
 }
 
-// Save prints a table as iptables-save does: the kernel's chains, then the others by name.
-func (f *Fake) Save(ctx context.Context, table string) ([]byte, error) {
+// Read implements Interface.
+func (f *Fake) Read(ctx context.Context, table string) (Table, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
+	if f.tables[table] == nil {
+		return nil, fmt.Errorf("read table %s: no such table", table)
+	}
+	return ParseTable(strings.NewReader(f.Save(table)), table)
+}
+
+// Save prints a table as iptables-save does: the kernel's chains, then the others by name.
+func (f *Fake) Save(table string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	chains := f.tables[table]
-	if chains == nil {
-		return nil, fmt.Errorf("read table %s: no such table", table)
-	}
 	names := slices.Clone(builtin[table])
 	for name, c := range chains {
 		if c.policy == "" {
@@ -125,18 +130,18 @@ func (f *Fake) Save(ctx context.Context, table string) ([]byte, error) {
 		}
 	}
 	b.WriteString("COMMIT\n# Completed\n")
-	return b.Bytes(), nil
+	return b.String()
 }
 
 // Dump prints the tables that hold rules or chains that were made, by name, for golden files.
 func (f *Fake) Dump() string {
 	var out strings.Builder
 	for _, table := range []string{"filter", "mangle", "nat", "raw", "security"} {
-		text, _ := f.Save(context.Background(), table) // cannot fail: the table is there
-		parsed, _ := ParseSave(bytes.NewReader(text))
-		for _, c := range parsed[table] {
+		text := f.Save(table)
+		parsed, _ := ParseTable(strings.NewReader(text), table) // cannot fail: it is our own
+		for _, c := range parsed {
 			if c.Policy == "" || len(c.Rules) > 0 || c.Policy != "ACCEPT" {
-				for line := range strings.Lines(string(text)) {
+				for line := range strings.Lines(text) {
 					if line[0] != '#' {
 						out.WriteString(line)
 					}

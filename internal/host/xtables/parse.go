@@ -45,6 +45,12 @@ func ParseSave(r io.Reader) (map[string]Table, error) {
 	}
 }
 
+// ParseTable is ParseSave for one table, nil if the output has none of that name.
+func ParseTable(r io.Reader, name string) (Table, error) {
+	all, err := ParseSave(r)
+	return all[name], err
+}
+
 type parser struct {
 	in     *bufio.Reader
 	n      int

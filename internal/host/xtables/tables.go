@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"regexp"
@@ -17,9 +18,8 @@ import (
 
 // Interface reads and writes the tables of one family. Tables and Fake implement it.
 type Interface interface {
-	// Save returns one table in the format of iptables-save, without counters that mean anything; nothing where the kernel
-	// does not have the table, which Restore makes.
-	Save(ctx context.Context, table string) ([]byte, error)
+	// Read returns one table, nil where the kernel does not have it. Restore makes it.
+	Read(ctx context.Context, table string) (Table, error)
 	// Restore carries out input in the format of iptables-restore --noflush. An error that has to do with the input or
 	// the state of the tables is a *RestoreError.
 	Restore(ctx context.Context, input []byte) error
@@ -74,16 +74,34 @@ func (t *Tables) Version() string {
 // RandomFully says whether the userland knows --random-fully for MASQUERADE and SNAT.
 func (t *Tables) RandomFully() bool { return t.info.HasRandomFully() }
 
-// Save runs iptables-save for one table, unless the kernel does not have it: in the legacy flavour that would make it.
-func (t *Tables) Save(ctx context.Context, table string) ([]byte, error) {
+// Read runs iptables-save for one table, unless the kernel does not have it: in the legacy flavour that would make it. The
+// output is parsed as it comes, since of a large table it is large.
+func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	if !t.exists(table) {
 		return nil, nil
 	}
-	out := &limited{max: maxSave, fail: true}
-	if err := run(ctx, nil, out, t.save, "-t", table).err(); err != nil {
+	from, to := io.Pipe()
+	var parsed Table
+	var perr error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		parsed, perr = ParseTable(from, table)
+		from.CloseWithError(perr) // ends the child by a broken pipe
+	}()
+	err := run(ctx, nil, to, t.save, "-t", table).err()
+	to.Close()
+	<-done
+	switch {
+	case err == nil:
+		err = perr
+	case perr != nil && !errors.Is(perr, ErrTruncated): // that is why the pipe broke
+		err = fmt.Errorf("%w (%w)", perr, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
-	return out.buf.Bytes(), nil
+	return parsed, nil
 }
 
 // exists says whether the kernel has the table for this flavour.
@@ -112,7 +130,7 @@ func (t *Tables) Restore(ctx context.Context, input []byte) error {
 }
 
 // Rules lists the rules of one chain, each the text that follows "-A CHAIN "; nil where there is no such chain, or it cannot be
-// read. It costs less than Save where a table is large.
+// read. It costs less than Read where a table is large.
 func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 	out := &limited{max: maxSave, fail: true}
 	if run(ctx, nil, out, t.main, "--wait", "5", "-t", table, "-S", chain).cause != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -129,20 +130,30 @@ func TestRestoreIsKilledWithTheContext(t *testing.T) {
 	}
 }
 
-func TestSave(t *testing.T) {
-	scripted(t, "iptables v1.8.9 (nf_tables)", `echo "*$2"; echo COMMIT`, "")
+func TestRead(t *testing.T) {
+	scripted(t, "iptables v1.8.9 (nf_tables)", `echo "*$2"; echo ":A - [0:0]"; echo COMMIT`, "")
 	x, err := New(NFT, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := x.Save(t.Context(), "nat"); err != nil || string(got) != "*nat\nCOMMIT\n" {
-		t.Errorf("got %q, %v", got, err)
+	if got, err := x.Read(t.Context(), "nat"); err != nil || !reflect.DeepEqual(got, Table{"A": {}}) {
+		t.Errorf("got %v, %v", got, err)
 	}
-	scripted(t, "iptables v1.8.9 (nf_tables)", `echo "bad thing" >&2; exit 1`, "")
-	if x, err = New(NFT, false); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := x.Save(t.Context(), "nat"); err == nil || !strings.Contains(err.Error(), "bad thing") {
-		t.Errorf("got %v", err)
+	for _, tt := range []struct{ name, script, want string }{
+		{"the program fails", `echo "bad thing" >&2; exit 1`, "bad thing"},
+		{"it fails in the middle", `echo "*nat"; echo "bad thing" >&2; exit 1`, "bad thing"},
+		{"it ends in the middle", `echo "*nat"`, "ends without COMMIT"},
+		{"its output is nothing that is known, and goes on", `while echo nonsense; do :; done`, "outside of a table"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			scripted(t, "iptables v1.8.9 (nf_tables)", tt.script, "")
+			x, err := New(NFT, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := x.Read(t.Context(), "nat"); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v", err)
+			}
+		})
 	}
 }
