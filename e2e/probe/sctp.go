@@ -130,7 +130,7 @@ func (s *Server) serveSCTP(in Entrance, at netip.Addr, ports []uint16) error {
 	return nil
 }
 
-// dialSCTP sends an INIT and waits for the INIT ACK, or the ICMP error, that answers it.
+// dialSCTP sends an INIT, again every second, and waits for the INIT ACK, or the ICMP error, that answers it.
 // The time-out counts from when its turn has come.
 func (d *Dialer) dialSCTP(t Target) Result {
 	d.sctp.Lock()
@@ -148,18 +148,31 @@ func (d *Dialer) dialSCTP(t Target) Result {
 		return failure(err)
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(t.timeout())); err != nil {
-		return failure(err)
-	}
+	end := time.Now().Add(t.timeout())
 	ask := sctpPacket{src: t.Src.Port(), dst: t.Dst.Port(), chunk: chunkInit, initTag: rand.Uint32() | 1}
 	if ask.src == 0 {
 		ask.src = uint16(33000 + rand.IntN(27000))
 	}
-	if _, err := c.Write(ask.marshal()); err != nil && !filtered(err) {
-		return failure(err)
+	for {
+		next := time.Now().Add(initAgain)
+		if next.After(end) {
+			next = end
+		}
+		if err := c.SetDeadline(next); err != nil {
+			return failure(err)
+		}
+		if _, err := c.Write(ask.marshal()); err != nil && !filtered(err) {
+			return failure(err)
+		}
+		if res := awaitInitAck(c, ask); res.Verdict != Lost || next.Equal(end) {
+			return res
+		}
 	}
-	return awaitInitAck(c, ask)
 }
+
+// initAgain is when an INIT is sent again that is not answered, as every SCTP does (RTO.Initial of RFC 9260, section 16): on a busy
+// machine the kernel loses a packet now and then, such as while it asks for the neighbour's address.
+const initAgain = time.Second
 
 func awaitInitAck(c *net.IPConn, ask sctpPacket) Result {
 	for buf := make([]byte, 512); ; {
