@@ -97,7 +97,7 @@ func (f *Fake) Read(ctx context.Context, table string) (Table, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("read table %s: %w", table, err)
 	}
-	if f.tables[table] == nil {
+	if _, there := builtin[table]; !there {
 		return nil, fmt.Errorf("read table %s: no such table", table)
 	}
 	return ParseTable(strings.NewReader(f.Save(table)), table)
