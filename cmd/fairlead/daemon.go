@@ -111,8 +111,11 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
 		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
-		OnFirstWrite: func(f fwd.Family) { plane.complete(ctx, f) },
-		Logger:       log,
+		OnFirstWrite: func(f fwd.Family) {
+			setGC(gcPercent)
+			plane.complete(ctx, f)
+		},
+		Logger: log,
 	})
 
 	g.run("loop", func() error { return loop.Run(ctx) })

@@ -7,7 +7,7 @@ import (
 
 // How much memory may be garbage, in percent of what is in use, before it is collected. Most of what is in use stays for long.
 const (
-	// gcStarting is until everything was written. Then there is not much yet, and a start is not to wait: with 10,000 Services
+	// gcStarting is until everything of a family was written. Until then there is not much yet, and a start is not to wait: with 10,000 Services
 	// of 10 endpoints in mode nftables it takes a quarter less time than with gcPercent.
 	gcStarting = 50
 	// gcPercent is from then on. With as many Services the daemon's peak was 95 MiB with 25 and 102 MiB with 50, after a restart

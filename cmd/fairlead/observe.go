@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,8 +26,6 @@ type observers struct {
 	recorder *kube.Recorder
 	// programmed, if not nil, is called whenever all rules were found in the kernel.
 	programmed func()
-	// settle is called when everything was written; the first call counts.
-	settle func()
 	// config is the one in force.
 	config atomic.Pointer[config.Config]
 	level  *slog.LevelVar
@@ -39,7 +36,7 @@ type observers struct {
 // dataplane may be opened until then.
 func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane *dataplane, local *localport.Forwarder,
 	near *neighbour, level *slog.LevelVar, log *slog.Logger) *observers {
-	o := &observers{recorder: recorder, level: level, log: log, settle: sync.OnceFunc(func() { setGC(gcPercent) })}
+	o := &observers{recorder: recorder, level: level, log: log}
 	o.config.Store(cfg)
 	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
 		total, waiting := feed.Changes()
@@ -149,9 +146,6 @@ func (o *observers) Queued(since time.Time) {
 func (o *observers) Synced(s reconcile.Sync) {
 	o.health.Synced(s.Start, s.End, s.Failed, s.Quarantined)
 	o.metrics.Synced(s)
-	if s.Failed == [2]bool{} {
-		o.settle()
-	}
 }
 
 func (o *observers) Verified(at time.Time) {
