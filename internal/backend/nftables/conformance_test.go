@@ -142,7 +142,7 @@ func (s *simulation) Dump() string {
 		if err != nil {
 			panic(err)
 		}
-		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindHairpin, KindElement} {
+		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindElement} {
 			for _, id := range sorted(m, kind) {
 				b.WriteString(f.String() + " " + strconv.Itoa(int(kind)) + " " + id.Name + " " + hex.EncodeToString([]byte(id.Key)) + ": " +
 					hex.EncodeToString([]byte(m[id].Value)) + "\n") // fmt takes a tenth of the suite's time

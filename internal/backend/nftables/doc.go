@@ -9,15 +9,15 @@
 //	                                        └─ service-cidrs: no Service's address ─► drop
 //	chain of a shape, e.g. CcC_tcp-10:        not from a pod: set the mark ─► tcp-10
 //	chain of a pool's size, e.g. tcp-10:      dnat to (address, protocol, port, random mod 10) map @endpoints
-//	nat-postrouting ─► mark set, or (source, destination) in hairpin ─► masquerade
+//	nat-postrouting ─► mark set, or translated to its own source ─► masquerade
 //
 // A packet for a Service meets two look-ups, one for no Service one, however many Services there are. In the name of a
 // shape a letter stands for each class of source, outside, pod and host: c and l for the pools of the cluster and of this
 // node (with a capital: masquerade), x for drop and r for reject; then follow the pools with their sizes. "tcp-10" alone is
 // the shape in which all are treated alike. Prefix "from-" and "sources-": only sources in the set come through.
 //
-// The chains of pools of up to sizesAhead endpoints are always there, since a rule that comes to a full map costs a walk
-// through the map. What a change costs beyond its elements is a validation: wherever a verdict that leads to a chain comes
+// The chains of pools of the usual sizes are always there (sizesAhead), since a rule that comes to a full map costs a walk
+// through the map; but an endpoint that comes costs a walk through all such rules. What a change costs beyond its elements is a validation: wherever a verdict that leads to a chain comes
 // to a map, the kernel looks at all verdicts of the table, 0.1 to 0.3 ms for 1000. Removing verdicts, and whatever is done
 // to endpoints, costs none.
 //
@@ -29,8 +29,8 @@
 // serves both purposes, and a verdict can never disagree with the DNAT beside it.
 //
 // The kernel decides as fwd.Table.Lookup does, without exception. From mode iptables it differs as kube-proxy's nftables mode
-// does: nothing is accepted on behalf of the host's firewall, and INVALID packets are not dropped. The set hairpin has every
-// endpoint, on whatever node: a pod can reach itself through the node port of another node.
+// does: nothing is accepted on behalf of the host's firewall, and INVALID packets are not dropped. Source and
+// destination of a packet are compared byte by byte, as pairs in a set of all pairs of equal bytes (lang.hairpin).
 //
 // Invariants:
 //

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -352,7 +353,7 @@ func TestKernelCatchAll(t *testing.T) {
 	if _, err := b.Apply(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for _, element := range []string{"vips { * : drop }", "endpoints { * : 192.0.2.1 . 80 }", "hairpin { * }"} {
+	for _, element := range []string{"vips { * : drop }", "endpoints { * : 192.0.2.1 . 80 }", "equal-bytes { * }"} {
 		hosttest.Run(t, "nft", "add element ip "+TableName+" "+element)
 		if drifted, err := b.Observe(ctx); err != nil || drifted == 0 {
 			t.Errorf("%s: %d drifted, %v", element, drifted, err)
@@ -362,6 +363,35 @@ func TestKernelCatchAll(t *testing.T) {
 		}
 		if diff := gocmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tables[fwd.IPv4])); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", element, diff)
+		}
+	}
+}
+
+// TestKernelRedirection: a connection that somebody else redirects to the host's own loopback address keeps its source.
+func TestKernelRedirection(t *testing.T) {
+	hosttest.Netns(t, "nft")
+	b := New(kernel(t), 0)
+	give(b, everyShape())
+	if _, err := b.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for family, a := range map[string]string{"ip": "127.0.0.1", "ip6": "::1"} {
+		server := hosttest.Listen(t, netip.MustParseAddr(a))
+		hosttest.Run(t, "nft", fmt.Sprintf("table %s foreign { chain output { type nat hook output priority -100; tcp dport 81 redirect to :%d; }; }",
+			family, server.Addr().(*net.TCPAddr).Port))
+		client, err := net.DialTimeout("tcp", net.JoinHostPort(a, "81"), hosttest.Patience)
+		if err != nil {
+			t.Errorf("%s: %v", a, err)
+			continue
+		}
+		defer client.Close()
+		seen, err := server.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer seen.Close()
+		if got := seen.RemoteAddr().(*net.TCPAddr).IP.String(); got != a {
+			t.Errorf("the server sees %s, want %s", got, a)
 		}
 	}
 }

@@ -24,8 +24,6 @@ const (
 	KindChain
 	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map of endpoints beside that.
 	KindFrontend
-	// KindHairpin is up to 256 elements of the set hairpin: those of addresses that differ in the last byte alone.
-	KindHairpin
 	// KindElement is an element of another set.
 	KindElement
 )
@@ -35,8 +33,7 @@ type ID struct {
 	Kind Kind
 	// Name is that of the chain or set; of a frontend or element it is that of the set that the Key is in.
 	Name string
-	// Key is that of the frontend or element, as the kernel has it; the address without its last byte of KindHairpin, whose
-	// value are the last bytes, sorted.
+	// Key is that of the frontend or element, as the kernel has it.
 	Key string
 }
 
@@ -121,6 +118,7 @@ func elementID(set, key string) ID { return ID{Kind: KindElement, Name: set, Key
 func keyAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
 func keyProto(b []byte, p fwd.Proto) []byte { return append(b, byte(p), 0, 0, 0) }
 func keyPort(b []byte, p uint16) []byte     { return append(b, byte(p>>8), byte(p), 0, 0) }
+func keyByte(b []byte, v byte) []byte       { return append(b, v, 0, 0, 0) }
 func keyNumber(b []byte, n uint32) []byte   { return binary.NativeEndian.AppendUint32(b, n) }
 
 // frontendKey is the key in one of the maps to verdicts.
@@ -172,21 +170,3 @@ func (t targets) endpoints(fam fwd.Family, yield func(index, endpoint string)) {
 const indexLen = 4
 
 var endpointFields = []nft.Field{nft.DestAddr, nft.DestPort}
-
-// hairpinID is the object that an address belongs to.
-func hairpinID(a netip.Addr) ID {
-	b := a.AsSlice()
-	return ID{Kind: KindHairpin, Name: setHairpin, Key: string(b[:len(b)-1])}
-}
-
-// hairpinKey is the key of the element of an address of an object: it is source and destination.
-func hairpinKey(id ID, last byte) string {
-	return id.Key + string([]byte{last}) + id.Key + string([]byte{last})
-}
-
-// hairpinOf is the inverse; ok is false for a key that is no such element.
-func hairpinOf(key string) (id ID, last byte, ok bool) {
-	half := len(key) / 2
-	id = ID{Kind: KindHairpin, Name: setHairpin, Key: key[:half-1]}
-	return id, key[half-1], key[:half] == key[half:]
-}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
@@ -141,18 +140,6 @@ func (b *batcher) prepare() {
 	for _, id := range sorted(b.plan.Upserts, KindElement) {
 		b.limited(nft.AddElements, id.Name, id.Key)
 		b.complete(id)
-	}
-	for _, id := range sorted(b.plan.Upserts, KindHairpin) {
-		b.pins(nft.AddElements, id, b.plan.Upserts[id].Value, b.was(id))
-	}
-}
-
-// pins adds or deletes the elements of a hairpin object that are in one list and not in the other.
-func (b *batcher) pins(kind nft.OpKind, id ID, list, except string) {
-	for i := range len(list) {
-		if strings.IndexByte(except, list[i]) < 0 {
-			b.limited(kind, id.Name, hairpinKey(id, list[i]))
-		}
 	}
 }
 
@@ -311,11 +298,5 @@ func (b *batcher) collect() {
 	for _, id := range sorted(b.plan.Deletes, KindElement) {
 		b.limited(nft.DelElements, id.Name, id.Key)
 		b.complete(id)
-	}
-	for _, m := range []map[ID]Object{b.plan.Upserts, b.plan.Deletes} {
-		for _, id := range sorted(m, KindHairpin) {
-			b.pins(nft.DelElements, id, b.was(id), b.plan.Upserts[id].Value)
-			b.complete(id)
-		}
 	}
 }

@@ -55,11 +55,6 @@ func (p *printer) elements() map[string][]nft.Element {
 	for _, id := range sorted(p.objects, KindElement) {
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key})
 	}
-	for _, id := range sorted(p.objects, KindHairpin) {
-		for _, last := range []byte(p.objects[id].Value) {
-			out[id.Name] = append(out[id.Name], nft.Element{Key: hairpinKey(id, last)})
-		}
-	}
 	for _, id := range sorted(p.objects, KindFrontend) {
 		t, set := targets(p.objects[id].Value), beside(id.Name)
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key, Value: t.verdict()})
@@ -95,6 +90,10 @@ func (p *printer) field(f nft.Field) string {
 		return protocol().text
 	case nft.DestPort:
 		return destPort().text
+	case nft.SourceLast:
+		return p.byteOf(nft.SourceAddr, nft.SourceAddr.Len(p.family)-1).text
+	case nft.DestLast:
+		return p.byteOf(nft.DestAddr, nft.DestAddr.Len(p.family)-1).text
 	}
 	return random(nft.NumberModulus, 0).text
 }
@@ -124,14 +123,21 @@ func (p *printer) set(s *nft.Set, elements []nft.Element) {
 	}
 	if len(elements) > 0 {
 		p.printf("\t\telements = {\n")
-		for _, e := range elements {
-			p.printf("\t\t\t%s", p.data(s.Key, e.Key))
+		for i, e := range elements {
+			if s.Name != setEqualBytes || i%8 == 0 {
+				p.printf("\t\t\t")
+			}
+			p.printf("%s", p.data(s.Key, e.Key))
 			if s.Verdicts {
 				p.printf(" : %s", e.Value)
 			} else if len(s.Value) > 0 {
 				p.printf(" : %s", p.data(s.Value, e.Value))
 			}
-			p.printf(",\n")
+			if p.printf(","); s.Name == setEqualBytes && i%8 < 7 {
+				p.printf(" ")
+			} else {
+				p.printf("\n")
+			}
 		}
 		p.printf("\t\t}\n")
 	}
@@ -164,6 +170,8 @@ func (p *printer) data(fs []nft.Field, b string) string {
 			parts = append(parts, fwd.Proto(v[0]).String())
 		case nft.DestPort:
 			parts = append(parts, fmt.Sprint(binary.BigEndian.Uint16([]byte(v))))
+		case nft.SourceLast, nft.DestLast:
+			parts = append(parts, fmt.Sprintf("%#x", v[0]))
 		default:
 			parts = append(parts, fmt.Sprint(binary.NativeEndian.Uint32([]byte(v))))
 		}

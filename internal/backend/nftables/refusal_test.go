@@ -103,7 +103,7 @@ func TestCulprits(t *testing.T) {
 
 // Where the kernel refuses what is nobody's, nobody is blamed.
 func TestNobodyIsToBlame(t *testing.T) {
-	for _, name := range []string{chainServices, chainPostrouting, setHairpin, setClusterIPs} {
+	for _, name := range []string{chainServices, chainPostrouting, setEqualBytes, setClusterIPs} {
 		sim := nftsim.New(fwd.IPv4)
 		sim.Refuse = func(o nft.Op) unix.Errno {
 			if o.Name == name {

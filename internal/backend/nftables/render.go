@@ -1,8 +1,6 @@
 package nftables
 
 import (
-	"net/netip"
-	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -10,26 +8,16 @@ import (
 )
 
 // renderer implements backend.Renderer for one family. What it keeps is derived from the table: how many Services need
-// each part and each hairpin element.
+// each part.
 type renderer struct {
 	family fwd.Family
 	header fwd.Header
 	// owners tell whose a frontend is, or a chain of session affinity: where a frontend passes from one Service to another,
 	// the one that loses it may come last.
-	owners map[ID]fwd.Service
-	parts  map[ID]*counted
-	// hairpin has, for each hairpin object by its Key, the addresses in it, sorted.
-	hairpin map[string][]pin
-	// pins are the hairpin objects that the present Render changes.
-	pins    map[ID]bool
+	owners  map[ID]fwd.Service
+	parts   map[ID]*counted
 	statics map[string]*chain
 	begun   bool
-}
-
-// pin is the last byte of an address with hairpin connections, and of how many endpoints it is the address.
-type pin struct {
-	last byte
-	uses int32
 }
 
 type counted struct {
@@ -38,7 +26,7 @@ type counted struct {
 }
 
 func newRenderer(fam fwd.Family) *renderer {
-	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted), hairpin: make(map[string][]pin), pins: make(map[ID]bool)}
+	return &renderer{family: fam, owners: make(map[ID]fwd.Service), parts: make(map[ID]*counted)}
 }
 
 type edits []backend.Edit[ID, Object]
@@ -57,6 +45,9 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		out.set(ID{Kind: KindTable}, tableObject)
 		for _, s := range staticSets {
 			out.set(ID{Kind: KindSet, Name: s.Name}, setObject(r.family, &rangeSet{Set: s}))
+		}
+		for b := range 256 {
+			out.set(elementID(setEqualBytes, string(keyByte(keyByte(nil, byte(b)), byte(b)))), Object{})
 		}
 		for _, p := range ahead[r.family.Index()]() {
 			r.need(p, 1, &out)
@@ -80,7 +71,6 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 	for _, sc := range ch.Services {
 		r.replace(sc.Owner, programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
 	}
-	r.setPins(&out)
 	return out
 }
 
@@ -136,12 +126,6 @@ func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 	for _, p := range was.parts {
 		r.need(p, -1, out)
 	}
-	for _, a := range is.hairpin {
-		r.needHairpin(a, 1)
-	}
-	for _, a := range was.hairpin {
-		r.needHairpin(a, -1)
-	}
 }
 
 // need notes that a part is referred to once more or less.
@@ -188,47 +172,6 @@ func (r *renderer) partsOf(verdict string) []ID {
 	}
 	add(c.part)
 	return out
-}
-
-// needHairpin notes that an address is that of one endpoint more or less.
-func (r *renderer) needHairpin(a netip.Addr, by int) {
-	id := hairpinID(a)
-	b := a.AsSlice()
-	last := b[len(b)-1]
-	pins := r.hairpin[id.Key]
-	i, there := slices.BinarySearchFunc(pins, last, func(p pin, last byte) int { return int(p.last) - int(last) })
-	if !there {
-		pins = slices.Insert(pins, i, pin{last: last})
-	}
-	pins[i].uses += int32(by)
-	if !there || pins[i].uses == 0 {
-		r.pins[id] = true
-	}
-	if pins[i].uses == 0 {
-		pins = slices.Delete(pins, i, i+1)
-	}
-	if len(pins) > 0 {
-		r.hairpin[id.Key] = pins
-	} else {
-		delete(r.hairpin, id.Key)
-	}
-}
-
-// setPins renders the hairpin objects that changed.
-func (r *renderer) setPins(out *edits) {
-	for id := range r.pins {
-		pins := r.hairpin[id.Key]
-		if len(pins) == 0 {
-			out.gone(id)
-			continue
-		}
-		last := make([]byte, len(pins))
-		for i, p := range pins {
-			last[i] = p.last
-		}
-		out.set(id, Object{Value: string(last)})
-	}
-	clear(r.pins)
 }
 
 // objectsOf renders a whole table for one family.

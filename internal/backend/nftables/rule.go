@@ -49,19 +49,6 @@ type operand struct {
 	load  func(word int) nft.Expr
 }
 
-// offset is where an address is in the network header.
-func (l lang) offset(f nft.Field) uint32 {
-	switch {
-	case l.family == fwd.IPv6 && f == nft.SourceAddr:
-		return 8
-	case l.family == fwd.IPv6:
-		return 24
-	case f == nft.SourceAddr:
-		return 12
-	}
-	return 16
-}
-
 func (l lang) addr(f nft.Field) operand {
 	name := " daddr"
 	if f == nft.SourceAddr {
@@ -69,7 +56,7 @@ func (l lang) addr(f nft.Field) operand {
 	}
 	n := f.Len(l.family)
 	return operand{l.ip() + name, n, func(word int) nft.Expr {
-		return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, l.offset(f), uint32(n), word)
+		return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.Offset(l.family), uint32(n), word)
 	}}
 }
 
@@ -82,6 +69,23 @@ func protocol() operand {
 
 func destPort() operand {
 	return operand{"th dport", 2, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, word) }}
+}
+
+// byteOf is a byte of an address, the first of which has the number 0.
+func (l lang) byteOf(f nft.Field, i int) operand {
+	at := f.Offset(l.family) + uint32(i)
+	return operand{fmt.Sprintf("@nh,%d,8", 8*at), 1, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1, word) }}
+}
+
+// hairpin matches where source and destination are the same address. The kernel cannot compare two fields of a packet before
+// 6.13, but it can look up whether two bytes are the same. The last ones come first: where addresses differ these mostly do.
+func (l lang) hairpin() clause {
+	var pairs []clause
+	for i := l.family.Bits()/8 - 1; i >= 0; i-- {
+		pairs = append(pairs, in(setEqualBytes, l.byteOf(nft.SourceAddr, i), l.byteOf(nft.DestAddr, i)))
+	}
+	r := all(pairs...)
+	return clause{r.text, r.exprs}
 }
 
 // random is a number from offset to offset+mod-1. With mod 1 it is a constant, in a place where nft's syntax has none.
@@ -192,7 +196,7 @@ func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
 	case p.Bits() == 0:
 		return clause{}
 	case p.Bits()%8 == 0: // whole bytes are compared as they are
-		return clause{text, nft.Rule{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, l.offset(f), n, 0), nft.Compare(op, 0, string(addr[:n]))}}
+		return clause{text, nft.Rule{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.Offset(l.family), n, 0), nft.Compare(op, 0, string(addr[:n]))}}
 	}
 	mask := make([]byte, len(addr))
 	for i := range p.Bits() {

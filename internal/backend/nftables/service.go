@@ -28,8 +28,6 @@ type program struct {
 	own map[ID]*chain
 	// parts are what the elements and own chains refer to; one part can be in it several times.
 	parts []*part
-	// hairpin are addresses that may be source and endpoint of one connection, with repetitions.
-	hairpin []netip.Addr
 }
 
 // compiler collects the program of one Service.
@@ -67,10 +65,6 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 		p := &f.Pools[i]
 		if p.Key.Family != fam {
 			continue
-		}
-		c.out.hairpin = slices.Grow(c.out.hairpin, len(p.Endpoints))
-		for _, e := range p.Endpoints {
-			c.out.hairpin = append(c.out.hairpin, e.Addr.Addr())
 		}
 		if p.AffinitySec > 0 {
 			c.affinity(p)

@@ -17,7 +17,7 @@ const (
 	setEndpoints         = "endpoints"          // (virtual IP, protocol, port, index) → endpoint
 	setNodePortEndpoints = "nodeport-endpoints" // (protocol, port, index) → endpoint
 	setAffinity          = "affinity"           // clients that have an endpoint: (client, two words that name port and endpoint)
-	setHairpin           = "hairpin"            // (address, address) of endpoints
+	setEqualBytes        = "equal-bytes"        // (byte, byte) for each byte
 	setClusterIPs        = "cluster-ips"
 
 	setServiceCIDRs = "service-cidrs-" // and a hash of them
@@ -41,7 +41,7 @@ var staticSets = []nft.Set{
 	{Name: setEndpoints, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
 	{Name: setNodePortEndpoints, Key: []nft.Field{nft.Protocol, nft.DestPort, nft.Number}, Value: endpointFields},
 	{Name: setAffinity, Key: []nft.Field{nft.SourceAddr, nft.Number, nft.Number}, Dynamic: true, Size: affinitySize},
-	{Name: setHairpin, Key: []nft.Field{nft.SourceAddr, nft.DestAddr}},
+	{Name: setEqualBytes, Key: []nft.Field{nft.SourceLast, nft.DestLast}},
 	{Name: setClusterIPs, Key: []nft.Field{nft.DestAddr}},
 }
 
@@ -124,7 +124,8 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
 		// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
 		all(hasMark(mark), clearMark(mark), masquerade()),
-		all(ctIsDNAT(), in(setHairpin, l.source(), l.dest()), masquerade()))
+		// Who redirects a host's connections to its own loopback address is somebody else.
+		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade()))
 
 	if np.Loopback {
 		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.

@@ -47,11 +47,12 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		}
 		out[ID{Kind: KindSet, Name: name}] = Object{Value: setValue(sh, ranges)}
 	}
-	ips := c.Elements[setClusterIPs]
-	for i := range ips.Len() {
-		out[elementID(setClusterIPs, ips.At(i).Key)] = Object{}
+	for _, name := range []string{setClusterIPs, setEqualBytes} {
+		els := c.Elements[name]
+		for i := range els.Len() {
+			out[elementID(name, els.At(i).Key)] = Object{}
+		}
 	}
-	readHairpin(c.Elements[setHairpin], out)
 	for _, name := range []string{setVIPs, setNodePorts} {
 		readFrontends(name, c.Elements[name], c.Elements[beside(name)], out)
 	}
@@ -59,32 +60,6 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}
 	}
 	return out, nil
-}
-
-// readHairpin puts addresses together that differ in the last byte alone. They stand side by side.
-func readHairpin(els nft.Elements, out map[ID]Object) {
-	var at ID
-	var list []byte
-	end := func() {
-		if len(list) > 0 {
-			out[at] = Object{Value: string(list)}
-		}
-		list = list[:0]
-	}
-	for i := range els.Len() {
-		key := els.At(i).Key
-		id, last, ok := hairpinOf(key)
-		if !ok { // not of our making
-			out[elementID(setHairpin, key)] = Object{}
-			continue
-		}
-		if id != at {
-			end()
-			at = id
-		}
-		list = append(list, last)
-	}
-	end()
 }
 
 // readFrontends puts verdicts and endpoints together.

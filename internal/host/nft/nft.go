@@ -106,6 +106,9 @@ const (
 	DestPort
 	// Number is an integer of 32 bits in the byte order of the machine.
 	Number
+	// SourceLast and DestLast are the last bytes of the addresses.
+	SourceLast
+	DestLast
 )
 
 // Len is the length in bytes.
@@ -113,12 +116,32 @@ func (f Field) Len(fam fwd.Family) int {
 	switch f {
 	case SourceAddr, DestAddr:
 		return fam.Bits() / 8
-	case Protocol:
+	case Protocol, SourceLast, DestLast:
 		return 1
 	case DestPort:
 		return 2
 	}
 	return 4
+}
+
+// Offset is where an address, or its last byte, begins in the network header, in bytes.
+func (f Field) Offset(fam fwd.Family) uint32 {
+	switch f {
+	case SourceLast:
+		return SourceAddr.Offset(fam) + uint32(fam.Bits()/8) - 1
+	case DestLast:
+		return DestAddr.Offset(fam) + uint32(fam.Bits()/8) - 1
+	}
+	v6 := fam == fwd.IPv6
+	switch {
+	case f == SourceAddr && v6:
+		return 8
+	case f == SourceAddr:
+		return 12
+	case v6:
+		return 24
+	}
+	return 16
 }
 
 // Padded is the length in bytes in a key or value of several fields, in which each begins at a multiple of four bytes.

@@ -98,9 +98,11 @@ const (
 	exprConcat  = 13
 	exprNumgen  = 23
 
+	descUnknown    = 0
 	descTransport  = 11
 	descIP         = 12
 	descIP6        = 13
+	baseNetwork    = 2
 	orderBigEndian = 2
 )
 
@@ -137,6 +139,8 @@ func (f Field) typeof(fam fwd.Family) userdata {
 		return payload(descTransport, 2)
 	case f == Protocol:
 		return typeofExpr(exprMeta, userdata{}.num(0, unix.NFT_META_L4PROTO))
+	case f == SourceLast || f == DestLast: // @nh,OFFSET,8
+		return typeofExpr(exprPayload, userdata{}.num(0, descUnknown).num(1, 0).num(2, baseNetwork).num(3, 8*f.Offset(fam)).num(4, 8))
 	}
 	return typeofExpr(exprNumgen, userdata{}.num(0, unix.NFT_NG_RANDOM).num(1, NumberModulus).num(2, 0))
 }
