@@ -62,7 +62,6 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
-	setGC(gcStarting)
 	return guide(ctx, cfg, level, log)
 }
 
@@ -82,6 +81,8 @@ func newLogger(w io.Writer, cfg *config.Config) (*slog.Logger, *slog.LevelVar) {
 
 // guide builds the daemon and runs it until the context ends or a part of it fails.
 func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *slog.Logger) error {
+	started := startGC()
+	defer started()
 	feed := kube.NewFeed()
 	source, recorder, err := openSource(cfg, feed, log)
 	if err != nil {
@@ -112,7 +113,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) {
-			setGC(gcPercent)
+			started()
 			plane.complete(ctx, f)
 		},
 		Logger: log,

@@ -34,7 +34,7 @@ const contentProtobuf = "application/vnd.kubernetes.protobuf"
 
 // maxStartDelay bounds the random delay before the first request: a roll-out or a new API server makes the agents of all
 // nodes start together.
-const maxStartDelay = 500 * time.Millisecond
+const maxStartDelay = 200 * time.Millisecond
 
 // APIOptions are the settings of an APISource.
 type APIOptions struct {

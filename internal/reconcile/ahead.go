@@ -24,8 +24,8 @@ func (l *Loop) piece() int {
 }
 
 // writeAhead brings up a node that has no rules yet: at first what every node has, which includes masquerading, and the
-// critical Services; then the others in pieces. The last piece is left to the caller, who says when all is written. The
-// caller must not write if there is an error, but all is in the table then.
+// critical Services; then the others in pieces, each compiled while the one before it is written. The last piece is left to the
+// caller, who says when all is written. The caller must not write if there is an error, but all is in the table then.
 //
 // Where the kernel holds rules of an earlier run nothing is done: as long as not everything is known, nobody can say which
 // of them are needed, so they serve until the caller writes the difference.
@@ -43,15 +43,17 @@ func (l *Loop) writeAhead(ctx context.Context, rep *Sync) (changed bool, err err
 	if urgent > 0 && urgent < len(names) {
 		l.take(names[:urgent])
 		left = names[urgent:]
-		err = l.put(ctx, rep)
+		err = l.put(ctx, rep, nil)
 		if err == nil {
 			l.log.Info("critical Services are in force", "services", urgent, "left", len(left), "duration", time.Since(rep.Start))
 		}
 	}
-	if n := l.piece(); n > 0 {
-		for ; len(left) > n && err == nil && ctx.Err() == nil; left = left[n:] {
-			l.take(left[:n])
-			err = l.put(ctx, rep)
+	if n := l.piece(); n > 0 && len(left) > n {
+		l.take(left[:n])
+		for left = left[n:]; len(left) > 0 && err == nil && ctx.Err() == nil; {
+			next := left[:min(n, len(left))]
+			left = left[len(next):]
+			err = l.put(ctx, rep, func() { l.take(next) })
 		}
 	}
 	return l.take(left) || changed || len(names) > len(left), err

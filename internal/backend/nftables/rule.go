@@ -84,8 +84,7 @@ func (l lang) hairpin() clause {
 	for i := l.family.Bits()/8 - 1; i >= 0; i-- {
 		pairs = append(pairs, in(setEqualBytes, l.byteOf(nft.SourceAddr, i), l.byteOf(nft.DestAddr, i)))
 	}
-	r := all(pairs...)
-	return clause{r.text, r.exprs}
+	return clause(all(pairs...))
 }
 
 // random is a number from offset to offset+mod-1. With mod 1 it is a constant, in a place where nft's syntax has none.
