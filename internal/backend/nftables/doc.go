@@ -7,13 +7,13 @@
 //	                                        ├─ local address ─► nodeports {protocol, port} ─► …
 //	                                        ├─ cluster-ips: wrong port ─► reject
 //	                                        └─ service-cidrs: no Service's address ─► drop
-//	chain of a shape, e.g. CcC_tcp-10:        not from a pod: set the mark ─► tcp-10
-//	chain of a pool's size, e.g. tcp-10:      dnat to (address, protocol, port, random mod 10) map @endpoints
+//	chain of a shape, e.g. CcC_pool-10:       not from a pod: set the mark ─► pool-10
+//	chain of a pool's size, e.g. pool-10:     dnat to (address, protocol, port, random mod 10) map @endpoints
 //	nat-postrouting ─► mark set, or translated to its own source ─► masquerade
 //
 // A packet for a Service meets two look-ups, one for no Service one, however many Services there are. In the name of a
 // shape a letter stands for each class of source, outside, pod and host: c and l for the pools of the cluster and of this
-// node (with a capital: masquerade), x for drop and r for reject; then follow the pools with their sizes. "tcp-10" alone is
+// node (with a capital: masquerade), x for drop and r for reject; then follow the pools with their sizes. "pool-10" alone is
 // the shape in which all are treated alike. Prefix "from-" and "sources-": only sources in the set come through.
 //
 // The chains of pools of the usual sizes are always there (sizesAhead), since a rule that comes to a full map costs a walk

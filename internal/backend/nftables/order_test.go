@@ -53,17 +53,17 @@ func TestTransactions(t *testing.T) {
 		want []string
 	}{
 		{"a Service comes", frag(2, 0), []string{
-			"add chain CcC_tcp-2; add rules to chain CcC_tcp-2; add elements to set cluster-ips: 1; " +
+			"add chain CcC_pool-2; add rules to chain CcC_pool-2; add elements to set cluster-ips: 1; " +
 				"add elements to set vips: 1; add elements to set endpoints: 2"}},
 		{"an endpoint takes the place of another", replaced, []string{
 			"delete elements of set endpoints: 1; add elements to set endpoints: 1"}},
 		{"one endpoint goes", other, []string{
-			"add chain CcC_tcp-1; add rules to chain CcC_tcp-1; delete elements of set vips: 1; delete elements of set endpoints: 2; " +
+			"add chain CcC_pool-1; add rules to chain CcC_pool-1; delete elements of set vips: 1; delete elements of set endpoints: 2; " +
 				"add elements to set vips: 1; add elements to set endpoints: 1",
-			"flush chain CcC_tcp-2; delete chain CcC_tcp-2"}},
+			"flush chain CcC_pool-2; delete chain CcC_pool-2"}},
 		{"the Service goes", nil, []string{
 			"delete elements of set vips: 1; delete elements of set endpoints: 1",
-			"flush chain CcC_tcp-1; delete chain CcC_tcp-1; delete elements of set cluster-ips: 1"}},
+			"flush chain CcC_pool-1; delete chain CcC_pool-1; delete elements of set cluster-ips: 1"}},
 	}
 	rec := &recorder{Table: nftsim.New(fwd.IPv4)}
 	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: rec}, 0)

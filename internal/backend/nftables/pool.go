@@ -133,7 +133,6 @@ func slotsOf(tokens []token) []netip.AddrPort {
 type place struct {
 	// nodePort says that the key is one of a node port.
 	nodePort bool
-	proto    fwd.Proto
 	scope    fwd.Scope
 }
 
@@ -145,7 +144,7 @@ func (p place) prefix() string {
 	if p.scope == fwd.Local {
 		s += "local-"
 	}
-	return s + p.proto.String()
+	return s + "pool"
 }
 
 // firstIndex is the lowest index of a level: the two pools of a service port, and the levels of a pool, are apart.
@@ -180,19 +179,15 @@ func (l lang) pick(p place, bit, size int) *part {
 		if p.nodePort {
 			to = l.dnatBy(setNodePortEndpoints, protocol(), destPort(), index)
 		}
-		return chainObject(&chain{rules: []rule{all(isProto(p.proto), to)}})
+		return chainObject(&chain{rules: []rule{all(to)}})
 	}}
 }
 
-// sizesAhead is up to which size the chains of pools are always there, by protocol and scope. Whenever a rule comes to a map
-// of endpoints, the kernel walks through all that is in it (nf_tables_bind_set), 15 ms for 100,000 endpoints. So the chains
-// that are likely to be wanted are made while the maps are empty. Not more than these: with each endpoint that is written the
-// kernel walks through all rules that use the map (nft_add_set_elem), 25 ns for each; 200 rules make a start take half as long again.
-var sizesAhead = map[fwd.Proto][fwd.NumScopes]int{
-	fwd.TCP:  {fwd.Cluster: 16, fwd.Local: 4},
-	fwd.UDP:  {fwd.Cluster: 8, fwd.Local: 2},
-	fwd.SCTP: {fwd.Cluster: 2, fwd.Local: 1},
-}
+// sizesAhead is up to which size the chains of pools are always there, by scope. Whenever a rule comes to a map of endpoints, the
+// kernel walks through all that is in it (nf_tables_bind_set), 15 ms for 100,000 endpoints. So the chains that are likely to be
+// wanted are made while the maps are empty. Not more than these: with each endpoint that is written the kernel walks through all
+// rules that use the map (nft_add_set_elem), 25 ns for each; 200 rules make a start take twice as long.
+var sizesAhead = [fwd.NumScopes]int{fwd.Cluster: 24, fwd.Local: 8}
 
 // ahead lists, by fwd.Family.Index, the chains that are always there. They are made once and never changed.
 var ahead = [2]func() []*part{
@@ -202,13 +197,11 @@ var ahead = [2]func() []*part{
 func (l lang) chainsAhead() []*part {
 	var out []*part
 	for _, nodePort := range []bool{false, true} {
-		for _, proto := range []fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP} {
-			for _, scope := range []fwd.Scope{fwd.Cluster, fwd.Local} {
-				for size := 1; size <= sizesAhead[proto][scope]; size++ {
-					p := l.pick(place{nodePort, proto, scope}, plain, size)
-					o := p.build(nil)
-					out = append(out, &part{id: p.id, build: func(*fwd.Header) Object { return o }})
-				}
+		for _, scope := range []fwd.Scope{fwd.Cluster, fwd.Local} {
+			for size := 1; size <= sizesAhead[scope]; size++ {
+				p := l.pick(place{nodePort, scope}, plain, size)
+				o := p.build(nil)
+				out = append(out, &part{id: p.id, build: func(*fwd.Header) Object { return o }})
 			}
 		}
 	}

@@ -68,7 +68,7 @@ func TestCulprits(t *testing.T) {
 		{"a node port", element(setNodePorts, string([]byte{132, 0, 0, 0, 30008 >> 8, 30008 & 0xff})), []string{"svc-8"}},
 		{"a chain of session affinity", named(nft.AddRules, "affinity-"), []string{"svc-44", "svc-47"}},
 		{"the chain of a shape", named(nft.AddRules, "xcC_"), []string{"svc-40"}},
-		{"a chain behind that", named(nft.AddRules, "udp-1-bit"), []string{"svc-49"}},
+		{"a chain behind that", named(nft.AddRules, "pool-1-bit"), []string{"svc-49"}},
 		{"a set of source ranges", named(nft.AddSet, "sources-"), []string{"svc-43", "svc-44", "svc-45"}},
 	}
 	for _, tt := range tests {

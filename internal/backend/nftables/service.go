@@ -107,7 +107,7 @@ func (c *compiler) action(f *fwd.Frontend, r fwd.Route) action {
 		a.verdict = "goto " + affinityChain(key)
 		return a
 	}
-	at := place{f.Key.IsNodePort(), f.Key.Proto, r.Scope}
+	at := place{f.Key.IsNodePort(), r.Scope}
 	choice := c.choose(at, levels)
 	a.verdict, a.needs = "goto "+choice.id.Name, []*part{choice}
 	return a
