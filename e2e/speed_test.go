@@ -23,7 +23,8 @@ import (
 
 // BenchmarkNewConnections compares the rate of new TCP connections between two pods of a node: on a node without any
 // rule, which does not even track connections; on one with a single masquerade rule that they do not match, as every pod
-// network has, so that connections are tracked; with Fairlead's rules of no Service; and with those of 10,000 Services
+// network has, so that connections are tracked; on such a one with a single rule for DNAT, through which they go, the least that a
+// Service can cost; with Fairlead's rules of no Service; and with those of 10,000 Services
 // (FAIRLEAD_BENCH_SERVICES=n: of n) of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
 // concerns all alike; the figures are medians, and ratios to the node that tracks connections.
 func BenchmarkNewConnections(b *testing.B) {
@@ -37,12 +38,17 @@ func BenchmarkNewConnections(b *testing.B) {
 			if plane == "legacy" {
 				flavour = plane
 			}
-			l := lab.ForTest(b, 4, 2)
-			_, err := l.Nodes[3].Run(b.Context(), "iptables-"+flavour, "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE")
-			if err != nil {
-				b.Fatal(err)
-			}
+			l := lab.ForTest(b, 5, 2)
 			vip := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, byte((many - 1) >> 8), byte(many - 1)}), 80)
+			rule := func(node int, words ...string) {
+				if _, err := l.Nodes[node].Run(b.Context(), "iptables-"+flavour, append([]string{"-t", "nat", "-A"}, words...)...); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for _, node := range []int{3, 4} {
+				rule(node, "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE")
+			}
+			rule(4, "PREROUTING", "-d", vip.Addr().String(), "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to", l.Nodes[4].Pods[0].Addrs[0].String()+":8080")
 			for i, services := range map[int]int{1: 0, 2: many} {
 				n := l.Nodes[i]
 				if err := n.Do(func() error { return loadServices(b.Context(), plane, services, vip, n.Pods[0].Addrs[0]) }); err != nil {
@@ -55,6 +61,7 @@ func BenchmarkNewConnections(b *testing.B) {
 				dst  netip.AddrPort
 			}{
 				{"tracked", l.Nodes[3], netip.AddrPortFrom(l.Nodes[3].Pods[0].Addrs[0], 8080)},
+				{"one-DNAT", l.Nodes[4], vip},
 				{"no-rules", l.Nodes[0], netip.AddrPortFrom(l.Nodes[0].Pods[0].Addrs[0], 8080)},
 				{"no-Service", l.Nodes[1], netip.AddrPortFrom(l.Nodes[1].Pods[0].Addrs[0], 8080)},
 				{fmt.Sprintf("%d-direct", many), l.Nodes[2], netip.AddrPortFrom(l.Nodes[2].Pods[0].Addrs[0], 8080)},
