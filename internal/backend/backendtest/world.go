@@ -190,3 +190,15 @@ func (w *world) scratch(newSubject func(fwd.Header) Subject) (string, error) {
 	}
 	return fresh.subject.Dump(), nil
 }
+
+// asFromScratch checks that the kernel holds what a fresh backend writes.
+func (w *world) asFromScratch(newSubject func(fwd.Header) Subject) error {
+	want, err := w.scratch(newSubject)
+	if err != nil {
+		return err
+	}
+	if got := w.subject.Dump(); got != want {
+		return fmt.Errorf("the kernel does not hold what a fresh backend writes:\n%s", firstDifferences(want, got))
+	}
+	return nil
+}
