@@ -92,7 +92,14 @@ func (s *startup) testNode(t *testing.T) {
 	must(t, err)
 	d := s.run(t, "--detect-local-mode=NodeCIDR")
 	said(t, d, "waiting for the node, nothing is written before")
-	if code, body := get(t, s.node.Host, netip.MustParseAddrPort("127.0.0.1:10256"), "/readyz"); code != http.StatusServiceUnavailable ||
+	// The watches begin while the dataplane opens, the servers after that.
+	health := netip.MustParseAddrPort("127.0.0.1:10256")
+	for end := time.Now().Add(hosttest.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := fetch(t.Context(), s.node.Host, health, "/readyz", ""); err == nil {
+			break
+		}
+	}
+	if code, body := get(t, s.node.Host, health, "/readyz"); code != http.StatusServiceUnavailable ||
 		!strings.Contains(body, "is --hostname-override right?") {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
