@@ -856,10 +856,8 @@ func (c *cluster) thousandIPs(t *testing.T) {
 	var targets []probe.Target
 	for i := 1; i <= each; i++ {
 		for f := range families {
-			// Each has a source port of its own: two connections from one port to different addresses, which the kernel may choose,
-			// are one to IPVS where they go to the same endpoint (docs/ipvs.md, source-port).
-			from := netip.AddrPortFrom(c.hosts[guest].Addrs[f], uint16(10000+i))
-			targets = append(targets, probe.Target{Proto: "tcp", Src: from, Dst: netip.AddrPortFrom(ip(i, f), 80)})
+			// All go to one endpoint, and the kernel may choose a source port twice: difference "source-port".
+			targets = append(targets, probe.Target{Proto: "tcp", Src: c.freshPort(f), Dst: netip.AddrPortFrom(ip(i, f), 80)})
 		}
 	}
 	failed := 0

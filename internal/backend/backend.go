@@ -116,7 +116,7 @@ type Target[K comparable, V any] interface {
 type Engine[K comparable, V any] struct {
 	family fwd.Family
 	target Target[K, V]
-	// mu guards the renderer and what follows: there may be an Update while what was prepared is written.
+	// mu guards renderer, tracker and queue: there may be an Update while what was prepared is written.
 	mu       sync.Mutex
 	renderer Renderer[K, V]
 	tracker  *delta.Tracker[K, V]

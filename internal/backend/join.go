@@ -19,6 +19,7 @@ func (j joined) Update(ch fwd.Changes) {
 	}
 }
 
+// Apply plans each family when the one before it is written, so that there are never two plans in memory.
 func (j joined) Apply(ctx context.Context) (Result, error) {
 	var sum Result
 	var errs []error
