@@ -15,13 +15,13 @@ declare -A package=(
 )
 # Fairlead itself needs neither nft nor conntrack: tests look with them at what it did.
 [[ ${1:-} == demo ]] && unset 'package[nft]' 'package[conntrack]'
-# modprobe loads the modules of that kernel.
-[[ ${1:-} == uml ]] && package+=([linux.uml]=user-mode-linux [modprobe]=kmod)
+# modprobe loads the modules of that kernel; the compiler is for a library that it needs on some processors.
+[[ ${1:-} == uml ]] && package+=([linux.uml]=user-mode-linux [modprobe]=kmod [gcc]=gcc [/usr/include/stdio.h]=libc6-dev)
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for command in "${!package[@]}"; do
-	command -v "$command" >/dev/null || missing+=("${package[$command]}")
+	command -v "$command" >/dev/null || [[ -f $command ]] || missing+=("${package[$command]}")
 done
 ((${#missing[@]})) || exit 0
 mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)

@@ -16,6 +16,9 @@
 // a signal ended. Kernel log lines come only with a failure, on standard error, each with the prefix "kernel: ", warnings
 // and worse.
 //
+// On amd64 a library is preloaded into linux.uml, and into nothing in the guest, which lets it run on processors with AMX
+// (preload/xstate.c). It is compiled with gcc once, into fairlead/uml-HASH in the user's cache directory.
+//
 // hack/uml/run builds and starts it. A system call costs 19 µs in the guest and a process 20 ms, so programs are built
 // outside and only run inside.
 package main

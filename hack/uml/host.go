@@ -43,7 +43,7 @@ func run(ctx context.Context, memory string, j job, stdout, stderr io.Writer) (i
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	g, err := newGuest(dir, memory, j)
+	g, err := newGuest(ctx, dir, memory, j)
 	if err != nil {
 		return 0, err
 	}
@@ -127,7 +127,7 @@ func run(ctx context.Context, memory string, j job, stdout, stderr io.Writer) (i
 
 // newGuest is the process of a guest, not yet started, that has its files in dir and its streams, after standard output and
 // error for the kernel, from file descriptor 3 on: the command's output, its errors, and what the guest says about it.
-func newGuest(dir, memory string, j job) (*exec.Cmd, error) {
+func newGuest(ctx context.Context, dir, memory string, j job) (*exec.Cmd, error) {
 	program, err := exec.LookPath(kernel)
 	if err != nil {
 		return nil, fmt.Errorf("%w; install it with hack/deps.sh uml", err)
@@ -153,6 +153,12 @@ func newGuest(dir, memory string, j job) (*exec.Cmd, error) {
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
 	// The guest's memory is a file that the kernel creates and unlinks; it prefers a tmpfs if no variable says otherwise.
 	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
+	// The kernel's own environment does not reach the guest, so that the library is in no program there.
+	if library, err := preload(ctx); err != nil {
+		return nil, err
+	} else if library != "" {
+		g.Env = append(g.Env, "LD_PRELOAD="+library)
+	}
 	// One group, so that one signal reaches the kernel and all its processes, and the terminal's SIGINT none of them.
 	g.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	return g, nil

@@ -110,6 +110,16 @@ func TestGuest(t *testing.T) {
 			t.Errorf("written outside: %v", err)
 		}
 	})
+	t.Run("the preloaded library stays outside", func(t *testing.T) {
+		script := "tr '\\0' '\\n' </proc/1/environ; env; cat /proc/1/maps /proc/self/maps"
+		code, stdout, _, err := boot(t, 5*time.Minute, script)
+		if code != 0 || err != nil || !strings.Contains(stdout, jobEnv) || !strings.Contains(stdout, "[stack]") {
+			t.Errorf("got %d, %v, output %q", code, err, stdout)
+		}
+		if strings.Contains(stdout, "LD_PRELOAD") || strings.Contains(stdout, "xstate") {
+			t.Errorf("programs of the guest have the library:\n%s", stdout)
+		}
+	})
 	t.Run("success is quiet", func(t *testing.T) {
 		if code, stdout, stderr, err := boot(t, 5*time.Minute, `echo "<4>odd" >/dev/kmsg`); code != 0 || err != nil || stdout+stderr != "" {
 			t.Errorf("got %d, %v, output %q, %q", code, err, stdout, stderr)
