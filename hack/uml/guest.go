@@ -166,10 +166,12 @@ func root(writable []string) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	for _, dir := range []string{"/lib/modules", "/run/lock"} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return err
+	}
+	// In place of the machine's own modules, which this kernel cannot load even if they are of the same version.
+	if err := mount("tmpfs", "tmpfs", "/lib/modules", "mode=755", 0); err != nil {
+		return err
 	}
 	for name, to := range map[string]string{
 		"/lib/modules/" + filepath.Base(modules): modules,

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // TestMain is process 1 of the guests that the tests boot, for they take this binary.
@@ -64,6 +66,35 @@ var errClosed = errors.New("closed")
 
 func (closed) Write([]byte) (int, error) { return 0, errClosed }
 
+// withModules lets the goroutine and the processes that it starts see a directory in /lib/modules for each of those in
+// versions, as on a machine that boots a kernel of that version. They are files of layer. The thread ends with the goroutine.
+func withModules(t *testing.T, layer, versions string) {
+	t.Helper()
+	entries, err := os.ReadDir(versions)
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("no modules in %s: %v", versions, err)
+	}
+	for _, e := range entries {
+		dir := filepath.Join(layer, "modules", e.Name())
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "ours"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		t.Fatalf("make mounts private: %v", err)
+	}
+	if err := unix.Mount("overlay", "/lib", "overlay", 0, "lowerdir="+layer+":/lib"); err != nil {
+		t.Fatalf("mount: %v", err)
+	}
+}
+
 // TestGuest boots guests. It is for make test-ipvs on a machine whose own kernel lacks IPVS.
 func TestGuest(t *testing.T) {
 	if os.Getenv("FAIRLEAD_UML_TESTS") != "1" {
@@ -72,6 +103,7 @@ func TestGuest(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	shared := t.TempDir()
 	other := t.TempDir()
+	layer := t.TempDir()
 	boot := func(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, errTime)
@@ -118,6 +150,19 @@ func TestGuest(t *testing.T) {
 		}
 		if strings.Contains(stdout, "LD_PRELOAD") || strings.Contains(stdout, "xstate") {
 			t.Errorf("programs of the guest have the library:\n%s", stdout)
+		}
+	})
+	t.Run("a machine with modules of the guest's version", func(t *testing.T) {
+		if os.Getuid() != 0 {
+			t.Skip("*** SKIPPED: needs root, to give a kernel other files than the machine's")
+		}
+		withModules(t, layer, "/usr/lib/uml/modules")
+		if _, err := os.Stat("/lib/modules"); err != nil {
+			t.Fatal(err)
+		}
+		script := "test ! -e /lib/modules/*/ours && modprobe ip_vs && head -c 17 /proc/net/ip_vs"
+		if code, stdout, stderr, err := boot(t, 5*time.Minute, script); code != 0 || err != nil || stdout != "IP Virtual Server" {
+			t.Errorf("got %d, %v, output %q\n%s", code, err, stdout, stderr)
 		}
 	})
 	t.Run("success is quiet", func(t *testing.T) {
