@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/delta"
@@ -18,9 +17,6 @@ type Backend interface {
 	// Apply writes what is pending, for each family by itself. The Result counts what was written, also where an error is
 	// returned; what failed stays pending. The error joins a *FamilyError for each family that failed.
 	Apply(context.Context) (Result, error)
-	// Prepare decides what an Apply would write now. The function that it returns writes that and returns what Apply would. It
-	// may run in another goroutine, once; until it returns Update may be called, for a later Apply, and nothing else.
-	Prepare(context.Context) (write func() (Result, error))
 	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
 	// what was believed to have been written.
 	Observe(context.Context) (drifted int, err error)
@@ -98,9 +94,6 @@ type Plan[K comparable, V any] struct {
 	Deletes map[K]V
 	// Actual returns the value that an object is believed to have.
 	Actual func(K) (V, bool)
-	// Still calls a function while the Renderer renders nothing, so that what the Renderer keeps can be looked at. The function
-	// must not call Actual or done.
-	Still func(func())
 }
 
 // Target reads and writes the kernel.
@@ -114,10 +107,8 @@ type Target[K comparable, V any] interface {
 
 // Engine drives one Renderer and one Target.
 type Engine[K comparable, V any] struct {
-	family fwd.Family
-	target Target[K, V]
-	// mu guards renderer, tracker and queue: there may be an Update while what was prepared is written.
-	mu       sync.Mutex
+	family   fwd.Family
+	target   Target[K, V]
 	renderer Renderer[K, V]
 	tracker  *delta.Tracker[K, V]
 	// queue is what was not rendered yet.
@@ -140,8 +131,6 @@ const renderAtOnce = 500
 // Update takes in changes. They are rendered when they are needed or many, those of many Updates together, so that an object
 // in which many Services share is rendered once, or few times.
 func (e *Engine[K, V]) Update(ch fwd.Changes) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	if ch.Header != nil {
 		e.queue.Header = ch.Header
 	}
@@ -168,12 +157,6 @@ func (e *Engine[K, V]) render() {
 
 // Pending is the number of objects that differ from what is wanted.
 func (e *Engine[K, V]) Pending() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.pending()
-}
-
-func (e *Engine[K, V]) pending() int {
 	e.render()
 	_, _, n := e.tracker.Len()
 	return n
@@ -181,38 +164,22 @@ func (e *Engine[K, V]) pending() int {
 
 // Bare implements Backend for one family.
 func (e *Engine[K, V]) Bare() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.render()
 	return !e.stale && e.tracker.Covered()
 }
 
 // Apply implements Backend for one family.
-func (e *Engine[K, V]) Apply(ctx context.Context) (Result, error) { return e.Prepare(ctx)() }
-
-// Prepare implements Backend for one family.
-func (e *Engine[K, V]) Prepare(ctx context.Context) (write func() (Result, error)) {
+func (e *Engine[K, V]) Apply(ctx context.Context) (res Result, err error) {
 	if e.stale {
 		if _, err := e.Observe(ctx); err != nil {
-			return func() (Result, error) { return Result{}, err }
+			return Result{}, err
 		}
 	}
-	plan, some := e.plan()
-	if !some {
-		return func() (Result, error) { return Result{}, nil }
-	}
-	return func() (Result, error) { return e.write(ctx, plan) }
-}
-
-// plan is what there is to write, if there is any.
-func (e *Engine[K, V]) plan() (plan Plan[K, V], some bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	pending := e.pending()
+	pending := e.Pending()
 	if pending == 0 {
-		return plan, false
+		return Result{}, nil
 	}
-	plan = Plan[K, V]{Upserts: make(map[K]V, pending), Deletes: make(map[K]V), Actual: e.actual, Still: e.still}
+	plan := Plan[K, V]{Upserts: make(map[K]V, pending), Deletes: make(map[K]V), Actual: e.tracker.Actual}
 	for k := range e.tracker.Pending() {
 		if v, ok := e.tracker.Desired(k); ok {
 			plan.Upserts[k] = v
@@ -227,25 +194,7 @@ func (e *Engine[K, V]) plan() (plan Plan[K, V], some bool) {
 			}
 		}
 	}
-	return plan, true
-}
-
-func (e *Engine[K, V]) actual(k K) (V, bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.tracker.Actual(k)
-}
-
-func (e *Engine[K, V]) still(f func()) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	f()
-}
-
-func (e *Engine[K, V]) write(ctx context.Context, plan Plan[K, V]) (res Result, err error) {
 	err = e.target.Write(ctx, plan, func(k K) {
-		e.mu.Lock()
-		defer e.mu.Unlock()
 		if v, ok := plan.Upserts[k]; ok {
 			e.tracker.SetActual(k, v)
 			res.Written++

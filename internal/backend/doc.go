@@ -20,5 +20,6 @@
 //  3. A second Apply without an Update between writes nothing.
 //  4. Only objects that the Target's Read returned or that the Engine wrote are ever deleted.
 //
-// A Backend belongs to one goroutine, but for what Prepare returns, which writes in another while Update goes on. Tested by package backendtest, whose suite every backend passes.
+// A Backend belongs to one goroutine; a Reading's Read alone may run in another. Tested by package backendtest, whose suite
+// every backend passes.
 package backend

@@ -30,22 +30,6 @@ func (j joined) Apply(ctx context.Context) (Result, error) {
 	return sum, errors.Join(errs...)
 }
 
-func (j joined) Prepare(ctx context.Context) (write func() (Result, error)) {
-	writes := make([]func() (Result, error), len(j))
-	for i, b := range j {
-		writes[i] = b.Prepare(ctx)
-	}
-	return func() (Result, error) {
-		var sum Result
-		var errs []error
-		for _, write := range writes {
-			res, err := write()
-			sum, errs = sum.Add(res), append(errs, err)
-		}
-		return sum, errors.Join(errs...)
-	}
-}
-
 // Tend implements Tender for those that are one.
 func (j joined) Tend(ctx context.Context, now time.Time) (next time.Time) {
 	for _, b := range j {

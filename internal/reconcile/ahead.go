@@ -24,7 +24,7 @@ func (l *Loop) piece() int {
 }
 
 // writeAhead brings up a node that has no rules yet: at first what every node has, which includes masquerading, and the
-// critical Services; then the others in pieces, each compiled while the one before it is written. The last piece is left to the
+// critical Services; then the others in pieces. The last piece is left to the
 // caller, who says when all is written. The caller must not write if there is an error, but all is in the table then.
 //
 // Where the kernel holds rules of an earlier run nothing is done: as long as not everything is known, nobody can say which
@@ -43,17 +43,16 @@ func (l *Loop) writeAhead(ctx context.Context, rep *Sync) (changed bool, err err
 	if urgent > 0 && urgent < len(names) {
 		l.take(names[:urgent])
 		left = names[urgent:]
-		err = l.put(ctx, rep, nil)
+		err = l.put(ctx, rep)
 		if err == nil {
 			l.log.Info("critical Services are in force", "services", urgent, "left", len(left), "duration", time.Since(rep.Start))
 		}
 	}
 	if n := l.piece(); n > 0 && len(left) > n {
-		l.take(left[:n])
-		for left = left[n:]; len(left) > 0 && err == nil && ctx.Err() == nil; {
-			next := left[:min(n, len(left))]
-			left = left[len(next):]
-			err = l.put(ctx, rep, func() { l.take(next) })
+		for len(left) > n && err == nil && ctx.Err() == nil {
+			l.take(left[:n])
+			left = left[n:]
+			err = l.put(ctx, rep)
 		}
 	}
 	return l.take(left) || changed || len(names) > len(left), err

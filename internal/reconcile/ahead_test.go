@@ -70,24 +70,6 @@ func TestCriticalServicesFirst(t *testing.T) {
 	}
 }
 
-// TestCompilesWhileWriting: a piece is in the table before the one before it is written.
-func TestCompilesWhileWriting(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := &[2]fakeKernel{}
-		k[0].slow = time.Minute
-		h := start(t, k, "--proxy-mode=nftables")
-		defer h.stop(t)
-		h.crowd(1300)
-		h.sync()
-		for _, want := range []int64{2, 1002, 1300} {
-			if got := h.checks.services.Load(); got != want {
-				t.Errorf("%d Services are compiled while one piece is written, want %d", got, want)
-			}
-			h.after(time.Minute)
-		}
-	})
-}
-
 // TestDropsLast: until all Services are in the table nobody can say that an address has none.
 func TestDropsLast(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -6,8 +6,7 @@
 //
 // Invariants:
 //
-//  1. One goroutine, Run's, owns the store, the table and the backend; only immutable values leave it. At the start the backend writes
-//     one piece of the Services in a goroutine of its own while the next is compiled.
+//  1. One goroutine, Run's, owns the store, the table and the backend; only immutable values leave it.
 //  2. Nothing is compiled or written before the Feed has synced and an Observe has succeeded. A restart without a change
 //     in the cluster therefore writes nothing.
 //     Where the kernel holds nothing of ours, critical Services are written before the others, and these in pieces; that

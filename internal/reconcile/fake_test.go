@@ -205,16 +205,13 @@ func (f *follower) Submit(all bool)                   { f.flows = append(f.flows
 // recordedChecks counts what the loop tells those who answer load balancers, and keeps the header.
 type recordedChecks struct {
 	updates, programmed int
-	// services counts the changes of Services. A test may look at it while a write goes on beside the loop.
-	services atomic.Int64
-	header   fwd.Header
+	header              fwd.Header
 	// seen, if not nil, takes each header.
 	seen func(fwd.Header)
 }
 
 func (c *recordedChecks) Update(ch fwd.Changes) {
 	c.updates++
-	c.services.Add(int64(len(ch.Services)))
 	if ch.Header != nil {
 		c.header = *ch.Header
 		if c.seen != nil {

@@ -3,7 +3,6 @@ package reconcile
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -54,7 +53,7 @@ func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
 		l.queued(rep.Start)
 	}
 	if err == nil {
-		err = l.put(ctx, &rep, nil)
+		err = l.put(ctx, &rep)
 	}
 	l.end(ctx, rep, changed, err)
 	if rep.Full && err == nil && rep.Drifted == 0 && rep.Result == (backend.Result{}) && l.Monitor != nil {
@@ -62,10 +61,10 @@ func (l *Loop) write(ctx context.Context, rep Sync, release bool) {
 	}
 }
 
-// put writes what is pending. beside, if not nil, is called meanwhile; it may bring table and backend up to date with Services.
-func (l *Loop) put(ctx context.Context, rep *Sync, beside func()) error {
+// put writes what is pending.
+func (l *Loop) put(ctx context.Context, rep *Sync) error {
 	before := time.Now()
-	res, err := l.apply(ctx, beside)
+	res, err := l.apply(ctx)
 	rep.Result = rep.Result.Add(res)
 	rep.Applying += time.Since(before)
 	l.tend(ctx)
@@ -186,8 +185,8 @@ func (l *Loop) count(f *fwd.Fragment, by int) {
 }
 
 // apply writes what is pending. Where the kernel refuses Services, it sets them aside and writes the rest.
-func (l *Loop) apply(ctx context.Context, beside func()) (backend.Result, error) {
-	res, err := l.applyOnce(ctx, beside)
+func (l *Loop) apply(ctx context.Context) (backend.Result, error) {
+	res, err := l.Backend.Apply(ctx)
 	if len(culprits(err)) > 0 {
 		// The kernel may refuse because others changed what is in it: read it before anybody is blamed.
 		if n, oerr := l.Backend.Observe(ctx); oerr == nil && n > 0 {
@@ -208,18 +207,6 @@ func (l *Loop) apply(ctx context.Context, beside func()) (backend.Result, error)
 		more, err = l.Backend.Apply(ctx)
 		res = res.Add(more)
 	}
-}
-
-func (l *Loop) applyOnce(ctx context.Context, beside func()) (res backend.Result, err error) {
-	if beside == nil {
-		return l.Backend.Apply(ctx)
-	}
-	write := l.Backend.Prepare(ctx)
-	var done sync.WaitGroup
-	done.Go(func() { res, err = write() })
-	beside()
-	done.Wait()
-	return res, err
 }
 
 // end records how a sync went: timers, log and those who follow.

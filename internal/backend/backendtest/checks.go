@@ -31,7 +31,6 @@ var checks = []check{
 	{"Affinity", 6, checkAffinity},
 	{"IncrementalEqualsScratch", 12, checkIncremental},
 	{"LoadInPieces", 6, checkPieces},
-	{"ChangesWhileWriting", 6, checkBeside},
 	{"RestartWritesNothing", 4, checkRestart},
 	{"DriftIsRepaired", 6, checkDrift},
 	{"CleanupRemovesAllThatIsOurs", 4, checkCleanup},
@@ -233,57 +232,6 @@ func checkPieces(seed uint64, newSubject func(fwd.Header) Subject) error {
 		return fmt.Errorf("a new process that does not know the %d Services in the kernel takes it for empty", services)
 	}
 	return w.subject.ForeignIntact()
-}
-
-// checkBeside changes the table while what was prepared before is written, or fails to be, and compares with a fresh backend.
-func checkBeside(seed uint64, newSubject func(fwd.Header) Subject) error {
-	r := random(seed)
-	w, err := populated(r, 6, newSubject)
-	if err != nil {
-		return err
-	}
-	change := func() {
-		if i := r.IntN(14); one(r, 4) {
-			w.remove(serviceName(i))
-		} else {
-			w.put(randomFragment(r, i))
-		}
-	}
-	for round := range 8 {
-		change()
-		if one(r, 3) {
-			w.subject.Fail(1)
-		}
-		write := w.backend.Prepare(context.Background())
-		change()
-		done := make(chan error)
-		go func() {
-			_, err := write()
-			done <- err
-		}()
-		change()
-		if one(r, 4) {
-			w.setHeader(randomHeader(r))
-		}
-		err := <-done
-		w.subject.Fail(0)
-		if err == nil {
-			continue
-		}
-		if err := mayPass(err); err != nil {
-			return fmt.Errorf("round %d: %w", round, err)
-		}
-	}
-	if _, err := w.apply(); err != nil {
-		return err
-	}
-	if err := w.agree(randomPackets(r, w.table, 100)); err != nil {
-		return err
-	}
-	if err := w.asFromScratch(newSubject); err != nil {
-		return err
-	}
-	return w.idle("Apply after a successful one")
 }
 
 func randomStep(r *rand.Rand, w *world, h *halfWritten) error {

@@ -10,7 +10,7 @@
 //  1. Lookup: the kernel decides about every packet as fwd.Table.Lookup does, with the right probabilities.
 //  2. Incremental equals scratch: after random changes, failed writes and restarts the kernel holds what a fresh backend
 //     would have written, and in between no packet goes to an endpoint that no table names.
-//     FAIRLEAD_SUITE_STEPS=5000 makes as many changes for each seed. The same holds for what changes while a write goes on.
+//     FAIRLEAD_SUITE_STEPS=5000 makes as many changes for each seed.
 //  3. A second Apply, and a restart without a change, write nothing.
 //  4. Drift is found and repaired; clean-up removes all that is ours and nothing else; removed Services leave nothing.
 //  5. A small change touches a number of objects that does not depend on the size of the pool or of the table.

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -40,7 +39,6 @@ type bugs struct {
 	losesLast          bool // the last endpoint of a large pool is never chosen
 	straysWhenFailing  bool // after a failed write packets go astray
 	alwaysBare         bool // what an earlier run left counts for nothing
-	deafWhileWriting   bool // what changes between Prepare and the end of the write is lost
 	forgetsClients     bool // no session affinity
 	remembersForever   bool // session affinity does not end
 	remembersByService bool // session affinity is not per port
@@ -94,8 +92,6 @@ type refBackend struct {
 	// headers counts how many were seen.
 	headers int
 	all     map[object]value
-	// writing says that what was prepared is not written yet.
-	writing atomic.Bool
 }
 
 func (s *reference) Backend() backend.Backend { return s.backend }
@@ -237,20 +233,7 @@ func (b *refBackend) Render(ch fwd.Changes) []backend.Edit[object, value] {
 	return out
 }
 
-func (b *refBackend) Update(ch fwd.Changes) {
-	if !b.s.bugs.deafWhileWriting || !b.writing.Load() {
-		b.engine.Update(ch)
-	}
-}
-
-func (b *refBackend) Prepare(ctx context.Context) func() (backend.Result, error) {
-	write := b.engine.Prepare(ctx)
-	b.writing.Store(true)
-	return func() (backend.Result, error) {
-		defer b.writing.Store(false)
-		return write()
-	}
-}
+func (b *refBackend) Update(ch fwd.Changes) { b.engine.Update(ch) }
 
 func (b *refBackend) Apply(ctx context.Context) (backend.Result, error) {
 	pending := b.engine.Pending()
@@ -455,7 +438,6 @@ func TestBugsAreCaught(t *testing.T) {
 		{"loses an endpoint of large pools", bugs{losesLast: true}, []string{"Lookup", "PoolGrowthIsCheap"}},
 		{"sends packets astray after a failure", bugs{straysWhenFailing: true}, []string{"IncrementalEqualsScratch"}},
 		{"takes any kernel for empty", bugs{alwaysBare: true}, []string{"LoadInPieces"}},
-		{"is deaf while it writes", bugs{deafWhileWriting: true}, []string{"ChangesWhileWriting"}},
 		{"forgets clients", bugs{forgetsClients: true}, []string{"Affinity"}},
 		{"remembers clients for ever", bugs{remembersForever: true}, []string{"Affinity"}},
 		{"remembers clients across ports", bugs{remembersByService: true}, []string{"Affinity"}},

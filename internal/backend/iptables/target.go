@@ -88,12 +88,8 @@ func (t *target) explain(ctx context.Context, p plan, err error) error {
 	if id, rule, ok := parseRule(re.LineText); ok {
 		for _, table := range []Table{Filter, NAT} {
 			id.Table = table
-			p.Still(func() {
-				if owner, found := t.culprit(id, rule, p.Upserts[id]); found {
-					fe.Culprits = []fwd.Service{owner}
-				}
-			})
-			if fe.Culprits != nil {
+			if owner, found := t.culprit(id, rule, p.Upserts[id]); found {
+				fe.Culprits = []fwd.Service{owner}
 				return fe
 			}
 		}

@@ -2,14 +2,13 @@ package ipvs
 
 import (
 	"net/netip"
-	"sync"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// pods knows which endpoints shut down, and which of these have ended since the last look.
+// pods knows which endpoints shut down, and which of these have ended since the last look. It belongs to the loop's
+// goroutine.
 type pods struct {
-	mu sync.Mutex
 	// shutting counts, for an endpoint, the Services in which it shuts down.
 	shutting map[netip.AddrPort]int
 	// over are those that ended.
@@ -22,8 +21,6 @@ func newPods() *pods {
 
 // update takes in changes of the table. Of endpoints whose Service goes nothing is known afterwards.
 func (p *pods) update(ch fwd.Changes) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, c := range ch.Services {
 		now := make(map[netip.AddrPort]bool)
 		if c.New != nil {
@@ -48,16 +45,10 @@ func (p *pods) update(ch fwd.Changes) {
 }
 
 // leaving says that the endpoint shuts down.
-func (p *pods) leaving(a netip.AddrPort) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.shutting[a] > 0
-}
+func (p *pods) leaving(a netip.AddrPort) bool { return p.shutting[a] > 0 }
 
 // takeEnded returns the endpoints that have ended since it was called last.
 func (p *pods) takeEnded() map[netip.AddrPort]struct{} {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	over := p.over
 	if len(over) > 0 {
 		p.over = make(map[netip.AddrPort]struct{})

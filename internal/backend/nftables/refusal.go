@@ -25,18 +25,16 @@ type owning interface {
 // what belongs to nobody, or nothing of a single Service.
 func (t *target) culprits(ctx context.Context, p plan, refusal *nft.Error) []fwd.Service {
 	s := search{target: t, plan: p, owned: make(map[fwd.Service][]ID)}
-	p.Still(func() {
-		for id, o := range p.Upserts {
-			owner, ok := t.owning.owner(id)
-			if !ok {
-				continue
-			}
-			s.owned[owner] = append(s.owned[owner], id)
-			if id.Kind == KindFrontend {
-				s.owned[owner] = append(s.owned[owner], t.owning.partsOf(targets(o.Value).verdict())...)
-			}
+	for id, o := range p.Upserts {
+		owner, ok := t.owning.owner(id)
+		if !ok {
+			continue
 		}
-	})
+		s.owned[owner] = append(s.owned[owner], id)
+		if id.Kind == KindFrontend {
+			s.owned[owner] = append(s.owned[owner], t.owning.partsOf(targets(o.Value).verdict())...)
+		}
+	}
 	if s.refused(ctx, nil) {
 		return nil
 	}
