@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/kube"
@@ -28,6 +29,8 @@ type flowAdapter struct {
 	builder staleflow.Builder
 	worker  *staleflow.Worker
 	local   *localport.Forwarder
+	// finder knows what was in the kernel before this process; nil where the backend does not.
+	finder backend.Finder
 }
 
 // Update implements reconcile.Flows.
@@ -37,8 +40,11 @@ func (a *flowAdapter) Update(ch fwd.Changes) {
 }
 
 // Submit implements reconcile.Flows.
-func (a *flowAdapter) Submit(all bool) {
-	a.worker.Submit(a.builder.Snapshot(all))
+func (a *flowAdapter) Submit(written [2]bool, all bool) {
+	if a.finder != nil {
+		a.builder.Found(a.finder.Found())
+	}
+	a.worker.Submit(a.builder.Snapshot(written, all))
 	a.local.Sync()
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
@@ -107,9 +108,11 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	near.Start(ctx)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
+	flows := &flowAdapter{worker: worker, local: local}
+	flows.finder, _ = plane.Backend.(backend.Finder)
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: &flowAdapter{worker: worker, local: local}, Events: eventAdapter{recorder},
+		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: flows, Events: eventAdapter{recorder},
 		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
 		OnFirstWrite: func(f fwd.Family) {

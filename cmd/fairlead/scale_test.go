@@ -98,8 +98,10 @@ type wholeProgram struct {
 }
 
 func (p *wholeProgram) Update(ch fwd.Changes) { p.builder.Update(ch) }
-func (p *wholeProgram) Submit(all bool)       { p.builder.Snapshot(all) }
-func (p *wholeProgram) Queued(time.Time)      {}
+func (p *wholeProgram) Submit(written [2]bool, all bool) {
+	p.builder.Snapshot(written, all)
+}
+func (p *wholeProgram) Queued(time.Time) {}
 
 // Synced keeps the first report; the kernel that holds nothing is repaired after that.
 func (p *wholeProgram) Synced(s reconcile.Sync) {

@@ -104,6 +104,11 @@ func (f *Frontend) Admits(src netip.Addr) bool {
 	return len(f.Sources) == 0 || slices.ContainsFunc(f.Sources, func(p netip.Prefix) bool { return p.Contains(src) })
 }
 
+// Forwards says whether connections of some class of sources are forwarded.
+func (f *Frontend) Forwards() bool {
+	return slices.ContainsFunc(f.Routes[:], func(r Route) bool { return r.Action == Forward })
+}
+
 // Equal compares all fields.
 func (f Frontend) Equal(o Frontend) bool {
 	return f.Key == o.Key && f.Kind == o.Kind && f.Owner == o.Owner && f.Routes == o.Routes && slices.Equal(f.Sources, o.Sources)

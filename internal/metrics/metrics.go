@@ -91,8 +91,8 @@ func (m *Monitor) registerProxy() {
 		m.readChanges(func(c Changes) float64 { return float64(c.ServicesWaiting) + float64(m.unwritten().Services) }))
 	s.readGauge("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "Changes of EndpointSlices that are not in the kernel yet.",
 		m.readChanges(func(c Changes) float64 { return float64(c.SlicesWaiting) + float64(m.unwritten().Slices) }))
-	v.flowDuration = s.histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of looking for stale UDP flows once.", syncBuckets(), family)
-	v.flowsDeleted = s.counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "Stale UDP flows that were removed.", family)
+	v.flowDuration = s.histogram("kubeproxy_conntrack_reconciler_sync_duration_seconds", "Time of looking for stale flows once.", syncBuckets(), family)
+	v.flowsDeleted = s.counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "Stale flows that were removed.", family)
 	v.healthz = s.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz of the health server.", "code")
 	v.livez = s.counter("kubeproxy_proxy_livez_total", "Answers of /livez of the health server.", "code")
 }
@@ -139,8 +139,8 @@ func (m *Monitor) registerOwn() {
 	v.failures = s.counter("fairlead_sync_failures_total", "Syncs that could not read the kernel or not write everything.", family)
 	initialise(v.failures)
 	v.verified = s.gauge("fairlead_last_verified_timestamp_seconds", "When the kernel was read last and had all that is wanted, in seconds since 1970.")
-	v.staleFlows = s.counter("fairlead_stale_flows_deleted_total", "Stale UDP flows that were removed, by why they were stale.", family, "reason")
-	v.flowFailures = s.counter("fairlead_stale_flow_failures_total", "Searches for stale UDP flows that failed.", family)
+	v.staleFlows = s.counter("fairlead_stale_flows_deleted_total", "Stale flows that were removed, by why they were stale.", family, "reason")
+	v.flowFailures = s.counter("fairlead_stale_flow_failures_total", "Searches for stale flows that failed.", family)
 	initialise(v.flowFailures)
 	if m.o.KubeProxy != nil {
 		s.readGauge("fairlead_kube_proxy_present", "Whether a kube-proxy, or anything that one has written, is on the node beside Fairlead.", func(e emit) {

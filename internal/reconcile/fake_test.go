@@ -190,7 +190,7 @@ type follower struct {
 	// verified counts the readings that found everything, configs the new configurations.
 	verified, configs int
 	// flows records the arguments of Submit.
-	flows []bool
+	flows []submitted
 }
 
 func (f *follower) Queued(t time.Time)                { f.queued = append(f.queued, t) }
@@ -200,7 +200,15 @@ func (f *follower) Node(cluster.Node)                 { f.nodes++ }
 func (f *follower) Configured(*config.Config)         { f.configs++ }
 func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
 func (f *follower) Update(fwd.Changes)                {}
-func (f *follower) Submit(all bool)                   { f.flows = append(f.flows, all) }
+func (f *follower) Submit(written [2]bool, all bool) {
+	f.flows = append(f.flows, submitted{written, all})
+}
+
+// submitted are the arguments of Flows.Submit.
+type submitted struct {
+	Written [2]bool
+	All     bool
+}
 
 // recordedChecks counts what the loop tells those who answer load balancers, and keeps the header.
 type recordedChecks struct {

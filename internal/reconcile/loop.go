@@ -40,13 +40,14 @@ type Feed interface {
 	Synced() bool
 }
 
-// Flows removes connection-tracking entries that still lead to endpoints which are gone.
+// Flows removes connection-tracking entries that lead elsewhere than the rules do.
 type Flows interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Submit asks for removal according to all updates so far; it does not wait. The kernel has the rules by now. all says
-	// that also flows may be stale whose Services did not change since the last Submit.
-	Submit(all bool)
+	// Submit asks for removal according to all updates so far; it does not wait. written says by fwd.Family.Index where the
+	// kernel has the rules by now; what is to be removed in the other family waits. all says that also flows may be stale
+	// whose Services did not change since the last Submit.
+	Submit(written [2]bool, all bool)
 }
 
 // Checks answers load balancers that ask whether a Service has endpoints on this node.

@@ -123,7 +123,7 @@ func TestRestartWritesNothing(t *testing.T) {
 		if k[0].writes+k[1].writes > 0 {
 			t.Error("a restart without a change wrote")
 		}
-		if len(h.first) != 2 || len(h.follow.flows) != 1 || !h.follow.flows[0] {
+		if len(h.first) != 2 || len(h.follow.flows) != 1 || !h.follow.flows[0].All {
 			t.Errorf("first written reported for %v, flows %v", h.first, h.follow.flows)
 		}
 	})
@@ -498,7 +498,8 @@ func TestFlows(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		if diff := cmp.Diff([]bool{true}, h.follow.flows); diff != "" {
+		both := [2]bool{true, true}
+		if diff := cmp.Diff([]submitted{{both, true}}, h.follow.flows); diff != "" {
 			t.Errorf("at the start: %s", diff)
 		}
 		fail := func(v4, v6 error) func() {
@@ -509,14 +510,14 @@ func TestFlows(t *testing.T) {
 			what string
 			do   func()
 			wait time.Duration
-			want []bool
+			want []submitted
 		}{
-			{"a change", func() { h.feed.put(service(2, 0)) }, 2 * time.Second, []bool{false}},
+			{"a change", func() { h.feed.put(service(2, 0)) }, 2 * time.Second, []submitted{{both, false}}},
 			{"before the rules are in the kernel", func() { fail(broken, broken)(); h.feed.put(service(2, 1)) }, 2 * time.Second, nil},
-			{"recovery", fail(nil, nil), 10 * time.Second, []bool{true}},
-			{"one family fails", func() { fail(nil, broken)(); h.feed.put(service(2, 2)) }, 0, []bool{false}},
-			{"recovery of one family", fail(nil, nil), 10 * time.Second, []bool{true}},
-			{"repair of rules that were missing", func() { clear(k[0].objects) }, 30 * time.Second, []bool{true}},
+			{"recovery", fail(nil, nil), 10 * time.Second, []submitted{{both, true}}},
+			{"one family fails", func() { fail(nil, broken)(); h.feed.put(service(2, 2)) }, 0, []submitted{{[2]bool{true, false}, false}}},
+			{"recovery of one family", fail(nil, nil), 10 * time.Second, []submitted{{both, true}}},
+			{"repair of rules that were missing", func() { clear(k[0].objects) }, 30 * time.Second, []submitted{{both, true}}},
 			{"steady state", func() {}, time.Minute, nil},
 		}
 		for _, step := range steps {

@@ -262,11 +262,11 @@ func (l *Loop) tellWritten(rep Sync, first bool) {
 			}
 		}
 	}
-	// While one family fails, the other's flows are removed all the same. The plan for the family that failed comes too
-	// early then, so that all flows are looked at when it works again.
+	// While one family fails, the other's flows are removed all the same. When it works again all flows are looked at, since
+	// nobody knows how long its rules were not as they should be.
 	if l.Flows != nil && rep.Failed != [2]bool{true, true} {
 		works := rep.Failed == [2]bool{}
-		l.Flows.Submit(first || works && (l.failure.failing() || rep.Drifted > 0))
+		l.Flows.Submit([2]bool{!rep.Failed[0], !rep.Failed[1]}, first || works && (l.failure.failing() || rep.Drifted > 0))
 	}
 }
 

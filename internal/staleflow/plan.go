@@ -2,6 +2,7 @@ package staleflow
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
@@ -15,11 +16,12 @@ type Reason uint8
 
 // The reasons.
 const (
-	// BlackHole: the flow began without NAT, since the Service had no endpoints or the rules were not there yet.
+	// BlackHole: the flow began without NAT, since the Service had no endpoints or the rules were not there yet. It is one of
+	// UDP, or a TCP connection that still waits for its first answer.
 	BlackHole Reason = iota
 	// EndpointGone: the flow goes to something that does not serve.
 	EndpointGone
-	// FrontendGone: the flow's frontend was removed by this process (Builder.RemoveGone).
+	// FrontendGone: the flow was translated for a frontend that is no longer there.
 	FrontendGone
 	// NumReasons is the number of reasons, for arrays by reason.
 	NumReasons
@@ -29,18 +31,16 @@ func (r Reason) String() string {
 	return [...]string{"black-hole", "endpoint-gone", "frontend-gone"}[r]
 }
 
-// target is what flows of one frontend may go to.
-type target struct {
-	// serving is sorted; empty where nothing serves.
-	serving []netip.AddrPort
-	// last is serving, or what it was before it became empty.
-	last []netip.AddrPort
-}
-
 // family is the plan of one address family.
 type family struct {
-	keys map[fwd.Key]target
-	gone map[fwd.Key]target
+	// keys are the UDP frontends with the endpoints that serve, sorted; none where nothing serves.
+	keys map[fwd.Key][]netip.AddrPort
+	// left are endpoints that UDP frontends have lost, sorted; where a frontend is gone, flows to them are stale.
+	left map[fwd.Key][]netip.AddrPort
+	// found are UDP frontends that a process before this one left in the kernel.
+	found map[fwd.Key]struct{}
+	// connects says which TCP frontends new connections are forwarded for, as far as that changed or all is to be looked at.
+	connects map[fwd.Key]bool
 }
 
 // Plan says which flows are stale. It is immutable and safe for concurrent use. The zero Plan finds none.
@@ -52,47 +52,73 @@ type Plan struct {
 // Empty says that no flow can be stale, so that there is nothing to look at.
 func (p Plan) Empty() bool { return !p.has(fwd.IPv4) && !p.has(fwd.IPv6) }
 
-func (p Plan) has(f fwd.Family) bool {
+func (p Plan) has(f fwd.Family) bool { return p.hasUDP(f) || p.hasTCP(f) }
+
+func (p Plan) hasUDP(f fwd.Family) bool {
 	fam := p.families[f.Index()]
-	return fam != nil && len(fam.keys)+len(fam.gone) > 0
+	return fam != nil && len(fam.keys)+len(fam.left)+len(fam.found) > 0
+}
+
+func (p Plan) hasTCP(f fwd.Family) bool {
+	fam := p.families[f.Index()]
+	if fam == nil {
+		return false
+	}
+	for _, forwards := range fam.connects {
+		if forwards {
+			return true
+		}
+	}
+	return false
 }
 
 // Stale says whether a flow is to be removed, and why.
 func (p Plan) Stale(f conntrack.Flow) (Reason, bool) {
 	dst := f.OrigDst.Addr()
 	fam := p.families[fwd.FamilyOf(dst).Index()]
-	if fam == nil || f.Proto != uint8(fwd.UDP) {
+	if fam == nil {
 		return 0, false
 	}
 	natted := f.ReplySrc != f.OrigDst
 	if !natted && f.Zone|f.OrigZone != 0 {
 		return 0, false
 	}
-	key := fwd.Key{Family: fwd.FamilyOf(dst), Addr: dst, Proto: fwd.UDP, Port: f.OrigDst.Port()}
-	t, gone, ok := fam.find(key)
-	if !ok && p.servesNodePorts(dst, f.OrigSrc.Addr()) {
-		key.Addr = netip.Addr{}
-		t, gone, ok = fam.find(key)
+	vip := fwd.Key{Family: fwd.FamilyOf(dst), Addr: dst, Proto: fwd.Proto(f.Proto), Port: f.OrigDst.Port()}
+	nodePort := vip
+	nodePort.Addr = netip.Addr{}
+	served := p.servesNodePorts(dst, f.OrigSrc.Addr())
+	switch vip.Proto {
+	case fwd.TCP:
+		return BlackHole, f.Opening && !natted && (fam.connects[vip] || served && fam.connects[nodePort])
+	case fwd.UDP:
+	default:
+		return 0, false
+	}
+	serving, ok := fam.keys[vip]
+	if !ok && served {
+		serving, ok = fam.keys[nodePort]
 	}
 	switch {
 	case !ok:
-		return 0, false
-	case gone:
-		return FrontendGone, natted && contains(t.last, f.ReplySrc)
-	case len(t.serving) == 0 || contains(t.serving, f.ReplySrc):
+		return FrontendGone, natted && fam.wasForwarded(vip, nodePort, served, f.ReplySrc)
+	case contains(serving, f.ReplySrc):
 		return 0, false
 	case natted:
 		return EndpointGone, true
 	}
-	return BlackHole, true
+	return BlackHole, len(serving) > 0
 }
 
-func (f *family) find(k fwd.Key) (t target, gone, ok bool) {
-	if t, ok = f.keys[k]; ok {
-		return t, false, true
+// wasForwarded says whether a translation to an endpoint was made by a frontend that is no longer there: a virtual IP, a
+// node port, or a node port on an address on which it is not served any more. A translation to something else may be another
+// program's. What a process before this one wrote is known without its endpoints; then any translation counts.
+func (f *family) wasForwarded(vip, nodePort fwd.Key, served bool, endpoint netip.AddrPort) bool {
+	if contains(f.left[vip], endpoint) || contains(f.left[nodePort], endpoint) || !served && contains(f.keys[nodePort], endpoint) {
+		return true
 	}
-	t, ok = f.gone[k]
-	return t, true, ok
+	_, foundVIP := f.found[vip]
+	_, foundNodePort := f.found[nodePort]
+	return foundVIP || served && foundNodePort
 }
 
 func (p Plan) servesNodePorts(dst, src netip.Addr) bool {
@@ -104,7 +130,21 @@ func contains(sorted []netip.AddrPort, a netip.AddrPort) bool {
 	return ok
 }
 
-// merge returns a plan that does what p was to do and next says it otherwise: next is the newer one.
+// union joins two sorted lists without changing them.
+func union(a, b []netip.AddrPort) []netip.AddrPort {
+	switch {
+	case len(a) == 0:
+		return b
+	case len(b) == 0:
+		return a
+	}
+	out := slices.Concat(a, b)
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
+}
+
+// merge returns a plan that does all that p was to do and that next is to do. next is the newer one and counts where they
+// differ.
 func (p Plan) merge(next Plan) Plan {
 	out := Plan{header: next.header}
 	for i := range out.families {
@@ -112,106 +152,216 @@ func (p Plan) merge(next Plan) Plan {
 		switch {
 		case now == nil:
 			now = old
-		case old != nil && len(old.gone) > 0:
-			// A frontend that has come back since is among the keys, and they are looked at first.
-			gone := maps.Clone(old.gone)
-			maps.Copy(gone, now.gone)
-			now = &family{keys: now.keys, gone: gone}
+		case old != nil:
+			now = old.merge(now)
 		}
 		out.families[i] = now
 	}
 	return out
 }
 
+func (f *family) merge(next *family) *family {
+	out := &family{
+		keys: next.keys, left: maps.Clone(f.left), found: overlay(f.found, next.found), connects: overlay(f.connects, next.connects),
+	}
+	if next.keys == nil {
+		out.keys = f.keys
+	}
+	if out.left == nil {
+		out.left = next.left
+		return out
+	}
+	for k, eps := range next.left {
+		out.left[k] = union(out.left[k], eps)
+	}
+	return out
+}
+
+// overlay returns a map with the entries of both, those of b where both have one.
+func overlay[V any](a, b map[fwd.Key]V) map[fwd.Key]V {
+	switch {
+	case len(a) == 0:
+		return b
+	case len(b) == 0:
+		return a
+	}
+	out := maps.Clone(a)
+	maps.Copy(out, b)
+	return out
+}
+
 // Builder follows the table and makes plans. An Update costs the change, a Snapshot the number of UDP frontends of the
 // families that changed. The zero Builder is ready to use; it belongs to one goroutine.
 type Builder struct {
-	// RemoveGone makes flows of frontends stale that are removed while this process runs, if they go to an endpoint that
-	// the frontend had. Such a flow otherwise lives as long as its client sends, and reaches whoever gets the pod's
-	// address next. The price: while a Service is deleted and made again its flows are interrupted, as new ones are.
-	RemoveGone bool
-
 	header   fwd.Header
 	families [2]family
-	dirty    [2]bool
+	// services are those with TCP frontends that forward.
+	services map[fwd.Service]*fwd.Fragment
+	// dirty says which families have changes of UDP frontends.
+	dirty [2]bool
+}
+
+// Found tells of UDP frontends that the kernel had before anything was written: those of a process before this one. Where
+// the table does not have them either, the next Plan finds their flows.
+func (b *Builder) Found(keys []fwd.Key) {
+	for _, k := range keys {
+		if k.Proto != fwd.UDP {
+			continue
+		}
+		fam := &b.families[k.Family.Index()]
+		if fam.found == nil {
+			fam.found = make(map[fwd.Key]struct{})
+		}
+		fam.found[k] = struct{}{}
+		b.dirty[k.Family.Index()] = true
+	}
 }
 
 // Update takes in changes of the table.
 func (b *Builder) Update(ch fwd.Changes) {
-	if ch.Header != nil {
-		b.header = *ch.Header
-	}
+	b.updateTCP(ch.Services)
 	// A key may pass from one Service to another within the changes, in either order: first all go, then all come.
-	left := make(map[fwd.Key]target)
+	before := make(map[fwd.Key][]netip.AddrPort)
 	for _, sc := range ch.Services {
 		for key := range udpTargets(sc.Old) {
 			fam := &b.families[key.Family.Index()]
-			if t, ok := fam.keys[key]; ok {
-				left[key] = t
+			if serving, ok := fam.keys[key]; ok {
+				before[key] = serving
 				delete(fam.keys, key)
 			}
 		}
 	}
 	for _, sc := range ch.Services {
 		for key, serving := range udpTargets(sc.New) {
-			old, known := left[key]
-			b.set(key, serving, old, known)
-			delete(left, key)
+			was, known := before[key]
+			delete(before, key)
+			fam := &b.families[key.Family.Index()]
+			if fam.keys == nil {
+				fam.keys = make(map[fwd.Key][]netip.AddrPort)
+			}
+			fam.keys[key] = serving
+			if !known || !slices.Equal(serving, was) {
+				b.lost(key, was)
+			}
 		}
 	}
-	for key, t := range left {
-		b.remove(key, t)
+	for key, was := range before {
+		b.lost(key, was)
+	}
+	if ch.Header != nil {
+		b.setHeader(*ch.Header)
 	}
 }
 
-// set makes a key known; old is what it was before, known says whether it was there.
-func (b *Builder) set(key fwd.Key, serving []netip.AddrPort, old target, known bool) {
+// lost notes that a frontend no longer has all the endpoints that it had.
+func (b *Builder) lost(key fwd.Key, endpoints []netip.AddrPort) {
 	i := key.Family.Index()
-	fam := &b.families[i]
-	if !known || !slices.Equal(serving, old.serving) {
-		b.dirty[i] = true
-	}
-	if fam.keys == nil {
-		fam.keys = make(map[fwd.Key]target)
-	}
-	if g, ok := fam.gone[key]; ok {
-		old.last = g.last
-		delete(fam.gone, key)
-	}
-	t := target{serving: serving, last: serving}
-	if len(serving) == 0 {
-		t.last = old.last
-	}
-	fam.keys[key] = t
-}
-
-func (b *Builder) remove(key fwd.Key, t target) {
-	i := key.Family.Index()
-	fam := &b.families[i]
 	b.dirty[i] = true
-	if !b.RemoveGone || len(t.last) == 0 {
+	if len(endpoints) == 0 {
 		return
 	}
-	if fam.gone == nil {
-		fam.gone = make(map[fwd.Key]target)
+	fam := &b.families[i]
+	if fam.left == nil {
+		fam.left = make(map[fwd.Key][]netip.AddrPort)
 	}
-	fam.gone[key] = t
+	fam.left[key] = union(fam.left[key], endpoints)
 }
 
-// Snapshot returns the plan for the families in which something changed since the last Snapshot, or with all set for
-// both.
-func (b *Builder) Snapshot(all bool) Plan {
-	p := Plan{header: b.header}
+func (b *Builder) setHeader(h fwd.Header) {
 	for i := range b.families {
-		if !all && !b.dirty[i] {
+		if h.NodePorts[i].Equal(b.header.NodePorts[i]) && slices.Equal(h.LocalAddrs, b.header.LocalAddrs) {
 			continue
 		}
-		b.dirty[i] = false
+		for k := range b.families[i].keys {
+			if k.IsNodePort() {
+				b.dirty[i] = true
+				break
+			}
+		}
+	}
+	b.header = h
+}
+
+// updateTCP notes which TCP frontends began or ceased to forward.
+func (b *Builder) updateTCP(changes []fwd.ServiceChange) {
+	before := make(map[fwd.Key]struct{})
+	for _, sc := range changes {
+		for k := range tcpForwarding(sc.Old) {
+			before[k] = struct{}{}
+		}
+	}
+	for _, sc := range changes {
+		forwards := false
+		for k := range tcpForwarding(sc.New) {
+			forwards = true
+			if _, did := before[k]; did {
+				delete(before, k)
+			} else {
+				b.connects(k, true)
+			}
+		}
+		switch {
+		case !forwards:
+			delete(b.services, sc.Owner)
+		case b.services == nil:
+			b.services = make(map[fwd.Service]*fwd.Fragment)
+			fallthrough
+		default:
+			b.services[sc.Owner] = sc.New
+		}
+	}
+	for k := range before {
+		b.connects(k, false)
+	}
+}
+
+func (b *Builder) connects(k fwd.Key, forwards bool) {
+	fam := &b.families[k.Family.Index()]
+	if fam.connects == nil {
+		fam.connects = make(map[fwd.Key]bool)
+	}
+	fam.connects[k] = forwards
+}
+
+// Snapshot returns the plan for what changed since the last Snapshot, or with all set for everything. It leaves out
+// families whose rules are not in the kernel, by fwd.Family.Index: their changes wait for a later Snapshot.
+func (b *Builder) Snapshot(written [2]bool, all bool) Plan {
+	p := Plan{header: b.header}
+	if all {
+		for _, f := range b.services {
+			for k := range tcpForwarding(f) {
+				b.connects(k, true)
+			}
+		}
+	}
+	for i := range b.families {
 		fam := &b.families[i]
-		p.families[i] = &family{keys: maps.Clone(fam.keys), gone: fam.gone}
-		fam.gone = nil
+		if !written[i] || !all && !b.dirty[i] && len(fam.connects) == 0 {
+			continue
+		}
+		out := &family{connects: fam.connects}
+		if all || b.dirty[i] {
+			out.keys, out.left, out.found = maps.Clone(fam.keys), fam.left, fam.found
+		}
+		p.families[i] = out
+		fam.connects, fam.left, fam.found, b.dirty[i] = nil, nil, nil, false
 	}
 	return p
+}
+
+// tcpForwarding yields the TCP frontends of a fragment for which new connections of anybody are forwarded.
+func tcpForwarding(f *fwd.Fragment) iter.Seq[fwd.Key] {
+	return func(yield func(fwd.Key) bool) {
+		if f == nil {
+			return
+		}
+		for i := range f.Frontends {
+			fe := &f.Frontends[i]
+			if fe.Key.Proto == fwd.TCP && fe.Forwards() && !yield(fe.Key) {
+				return
+			}
+		}
+	}
 }
 
 // udpTargets returns the endpoints that serve behind each UDP frontend of a fragment.

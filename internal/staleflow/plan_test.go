@@ -12,6 +12,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 )
 
+// written says that the rules of both families are in the kernel.
+var written = [2]bool{true, true}
+
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 func aps(s ...string) []netip.AddrPort {
@@ -47,12 +50,19 @@ func key(tb testing.TB, s string) fwd.Key {
 	return k
 }
 
-// fragment makes a Service with one UDP port (and one TCP port that must not matter) behind the given keys.
+// fragment makes a Service with a UDP port and a TCP port behind the given keys. Both forward if there are endpoints.
 func fragment(name string, created int64, keys []fwd.Key, endpoints []netip.AddrPort) *fwd.Fragment {
 	owner := fwd.Service{Namespace: "ns", Name: name}
 	f := &fwd.Fragment{Owner: owner, CreatedUnix: created}
 	for _, k := range keys {
-		f.Frontends = append(f.Frontends, fwd.Frontend{Key: k, Owner: fwd.ServicePort{Service: owner, Port: "p", Proto: k.Proto}})
+		fe := fwd.Frontend{Key: k, Owner: fwd.ServicePort{Service: owner, Port: "p", Proto: k.Proto}}
+		for c := range fe.Routes {
+			fe.Routes[c].Action = fwd.Reject
+			if slices.ContainsFunc(endpoints, func(e netip.AddrPort) bool { return fwd.FamilyOf(e.Addr()) == k.Family }) {
+				fe.Routes[c].Action = fwd.Forward
+			}
+		}
+		f.Frontends = append(f.Frontends, fe)
 	}
 	slices.SortFunc(f.Frontends, func(a, b fwd.Frontend) int { return a.Key.Compare(b.Key) })
 	port := fwd.ServicePort{Service: owner, Port: "p", Proto: fwd.UDP}
@@ -82,21 +92,33 @@ func flow(src, dst, replySrc string) conntrack.Flow {
 
 func TestStale(t *testing.T) {
 	var table fwd.Table
-	b := Builder{RemoveGone: true}
+	var b Builder
 	b.Update(table.SetHeader(header))
-	dns := []fwd.Key{key(t, "10.96.0.10:53/udp"), key(t, "10.96.0.10:54/tcp"), key(t, "203.0.113.9:53/udp"), key(t, "node4:30053/udp")}
+	dns := []fwd.Key{key(t, "10.96.0.10:53/udp"), key(t, "10.96.0.10:54/tcp"), key(t, "203.0.113.9:53/udp"), key(t, "node4:30053/udp"), key(t, "node4:30054/tcp")}
 	b.Update(table.Put(fragment("dns", 1, dns, aps("10.1.0.5:53", "10.1.0.6:5353"))))
 	b.Update(table.Put(fragment("dns6", 1, []fwd.Key{key(t, "[fd00::10]:53/udp"), key(t, "node6:30053/udp")}, aps("[fd01::5]:53"))))
-	b.Update(table.Put(fragment("none", 1, []fwd.Key{key(t, "10.96.0.11:53/udp")}, nil)))
+	b.Update(table.Put(fragment("none", 1, []fwd.Key{key(t, "10.96.0.11:53/udp"), key(t, "10.96.0.11:54/tcp")}, nil)))
 	b.Update(table.Put(fragment("tcp", 1, []fwd.Key{key(t, "10.96.0.12:53/tcp")}, aps("10.1.0.5:53"))))
-	b.Update(table.Put(fragment("gone", 1, []fwd.Key{key(t, "10.96.0.13:53/udp")}, aps("10.1.0.7:53"))))
-	b.Update(table.Put(fragment("gone", 1, []fwd.Key{key(t, "10.96.0.13:53/udp")}, nil)))
+	gone := []fwd.Key{key(t, "10.96.0.13:53/udp"), key(t, "node4:30013/udp")}
+	b.Update(table.Put(fragment("gone", 1, gone, aps("10.1.0.7:53"))))
+	b.Update(table.Put(fragment("gone", 1, gone, aps("10.1.0.6:53"))))
+	b.Update(table.Put(fragment("gone", 1, gone, nil)))
 	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "gone"}))
-	plan := b.Snapshot(true)
+	b.Found([]fwd.Key{key(t, "10.96.0.10:53/udp"), key(t, "10.96.0.14:53/udp"), key(t, "node4:30014/udp"), key(t, "10.96.0.15:53/tcp")})
+	plan := b.Snapshot(written, true)
 
 	const pod = "10.1.0.99:4000"
 	tcp, zone, zoneNAT := flow(pod, "10.96.0.10:53", "10.1.0.9:53"), flow(pod, "10.96.0.10:53", "10.96.0.10:53"), flow(pod, "10.96.0.10:53", "10.1.0.9:53")
 	tcp.Proto = 6
+	syn := func(dst string) conntrack.Flow {
+		f := flow(pod, dst, dst)
+		f.Proto, f.Opening = 6, true
+		return f
+	}
+	answered, synNAT, synZone := syn("10.96.0.10:54"), syn("10.96.0.10:54"), syn("10.96.0.10:54")
+	answered.Opening = false
+	synNAT.ReplySrc = ap("10.1.0.9:54")
+	synZone.Zone = 5
 	zone.Zone = 5
 	zoneNAT.OrigZone = 5
 	tests := []struct {
@@ -113,9 +135,17 @@ func TestStale(t *testing.T) {
 		{"by node port, serves", flow("198.51.100.7:1", "192.0.2.1:30053", "10.1.0.5:53"), 0, false},
 		{"C05 without NAT", flow(pod, "10.96.0.10:53", "10.96.0.10:53"), BlackHole, true},
 		{"C05 without NAT by node port", flow("198.51.100.7:1", "192.0.2.1:30053", "192.0.2.1:30053"), BlackHole, true},
-		{"C08 nothing serves", flow(pod, "10.96.0.11:53", "10.1.0.9:53"), 0, false},
+		{"C08 nothing serves", flow(pod, "10.96.0.11:53", "10.1.0.9:53"), EndpointGone, true},
 		{"nothing serves, without NAT", flow(pod, "10.96.0.11:53", "10.96.0.11:53"), 0, false},
 		{"C10 TCP", tcp, 0, false},
+		{"TCP without an answer", syn("10.96.0.10:54"), BlackHole, true},
+		{"TCP without an answer, answered since", answered, 0, false},
+		{"TCP without an answer, with NAT", synNAT, 0, false},
+		{"TCP without an answer, in a zone", synZone, 0, false},
+		{"TCP without an answer to a port that is UDP", syn("10.96.0.10:53"), 0, false},
+		{"TCP without an answer, nothing serves", syn("10.96.0.11:54"), 0, false},
+		{"TCP without an answer by node port", syn("192.0.2.1:30054"), BlackHole, true},
+		{"TCP without an answer to a node port elsewhere", syn("198.51.100.7:30054"), 0, false},
 		{"UDP to a port that is TCP", flow(pod, "10.96.0.12:53", "10.1.0.9:53"), 0, false},
 		{"another port of the address", flow(pod, "10.96.0.10:55", "10.1.0.9:53"), 0, false},
 		{"C14 external IP", flow("198.51.100.7:1", "203.0.113.9:53", "10.1.0.9:53"), EndpointGone, true},
@@ -129,7 +159,18 @@ func TestStale(t *testing.T) {
 		{"IPv6 node port", flow("[2001:db8::9]:1", "[2001:db8::1]:30053", "[fd01::6]:53"), EndpointGone, true},
 		{"without NAT in a zone", zone, 0, false},
 		{"with NAT in a zone", zoneNAT, EndpointGone, true},
-		{"removed frontend, its last endpoint", flow(pod, "10.96.0.13:53", "10.1.0.7:53"), FrontendGone, true},
+		{"removed frontend, its last endpoint", flow(pod, "10.96.0.13:53", "10.1.0.6:53"), FrontendGone, true},
+		{"removed frontend, an endpoint before that", flow(pod, "10.96.0.13:53", "10.1.0.7:53"), FrontendGone, true},
+		{"removed node port", flow("198.51.100.7:1", "192.0.2.1:30013", "10.1.0.7:53"), FrontendGone, true},
+		{"removed node port, other NAT", flow("198.51.100.7:1", "192.0.2.1:30013", "10.1.0.8:53"), 0, false},
+		{"node port on an address that the node no longer has", flow("198.51.100.7:1", "192.0.2.9:30053", "10.1.0.5:53"), FrontendGone, true},
+		{"node port on such an address, other NAT", flow("198.51.100.7:1", "192.0.2.9:30053", "10.1.0.8:53"), 0, false},
+		{"node port on an address that serves none, with NAT", flow("198.51.100.7:1", "198.51.100.1:30053", "10.1.0.5:53"), FrontendGone, true},
+		{"found in the kernel and wanted", flow(pod, "10.96.0.10:53", "10.1.0.5:53"), 0, false},
+		{"found in the kernel", flow(pod, "10.96.0.14:53", "10.1.0.8:53"), FrontendGone, true},
+		{"found in the kernel, without NAT", flow(pod, "10.96.0.14:53", "10.96.0.14:53"), 0, false},
+		{"node port found in the kernel", flow("198.51.100.7:1", "192.0.2.1:30014", "10.1.0.8:53"), FrontendGone, true},
+		{"node port found in the kernel, elsewhere", flow("198.51.100.7:1", "198.51.100.8:30014", "10.1.0.8:53"), 0, false},
 		{"removed frontend, other NAT", flow(pod, "10.96.0.13:53", "10.1.0.8:53"), 0, false},
 		{"removed frontend, without NAT", flow(pod, "10.96.0.13:53", "10.96.0.13:53"), 0, false},
 	}
@@ -146,24 +187,13 @@ func TestStale(t *testing.T) {
 	}
 }
 
-func TestKeptWithoutRemoveGone(t *testing.T) {
-	var table fwd.Table
-	var b Builder
-	b.Update(table.Put(fragment("a", 1, []fwd.Key{key(t, "10.96.0.10:53/udp")}, aps("10.1.0.5:53"))))
-	b.Snapshot(false)
-	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "a"}))
-	if p := b.Snapshot(false); !p.Empty() {
-		t.Errorf("a plan for a removed frontend: %+v", p)
-	}
-}
-
 func TestSnapshotHoldsWhatChanged(t *testing.T) {
 	var table fwd.Table
 	var b Builder
 	v4, v6, tcp := key(t, "10.96.0.10:53/udp"), key(t, "[fd00::10]:53/udp"), key(t, "10.96.0.10:53/tcp")
 	expect := func(what string, want4, want6 bool) {
 		t.Helper()
-		p := b.Snapshot(false)
+		p := b.Snapshot(written, false)
 		if p.has(fwd.IPv4) != want4 || p.has(fwd.IPv6) != want6 {
 			t.Errorf("%s: IPv4 %v, IPv6 %v; want %v, %v", what, p.has(fwd.IPv4), p.has(fwd.IPv6), want4, want6)
 		}
@@ -180,12 +210,82 @@ func TestSnapshotHoldsWhatChanged(t *testing.T) {
 	b.Update(table.SetHeader(header))
 	expect("header", false, false)
 	b.Update(table.Put(fragment("b", 1, []fwd.Key{tcp}, nil)))
-	expect("TCP", false, false)
+	expect("TCP, nothing serves", false, false)
+	b.Update(table.Put(fragment("b", 1, []fwd.Key{tcp}, aps("10.1.0.5:53"))))
+	if p := b.Snapshot(written, false); p.hasUDP(fwd.IPv4) || !p.hasTCP(fwd.IPv4) || p.has(fwd.IPv6) {
+		t.Errorf("TCP: got %+v", p)
+	}
+	b.Update(table.Put(fragment("b", 1, []fwd.Key{tcp}, aps("10.1.0.6:53"))))
+	expect("another endpoint of TCP", false, false)
+	b.Update(table.Put(fragment("np", 1, []fwd.Key{key(t, "node4:30053/udp")}, aps("10.1.0.5:53"))))
+	expect("node port", true, false)
+	moved := header
+	moved.LocalAddrs = moved.LocalAddrs[1:]
+	b.Update(table.SetHeader(moved))
+	expect("addresses of the node", true, false)
+	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "np"}))
+	expect("removed", true, false)
+	b.Found([]fwd.Key{tcp})
+	expect("found TCP", false, false)
+	b.Found([]fwd.Key{v6})
+	expect("found", false, true)
 	b.Update(both())
 	b.Update(both("10.1.0.5:53", "[fd01::6]:53"))
 	expect("gone and back", true, true)
-	if p := b.Snapshot(true); !p.has(fwd.IPv4) || !p.has(fwd.IPv6) {
+	if p := b.Snapshot(written, true); !p.has(fwd.IPv4) || !p.has(fwd.IPv6) {
 		t.Error("all: not all")
+	}
+}
+
+// TestUnwrittenFamilyWaits proves that what was to be done for a family is not lost while its rules cannot be written.
+func TestUnwrittenFamilyWaits(t *testing.T) {
+	var table fwd.Table
+	var b Builder
+	keys := []fwd.Key{key(t, "10.96.0.10:53/udp"), key(t, "[fd00::10]:53/udp"), key(t, "[fd00::11]:53/tcp")}
+	b.Update(table.Put(fragment("a", 1, keys, aps("10.1.0.5:53", "[fd01::5]:53"))))
+	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "a"}))
+	b.Update(table.Put(fragment("b", 1, keys[2:], aps("[fd01::5]:53"))))
+	v4 := flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.5:53")
+	v6 := flow("[fd01::9]:1", "[fd00::10]:53", "[fd01::5]:53")
+	syn := flow("[fd01::9]:1", "[fd00::11]:53", "[fd00::11]:53")
+	syn.Proto, syn.Opening = 6, true
+	for i, want := range [][3]bool{{true, false, false}, {false, true, true}, {false, false, false}} {
+		p := b.Snapshot([2]bool{true, i > 0}, false)
+		var got [3]bool
+		for j, f := range []conntrack.Flow{v4, v6, syn} {
+			_, got[j] = p.Stale(f)
+		}
+		if got != want {
+			t.Errorf("snapshot %d: IPv4, IPv6, TCP are stale: %v, want %v", i, got, want)
+		}
+	}
+}
+
+// TestConnectsOfEverything proves that SYNs to all TCP frontends are looked for where rules may have been missing.
+func TestConnectsOfEverything(t *testing.T) {
+	var table fwd.Table
+	var b Builder
+	k := []fwd.Key{key(t, "10.96.0.10:53/tcp")}
+	f := flow("10.1.0.9:1", "10.96.0.10:53", "10.96.0.10:53")
+	f.Proto, f.Opening = 6, true
+	stale := func(all bool) bool {
+		_, stale := b.Snapshot(written, all).Stale(f)
+		return stale
+	}
+	b.Update(table.Put(fragment("a", 1, k, aps("10.1.0.5:53"))))
+	if !stale(false) || stale(false) || !stale(true) {
+		t.Error("want it stale when the frontend begins to forward, then where everything is looked at")
+	}
+	b.Update(table.Put(fragment("a", 1, k, nil)))
+	if stale(true) {
+		t.Error("stale though nothing serves")
+	}
+	early := b.Snapshot(written, false)
+	b.Update(table.Put(fragment("a", 1, k, aps("10.1.0.5:53"))))
+	early = early.merge(b.Snapshot(written, false))
+	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "a"}))
+	if p := early.merge(b.Snapshot(written, false)); !p.Empty() {
+		t.Errorf("a plan for a frontend that came and went: %+v", p)
 	}
 }
 
@@ -194,13 +294,13 @@ func TestKeyPassesBetweenServices(t *testing.T) {
 	for name, created := range map[string]int64{"to an older one": 1, "to the next one": 3} {
 		t.Run(name, func(t *testing.T) {
 			var table fwd.Table
-			b := Builder{RemoveGone: true}
+			var b Builder
 			b.Update(table.Put(fragment("a", 2, []fwd.Key{k}, aps("10.1.0.1:53"))))
 			b.Update(table.Put(fragment("b", created, []fwd.Key{k}, aps("10.1.0.2:53"))))
 			if created > 2 {
 				b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "a"}))
 			}
-			p := b.Snapshot(false)
+			p := b.Snapshot(written, false)
 			if _, stale := p.Stale(flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.2:53")); stale {
 				t.Error("the flow to the new owner's endpoint is stale")
 			}
@@ -213,10 +313,10 @@ func TestKeyPassesBetweenServices(t *testing.T) {
 
 func TestSnapshotIsImmutable(t *testing.T) {
 	var table fwd.Table
-	b := Builder{RemoveGone: true}
+	var b Builder
 	k := []fwd.Key{key(t, "10.96.0.10:53/udp")}
 	b.Update(table.Put(fragment("a", 1, k, aps("10.1.0.1:53"))))
-	p := b.Snapshot(false)
+	p := b.Snapshot(written, false)
 	b.Update(table.Put(fragment("a", 1, k, aps("10.1.0.2:53"))))
 	b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: "a"}))
 	if _, stale := p.Stale(flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.1:53")); stale {
@@ -227,26 +327,34 @@ func TestSnapshotIsImmutable(t *testing.T) {
 // naive reads the rules in their words, from the whole table, without any index.
 type naive struct {
 	table *fwd.Table
-	last  map[fwd.Key][]netip.AddrPort // endpoints of each key that ever was, before they were none
+	had   map[fwd.Key][]netip.AddrPort // endpoints that each key ever had
+	found map[fwd.Key]bool
+	began map[fwd.Key]bool // TCP keys that forward, of those that began to or are looked at
 }
 
 func (n *naive) stale(f conntrack.Flow) (Reason, bool) {
-	if f.Proto != 17 {
-		return 0, false
-	}
 	isNAT := f.ReplySrc != f.OrigDst
 	if !isNAT && (f.Zone != 0 || f.OrigZone != 0) {
 		return 0, false
 	}
 	h := n.table.Header()
+	served := h.IsLocal(f.OrigDst.Addr()) && h.NodePorts[fwd.FamilyOf(f.OrigDst.Addr()).Index()].Serves(f.OrigDst.Addr(), h.IsLocal(f.OrigSrc.Addr()))
 	matches := func(k fwd.Key, nodePort bool) bool {
-		if k.Proto != fwd.UDP || k.Port != f.OrigDst.Port() || k.Family != fwd.FamilyOf(f.OrigDst.Addr()) || k.IsNodePort() != nodePort {
+		if k.Proto != fwd.Proto(f.Proto) || k.Port != f.OrigDst.Port() || k.Family != fwd.FamilyOf(f.OrigDst.Addr()) || k.IsNodePort() != nodePort {
 			return false
 		}
 		if !nodePort {
 			return k.Addr == f.OrigDst.Addr()
 		}
-		return h.IsLocal(f.OrigDst.Addr()) && h.NodePorts[k.Family.Index()].Serves(f.OrigDst.Addr(), h.IsLocal(f.OrigSrc.Addr()))
+		return served
+	}
+	if f.Proto == 6 {
+		for k := range n.began {
+			if f.Opening && !isNAT && (matches(k, false) || matches(k, true)) {
+				return BlackHole, true
+			}
+		}
+		return 0, false
 	}
 	for _, nodePort := range []bool{false, true} {
 		for frag := range n.table.Services() {
@@ -255,37 +363,67 @@ func (n *naive) stale(f conntrack.Flow) (Reason, bool) {
 					continue
 				}
 				for _, s := range frag.Serving {
-					if s.Port != fe.Owner || s.Family != fe.Key.Family || len(s.Endpoints) == 0 || slices.Contains(s.Endpoints, f.ReplySrc) {
-						continue
-					}
-					if isNAT {
+					switch {
+					case s.Port != fe.Owner || s.Family != fe.Key.Family:
+					case slices.Contains(s.Endpoints, f.ReplySrc):
+						return 0, false
+					case isNAT:
 						return EndpointGone, true
+					default:
+						return BlackHole, len(s.Endpoints) > 0
 					}
-					return BlackHole, true
 				}
-				return 0, false
 			}
 		}
-		for k, last := range n.last {
-			if matches(k, nodePort) {
-				return FrontendGone, isNAT && slices.Contains(last, f.ReplySrc)
-			}
+	}
+	if !isNAT {
+		return 0, false
+	}
+	for k, eps := range n.had {
+		elsewhere := k.IsNodePort() && k.Proto == fwd.UDP && k.Port == f.OrigDst.Port() && k.Family == fwd.FamilyOf(f.OrigDst.Addr())
+		if (matches(k, false) || elsewhere) && slices.Contains(eps, f.ReplySrc) {
+			return FrontendGone, true
+		}
+	}
+	for k := range n.found {
+		if matches(k, false) || matches(k, true) {
+			return FrontendGone, true
 		}
 	}
 	return 0, false
 }
 
-// remember notes the endpoints of all keys.
-func (n *naive) remember() {
+// remember notes the endpoints of all keys, and which TCP keys forward of those that did not before, or with all set of all.
+func (n *naive) remember(forwarded map[fwd.Key]bool, all bool) {
+	now := n.forwarding()
+	for k := range now {
+		if all || !forwarded[k] {
+			n.began[k] = true
+		}
+	}
+	maps.DeleteFunc(n.began, func(k fwd.Key, _ bool) bool { return !now[k] })
 	for frag := range n.table.Services() {
 		for _, fe := range frag.Frontends {
 			for _, s := range frag.Serving {
-				if fe.Key.Proto == fwd.UDP && s.Port == fe.Owner && s.Family == fe.Key.Family && len(s.Endpoints) > 0 {
-					n.last[fe.Key] = s.Endpoints
+				if fe.Key.Proto == fwd.UDP && s.Port == fe.Owner && s.Family == fe.Key.Family {
+					n.had[fe.Key] = append(n.had[fe.Key], s.Endpoints...)
 				}
 			}
 		}
 	}
+}
+
+// forwarding are the TCP keys behind which there are endpoints.
+func (n *naive) forwarding() map[fwd.Key]bool {
+	out := make(map[fwd.Key]bool)
+	for frag := range n.table.Services() {
+		for _, fe := range frag.Frontends {
+			if fe.Key.Proto == fwd.TCP && fe.Routes[fwd.Outside].Action == fwd.Forward {
+				out[fe.Key] = true
+			}
+		}
+	}
+	return out
 }
 
 // TestPlanAgainstNaive merges snapshots as a worker does that never gets to work, and compares with the naive reading.
@@ -300,12 +438,19 @@ func TestPlanAgainstNaive(t *testing.T) {
 	outcomes := make(map[string]int)
 	for range 60 {
 		table := &fwd.Table{}
-		n := &naive{table: table, last: make(map[fwd.Key][]netip.AddrPort)}
-		b := Builder{RemoveGone: true}
+		n := &naive{table: table, had: make(map[fwd.Key][]netip.AddrPort), found: make(map[fwd.Key]bool), began: make(map[fwd.Key]bool)}
+		var b Builder
 		b.Update(table.SetHeader(header))
-		pending := b.Snapshot(true)
+		for _, at := range []string{"10.96.0.2:54/udp", "node4:54/udp"} {
+			if rng.IntN(2) == 0 {
+				n.found[key(t, at)] = true
+			}
+		}
+		b.Found(slices.Collect(maps.Keys(n.found)))
+		pending := b.Snapshot(written, true)
 		for range 30 {
 			name := pick([]string{"a", "b", "c"})
+			forwarded, all := n.forwarding(), rng.IntN(5) == 0
 			if rng.IntN(3) == 0 {
 				b.Update(table.Remove(fwd.Service{Namespace: "ns", Name: name}))
 			} else {
@@ -320,8 +465,8 @@ func TestPlanAgainstNaive(t *testing.T) {
 				}
 				b.Update(table.Put(fragment(name, int64(rng.IntN(3)), slices.Collect(maps.Keys(keys)), slices.Compact(aps(serving...)))))
 			}
-			n.remember()
-			pending = pending.merge(b.Snapshot(rng.IntN(5) == 0))
+			n.remember(forwarded, all)
+			pending = pending.merge(b.Snapshot(written, all))
 			for range 20 {
 				dst := fmt.Sprintf("%s:%d", pick(dsts), 53+rng.IntN(2))
 				src, reply := "198.51.100.7:1", pick(eps)
@@ -334,6 +479,7 @@ func TestPlanAgainstNaive(t *testing.T) {
 				f := flow(src, dst, reply)
 				f.Proto = []uint8{17, 17, 17, 6}[rng.IntN(4)]
 				f.Zone = uint16(rng.IntN(4) / 3)
+				f.Opening = f.Proto == 6 && rng.IntN(2) == 0
 				gotR, got := pending.Stale(f)
 				wantR, want := n.stale(f)
 				if got != want || got && gotR != wantR {
@@ -341,11 +487,15 @@ func TestPlanAgainstNaive(t *testing.T) {
 				}
 				if got {
 					outcomes[gotR.String()]++
+					outcomes[fmt.Sprint("protocol ", f.Proto)]++
 				} else {
 					outcomes["kept"]++
 				}
 			}
 		}
+	}
+	if outcomes["protocol 6"] == 0 {
+		t.Errorf("no TCP connection was stale: %v", outcomes)
 	}
 	for r := range NumReasons {
 		if outcomes[r.String()] == 0 {
@@ -361,7 +511,7 @@ func BenchmarkStale(b *testing.B) {
 		k := fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), Proto: fwd.UDP, Port: 53}
 		bl.Update(table.Put(fragment(fmt.Sprint("s", i), 1, []fwd.Key{k}, aps("10.1.0.5:53", "10.1.0.6:53"))))
 	}
-	p := bl.Snapshot(true)
+	p := bl.Snapshot(written, true)
 	f := flow("10.1.0.9:1", "10.96.1.1:53", "10.1.0.6:53")
 	b.ReportAllocs()
 	for b.Loop() {

@@ -19,6 +19,9 @@ const (
 	// UDP endpoints change all the time does not cost the node a core.
 	restFactor = 4
 	maxRest    = 30 * time.Second
+	// What failed, or was interrupted, is tried again after firstRetry, then after twice as long each time, up to maxRetry.
+	firstRetry = time.Second
+	maxRetry   = time.Minute
 )
 
 // Pass is the outcome of looking at the flows of one family.
@@ -52,6 +55,9 @@ type Worker struct {
 
 	mu      sync.Mutex // guards pending
 	pending Plan
+
+	// failing says by fwd.Family.Index that the last pass failed; it belongs to Run.
+	failing [2]bool
 
 	deleted        [2][NumReasons]atomic.Uint64
 	passes, failed [2]atomic.Uint64
@@ -91,11 +97,14 @@ func (w *Worker) Stats() Stats {
 
 // Run works until the context ends. It is called once, in a goroutine of the caller, who waits for it.
 func (w *Worker) Run(ctx context.Context) {
+	var retry <-chan time.Time
+	wait := firstRetry
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.wake:
+		case <-retry:
 		}
 		w.mu.Lock()
 		plan := w.pending
@@ -103,39 +112,49 @@ func (w *Worker) Run(ctx context.Context) {
 		w.mu.Unlock()
 
 		begin := time.Now()
-		w.work(ctx, plan)
+		done := w.work(ctx, plan)
+		rest := min(restFactor*time.Since(begin), maxRest)
+		if done {
+			retry, wait = nil, firstRetry
+		} else {
+			retry = time.After(max(wait, rest))
+			wait = min(2*wait, maxRetry)
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(min(restFactor*time.Since(begin), maxRest)):
+		case <-time.After(rest):
 		}
 	}
 }
 
-// work carries out a plan. A family that fails is put back, for the next Submit.
-func (w *Worker) work(ctx context.Context, plan Plan) {
+// work carries out a plan. What fails or is interrupted it puts back, to be tried again; then it returns false.
+func (w *Worker) work(ctx context.Context, plan Plan) (done bool) {
+	done = true
 	for _, f := range fwd.Families {
 		if !plan.has(f) || ctx.Err() != nil {
 			continue
 		}
 		pass := w.pass(ctx, plan, f)
 		if ctx.Err() != nil {
-			return
+			return false
 		}
-		if pass.Err != nil {
+		if pass.Err != nil || !pass.Complete {
+			done = false
 			back := Plan{header: plan.header}
 			back.families[f.Index()] = plan.families[f.Index()]
 			w.mu.Lock()
 			w.pending = back.merge(w.pending)
 			w.mu.Unlock()
 		}
-		w.report(pass)
+		w.report(ctx, pass)
 	}
+	return done
 }
 
 // pass streams the flows of one family and removes the stale ones.
 func (w *Worker) pass(ctx context.Context, plan Plan, f fwd.Family) Pass {
-	p := Pass{Family: f}
+	p := Pass{Family: f, Complete: true}
 	begin := time.Now()
 	var batches [NumReasons][]conntrack.Flow
 	var deleteErr error // the first one; the others' are most likely the same
@@ -147,26 +166,35 @@ func (w *Worker) pass(ctx context.Context, plan Plan, f fwd.Family) Pass {
 			deleteErr = err
 		}
 	}
-	complete, err := w.table.Dump(ctx, f == fwd.IPv6, uint8(fwd.UDP), func(fl conntrack.Flow) bool {
+	judge := func(fl conntrack.Flow) bool {
 		if r, stale := plan.Stale(fl); stale {
 			if batches[r] = append(batches[r], fl); len(batches[r]) == batchSize {
 				remove(r)
 			}
 		}
 		return true
-	})
+	}
+	var errs []error
+	if plan.hasUDP(f) {
+		complete, err := w.table.Dump(ctx, f == fwd.IPv6, uint8(fwd.UDP), judge)
+		p.Complete, errs = complete, append(errs, err)
+	}
+	if plan.hasTCP(f) {
+		complete, err := w.table.DumpOpening(ctx, f == fwd.IPv6, judge)
+		p.Complete, errs = p.Complete && complete, append(errs, err)
+	}
 	for r := range batches {
 		if len(batches[r]) > 0 {
 			remove(Reason(r))
 		}
 	}
-	p.Complete, p.Err = complete, errors.Join(err, deleteErr)
+	p.Err = errors.Join(append(errs, deleteErr)...)
 	p.Duration = time.Since(begin)
 	return p
 }
 
 // report counts and logs a pass.
-func (w *Worker) report(p Pass) {
+func (w *Worker) report(ctx context.Context, p Pass) {
 	i := p.Family.Index()
 	w.passes[i].Add(1)
 	total := 0
@@ -183,12 +211,17 @@ func (w *Worker) report(p Pass) {
 	switch {
 	case p.Err != nil:
 		w.failed[i].Add(1)
-		w.log.Warn("Removing stale UDP flows failed; the next change of a UDP Service tries again", append(attrs, "err", p.Err)...)
+		level := slog.LevelWarn
+		if w.failing[i] { // once is enough
+			level = slog.LevelDebug
+		}
+		w.log.Log(ctx, level, "cannot remove all stale flows, trying again", append(attrs, "error", p.Err)...)
 	case total > 0:
-		w.log.Info("Removed stale UDP flows", attrs...)
+		w.log.Info("removed stale flows", attrs...)
 	default:
-		w.log.Debug("No stale UDP flows", attrs...)
+		w.log.Debug("no stale flows", attrs...)
 	}
+	w.failing[i] = p.Err != nil
 	if w.done != nil {
 		w.done(p)
 	}

@@ -27,8 +27,8 @@ func dnsPlan(tb testing.TB, eps ...string) Plan {
 	tb.Helper()
 	var table fwd.Table
 	var b Builder
-	b.Update(table.Put(fragment("dns", 1, []fwd.Key{key(tb, "10.96.0.10:53/udp"), key(tb, "[fd00::10]:53/udp")}, aps(eps...))))
-	return b.Snapshot(true)
+	b.Update(table.Put(fragment("dns", 1, []fwd.Key{key(tb, "10.96.0.10:53/tcp"), key(tb, "10.96.0.10:53/udp"), key(tb, "[fd00::10]:53/udp")}, aps(eps...))))
+	return b.Snapshot(written, true)
 }
 
 // start runs a worker in a synctest bubble; passes are sent to the channel.
@@ -120,7 +120,7 @@ func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, passes := start(t, &conntrack.Fake{Fail: func(op string) error { return fmt.Errorf("%s was called", op) }})
 		w.Submit(Plan{})
-		w.Submit((&Builder{}).Snapshot(true))
+		w.Submit((&Builder{}).Snapshot(written, true))
 		time.Sleep(time.Hour)
 		if len(passes) != 0 {
 			t.Errorf("got %+v", <-passes)
@@ -128,37 +128,61 @@ func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 	})
 }
 
-func TestWorkerTriesAgainWithTheNextPlan(t *testing.T) {
+// TestWorkerTriesAgain proves that a pass that failed, or that the kernel interrupted, is repeated by itself, after ever
+// longer times, and that a new plan need not wait for that.
+func TestWorkerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fails := map[string]error{"dump": errors.New("dump fails")}
 		table := &conntrack.Fake{Fail: func(op string) error { return fails[op] }}
 		table.Add(flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.9:53"))
 		w, passes := start(t, table)
+		begin := time.Now()
+		next := func() (Pass, time.Duration) {
+			p := <-passes
+			return p, time.Since(begin)
+		}
 		w.Submit(dnsPlan(t, "10.1.0.5:53"))
-		for range 2 {
-			if p := <-passes; !errors.Is(p.Err, fails["dump"]) {
-				t.Errorf("got %+v", p)
+		for _, want := range []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second} {
+			for range 2 {
+				if p, at := next(); !errors.Is(p.Err, fails["dump"]) || at != want {
+					t.Errorf("after %v: got %+v, want a failure after %v", at, p, want)
+				}
 			}
 		}
-		time.Sleep(time.Hour)
-		if len(passes) != 0 || w.Stats().Failed != [2]uint64{1, 1} {
-			t.Errorf("%d more passes, %+v", len(passes), w.Stats())
+		time.Sleep(10*time.Minute + time.Second)
+		for len(passes) > 0 {
+			<-passes
 		}
+		_, first := next()
+		next()
+		if _, second := next(); second-first != maxRetry {
+			t.Errorf("repeated after %v, want %v", second-first, maxRetry)
+		}
+		next()
 
+		time.Sleep(time.Second)
 		delete(fails, "dump")
 		fails["delete"] = errors.New("delete fails")
+		begin = time.Now()
 		w.Submit(Plan{}) // nothing new, but both families are still to do
-		if p := <-passes; !errors.Is(p.Err, fails["delete"]) {
-			t.Errorf("got %+v", p)
+		if p, at := next(); !errors.Is(p.Err, fails["delete"]) || at != 0 {
+			t.Errorf("after %v: got %+v", at, p)
 		}
-		if p := <-passes; p.Family != fwd.IPv6 || p.Err != nil {
+		if p, _ := next(); p.Family != fwd.IPv6 || p.Err != nil {
 			t.Errorf("got %+v", p)
 		}
 		delete(fails, "delete")
-		time.Sleep(time.Hour)
-		w.Submit(Plan{})
-		if p := <-passes; p.Err != nil || p.Deleted[EndpointGone] != 1 || len(table.Flows()) != 0 {
+		table.Interrupted = true
+		if p, _ := next(); p.Err != nil || p.Complete || p.Deleted[EndpointGone] != 1 || len(table.Flows()) != 0 {
 			t.Errorf("got %+v", p)
+		}
+		table.Interrupted = false
+		if p, _ := next(); p.Err != nil || !p.Complete || p.Family != fwd.IPv4 {
+			t.Errorf("after an interruption: got %+v", p)
+		}
+		time.Sleep(time.Hour)
+		if len(passes) != 0 {
+			t.Errorf("%d more passes", len(passes))
 		}
 	})
 }
@@ -207,6 +231,23 @@ func TestWorkerLogsWhatItRemoved(t *testing.T) {
 	}
 }
 
+// TestWorkerWarnsOnce proves that a failure that lasts is told once, and again after a success.
+func TestWorkerWarnsOnce(t *testing.T) {
+	var out bytes.Buffer
+	var fail error
+	table := &conntrack.Fake{Fail: func(string) error { return fail }}
+	w := NewWorker(table, slog.New(slog.NewTextHandler(&out, nil)), nil)
+	for i, err := range []error{errors.New("no"), errors.New("no"), nil, errors.New("no")} {
+		fail = err
+		if done := w.work(t.Context(), dnsPlan(t, "10.1.0.5:53")); done != (err == nil) {
+			t.Errorf("pass %d: done is %v", i, done)
+		}
+	}
+	if n := strings.Count(out.String(), "level=WARN"); n != 4 { // of two families
+		t.Errorf("%d warnings:\n%s", n, out.String())
+	}
+}
+
 func TestKernelWorker(t *testing.T) {
 	hosttest.Netns(t, "conntrack")
 	add := func(src, dst, reply string) {
@@ -223,8 +264,14 @@ func TestKernelWorker(t *testing.T) {
 	add("10.0.0.1:1004", "10.96.0.11:53", "10.96.0.11:53")
 	add("[fd02::1]:1005", "[fd00::10]:53", "[fd01::9]:53")
 	add("[fd02::1]:1006", "[fd00::10]:53", "[fd01::5]:53")
+	for port, state := range map[string]string{"2001": "SYN_SENT", "2002": "ESTABLISHED"} {
+		hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", port, "--dport", "53", "-t", "100", "--state", state)
+	}
 	w := NewWorker(conntrack.Kernel{}, quiet(), nil)
 	w.work(t.Context(), dnsPlan(t, "10.1.0.5:53", "[fd01::5]:53"))
+	if tcp := hosttest.Run(t, "conntrack", "-L", "-p", "tcp"); strings.Contains(tcp, "2001") || !strings.Contains(tcp, "2002") {
+		t.Errorf("TCP flows left:\n%s", tcp)
+	}
 	var left []int
 	for _, ipv6 := range []bool{false, true} {
 		if _, err := (conntrack.Kernel{}).Dump(t.Context(), ipv6, 17, func(f conntrack.Flow) bool {
@@ -238,7 +285,7 @@ func TestKernelWorker(t *testing.T) {
 	if diff := cmp.Diff([]int{1001, 1004, 1006}, left); diff != "" {
 		t.Errorf("source ports of the flows left (-want +got):\n%s", diff)
 	}
-	if s := w.Stats(); s.Deleted != [2][NumReasons]uint64{{1, 1, 0}, {0, 1, 0}} {
+	if s := w.Stats(); s.Deleted != [2][NumReasons]uint64{{2, 1, 0}, {0, 1, 0}} {
 		t.Errorf("got %+v", s)
 	}
 }

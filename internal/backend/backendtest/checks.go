@@ -32,6 +32,7 @@ var checks = []check{
 	{"IncrementalEqualsScratch", 12, checkIncremental},
 	{"LoadInPieces", 6, checkPieces},
 	{"RestartWritesNothing", 4, checkRestart},
+	{"RestartFindsFrontends", 4, checkFound},
 	{"DriftIsRepaired", 6, checkDrift},
 	{"CleanupRemovesAllThatIsOurs", 4, checkCleanup},
 	{"RemovedServicesLeaveNothing", 4, checkRemoval},
@@ -369,6 +370,50 @@ func checkRestart(seed uint64, newSubject func(fwd.Header) Subject) error {
 		return fmt.Errorf("after a restart with changes: %w", err)
 	}
 	return w.subject.ForeignIntact()
+}
+
+// checkFound lets a new process read what another one left: all frontends of UDP, once, and nothing later.
+func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 1+r.IntN(40), newSubject)
+	if err != nil {
+		return err
+	}
+	finder, ok := w.subject.Backend().(backend.Finder)
+	if !ok {
+		return errNotApplicable
+	}
+	if found := finder.Found(); len(found) > 0 {
+		return fmt.Errorf("in an empty kernel it found %v", found)
+	}
+	var want []fwd.Key
+	for f := range w.table.Services() {
+		for i := range f.Frontends {
+			if k := f.Frontends[i].Key; k.Proto == fwd.UDP {
+				want = append(want, k)
+			}
+		}
+	}
+	slices.SortFunc(want, fwd.Key.Compare)
+	if err := w.restart(r); err != nil {
+		return err
+	}
+	finder = w.subject.Backend().(backend.Finder)
+	got := slices.SortedFunc(slices.Values(finder.Found()), fwd.Key.Compare)
+	if !slices.Equal(want, got) {
+		return fmt.Errorf("a new process found %v, want %v", got, want)
+	}
+	w.put(randomFragment(r, 50))
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	if _, err := w.subject.Backend().Observe(context.Background()); err != nil {
+		return err
+	}
+	if found := finder.Found(); len(found) > 0 {
+		return fmt.Errorf("a later reading found %v", found)
+	}
+	return nil
 }
 
 // checkDrift changes the kernel behind the backend's back.

@@ -37,6 +37,7 @@ const nftMaxChains = 1000
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	var families []backend.Backend
 	var all []*counts
+	found := new(backend.Found)
 	for _, f := range fwd.Families {
 		o, ok := opts[f]
 		if !ok {
@@ -45,10 +46,10 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 		r := newRenderer(f, o.options())
 		n := &counts{family: f}
 		all = append(all, n)
-		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n}
+		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: found}
 		families = append(families, backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules))
 	}
-	return &Backend{backend.Join(families...), all}
+	return &Backend{backend.Join(families...), found, all}
 }
 
 func (o FamilyOptions) options() options {

@@ -8,9 +8,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend is a backend.Backend that counts its rules.
+// Backend is a backend.Backend that counts its rules, and a backend.Finder.
 type Backend struct {
 	backend.Backend
+	*backend.Found
 	counts []*counts
 }
 

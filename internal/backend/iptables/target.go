@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -21,6 +23,8 @@ type target struct {
 	// culprit finds the Service that a refused rule belongs to.
 	culprit func(ChainID, string, Chain) (fwd.Service, bool)
 	counts  *counts
+	// found, if not nil, takes the frontends that were read.
+	found *backend.Found
 }
 
 type plan = backend.Plan[ChainID, Chain]
@@ -47,7 +51,45 @@ func (t *target) Read(ctx context.Context) (map[ChainID]Chain, error) {
 			out[ChainID{table, name}] = Chain{Rules: strings.Join(rules, "\n")}
 		}
 	}
+	if t.found != nil {
+		t.found.Record(t.family, func(yield func(fwd.Key)) {
+			for id, c := range out {
+				if id.Table != NAT || builtin(id.Name) {
+					continue
+				}
+				for _, rule := range c.lines() {
+					if k, ok := parseFrontend(t.family, rule); ok {
+						yield(k)
+					}
+				}
+			}
+		})
+	}
 	return out, nil
+}
+
+// parseFrontend reads the key of a frontend from a rule that dispatches to it (writer.dispatch); other rules have none.
+func parseFrontend(fam fwd.Family, rule string) (k fwd.Key, ok bool) {
+	k.Family = fam
+	if rest, found := strings.CutPrefix(rule, "-d "); found {
+		dst, after, _ := strings.Cut(rest, " ")
+		p, err := netip.ParsePrefix(dst)
+		if err != nil || !p.IsSingleIP() {
+			return k, false
+		}
+		k.Addr, rule = p.Addr(), after
+	}
+	for _, proto := range digitProto {
+		rest, found := strings.CutPrefix(rule, "-p "+proto.String()+" -m "+proto.String()+" --dport ")
+		if !found {
+			continue
+		}
+		port, _, _ := strings.Cut(rest, " ")
+		n, err := strconv.ParseUint(port, 10, 16) // a range of ports dispatches further
+		k.Proto, k.Port = proto, uint16(n)
+		return k, err == nil
+	}
+	return k, false
 }
 
 // jumpsToOurs says whether a rule of a built-in chain leads to a chain of ours.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -277,6 +278,35 @@ func TestSweeper(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSweeperTriesAgain proves that flows which could not be removed are removed later, without a change in between.
+func TestSweeperTriesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		vip := netip.MustParseAddrPort("10.96.0.3:53")
+		var table conntrack.Fake
+		table.Add(conntrack.Flow{Proto: 17, OrigSrc: netip.MustParseAddrPort("10.0.0.1:1"), OrigDst: vip, ReplySrc: netip.MustParseAddrPort("10.244.0.1:53")})
+		var tries []time.Duration
+		begin := time.Now()
+		table.Fail = func(op string) error {
+			if op != "dump to" || len(tries) == 3 {
+				return nil
+			}
+			tries = append(tries, time.Since(begin))
+			return errors.New("no")
+		}
+		s := newSweeper(&table, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.run(ctx); close(done) }()
+		s.submit(fwd.UDP, []netip.AddrPort{vip}, true)
+		time.Sleep(time.Minute)
+		cancel()
+		<-done
+		if want := []time.Duration{0, time.Second, 3 * time.Second}; !slices.Equal(tries, want) || len(table.Flows()) != 0 {
+			t.Errorf("failed after %v, want after %v; %d flows left", tries, want, len(table.Flows()))
+		}
+	})
 }
 
 func TestKnobs(t *testing.T) {

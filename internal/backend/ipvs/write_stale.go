@@ -27,6 +27,9 @@ const (
 	fewDestinations = 8
 	// staleBatch is how many entries are collected before they are deleted.
 	staleBatch = 500
+	// What failed is tried again after firstRetry, then after twice as long each time, up to maxRetry.
+	firstRetry = time.Second
+	maxRetry   = time.Minute
 )
 
 // sweeper removes entries in a goroutine of its own, since the table may be large.
@@ -52,29 +55,39 @@ func newSweeper(table conntrack.Table, log *slog.Logger) *sweeper {
 
 // submit asks for the removal of entries to destinations. It does not wait.
 func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort, gone bool) {
-	s.mu.Lock()
 	for _, d := range dst {
-		k := destinations{d.Addr().Is6(), proto}
-		if s.pending[k] == nil {
-			s.pending[k] = make(map[netip.AddrPort]bool)
-		}
-		s.pending[k][d] = s.pending[k][d] || gone
+		s.add(destinations{d.Addr().Is6(), proto}, map[netip.AddrPort]bool{d: gone})
 	}
-	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
-// run works until the context ends.
+// add adds to what is pending.
+func (s *sweeper) add(k destinations, dst map[netip.AddrPort]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending[k] == nil {
+		s.pending[k] = make(map[netip.AddrPort]bool)
+	}
+	for d, gone := range dst {
+		s.pending[k][d] = s.pending[k][d] || gone
+	}
+}
+
+// run works until the context ends. What fails it tries again by itself.
 func (s *sweeper) run(ctx context.Context) {
+	var retry <-chan time.Time
+	wait := firstRetry
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.wake:
+		case <-retry:
 		}
+		failed := false
 		s.mu.Lock()
 		work := s.pending
 		s.pending = make(map[destinations]map[netip.AddrPort]bool)
@@ -87,10 +100,19 @@ func (s *sweeper) run(ctx context.Context) {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
-				s.log.Warn("cannot remove all flows from before their virtual server; they end by themselves", append(attrs, "error", err)...)
+				failed = true
+				s.add(k, dst)
+				s.log.Warn("cannot remove all flows from before their virtual server, trying again", append(attrs, "after", wait, "error", err)...)
 			case n > 0:
 				s.log.Info("removed flows from before their virtual server", attrs...)
 			}
+		}
+		retry = nil
+		if failed {
+			retry = time.After(wait)
+			wait = min(2*wait, maxRetry)
+		} else {
+			wait = firstRetry
 		}
 	}
 }

@@ -21,18 +21,25 @@ const defaultChunk = 10000
 
 // New returns a Backend on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
 // stands for what is good for the kernel.
-func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Backend {
+func New(tables map[fwd.Family]nft.Interface, chunk int) *Backend {
 	if chunk == 0 {
 		chunk = defaultChunk
 	}
 	var families []backend.Backend
+	found := new(backend.Found)
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
 			r := newRenderer(f)
-			families = append(families, backend.NewEngine(f, r, &target{f, t, chunk, r}, sameValue))
+			families = append(families, backend.NewEngine(f, r, &target{f, t, chunk, r, found}, sameValue))
 		}
 	}
-	return backend.Join(families...)
+	return &Backend{backend.Join(families...), found}
+}
+
+// Backend is a backend.Backend that is a backend.Finder.
+type Backend struct {
+	backend.Backend
+	*backend.Found
 }
 
 // Plane is the mode on this node's kernel.

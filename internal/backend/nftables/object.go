@@ -129,6 +129,18 @@ func frontendKey(b []byte, k fwd.Key) []byte {
 	return keyPort(keyProto(b, k.Proto), k.Port)
 }
 
+// keyOf is the key of a frontend's element: what frontendKey was made of.
+func keyOf(fam fwd.Family, id ID) fwd.Key {
+	k := fwd.Key{Family: fam}
+	b := []byte(id.Key)
+	if id.Name != setNodePorts {
+		k.Addr, _ = netip.AddrFromSlice(b[:fam.Bits()/8])
+		b = b[fam.Bits()/8:]
+	}
+	k.Proto, k.Port = fwd.Proto(b[0]), binary.BigEndian.Uint16(b[4:])
+	return k
+}
+
 // endpointValue is the value of a map to endpoints.
 func endpointValue(b []byte, a netip.AddrPort) []byte { return keyPort(keyAddr(b, a.Addr()), a.Port()) }
 

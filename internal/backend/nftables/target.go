@@ -18,6 +18,8 @@ type target struct {
 	chunk int
 	// owning tells whom to blame.
 	owning owning
+	// found, if not nil, takes the frontends that were read.
+	found *backend.Found
 }
 
 type plan = backend.Plan[ID, Object]
@@ -55,6 +57,15 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	}
 	for _, name := range []string{setVIPs, setNodePorts} {
 		readFrontends(name, c.Elements[name], c.Elements[beside(name)], out)
+	}
+	if t.found != nil {
+		t.found.Record(t.family, func(yield func(fwd.Key)) {
+			for id := range out {
+				if id.Kind == KindFrontend {
+					yield(keyOf(t.family, id))
+				}
+			}
+		})
 	}
 	for _, ch := range c.Chains {
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}

@@ -10,7 +10,7 @@ import (
 // Fake is a table in memory. Like the kernel it deletes a flow only if original tuple, zone and id are those of an entry,
 // and yields what is there when a Dump comes to it. It is safe for concurrent use.
 type Fake struct {
-	// Fail is called before each Dump, DumpTo and Delete, if it is set; its error is returned and nothing is done.
+	// Fail is called before each Dump, DumpTo, DumpOpening and Delete, if it is set; its error is returned and nothing is done.
 	Fail func(op string) error
 	// Interrupted makes Dump say that it left something out.
 	Interrupted bool
@@ -72,6 +72,19 @@ func (f *Fake) DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yiel
 		}
 	}
 	return nil
+}
+
+// DumpOpening implements Table.
+func (f *Fake) DumpOpening(ctx context.Context, ipv6 bool, yield func(Flow) bool) (bool, error) {
+	if err := f.fail(ctx, "dump opening"); err != nil {
+		return false, err
+	}
+	for _, fl := range f.Flows() {
+		if fl.Opening && fl.IPv6() == ipv6 && !yield(fl) {
+			break
+		}
+	}
+	return !f.Interrupted, nil
 }
 
 // Delete implements Table.

@@ -23,6 +23,8 @@ type Flow struct {
 	OrigZone uint16
 	// ID is the kernel's number of the entry.
 	ID uint32
+	// Opening says that it is a TCP connection of which only SYNs of the client were seen so far.
+	Opening bool
 }
 
 // IPv6 says of which family the flow is.
@@ -32,10 +34,13 @@ func (f *Flow) IPv6() bool { return f.OrigDst.Addr().Is6() }
 const (
 	ctaTupleOrig  = 1
 	ctaTupleReply = 2
+	ctaStatus     = 3
+	ctaProtoInfo  = 4
 	ctaTimeout    = 7
 	ctaID         = 12
 	ctaZone       = 18
 	ctaFilter     = 25
+	ctaStatusMask = 26
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2
@@ -49,6 +54,13 @@ const (
 	ctaProtoNum = 1
 	ctaPortSrc  = 2
 	ctaPortDst  = 3
+
+	ctaProtoInfoTCP      = 1
+	ctaProtoInfoTCPState = 1
+
+	// statusSeenReply is a bit of CTA_STATUS (enum ip_conntrack_status), tcpSynSent a state of TCP (enum tcp_conntrack).
+	statusSeenReply = 1 << 1
+	tcpSynSent      = 1
 
 	ctaFilterOrigFlags = 1
 	// Flags of CTA_FILTER_ORIG_FLAGS: what of the original tuple an entry must have.
@@ -83,6 +95,8 @@ func align(n int) int { return (n + 3) &^ 3 }
 func decode(attrs []byte) (Flow, error) {
 	var f Flow
 	var orig, reply tuple
+	var status uint32
+	var tcpState uint8
 	err := eachAttr(attrs, func(typ uint16, b []byte) error {
 		switch typ {
 		case ctaTupleOrig:
@@ -91,11 +105,12 @@ func decode(attrs []byte) (Flow, error) {
 			return reply.decode(b)
 		case ctaZone:
 			return be16(b, &f.Zone)
+		case ctaStatus:
+			return be32(b, &status)
+		case ctaProtoInfo:
+			return decodeTCPState(b, &tcpState)
 		case ctaID:
-			if len(b) != 4 {
-				return errMalformed
-			}
-			f.ID = binary.BigEndian.Uint32(b)
+			return be32(b, &f.ID)
 		}
 		return nil
 	})
@@ -106,6 +121,7 @@ func decode(attrs []byte) (Flow, error) {
 		return Flow{}, errMalformed
 	}
 	f.Proto, f.OrigZone = orig.proto, orig.zone
+	f.Opening = f.Proto == unix.IPPROTO_TCP && tcpState == tcpSynSent && status&statusSeenReply == 0
 	f.OrigSrc, f.OrigDst = netip.AddrPortFrom(orig.src, orig.srcPort), netip.AddrPortFrom(orig.dst, orig.dstPort)
 	f.ReplySrc, f.ReplyDst = netip.AddrPortFrom(reply.src, reply.srcPort), netip.AddrPortFrom(reply.dst, reply.dstPort)
 	return f, nil
@@ -161,6 +177,33 @@ func (t *tuple) decodeProto(typ uint16, b []byte) error {
 	case ctaPortDst:
 		return be16(b, &t.dstPort)
 	}
+	return nil
+}
+
+// decodeTCPState reads the state of a TCP connection from CTA_PROTOINFO; other protocols have other attributes there.
+func decodeTCPState(b []byte, to *uint8) error {
+	return eachAttr(b, func(typ uint16, b []byte) error {
+		if typ != ctaProtoInfoTCP {
+			return nil
+		}
+		return eachAttr(b, func(typ uint16, b []byte) error {
+			if typ != ctaProtoInfoTCPState {
+				return nil
+			}
+			if len(b) != 1 {
+				return errMalformed
+			}
+			*to = b[0]
+			return nil
+		})
+	})
+}
+
+func be32(b []byte, to *uint32) error {
+	if len(b) != 4 {
+		return errMalformed
+	}
+	*to = binary.BigEndian.Uint32(b)
 	return nil
 }
 
@@ -244,4 +287,10 @@ func appendFilter(b []byte, proto uint8, dst netip.AddrPort) []byte {
 	return appendNested(b, ctaFilter|unix.NLA_F_NESTED, func(b []byte) []byte {
 		return appendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)...)
 	})
+}
+
+// appendUnreplied asks the kernel for entries without a reply only.
+func appendUnreplied(b []byte) []byte {
+	b = appendAttr(b, ctaStatus, 0, 0, 0, 0)
+	return appendAttr(b, ctaStatusMask, 0, 0, 0, statusSeenReply)
 }

@@ -164,6 +164,37 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 	}
 }
 
+// TestKernelDumpsOpening proves that of all TCP connections those alone come that wait for their first answer, and that
+// one of them can be deleted.
+func TestKernelDumpsOpening(t *testing.T) {
+	hosttest.Netns(t, "conntrack")
+	for port, args := range map[string][]string{
+		"1": {"--state", "SYN_SENT"},
+		"2": {"--state", "SYN_SENT", "-u", "SEEN_REPLY"},
+		"3": {"--state", "ESTABLISHED"},
+	} {
+		hosttest.Run(t, "conntrack", append([]string{"-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", port, "--dport", "80", "-t", "100"}, args...)...)
+	}
+	insert(t, samples[0])
+	dumped := func() (out []Flow) {
+		complete, err := Kernel{}.DumpOpening(t.Context(), false, func(f Flow) bool { out = append(out, f); return true })
+		if err != nil || !complete {
+			t.Fatalf("complete %v, %v", complete, err)
+		}
+		return out
+	}
+	got := dumped()
+	if len(got) != 1 || got[0].OrigSrc != ap("10.0.0.3:1") || !got[0].Opening {
+		t.Fatalf("got %+v", got)
+	}
+	if n, err := (Kernel{}).Delete(t.Context(), got); n != 1 || err != nil || len(dumped()) != 0 || len(list(t, false, 6)) != 2 {
+		t.Errorf("deleted %d, %v", n, err)
+	}
+	if got, err := (Kernel{}).DumpOpening(t.Context(), true, func(f Flow) bool { t.Errorf("IPv6: %+v", f); return true }); err != nil || !got {
+		t.Errorf("IPv6: %v, %v", got, err)
+	}
+}
+
 func TestKernelDumpTo(t *testing.T) {
 	hosttest.Netns(t)
 	c, v, w := ap("10.0.0.1:1000"), ap("10.96.0.10:53"), ap("10.96.0.10:54")

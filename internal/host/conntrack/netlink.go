@@ -20,6 +20,9 @@ type Table interface {
 	// DumpTo is Dump for the flows whose original destination is dst alone. Memory is read for it as for a Dump, but only
 	// these flows are copied (Linux 5.8).
 	DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yield func(Flow) bool) error
+	// DumpOpening is Dump for the TCP connections that are Opening alone (Linux 5.18; older kernels send the others too,
+	// which are left out here).
+	DumpOpening(ctx context.Context, ipv6 bool, yield func(Flow) bool) (complete bool, err error)
 	// Delete deletes flows that a Dump yielded and returns how many were still there. Where some cannot be deleted the
 	// others are, and the error tells how many failed and why the first did.
 	Delete(ctx context.Context, flows []Flow) (deleted int, err error)
@@ -61,8 +64,23 @@ func (Kernel) DumpTo(ctx context.Context, proto uint8, dst netip.AddrPort, yield
 	return nil
 }
 
+// DumpOpening streams TCP connections that wait for their first answer. The kernel filters where it can.
+func (Kernel) DumpOpening(ctx context.Context, ipv6 bool, yield func(Flow) bool) (complete bool, err error) {
+	filter := func(b []byte) []byte { return appendUnreplied(appendFilter(b, unix.IPPROTO_TCP, netip.AddrPort{})) }
+	complete, err = dumpWith(ctx, ipv6, unix.IPPROTO_TCP, filter, func(f Flow) bool { return !f.Opening || yield(f) })
+	if err != nil {
+		return false, fmt.Errorf("dump opening TCP connections of conntrack (IPv6: %v): %w", ipv6, err)
+	}
+	return complete, nil
+}
+
 func dumpFiltered(ctx context.Context, ipv6 bool, proto uint8, dst netip.AddrPort, yield func(Flow) bool) (complete bool, err error) {
-	complete, err = dump(ctx, ipv6, proto, func(b []byte) []byte { return appendFilter(b, proto, dst) }, yield)
+	return dumpWith(ctx, ipv6, proto, func(b []byte) []byte { return appendFilter(b, proto, dst) }, yield)
+}
+
+// dumpWith dumps with a filter if the kernel takes it.
+func dumpWith(ctx context.Context, ipv6 bool, proto uint8, filter func([]byte) []byte, yield func(Flow) bool) (complete bool, err error) {
+	complete, err = dump(ctx, ipv6, proto, filter, yield)
 	// Filters came with Linux 5.8. Older kernels mostly ignore the attribute; one that does not refuses it at once, before
 	// it yields anything.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
