@@ -296,8 +296,8 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	}
 	r, err = fetch(t.Context(), k.node.Host, metrics, "/configz", "")
 	must(t, err)
-	var configz map[string]struct{ Mode, HostnameOverride string }
-	if err := json.Unmarshal(r.body, &configz); err != nil || configz["kubeproxy.config.k8s.io"].HostnameOverride != k.node.Label {
+	var configz map[string]struct{ APIVersion, Kind, Mode, HostnameOverride string }
+	if err := json.Unmarshal(r.body, &configz); err != nil || configz["kubeproxy.config.k8s.io"].HostnameOverride != k.node.Label || configz["kubeproxy.config.k8s.io"].Kind != "KubeProxyConfiguration" {
 		t.Errorf("/configz: %v: %s", err, r.body)
 	}
 }

@@ -9,9 +9,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/signal"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
@@ -63,7 +65,26 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
+	noteHangups(ctx, log)
 	return guide(ctx, cfg, level, log)
+}
+
+// noteHangups logs each SIGHUP until the context ends, so that it does not end the process. There is nothing to reload: the
+// configuration file is read again when it changes.
+func noteHangups(ctx context.Context, log *slog.Logger) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				log.Info("SIGHUP ignored: a changed configuration file is read without it, other changes need a restart")
+			}
+		}
+	}()
 }
 
 // newLogger makes the log, and makes client-go write to it. The level may be set at any time.
@@ -89,6 +110,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	if err != nil {
 		return err
 	}
+	told := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	addrs, err := link.Watch(ctx)
@@ -104,7 +126,12 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	g.run("source", func() error { return source.Run(ctx) })
 	if plane, err = prepare(ctx, cfg, recorder, log); err != nil {
 		cancel(err)
-		return cmp.Or(g.wait(ctx, log), err)
+		failed := g.wait(ctx, log)
+		if told.Err() != nil { // a signal is no failure, nor what fails because of it
+			log.Info("fairlead ends before it has opened its dataplane")
+			return nil
+		}
+		return cmp.Or(failed, err)
 	}
 	near.Start(ctx)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)

@@ -136,6 +136,60 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
+// TestTheFirstSignalEndsWhatReadsAPipe ends commands that read from a pipe to which nobody writes.
+func TestTheFirstSignalEndsWhatReadsAPipe(t *testing.T) {
+	for name, args := range map[string][]string{
+		"daemon, configuration":  {"--hostname-override=n1", "--config"},
+		"daemon, kubeconfig":     {"--hostname-override=n1", "--kubeconfig"},
+		"daemon, objects":        {"--hostname-override=n1", "--objects"},
+		"init container":         {"--hostname-override=n1", "--init-only", "--config"},
+		"trace":                  {"trace", "10.0.0.1", "10.96.0.1:80/tcp", "--node=n1", "--objects"},
+		"render, node not given": {"render", "--objects"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pipe := filepath.Join(t.TempDir(), "pipe")
+			if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			p := startProgram(t, "fairlead", nil, append(args, pipe)...)
+			w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // returns when the program opens it
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			err = p.end(t, syscall.SIGTERM)
+			var exit *osexec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+				t.Errorf("ended with %v, want exit code 1: it did not do what it was asked for", err)
+			}
+			p.until(t, "fairlead: told to end")
+		})
+	}
+}
+
+func TestSIGHUPIsLoggedAndIgnored(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startProgram(t, "fairlead", nil, "--hostname-override=n1", "--objects", pipe)
+	w, err := os.OpenFile(pipe, os.O_WRONLY, 0) // returns when the daemon is about to read its objects
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 2 {
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		p.until(t, "SIGHUP ignored")
+	}
+	var exit *osexec.ExitError
+	if err := p.end(t, syscall.SIGTERM); !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("ended with %v, want it to have gone on until SIGTERM", err)
+	}
+}
+
 func TestPartsThatDoNotEndAreLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -273,6 +327,41 @@ func TestEndWhileIPTablesHangs(t *testing.T) {
 	if now := hosttest.Run(t, "iptables-nft-save"); !strings.Contains(now, "10.96.0.1") || strings.Contains(now, "10.96.0.2") {
 		t.Errorf("rules are not what they were:\n%s", now)
 	}
+	waitForEnd(t, pid)
+}
+
+// TestEndWhileTheDataplaneOpens ends a daemon whose first look at iptables does not come back. That is no failure.
+func TestEndWhileTheDataplaneOpens(t *testing.T) {
+	hosttest.Netns(t, "iptables")
+	tools, objects := t.TempDir(), filepath.Join(t.TempDir(), "objects.yaml")
+	hang := filepath.Join(tools, "hang")
+	if err := errors.Join(syscall.Mkfifo(hang, 0o600), os.WriteFile(objects, []byte(oneService), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf("#!/bin/sh\necho $$ >%s; exec sleep 1000\n", hang)
+	for _, name := range []string{"iptables", "ip6tables"} {
+		for _, flavour := range []string{"", "-nft", "-legacy"} {
+			for _, suffix := range []string{"", "-save", "-restore"} {
+				if err := os.WriteFile(filepath.Join(tools, name+flavour+suffix), []byte(script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	p := startProgram(t, "fairlead", []string{"PATH=" + tools + ":" + os.Getenv("PATH")}, "--objects="+objects, "--hostname-override=n1", "--cluster-cidr=10.0.0.0/8")
+	running, err := os.Open(hang) // returns when a tool writes to it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.Close()
+	var pid int
+	if _, err := fmt.Fscan(running, &pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.end(t, syscall.SIGTERM); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+	p.until(t, "ends before it has opened its dataplane")
 	waitForEnd(t, pid)
 }
 

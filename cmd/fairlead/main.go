@@ -12,18 +12,44 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 )
 
 func main() {
 	ctx, stop := signalContext()
-	code := run(ctx, os.Args[1:], streams{out: os.Stdout, err: os.Stderr})
+	s := streams{out: os.Stdout, err: os.Stderr}
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, os.Args[1:], s) }()
+	code := endOf(ctx, ended, s)
 	stop()
 	os.Exit(code)
 }
 
-// signalContext returns a context that the first signal to end ends. A second one ends the process at once.
+// stopTimeout is how long a command may go on after a signal. It is longer than what the daemon's parts have to end.
+const stopTimeout = 2 * grace
+
+// endOf returns the exit code of a command that runs. After a signal it does not wait for what no context can interrupt: the
+// command may be reading from a pipe that nobody writes to, or from a file system whose server is gone.
+func endOf(ctx context.Context, ended <-chan int, s streams) int {
+	select {
+	case code := <-ended:
+		return code
+	case <-ctx.Done():
+	}
+	timeout := time.NewTimer(stopTimeout)
+	defer timeout.Stop()
+	select {
+	case code := <-ended:
+		return code
+	case <-timeout.C:
+		fmt.Fprintln(s.err, "fairlead: told to end while waiting for something that cannot be interrupted, such as a file that does not come")
+		return 1
+	}
+}
+
+// signalContext returns a context that ends with the first SIGTERM or SIGINT. A second one ends the process at once.
 func signalContext() (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)

@@ -213,6 +213,7 @@ func notes(source kube.Source, n *neighbour) []string {
 		if why := api.NodeLack(); why != "" {
 			out = append(out, why)
 		}
+		out = append(out, api.Outage()...)
 	}
 	if n.present.Load() {
 		out = append(out, "a kube-proxy, or rules of one, are on this node: end it, then run fairlead cleanup --kube-proxy")

@@ -29,23 +29,36 @@ func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
 	return h
 }
 
-// Warnings lists what the operator probably did not mean, one sentence each.
+// Warnings lists what the operator probably did not mean, one sentence each. It says nothing about defaults, nor about a
+// family that the cluster does not use.
 func (c *Config) Warnings(node cluster.Node) []string {
 	var out []string
 	if len(c.UnknownGates) > 0 {
 		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(slices.Sorted(maps.Keys(c.UnknownGates)), ", "))
 	}
-	if c.nodePortAddresses().Unset() {
-		out = append(out, c.nameOf("nodeport-addresses")+" is not set: node ports are served on all addresses of the node; consider primary")
-	}
 	for _, f := range fwd.Families {
-		if !c.detector(node, f).Implemented() {
+		if !c.detector(node, f).Implemented() && c.hasPods(node, f) {
 			out = append(out, c.noDetector(f))
 		}
 		_, w := c.nodePorts(node, f)
 		out = append(out, w...)
 	}
 	return out
+}
+
+// hasPods says whether the cluster has pods of the family, as far as their networks tell; where there is no word about any,
+// it has those of IPv4.
+func (c *Config) hasPods(node cluster.Node, f fwd.Family) bool {
+	networks := slices.Concat(c.ClusterCIDRs, node.PodCIDRs)
+	if len(networks) == 0 {
+		return f == fwd.IPv4
+	}
+	return firstOf(networks, f).IsValid()
+}
+
+// uses says whether Services of the family may have traffic on the node: the cluster has pods of it, or the node an address.
+func (c *Config) uses(node cluster.Node, f fwd.Family) bool {
+	return c.hasPods(node, f) || c.primary(node, f).IsValid()
 }
 
 // primary is the node's address of the family: the bind address if it is a specific one, else the first of the Node
@@ -115,7 +128,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 		if c.nodePortAddresses().Primary {
 			return out, warnings
 		}
-		if !c.nodePortAddresses().Unset() {
+		if !c.nodePortAddresses().Unset() && c.uses(node, f) {
 			warnings = append(warnings, fmt.Sprintf("%s names no %s address: %s node ports are served on all addresses of the node", c.nameOf("nodeport-addresses"), f, f))
 		}
 		out.All = true
@@ -143,7 +156,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (fwd.NodePortAddrs, 
 		return out, warnings // see LocalPorts
 	}
 	out.Loopback = loops && c.LocalhostNodePorts && f == fwd.IPv4
-	if explicit && !out.Loopback {
+	if explicit && !out.Loopback && c.uses(node, f) {
 		warnings = append(warnings, c.noLoopback(f, loopback))
 	}
 	return out, warnings
@@ -204,7 +217,7 @@ func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) ([]netip.Pref
 	if n.Primary {
 		if a := c.primary(node, f); a.IsValid() && !a.IsLoopback() {
 			out = append(out, netip.PrefixFrom(a, a.BitLen()))
-		} else {
+		} else if c.hasPods(node, f) {
 			warnings = append(warnings, fmt.Sprintf("%s has primary, but the node has no %s address: it adds no %s node ports", c.nameOf("nodeport-addresses"), f, f))
 		}
 	}

@@ -54,8 +54,8 @@ func TestNodePorts(t *testing.T) {
 		// warn is part of the warnings, empty for none about node ports.
 		warn string
 	}{
-		{"unset", "", dual, [2]fwd.NodePortAddrs{all4, all6}, "not set"},
-		{"unset without localhost", "--iptables-localhost-nodeports=false", dual, [2]fwd.NodePortAddrs{{All: true}, all6}, "not set"},
+		{"unset", "", dual, [2]fwd.NodePortAddrs{all4, all6}, ""},
+		{"unset without localhost", "--iptables-localhost-nodeports=false", dual, [2]fwd.NodePortAddrs{{All: true}, all6}, ""},
 		{"CIDRs of both", "--nodeport-addresses 10.9.0.0/16,fd00::/8,10.1.0.0/16", dual, [2]fwd.NodePortAddrs{some(false, "10.1.0.0/16", "10.9.0.0/16"), some(false, "fd00::/8")}, ""},
 		{"other family only", "--nodeport-addresses fd00::/8", dual, [2]fwd.NodePortAddrs{all4, some(false, "fd00::/8")}, "names no IPv4"},
 		{"zero CIDR wins", "--nodeport-addresses 10.1.0.0/16,0.0.0.0/0,::/0", dual, [2]fwd.NodePortAddrs{all4, all6}, ""},
@@ -96,8 +96,8 @@ func TestDetectors(t *testing.T) {
 		want  [2]fwd.Detector
 		warns int
 	}{
-		{"none", "", [2]fwd.Detector{}, 2},
-		{"cluster CIDR of one family", "--cluster-cidr 10.0.0.0/8", [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}}, 1},
+		{"none, and the Node has pods of both families", "", [2]fwd.Detector{}, 2},
+		{"cluster CIDR of one family, and the Node has pods of both", "--cluster-cidr 10.0.0.0/8", [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}}, 1},
 		{"cluster CIDRs", "--cluster-cidr fd00::/16,10.0.0.0/8", [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}, {Prefix: netip.MustParsePrefix("fd00::/16")}}, 0},
 		{"node CIDRs", "--detect-local-mode NodeCIDR --cluster-cidr 10.0.0.0/8", [2]fwd.Detector{{Prefix: netip.MustParsePrefix("10.1.0.0/24")}, {Prefix: netip.MustParsePrefix("fd00:1::/64")}}, 0},
 		{"bridge", "--detect-local-mode BridgeInterface --pod-bridge-interface cni0", [2]fwd.Detector{{Bridge: "cni0"}, {Bridge: "cni0"}}, 0},
@@ -111,6 +111,43 @@ func TestDetectors(t *testing.T) {
 			}
 			if w := c.Warnings(node); len(w) != tt.warns {
 				t.Errorf("got %d warnings, want %d: %q", len(w), tt.warns, w)
+			}
+		})
+	}
+}
+
+// TestNoWarningsAboutWhatNobodySaid has clusters of one family, and defaults.
+func TestNoWarningsAboutWhatNobodySaid(t *testing.T) {
+	four := cluster.Node{Addrs: addrs("192.0.2.1"), PodCIDRs: prefixes("10.1.0.0/24")}
+	six := cluster.Node{Addrs: addrs("2001:db8::1"), PodCIDRs: prefixes("fd00:1::/64")}
+	bare := cluster.Node{Addrs: addrs("192.0.2.1")} // of a network plugin that allocates by itself
+	dual := cluster.Node{Addrs: addrs("192.0.2.1", "2001:db8::1"), PodCIDRs: prefixes("10.1.0.0/24")}
+	tests := []struct {
+		name, args string
+		node       cluster.Node
+		// warn is part of the only warning, empty for none.
+		warn string
+	}{
+		{"IPv4 alone", "--cluster-cidr 10.0.0.0/8", four, ""},
+		{"IPv4 alone, the plugin allocates", "--cluster-cidr 10.0.0.0/8", bare, ""},
+		{"IPv4 alone on nodes of both families", "--cluster-cidr 10.0.0.0/8", dual, ""},
+		{"IPv6 alone", "--cluster-cidr fd00::/8", six, ""},
+		{"IPv4 alone by podCIDR", "--detect-local-mode NodeCIDR", four, ""},
+		{"IPv4 alone in mode nftables, where primary is the default", "--mode nftables --cluster-cidr 10.0.0.0/8", four, ""},
+		{"IPv6 alone in mode nftables", "--mode nftables --cluster-cidr fd00::/8", six, ""},
+		{"IPv4 alone in mode ipvs", "--mode ipvs --cluster-cidr 10.0.0.0/8", four, ""},
+		{"node ports of IPv4", "--cluster-cidr 10.0.0.0/8 --nodeport-addresses 192.0.2.0/24", four, ""},
+		{"node ports on loopback", "--cluster-cidr 10.0.0.0/8 --nodeport-addresses localhost", four, ""},
+		{"node ports of IPv4, and the node has IPv6 addresses", "--cluster-cidr 10.0.0.0/8 --nodeport-addresses 192.0.2.0/24", dual, "names no IPv6 address"},
+		{"no pod network", "", bare, "--cluster-cidr has no IPv4 CIDR"},
+		{"no podCIDR", "--detect-local-mode NodeCIDR", bare, "the Node has no IPv4 podCIDR"},
+		{"no address for primary", "--cluster-cidr 10.0.0.0/8 --nodeport-addresses primary", cluster.Node{}, "no IPv4 address"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			warnings := parse(t, tt.args).Warnings(tt.node)
+			if want := tt.warn != ""; len(warnings) > 1 || want != (len(warnings) == 1) || !strings.Contains(strings.Join(warnings, ""), tt.warn) {
+				t.Errorf("warnings %q, want %q", warnings, tt.warn)
 			}
 		})
 	}

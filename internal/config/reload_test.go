@@ -130,8 +130,10 @@ func leaves(v reflect.Value, path string) map[string]any {
 	return out
 }
 
-func TestConfigz(t *testing.T) {
-	c, err := parseFile(t, "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 7s}\nclusterCIDR: 10.0.0.0/8\nconntrack: {maxPerCore: 0}\n", "--master=https://user:secret@host")
+// TestConfigzIsTheVersionedObject compares with the names that kube-proxy 1.36.3 answers, and reads the answer as a file.
+func TestConfigzIsTheVersionedObject(t *testing.T) {
+	const file = "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 7s}\nclusterCIDR: 10.0.0.0/8\nconntrack: {maxPerCore: 0}\n"
+	c, err := parseFile(t, file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,28 +141,37 @@ func TestConfigz(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got map[string]map[string]any
+	var got map[string]json.RawMessage
 	if err := json.Unmarshal(data, &got); err != nil {
 		t.Fatal(err)
 	}
-	m := got["kubeproxy.config.k8s.io"]
-	linux, _ := m["Linux"].(map[string]any)
-	conntrack, _ := linux["Conntrack"].(map[string]any)
-	detect, _ := m["DetectLocal"].(map[string]any)
-	for _, x := range []struct {
-		name      string
-		got, want any
-	}{
-		{"Mode", m["Mode"], "nftables"}, {"SyncPeriod", m["SyncPeriod"], "7s"}, {"MinSyncPeriod", m["MinSyncPeriod"], "1s"},
-		{"Linux.MasqueradeAll", linux["MasqueradeAll"], true}, {"Linux.OOMScoreAdj", linux["OOMScoreAdj"], -999.0},
-		{"Conntrack.MaxPerCore", conntrack["MaxPerCore"], 0.0}, {"Conntrack.TCPCloseWaitTimeout", conntrack["TCPCloseWaitTimeout"], "1h0m0s"},
-		{"DetectLocal.ClusterCIDRs", detect["ClusterCIDRs"], []any{"10.0.0.0/8"}}, {"Windows", m["Windows"], map[string]any{"RunAsService": false}},
-		{"IPTables", m["IPTables"], map[string]any{"MasqueradeBit": 14.0, "LocalhostNodePorts": true}}, {"NFTables", m["NFTables"], map[string]any{"MasqueradeBit": 14.0}},
-		{"ConfigSyncPeriod", m["ConfigSyncPeriod"], "15m0s"}, {"HealthzBindAddress", m["HealthzBindAddress"], "0.0.0.0:10256"}, {"PortRange", m["PortRange"], nil},
+	object := got["kubeproxy.config.k8s.io"]
+	if len(got) != 1 || object == nil {
+		t.Fatalf("want one key, the name of the API group: %s", data)
+	}
+	for _, want := range []string{
+		`"apiVersion":"kubeproxy.config.k8s.io/v1alpha1"`, `"kind":"KubeProxyConfiguration"`, `"mode":"nftables"`, `"clusterCIDR":"10.0.0.0/8"`, `"configSyncPeriod":"15m0s"`,
+		`"conntrack":{"maxPerCore":0,"min":131072,"tcpEstablishedTimeout":"24h0m0s","tcpCloseWaitTimeout":"1h0m0s",`,
+		`"nftables":{"masqueradeBit":14,"masqueradeAll":true,"syncPeriod":"7s","minSyncPeriod":"1s"}`, `"oomScoreAdj":-999`, `"healthzBindAddress":"0.0.0.0:10256"`,
 	} {
-		if d := cmp.Diff(x.want, x.got); d != "" {
-			t.Errorf("%s: %s", x.name, d)
+		if !strings.Contains(string(object), want) {
+			t.Errorf("no %s in %s", want, object)
 		}
+	}
+	again, err := parseFile(t, string(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.ConfigFile = c.ConfigFile
+	if d := cmp.Diff(c, again, compare); d != "" || len(again.Notes()) > 0 {
+		t.Errorf("read as a file (-want +got), notes %q:\n%s", again.Notes(), d)
+	}
+}
+
+func TestFlagz(t *testing.T) {
+	c, err := parseFile(t, "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 7s}\n", "--master=https://user:secret@host")
+	if err != nil {
+		t.Fatal(err)
 	}
 	flagz := c.Flagz()
 	for name, want := range map[string]string{"master": "https://user:xxxxx@host", "mode": "nftables", "masquerade-all": "true", "iptables-sync-period": "7s", "ipvs-scheduler": "rr", "v": "0"} {
@@ -168,8 +179,9 @@ func TestConfigz(t *testing.T) {
 			t.Errorf("--%s is %q, want %q", name, flagz[name], want)
 		}
 	}
-	if strings.Contains(string(data)+fmt.Sprint(flagz), "secret") {
-		t.Error("a secret is shown")
+	data, err := json.Marshal(c.Configz())
+	if err != nil || strings.Contains(string(data)+fmt.Sprint(flagz), "secret") {
+		t.Errorf("a secret is shown, or %v", err)
 	}
 }
 

@@ -235,7 +235,7 @@ type server struct {
 
 // Run serves until the context ends; it returns when all its goroutines have ended. It is called once.
 func (c *Checks) Run(ctx context.Context) {
-	r := runner{Checks: c, servers: make(map[uint16]*server), told: make(map[fwd.Service]string)}
+	r := runner{Checks: c, servers: make(map[uint16]*server), limit: newConnLimit(maxConns), told: make(map[fwd.Service]string)}
 	defer r.wg.Wait()
 	defer r.closeAll()
 	for {
@@ -260,6 +260,8 @@ func (c *Checks) Run(ctx context.Context) {
 type runner struct {
 	*Checks
 	servers map[uint16]*server
+	// limit is for the connections of all servers together.
+	limit *connLimit
 	// told is what each Service whose port is not served was told.
 	told map[fwd.Service]string
 	wg   sync.WaitGroup
@@ -297,7 +299,7 @@ func (r *runner) settle(ctx context.Context, ports map[uint16][]fwd.Service, add
 func (r *runner) serve(ctx context.Context, port uint16, addrs []address) string {
 	s := r.servers[port]
 	if s == nil {
-		h := newHTTPServer(r.handler(port), r.o.Log)
+		h := newHTTPServer(r.handler(port), r.limit, r.o.Log)
 		h.DisableGeneralOptionsHandler = true // also "OPTIONS *" is answered like everything else
 		s = &server{http: h, listeners: make(map[address]net.Listener)}
 		r.servers[port] = s

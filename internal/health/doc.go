@@ -37,6 +37,7 @@
 //  4. A port that cannot be listened on is told once as an Event and tried again every five seconds. Nothing else depends
 //     on it.
 //  5. When the context ends, everything is closed at once.
+//  6. A client holds a connection for a bounded time, and many clients do not keep others from being answered (limit.go).
 //
 // Not for: metrics (package metrics). Commands import the package; it imports fwd. Tested with a clock of the test, with real
 // sockets on loopback, and for listeners with a fake of the network.

@@ -40,7 +40,7 @@ func (s Server) Run(ctx context.Context) error {
 	if l == nil {
 		return err
 	}
-	srv := newHTTPServer(s.Handler, s.Log)
+	srv := newHTTPServer(s.Handler, newConnLimit(maxConns), s.Log)
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() }) // closing the listener ends Serve, whatever Close says
 	defer stop()
 	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
@@ -49,13 +49,23 @@ func (s Server) Run(ctx context.Context) error {
 	return nil
 }
 
-// newHTTPServer bounds what a client can hold on to: everybody who reaches the node can connect.
-func newHTTPServer(h http.Handler, log *slog.Logger) *http.Server {
+// newHTTPServer bounds what a client can hold on to, and for how long: everybody who reaches the node can connect. A request has to
+// be whole after readTimeout, whatever it is; a profile of package pprof has its own time on top of writeTimeout.
+func newHTTPServer(h http.Handler, limit *connLimit, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 32 << 10,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Handler: h, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 32 << 10,
+		ConnState: limit.follow, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 }
+
+const (
+	// readTimeout is for a request, header and body.
+	readTimeout = 10 * time.Second
+	// writeTimeout is for an answer from the end of the request's header on, with what the API server takes to review a token.
+	writeTimeout = 30 * time.Second
+	// idleTimeout is until the next request on a connection. Probes and scrapes come every few seconds up to a minute.
+	idleTimeout = 2 * time.Minute
+)
 
 // listen returns nil and nil when the context ends.
 func (s Server) listen(ctx context.Context) (net.Listener, error) {

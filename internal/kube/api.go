@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
@@ -73,6 +75,10 @@ type APISource struct {
 	cidrs    *cidrStore
 	taint    *taintRemover
 	o        APIOptions
+	// credential says where the one comes from that requests carry, for people.
+	credential string
+	// links are those of the resources that are watched.
+	links []*link
 	// startDelay bounds the random delay before the first request.
 	startDelay time.Duration
 }
@@ -107,7 +113,7 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		f.awaitServiceCIDRs()
 	}
 	taint := newTaintRemover(o.RemoveTaint, o.NodeName, client.CoreV1().Nodes(), r, o.Logger)
-	return &APISource{
+	s := &APISource{
 		config:     cfg,
 		http:       httpClient,
 		client:     client,
@@ -118,8 +124,60 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 		cidrs:      newCIDRStore(f),
 		taint:      taint,
 		o:          o,
+		credential: credentialOf(o, cfg),
 		startDelay: maxStartDelay,
-	}, nil
+	}
+	s.node.explain = s.explain
+	for _, r := range s.resources() {
+		s.links = append(s.links, &link{resource: r.name, without: r.without, log: o.Logger, explain: s.explain, pause: cmp.Or(o.withoutPause, withoutPeriod)})
+	}
+	return s, nil
+}
+
+// credentialOf says where the credential of requests comes from.
+func credentialOf(o APIOptions, cfg *rest.Config) string {
+	switch {
+	case o.Kubeconfig != "":
+		return "the one of kubeconfig " + o.Kubeconfig
+	case cfg.BearerTokenFile != "":
+		return "the service account's token in " + cfg.BearerTokenFile
+	}
+	return "there is none, since --master is given without --kubeconfig"
+}
+
+// explain says what an answer means that refuses a request, and nothing of other errors.
+func (s *APISource) explain(err error) string {
+	switch {
+	case apierrors.IsUnauthorized(err):
+		return "the API server does not accept our credential (401): " + s.credential
+	case apierrors.IsForbidden(err):
+		return "the API server does not allow us to read (403): are the ClusterRole and its binding there, with list and watch? " + err.Error()
+	}
+	return ""
+}
+
+// Outage says why the API server cannot be asked for what is watched, one sentence for each reason. It is empty while the server
+// answers.
+func (s *APISource) Outage() []string {
+	var order []string
+	resources, first := make(map[string][]string), make(map[string]time.Time)
+	for _, l := range s.links {
+		why, since := l.trouble()
+		if since.IsZero() {
+			continue
+		}
+		if resources[why] == nil {
+			order = append(order, why)
+		}
+		if first[why].IsZero() || since.Before(first[why]) {
+			first[why] = since
+		}
+		resources[why] = append(resources[why], l.resource)
+	}
+	for i, why := range order {
+		order[i] = fmt.Sprintf("the API server cannot be asked for %s since %s: %s", strings.Join(resources[why], ", "), first[why].UTC().Format(time.RFC3339), why)
+	}
+	return order
 }
 
 func restConfig(o APIOptions) (*rest.Config, error) {
@@ -194,8 +252,8 @@ func (s *APISource) Run(ctx context.Context) error {
 	case <-delay.C:
 	}
 	var wg sync.WaitGroup
-	for _, r := range s.resources() {
-		reflector := cache.NewReflectorWithOptions(s.listWatch(r), r.example, r.store,
+	for i, r := range s.resources() {
+		reflector := cache.NewReflectorWithOptions(s.listWatch(r, s.links[i]), r.example, r.store,
 			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retry()})
 		wg.Go(func() { reflector.RunWithContext(quietCtx) })
 	}
@@ -257,8 +315,7 @@ func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L,
 }
 
 // listWatch adds the selectors to requests and takes note of their outcome.
-func (s *APISource) listWatch(r resource) cache.ListerWatcher {
-	l := &link{resource: r.name, without: r.without, log: s.o.Logger, pause: cmp.Or(s.o.withoutPause, withoutPeriod)}
+func (s *APISource) listWatch(r resource, l *link) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector, o.FieldSelector = r.labels, r.fields

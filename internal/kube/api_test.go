@@ -2,10 +2,26 @@ package kube
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
+	"fmt"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,6 +224,77 @@ func TestAPISourceSurvivesItsServer(t *testing.T) {
 	}
 }
 
+// identity is a certificate for 127.0.0.1 that signs itself.
+func identity(t *testing.T) (tls.Certificate, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+// TestAPISourceTellsEachCause has an API server that goes away, comes back with the certificate of another authority, and then
+// does not know the credential any more.
+func TestAPISourceTellsEachCause(t *testing.T) {
+	old, ca := identity(t)
+	other, _ := identity(t)
+	var away atomic.Bool
+	var current atomic.Pointer[tls.Certificate]
+	current.Store(&old)
+	a := newFakeAPI(t, true)
+	secure := httptest.NewUnstartedServer(a)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		if away.Load() {
+			return nil, errors.New("away")
+		}
+		return &tls.Config{Certificates: []tls.Certificate{*current.Load()}}, nil
+	}}
+	secure.StartTLS()
+	t.Cleanup(func() {
+		secure.CloseClientConnections()
+		secure.Close()
+	})
+	a.put(apiNode("z1"))
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf("clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}]\n"+
+		"users: [{name: u, user: {token: secret}}]\ncontexts: [{name: x, context: {cluster: c, user: u}}]\ncurrent-context: x\n", secure.URL, base64.StdEncoding.EncodeToString(ca))
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, s := attach(t, a, func(o *APIOptions) { o.Master, o.Kubeconfig = "", kubeconfig })
+	f.until("synced", f.feed.Synced)
+	if notes := s.Outage(); notes != nil {
+		t.Errorf("notes %q", notes)
+	}
+	told := func(name string, parts ...string) {
+		t.Helper()
+		f.until(name, func() bool {
+			return f.logs.count(append(parts, "level=WARN", "resource=services")...) == 1 && strings.Contains(strings.Join(s.Outage(), ""), parts[len(parts)-1])
+		})
+	}
+	away.Store(true)
+	secure.CloseClientConnections()
+	told("the server is away", "API server cannot be asked, the last state stays in force", "tls: internal error")
+	current.Store(&other)
+	away.Store(false)
+	told("its authority is another one", "for another reason", "certificate signed by unknown authority")
+	a.setAbsent("services", http.StatusUnauthorized)
+	current.Store(&old)
+	told("it does not know us", "for another reason", "does not accept our credential (401): the one of kubeconfig "+kubeconfig)
+	a.setAbsent("services", 0)
+	f.until("all is well", func() bool {
+		return f.logs.count("API server answers again", "resource=services") == 1 && s.Outage() == nil
+	})
+}
+
 func TestAPISourceReportsProblems(t *testing.T) {
 	a := newFakeAPI(t, true)
 	bad := apiService("a", "10.96.0.1")
@@ -285,9 +372,26 @@ func TestKeyStore(t *testing.T) {
 	}
 }
 
+// dialError is one of many that differ in the port alone.
+func dialError(port int) error {
+	return &url.Error{Op: "Get", URL: "https://10.0.0.1:6443/api/v1/services", Err: fmt.Errorf("read tcp 10.0.0.2:%d->10.0.0.1:6443: connection reset by peer", port)}
+}
+
+// TestCausesOfAnOutageAreBounded has an error that is never the same.
+func TestCausesOfAnOutageAreBounded(t *testing.T) {
+	var logs logBuffer
+	l := &link{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
+	for n := range 1000 {
+		l.note(t.Context(), metav1.ListOptions{}, errors.New("odd "+strings.Repeat("x", n)))
+	}
+	if n := logs.count("level=WARN"); n != maxCauses {
+		t.Errorf("%d lines, want %d", n, maxCauses)
+	}
+}
+
 func TestLink(t *testing.T) {
 	var logs logBuffer
-	l := &link{resource: "services", log: logs.logger()}
+	l := &link{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
 	stream := metav1.ListOptions{SendInitialEvents: ptr(true)}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -308,6 +412,12 @@ func TestLink(t *testing.T) {
 		{"back", context.Background(), metav1.ListOptions{}, nil, 1, 1},
 		{"still back", context.Background(), metav1.ListOptions{}, nil, 1, 1},
 		{"forbidden", context.Background(), metav1.ListOptions{}, apierrors.NewForbidden(schema.GroupResource{}, "", refused), 2, 1},
+		{"another cause", context.Background(), stream, dialError(41000), 3, 1},
+		{"the same from another port", context.Background(), stream, dialError(41001), 3, 1},
+		{"a cause from before", context.Background(), metav1.ListOptions{}, apierrors.NewForbidden(schema.GroupResource{}, "", refused), 3, 1},
+		{"not known any more", context.Background(), metav1.ListOptions{}, apierrors.NewUnauthorized("expired"), 4, 1},
+		{"back again", context.Background(), metav1.ListOptions{}, nil, 4, 2},
+		{"the next outage", context.Background(), stream, dialError(41002), 5, 2},
 	}
 	for _, s := range steps {
 		l.note(s.ctx, s.opts, s.err)

@@ -181,6 +181,8 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		a.refused <- r
 	case code == http.StatusNotFound:
 		status(w, code, metav1.StatusReasonNotFound)
+	case code == http.StatusUnauthorized:
+		status(w, code, metav1.StatusReasonUnauthorized)
 	case code == http.StatusForbidden:
 		status(w, code, metav1.StatusReasonForbidden)
 		if req.Method == http.MethodPatch {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fairlead/fairlead/internal/cluster"
@@ -34,6 +33,8 @@ type nodeStore struct {
 	// taint is told of each version of the Node.
 	taint *taintRemover
 	log   *slog.Logger
+	// explain says what an error means that refuses us the Node, and nothing of others.
+	explain func(error) string
 	// last is what the Feed has; nil before the Node was seen. It belongs to the Reflector.
 	last *cluster.Node
 
@@ -128,8 +129,8 @@ func (s *nodeStore) lost() {
 
 // noted takes the outcome of a list.
 func (s *nodeStore) noted(err error) {
-	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
-		s.lacks(fmt.Sprintf("the API server does not show us node %q: are the ClusterRole and its binding there (nodes: list, watch)? %v", s.name, err))
+	if why := s.explain(err); why != "" {
+		s.lacks(fmt.Sprintf("node %q cannot be read: %s", s.name, why))
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // awaiting returns a nodeStore whose await runs until the test ends, and what await returned.
 func awaiting(t *testing.T) (*nodeStore, *logBuffer, <-chan error) {
 	logs := &logBuffer{}
-	s := &nodeStore{contact: newContact("nodes"), name: "n1", feed: NewFeed(), log: logs.logger()}
+	s := &nodeStore{contact: newContact("nodes"), name: "n1", feed: NewFeed(), log: logs.logger(), explain: func(error) string { return "" }}
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	done := make(chan error, 1)
@@ -104,20 +104,31 @@ func TestNodeChangesAreLogged(t *testing.T) {
 }
 
 func TestRefusedNode(t *testing.T) {
-	a := newFakeAPI(t, true)
-	a.put(apiService("a", "10.96.0.1"))
-	a.setAbsent("nodes", http.StatusForbidden)
-	f, s := attach(t, a, func(*APIOptions) {})
-	f.until("the log says so", func() bool {
-		return f.logs.count("waiting for the node", "does not show us node", "ClusterRole", "list, watch") > 0
-	})
-	if why := s.NodeLack(); !strings.Contains(why, "ClusterRole") {
-		t.Errorf("lacks %q", why)
-	}
-	a.put(apiNode("z1"))
-	a.setAbsent("nodes", 0)
-	f.until("synced", f.feed.Synced)
-	if s.NodeLack() != "" {
-		t.Errorf("lacks %q", s.NodeLack())
+	for code, want := range map[int][]string{
+		http.StatusForbidden:    {"does not allow us to read (403)", "ClusterRole", "list and watch"},
+		http.StatusUnauthorized: {"does not accept our credential (401)", "--master is given without --kubeconfig"},
+	} {
+		t.Run(http.StatusText(code), func(t *testing.T) {
+			a := newFakeAPI(t, true)
+			a.put(apiService("a", "10.96.0.1"))
+			a.setAbsent("nodes", code)
+			f, s := attach(t, a, func(*APIOptions) {})
+			f.until("the log says so", func() bool { return f.logs.count(append(want, "waiting for the node")...) > 0 })
+			why := s.NodeLack()
+			for _, text := range want {
+				if !strings.Contains(why, text) {
+					t.Errorf("lacks %q", why)
+				}
+			}
+			if unauthorized := code == http.StatusUnauthorized; unauthorized == strings.Contains(why, "ClusterRole") {
+				t.Errorf("told as missing permission: %q", why)
+			}
+			a.put(apiNode("z1"))
+			a.setAbsent("nodes", 0)
+			f.until("synced", f.feed.Synced)
+			if s.NodeLack() != "" {
+				t.Errorf("lacks %q", s.NodeLack())
+			}
+		})
 	}
 }
