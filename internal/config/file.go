@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,18 +72,21 @@ func (c *Config) load(data []byte) ([]refusal, error) {
 // are no error; the notes name each, also where there is an error. All values that are not of their field's type are named
 // in the error.
 func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
-	var notes []string
+	notes := laterDocuments(data)
 	text, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {
 		strict := err
 		if text, err = yaml.YAMLToJSON(data); err != nil {
-			return nil, nil, fmt.Errorf("want YAML or JSON: %w", err)
+			return nil, notes, fmt.Errorf("want YAML or JSON: %w", err)
 		}
 		for line := range strings.Lines(strict.Error()) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "line ") {
 				notes = append(notes, "the file's last word counts: "+line)
 			}
 		}
+	}
+	if string(text) == "null" {
+		return nil, notes, fmt.Errorf("the file is empty: want a %s of %s", fileKind, fileVersion)
 	}
 	var typ metav1.TypeMeta
 	if err := json.Unmarshal(text, &typ); err != nil || typ.APIVersion != fileVersion || typ.Kind != fileKind {
@@ -101,6 +105,27 @@ func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 		notes = append(notes, ignoredField+s.Error())
 	}
 	return obj, notes, nil
+}
+
+// documentStart is the line that begins a YAML document.
+var documentStart = regexp.MustCompile(`(?m)^---([ \t].*)?\r?$`)
+
+// laterDocuments names the documents of a YAML file after the first, which alone counts, as for kube-proxy.
+func laterDocuments(data []byte) (notes []string) {
+	n := 0
+	for _, doc := range documentStart.Split(string(data), -1) {
+		text, err := yaml.YAMLToJSON([]byte(doc))
+		if err == nil && string(text) == "null" {
+			continue
+		}
+		if n++; n == 1 {
+			continue
+		}
+		var typ metav1.TypeMeta
+		_ = json.Unmarshal(text, &typ) // what is no object has no kind
+		notes = append(notes, fmt.Sprintf("document %d of the file (%s) is ignored: only the first one counts", n, cmp.Or(typ.Kind, "without a kind")))
+	}
+	return notes
 }
 
 const ignoredField = "the file has a field that is ignored: "

@@ -242,6 +242,22 @@ func nested(path, value string) string {
 	return b.String() + " " + value + "\n"
 }
 
+// TestOnlyTheFirstDocumentCounts names the others, also where the first is not the one that is wanted.
+func TestOnlyTheFirstDocumentCounts(t *testing.T) {
+	c, err := parseFile(t, "# first\n---\n"+head+"mode: nftables\n---\n# nothing\n---\n"+head+"mode: ipvs\n--- \njust text\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"document 2 of the file (KubeProxyConfiguration) is ignored: only the first one counts", "document 3 of the file (without a kind) is ignored: only the first one counts"}
+	if d := cmp.Diff(want, c.Notes()); d != "" || c.Mode != ModeNFTables {
+		t.Errorf("mode %s, notes (-want +got):\n%s", c.Mode, d)
+	}
+	c, err = parseFile(t, "apiVersion: kubeadm.k8s.io/v1beta4\nkind: ClusterConfiguration\n---\n"+head)
+	if err == nil || !strings.Contains(err.Error(), `kind "ClusterConfiguration"`) || !slices.Equal(c.Notes(), want[:1]) {
+		t.Errorf("error %v, notes %q", err, c.Notes())
+	}
+}
+
 func TestFileRefusals(t *testing.T) {
 	tests := []struct {
 		name, text string
@@ -250,7 +266,8 @@ func TestFileRefusals(t *testing.T) {
 	}{
 		{"no kind", "apiVersion: kubeproxy.config.k8s.io/v1alpha1", [][]string{{`kind ""`, "KubeProxyConfiguration"}}},
 		{"other version", strings.Replace(head, "v1alpha1", "v1alpha2", 1), [][]string{{"v1alpha2", "want kubeproxy.config.k8s.io/v1alpha1"}}},
-		{"empty", " # apiVersion", [][]string{{`apiVersion ""`}}},
+		{"empty", " # apiVersion", [][]string{{"the file is empty", "KubeProxyConfiguration"}}},
+		{"empty document", "---\n# apiVersion\n", [][]string{{"the file is empty", "KubeProxyConfiguration"}}},
 		{"no YAML", head + "mode: [", [][]string{{"YAML or JSON"}}},
 		{"types", "mode: 5\niptables: {masqueradeBit: x, masqueradeAll: 1, syncPeriod: 5, minSyncPeriod: 1}\nnodePortAddresses: primary\nipvs: no\nclientConnection: {qps: x, burst: 1.5}\nlogging: {verbosity: -1, flushFrequency: []}\nfeatureGates: [A]\n", [][]string{
 			{"featureGates", `["A"]`, "true or false for each"}, {"clientConnection.qps", `"x"`, "a number"}, {"clientConnection.burst", "1.5", "whole number"},

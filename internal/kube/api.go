@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -185,6 +187,9 @@ func restConfig(o APIOptions) (*rest.Config, error) {
 	var err error
 	if o.Kubeconfig != "" {
 		if cfg, err = clientcmd.BuildConfigFromFlags(o.Master, o.Kubeconfig); err != nil {
+			if data, readErr := os.ReadFile(o.Kubeconfig); readErr == nil && len(bytes.TrimSpace(data)) == 0 {
+				err = errors.New("the file is empty")
+			}
 			return nil, fmt.Errorf("read kubeconfig %s: %w", o.Kubeconfig, err)
 		}
 	} else if cfg, err = inClusterConfig(o.Master); err != nil {

@@ -433,10 +433,15 @@ func TestNewAPISourceErrors(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("clusters: 7"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		o    APIOptions
 		want string
 	}{
+		"empty kubeconfig":   {APIOptions{NodeName: "n1", Kubeconfig: empty}, "empty: the file is empty"},
 		"no node name":       {APIOptions{Master: "http://127.0.0.1:1"}, "name of the node"},
 		"no server":          {APIOptions{NodeName: "n1"}, "--kubeconfig nor --master"},
 		"missing kubeconfig": {APIOptions{NodeName: "n1", Kubeconfig: broken + "x"}, "kubeconfigx"},

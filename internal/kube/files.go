@@ -71,7 +71,7 @@ func NewFileSource(path string, nodeName string, c ConvertOptions, log *slog.Log
 		if len(p.bad) > 0 {
 			return nil, fmt.Errorf("read objects: %w", p.bad[0].err)
 		}
-		return nil, fmt.Errorf("read objects: no Service, EndpointSlice or Node in %s", s.path)
+		return nil, nothingIn(s.path, s.contents)
 	}
 	return s, nil
 }

@@ -309,8 +309,10 @@ func TestFileSourceAtTheStart(t *testing.T) {
 	}
 	for _, c := range []struct{ name, path, want string }{
 		{"missing", filepath.Join(dir, "missing"), "missing: no such file"},
-		{"empty", file("empty.yaml", ""), "no Service, EndpointSlice or Node"},
-		{"comments", file("comments.yaml", "# nothing\n---\n"), "no Service, EndpointSlice or Node"},
+		{"empty", file("empty.yaml", ""), "empty.yaml is empty"},
+		{"comments", file("comments.yaml", "# nothing\n---\n"), "comments.yaml is empty"},
+		{"an old dump", file("old.yaml", "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSliceList\nitems: [{metadata: {name: a-1}}]\n"),
+			"old.yaml: document 1 (line 1): item 1: EndpointSlice default/a-1: discovery.k8s.io/v1beta1 is not read: want discovery.k8s.io/v1"},
 		{"other kinds", file("other.yaml", "apiVersion: v1\nkind: Pod\n"), "no Service, EndpointSlice or Node"},
 		{"broken", file("broken.yaml", "\n\n---\na: b\n---\nkind: [\n"), "broken.yaml: document 2 (line 6): yaml: line 6"},
 		{"broken JSON", file("broken.json", "{}\n{\"a\": \n,}"), "broken.json: line 3"},
@@ -386,6 +388,86 @@ func TestLoadFiles(t *testing.T) {
 	if _, err := LoadFiles(filepath.Join(t.TempDir(), "missing"), "n1", ConvertOptions{}, nil); err == nil {
 		t.Error("a missing path is no error")
 	}
+}
+
+// TestObjectsThatDoNotCountAreNamed has what old dumps and odd clusters have: each kind of them is logged once a file, with what to do.
+func TestObjectsThatDoNotCountAreNamed(t *testing.T) {
+	const labels = "labels: {kubernetes.io/service-name: a}"
+	text := serviceYAML("a", "10.96.0.1") + `---
+apiVersion: discovery.k8s.io/v1beta1
+kind: EndpointSlice
+metadata: {name: beta, namespace: ns, ` + labels + `}
+---
+apiVersion: discovery.k8s.io/v1beta1
+kind: EndpointSliceList
+items: [{metadata: {name: beta-2, namespace: ns}}, {metadata: {name: beta-3, namespace: ns}}]
+---
+apiVersion: v1
+kind: List
+items: [{apiVersion: v1, kind: Endpoints, metadata: {name: a, namespace: ns}}, {apiVersion: v1, kind: Endpoints, metadata: {name: b, namespace: ns}}]
+---
+apiVersion: networking.k8s.io/v1alpha1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: fqdn, namespace: ns, ` + labels + `}
+addressType: FQDN
+endpoints: [{addresses: [example.com]}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: lost, namespace: ns}
+addressType: IPv4
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: headless, namespace: ns, labels: {kubernetes.io/service-name: a, service.kubernetes.io/headless: ""}}
+addressType: FQDN
+---
+apiVersion: serving.knative.dev/v1
+kind: Service
+metadata: {name: a, namespace: ns}
+`
+	want := [][]string{
+		{`object="EndpointSlice ns/beta and 2 more"`, "discovery.k8s.io/v1beta1 is not read", "want discovery.k8s.io/v1,", "document 2"},
+		{`object="Endpoints ns/a and 1 more"`, "kubectl get endpointslices", "document 4", "item 1"},
+		{`object="ServiceCIDR kubernetes"`, "networking.k8s.io/v1alpha1 is not read", "want networking.k8s.io/v1,"},
+		{`object="EndpointSlice ns/fqdn"`, "FQDN"},
+		{`object="EndpointSlice ns/lost"`, "kubernetes.io/service-name"},
+	}
+	check := func(t *testing.T, logs *logBuffer, path string) {
+		t.Helper()
+		for _, parts := range want {
+			if n := logs.count(append(parts, "level=WARN", "object is ignored", path)...); n != 1 {
+				t.Errorf("%q: %d lines", parts, n)
+			}
+		}
+		if n := logs.count("level=WARN"); n != len(want) {
+			t.Errorf("%d lines, want %d:\n%s", n, len(want), logs.String())
+		}
+	}
+	path := filepath.Join(t.TempDir(), "objects.yaml")
+	write(t, path, text)
+	t.Run("read once", func(t *testing.T) {
+		var logs logBuffer
+		store, err := LoadFiles(path, "n1", ConvertOptions{}, logs.logger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if services, slices := store.Len(); services != 1 || slices != 0 {
+			t.Errorf("%d services, %d slices", services, slices)
+		}
+		check(t, &logs, path)
+	})
+	t.Run("followed", func(t *testing.T) {
+		f := follow(t, path)
+		check(t, &f.logs, path)
+		write(t, path, text+"---\n"+serviceYAML("b", "10.96.0.2"))
+		f.untilIP("b", "10.96.0.2")
+		check(t, &f.logs, path)
+	})
 }
 
 func TestLoadFilesFromStandardInput(t *testing.T) {

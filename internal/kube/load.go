@@ -87,7 +87,7 @@ func LoadFiles(path, nodeName string, c ConvertOptions, log *slog.Logger) (*clus
 		seen += p.seen
 	}
 	if len(errs) == 0 && seen == 0 {
-		errs = append(errs, fmt.Errorf("read objects: no Service, EndpointSlice or Node in %s", path))
+		errs = append(errs, nothingIn(path, contents))
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
@@ -97,6 +97,21 @@ func LoadFiles(path, nodeName string, c ConvertOptions, log *slog.Logger) (*clus
 		n.log(log)
 	}
 	return merged.store(), nil
+}
+
+// nothingIn is the error of files without an object that is read.
+func nothingIn(path string, contents map[string]parsed) error {
+	empty := len(contents) > 0
+	for _, file := range sortedKeys(contents) {
+		if list := contents[file].ignored; len(list) > 0 {
+			return fmt.Errorf("read objects: no Service, EndpointSlice or Node in %s; %s: %s: %s", path, list[0].where, list[0].first, list[0].why)
+		}
+		empty = empty && contents[file].empty
+	}
+	if empty {
+		return fmt.Errorf("read objects: %s is empty", path)
+	}
+	return fmt.Errorf("read objects: no Service, EndpointSlice or Node in %s", path)
 }
 
 // state is all objects of all files.
@@ -156,6 +171,9 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 		for _, p := range contents[file].problems {
 			notices = append(notices, notice{level: slog.LevelWarn, message: "field is set aside", object: p.Object, field: p.Field,
 				problem: p.Message, where: p.where})
+		}
+		for _, i := range contents[file].ignored {
+			notices = append(notices, i.notice())
 		}
 		for _, o := range contents[file].objects {
 			if first, ok := where[o.name]; ok {

@@ -56,8 +56,40 @@ type parsed struct {
 	bad     []badObject
 	// problems are those of fields, with the place in the file.
 	problems []placedProblem
+	// ignored are objects that somebody may have expected to count.
+	ignored []ignored
 	// seen counts the objects of the kinds that are read, handled or not.
 	seen int
+	// empty says that there is nothing in the file, or nothing but comments.
+	empty bool
+}
+
+// ignored stands for all objects of a file that are ignored for one reason.
+type ignored struct {
+	where string
+	// first is one of them, and more is how many others there are.
+	first objectName
+	more  int
+	why   string
+}
+
+func (i ignored) notice() notice {
+	object := i.first.String()
+	if i.more > 0 {
+		object += fmt.Sprintf(" and %d more", i.more)
+	}
+	return notice{level: slog.LevelWarn, message: "object is ignored", object: object, problem: i.why, where: i.where}
+}
+
+// ignore takes note of an object that does not count. A dump may have thousands of a kind, so one notice stands for all.
+func (p *parsed) ignore(where string, name objectName, why string) {
+	for i := range p.ignored {
+		if old := &p.ignored[i]; old.why == why && old.first.kind == name.kind {
+			old.more++
+			return
+		}
+	}
+	p.ignored = append(p.ignored, ignored{where: where, first: name, why: why})
 }
 
 type placedProblem struct {
@@ -87,6 +119,7 @@ func (r *reader) parse(file string, data []byte) (parsed, error) {
 		split = splitJSON
 	}
 	docs, err := split(data)
+	out.empty = len(docs) == 0
 	for i, d := range docs {
 		where := fmt.Sprintf("%s: document %d (line %d)", file, i+1, d.line)
 		text, err := d.json()
@@ -204,12 +237,37 @@ func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, de
 		}
 		out.seen++
 	default:
+		if why := unread(head); why != "" {
+			if strings.HasSuffix(head.Kind, "List") {
+				r.list(out, where, text, head, depth)
+			} else {
+				out.ignore(where, nameOf(text, head.Kind), why)
+			}
+			return
+		}
 		if head.Kind == "" || head.APIVersion == "" {
 			out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: apiVersion or kind is missing", where)})
 			return
 		}
 		r.log.Debug("object of another kind is ignored", "where", where, "kind", head.String())
 	}
+}
+
+// versions are the API versions in which kinds are read.
+var versions = map[string]string{"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}
+
+// unread says why an object, or a list of some, that old dumps have in place of what is read does not count. It says nothing of
+// other objects.
+func unread(t typeMeta) string {
+	kind := strings.TrimSuffix(t.Kind, "List")
+	if t.APIVersion == "v1" && kind == "Endpoints" {
+		return "endpoints are taken from EndpointSlices: add those that kubectl get endpointslices -o yaml prints"
+	}
+	group, _, _ := strings.Cut(t.APIVersion, "/")
+	if want := versions[kind]; strings.HasPrefix(want, group+"/") && want != t.APIVersion {
+		return fmt.Sprintf("%s is not read: want %s, which kubectl get prints on an API server that has it", t.APIVersion, want)
+	}
+	return ""
 }
 
 func (r *reader) list(out *parsed, where string, text []byte, head typeMeta, depth int) {
@@ -274,6 +332,12 @@ func (r *reader) read(out *parsed, where string, text []byte, name objectName) e
 		s.Namespace = name.namespace
 		if r.convert.takesSlice(s.Labels) {
 			o.slice, problems = convertSlice(&s, r.interned)
+			switch {
+			case s.AddressType == discoveryv1.AddressTypeFQDN:
+				out.ignore(where, name, "addressType FQDN is served neither here nor by kube-proxy: want slices with IP addresses")
+			case s.Labels[discoveryv1.LabelServiceName] == "":
+				out.ignore(where, name, "it belongs to no Service: want the label "+discoveryv1.LabelServiceName)
+			}
 		}
 	case "Node":
 		var n v1.Node
