@@ -117,19 +117,11 @@ func (c *cluster) changeOfVIPs(t *testing.T, vips string) {
 		check(t, o.Close())
 	}
 	node := c.lab.Nodes[0]
-	ctx, cancel := context.WithTimeout(t.Context(), 2*drained)
-	defer cancel()
-	for {
-		left, err := node.Run(ctx, "ip", "-o", "address", "show", "dev", ipvs.Device)
-		must(t, err)
-		if left == "" {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("addresses on %s are left:\n%s", ipvs.Device, left)
-		case <-time.After(200 * time.Millisecond):
-		}
+	c.nothingDrains(t, node)
+	left, err := node.Run(t.Context(), "ip", "-o", "address", "show", "dev", ipvs.Device)
+	must(t, err)
+	if left != "" {
+		t.Fatalf("addresses on %s are left:\n%s", ipvs.Device, left)
 	}
 	for range 2 { // the second reading of the kernel has begun after the address went
 		since := c.metric(t, node, "fairlead_last_verified_timestamp_seconds")
@@ -879,7 +871,7 @@ func (c *cluster) restartWritesNothing(t *testing.T) {
 	c.endpoints(t, svc, readyAll("node1-p1", "node2-p1")...)
 	c.settle(t)
 	node := c.lab.Nodes[0]
-	c.awaitMetric(t, node, "fairlead_ipvs_draining_destinations", func(v float64) bool { return v == 0 })
+	c.nothingDrains(t, node)
 	before := dataplaneOf(t, node)
 	c.restart(t, 0)
 	c.awaitMetric(t, node, "fairlead_last_verified_timestamp_seconds", func(v float64) bool { return v > 0 })
@@ -891,6 +883,12 @@ func (c *cluster) restartWritesNothing(t *testing.T) {
 			t.Errorf("%s: %v", name, v)
 		}
 	}
+}
+
+// nothingDrains waits until the node's kernel has nothing of removed Services any more.
+func (c *cluster) nothingDrains(t *testing.T, n *lab.Node) {
+	t.Helper()
+	c.awaitMetric(t, n, "fairlead_ipvs_draining_objects", func(v float64) bool { return v == 0 })
 }
 
 // metric is the sum of a metric's values.

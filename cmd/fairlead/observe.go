@@ -61,7 +61,7 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	case config.ModeIPVS:
 		mo.Draining = func() (out [2]metrics.Draining) {
 			for i, d := range plane.draining() {
-				out[i] = metrics.Draining{Oldest: d.Oldest, Connections: d.Connections, Destinations: make(map[string]int)}
+				out[i] = metrics.Draining{Oldest: d.Oldest, Connections: d.Connections, Objects: d.Objects, Destinations: make(map[string]int)}
 				for r, n := range d.Count {
 					out[i].Destinations[ipvs.Reason(r).String()] = n
 				}

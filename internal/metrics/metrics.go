@@ -223,6 +223,9 @@ func (m *Monitor) registerDraining() {
 		}), family, "reason")
 	s.readGauge("fairlead_ipvs_draining_connections", "Connections of these destinations.",
 		each(func(d Draining, family string, e emit) { e(float64(d.Connections), family) }), family)
+	s.readGauge("fairlead_ipvs_draining_objects",
+		"Objects that are still to be taken out of the kernel: these destinations, their virtual servers, addresses and set elements.",
+		each(func(d Draining, family string, e emit) { e(float64(d.Objects), family) }), family)
 	s.readGauge("fairlead_ipvs_draining_oldest_seconds", "For how long the oldest of them has waited.",
 		each(func(d Draining, family string, e emit) { e(d.Oldest.Seconds(), family) }), family)
 }

@@ -63,6 +63,8 @@ type Draining struct {
 	Oldest time.Duration
 	// Connections are those of all of them.
 	Connections uint64
+	// Objects counts all that is still to be taken out of the kernel; 0 means that nothing drains.
+	Objects int
 }
 
 // LocalPorts is what package localport tells; arrays are by fwd.Family.Index.

@@ -45,7 +45,7 @@ func draining(mode string) func() [2]Draining {
 		return nil
 	}
 	return func() [2]Draining {
-		return [2]Draining{{}, {Destinations: map[string]int{"removed": 2}, Oldest: 90 * time.Second, Connections: 7}}
+		return [2]Draining{{}, {Destinations: map[string]int{"removed": 2}, Oldest: 90 * time.Second, Connections: 7, Objects: 5}}
 	}
 }
 
@@ -124,6 +124,7 @@ func TestSynced(t *testing.T) {
 func TestDraining(t *testing.T) {
 	wantLines(t, scrape(t, New(full(ipvs))), `fairlead_ipvs_draining_destinations{ip_family="IPv6",reason="removed"} 2`,
 		`fairlead_ipvs_draining_connections{ip_family="IPv4"} 0`, `fairlead_ipvs_draining_connections{ip_family="IPv6"} 7`,
+		`fairlead_ipvs_draining_objects{ip_family="IPv4"} 0`, `fairlead_ipvs_draining_objects{ip_family="IPv6"} 5`,
 		`fairlead_ipvs_draining_oldest_seconds{ip_family="IPv6"} 90`)
 }
 

@@ -379,13 +379,27 @@ type Draining struct {
 	Oldest time.Duration
 	// Connections are those of all of them, as seen last.
 	Connections uint64
+	// Objects is the number of all objects that are still to be taken out of the kernel: real servers and virtual servers that
+	// drain, VIPs and elements of sets that stay for them, and what a Write has yet to delete or could not. At 0 nothing drains.
+	Objects int
 }
 
 // draining counts; it may be called from any goroutine.
 func (t *target) draining(now time.Time) (out Draining) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	out.Objects = len(t.held) + len(t.stray)
+	for k := range t.leaving {
+		// One that drains counts below.
+		if t.drains[k] == nil {
+			out.Objects++
+		}
+	}
 	for _, s := range t.drains {
+		out.Objects += len(s.reals)
+		if s.whole {
+			out.Objects++
+		}
 		for _, d := range s.reals {
 			out.Count[d.reason]++
 			out.Oldest = max(out.Oldest, now.Sub(d.since))

@@ -18,7 +18,9 @@ import (
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/ipset"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
 
@@ -91,7 +93,7 @@ func TestDrainConditions(t *testing.T) {
 					t.Fatalf("at %d s: there %v, want %v", s.at, there, s.there)
 				}
 				d := b.backend.Draining()[0]
-				if there && (d.Count[tt.reason] != 1 || d.Oldest != b.now.Sub(start) || d.Connections != uint64(s.active+s.inactive)) {
+				if there && (d.Count[tt.reason] != 1 || d.Objects == 0 || d.Oldest != b.now.Sub(start) || d.Connections != uint64(s.active+s.inactive)) {
 					t.Errorf("at %d s: %+v", s.at, d)
 				}
 				if there && (!next.After(b.now) || next.Sub(b.now) > lastPoll) {
@@ -411,4 +413,98 @@ func TestFailureToDeleteServer(t *testing.T) {
 		t.Errorf("something is left of the address:\n%s%s", l, s)
 	}
 	b.idle()
+}
+
+// Whoever waits for the kernel to have nothing of a removed Service any more reads one number. It is 0 when nothing is left, and
+// not before, whatever of the Service is taken out when.
+func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
+	objects := func(b *bench) int { return b.backend.Draining()[0].Objects }
+	dns := service{name: "dns", vip: "10.96.0.53", proto: fwd.UDP, endpoints: web.endpoints}
+	for _, mode := range []VIPMode{VIPAddress, VIPRoute, VIPMark} {
+		for _, connections := range []uint32{0, 1} {
+			t.Run(fmt.Sprintf("%s, %d connections", mode, connections), func(t *testing.T) {
+				b := newBench(t, func(o *FamilyOptions) { o.VIPs = mode })
+				b.put(service{name: "stays", vip: "10.96.0.20"})
+				b.apply()
+				kernel := func() string { return b.links.Dump() + b.sets.Dump() + b.servers.Dump() }
+				without := kernel()
+				b.put(web)
+				b.put(dns)
+				b.apply()
+				if n := objects(b); n != 0 {
+					t.Fatalf("%d objects go from a kernel that has what is wanted", n)
+				}
+				b.servers.SetConnections(webV, one, connections, 0, 0)
+
+				// Each change of the kernel is made while the number says that something is to be done.
+				changes := 0
+				look := func(change any) error {
+					if changes++; objects(b) == 0 {
+						t.Errorf("nothing is said to go before %v", change)
+					}
+					return nil
+				}
+				b.servers.Fail = func(op hostipvs.Op) error { return look(op) }
+				b.links.FailChange = func(c link.Change) error { return look(c) }
+				b.sets.FailChange = func(c ipset.Change) error { return look(c) }
+				b.remove(web)
+				b.remove(dns)
+				b.apply()
+				if n := objects(b); (n != 0) != (kernel() != without) {
+					t.Errorf("%d objects are said to go while the kernel has\n%s", n, kernel())
+				}
+				if connections > 0 {
+					b.restart() // a new process knows it, too
+					b.apply()
+					if objects(b) == 0 {
+						t.Error("a new process does not know what goes")
+					}
+					b.servers.SetConnections(webV, one, 0, 0, 0)
+				}
+				b.now = b.now.Add(time.Minute)
+				b.tend()
+				if n, now := objects(b), kernel(); n != 0 || now != without {
+					t.Errorf("in the end %d objects, and the kernel has\n%s", n, now)
+				}
+				if changes == 0 {
+					t.Error("nothing was taken out")
+				}
+			})
+		}
+	}
+}
+
+// What cannot be taken out still goes, until it is gone, by whose hand ever.
+func TestDrainingObjectsThatCannotBeDeleted(t *testing.T) {
+	vip := link.Addr{Dev: Device, Prefix: netip.MustParsePrefix(web.vip + "/32")}
+	for _, by := range []string{"us", "somebody else"} {
+		t.Run("deleted by "+by, func(t *testing.T) {
+			b := newBench(t)
+			b.put(web)
+			b.apply()
+			b.links.FailChange = func(c link.Change) error {
+				if c.Del {
+					return unix.EBUSY
+				}
+				return nil
+			}
+			b.remove(web)
+			if _, err := b.backend.Apply(t.Context()); !errors.Is(err, unix.EBUSY) {
+				t.Fatalf("got %v", err)
+			}
+			if n := b.backend.Draining()[0].Objects; n != 1 || !strings.Contains(b.links.Dump(), web.vip) {
+				t.Errorf("%d objects go while the device has\n%s", n, b.links.Dump())
+			}
+			b.links.FailChange = nil
+			if by != "us" {
+				if _, err := b.links.Apply(t.Context(), []link.Change{{Object: vip, Del: true}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b.apply()
+			if d := b.backend.Draining()[0]; d != (Draining{}) || strings.Contains(b.links.Dump(), web.vip) {
+				t.Errorf("in the end %+v, and the device has\n%s", d, b.links.Dump())
+			}
+		})
+	}
 }

@@ -2,6 +2,7 @@ package ipvs
 
 import (
 	"context"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -44,6 +45,10 @@ func (t *target) Read(ctx context.Context) (map[Key]Value, error) {
 	if t.writes == writes { // otherwise some of it may be out of date, and the next reading will tell
 		t.stray = stray
 		t.drainFoundLocked(found)
+		maps.DeleteFunc(t.leaving, func(k Key, _ struct{}) bool {
+			_, there := out[k]
+			return !there
+		})
 	}
 	return out, nil
 }

@@ -85,6 +85,8 @@ type target struct {
 	drains map[Key]*drainingServer
 	// held are objects that nobody wants but the connections of a draining virtual server. Nobody hears of them.
 	held map[Key]Value
+	// leaving are objects of the last plan that were to go, or virtual servers that were to change, and have not yet.
+	leaving map[Key]struct{}
 	// writes counts Writes and Tends that may have changed something, so that Read can tell that it was alone.
 	writes uint64
 	// replaced are the schedulers of virtual servers which have the default one, since the kernel lacks theirs.
@@ -102,6 +104,7 @@ func newTarget(f fwd.Family, o FamilyOptions) *target {
 	return &target{
 		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(),
 		drains: make(map[Key]*drainingServer), held: make(map[Key]Value), replaced: make(map[Key]*Server),
+		leaving: make(map[Key]struct{}),
 	}
 }
 

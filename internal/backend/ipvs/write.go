@@ -28,7 +28,8 @@ import (
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	t.touch()
 	defer t.touch()
-	w := &writer{target: t, plan: p, done: done, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
+	t.leave(p)
+	w := &writer{target: t, plan: p, done: func(k Key) { done(k); t.left(k) }, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
 	w.sortKeys()
 	_, dispatched := p.Actual(chainKey(tableNAT, "PREROUTING"))
 	if dispatched {
@@ -65,6 +66,29 @@ func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	t.complete = len(w.failed) == 0
 	t.mu.Unlock()
 	return w.error(ctx)
+}
+
+// leave notes what is to be taken out. Of a virtual server that changes, real servers may be.
+func (t *target) leave(p plan) {
+	leaving := make(map[Key]struct{}, len(p.Deletes))
+	for k := range p.Deletes {
+		leaving[k] = struct{}{}
+	}
+	for k := range p.Upserts {
+		if _, there := p.Actual(k); there && k.Kind == KindServer {
+			leaving[k] = struct{}{}
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.leaving = leaving
+}
+
+// left notes that an object was written. What stays for draining connections is noted elsewhere by then.
+func (t *target) left(k Key) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.leaving, k)
 }
 
 // touch notes that the kernel changes.
