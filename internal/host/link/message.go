@@ -172,9 +172,9 @@ func decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 		case a.Type == unix.RTA_PREFSRC && isIP:
 			r.Src = ip
 		case a.Type == unix.RTA_OIF:
-			oif = int(a.Uint32())
+			oif = int(a.Host32())
 		case a.Type == unix.RTA_TABLE:
-			r.Table = a.Uint32()
+			r.Table = a.Host32()
 		}
 	}
 	r.Dst = netip.PrefixFrom(dst, int(m.Body[1]))
@@ -196,13 +196,13 @@ func decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 		}
 		switch a.Type {
 		case fraPriority:
-			r.Priority = a.Uint32()
+			r.Priority = a.Host32()
 		case fraFwmark:
-			r.Mark = a.Uint32()
+			r.Mark = a.Host32()
 		case fraFwmask:
-			r.Mask = a.Uint32()
+			r.Mask = a.Host32()
 		case fraTable:
-			r.Table = a.Uint32()
+			r.Table = a.Host32()
 		case fraProtocol:
 			ours = len(a.Data) > 0 && a.Data[0] == Protocol && m.Body[7] == ruleToTable
 		}

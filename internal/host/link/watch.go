@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -61,8 +62,8 @@ func watch(ctx context.Context, groups []int, concerns func(netlink.Message) boo
 		}
 	}
 	err := netlink.Subscribe(ctx, unix.NETLINK_ROUTE, groups, netlink.Listener{
-		Message: func(m netlink.Message) {
-			if concerns(m) {
+		Messages: func(ms []netlink.Message) {
+			if slices.ContainsFunc(ms, concerns) {
 				signal()
 			}
 		},

@@ -190,8 +190,8 @@ func (a AttrOf[T]) Text() string {
 	return string(a.Data)
 }
 
-// Uint32 reads a number in the byte order of the machine; 0 if there is none.
-func (a AttrOf[T]) Uint32() uint32 {
+// Host32 reads a number in the byte order of the machine, as rtnetlink and generic netlink write them; 0 if there is none.
+func (a AttrOf[T]) Host32() uint32 {
 	if len(a.Data) < 4 {
 		return 0
 	}

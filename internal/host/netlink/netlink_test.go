@@ -43,7 +43,7 @@ func TestAttrs(t *testing.T) {
 		t.Fatalf("got %v", outer)
 	}
 	collect(outer[0].Data, &inner)
-	if len(inner) != 3 || inner[0].Text() != "abc" || inner[1].Uint32() != 7 || inner[2].Type != 4 || string(inner[2].Data) != "\x01\x02\x03\x04\x05" {
+	if len(inner) != 3 || inner[0].Text() != "abc" || inner[1].Host32() != 7 || inner[2].Type != 4 || string(inner[2].Data) != "\x01\x02\x03\x04\x05" {
 		t.Errorf("got %v", inner)
 	}
 	for _, cut := range []int{1, 3, 5, len(b) - 1} {
@@ -520,9 +520,9 @@ func newEars() ears {
 
 func (e ears) listener() Listener {
 	return Listener{
-		Message: func(Message) { e.heard <- struct{}{} },
-		Missed:  func(error) { e.missed <- struct{}{} },
-		Ended:   func() { close(e.ended) },
+		Messages: func([]Message) { e.heard <- struct{}{} },
+		Missed:   func(error) { e.missed <- struct{}{} },
+		Ended:    func() { close(e.ended) },
 	}
 }
 

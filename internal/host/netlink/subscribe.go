@@ -15,8 +15,8 @@ const (
 
 // Listener hears what the kernel multicasts. Its functions are called one at a time, in a goroutine of the subscription.
 type Listener struct {
-	// Message is called with each message, whose body is valid until it returns.
-	Message func(Message)
+	// Messages is called with messages that came together, such as those about one transaction. They are valid until it returns.
+	Messages func([]Message)
 	// Missed is called after messages may have been lost, once later ones are heard again: the socket was overrun, or
 	// failed and was replaced. why is the cause.
 	Missed func(why error)
@@ -48,7 +48,7 @@ func Subscribe(ctx context.Context, protocol int, groups []int, l Listener) erro
 func listen(ctx context.Context, s *socket, open func() (*socket, error), l Listener) {
 	defer l.Ended()
 	for pause := firstPause; ; {
-		heard, why := s.forward(ctx, l.Message)
+		heard, why := s.forward(ctx, l.Messages)
 		_ = s.close()
 		if heard {
 			pause = firstPause
@@ -70,18 +70,21 @@ func listen(ctx context.Context, s *socket, open func() (*socket, error), l List
 }
 
 // forward hands on messages until the context ends or something fails. heard says whether there were any.
-func (s *socket) forward(ctx context.Context, message func(Message)) (heard bool, err error) {
+func (s *socket) forward(ctx context.Context, messages func([]Message)) (heard bool, err error) {
+	var together []Message
 	for {
 		b, err := s.wait(ctx)
 		if err != nil {
 			return heard, err
 		}
+		together = together[:0]
 		for m, err := range Messages(b) {
 			if err != nil {
 				return heard, err
 			}
-			heard = true
-			message(m)
+			together = append(together, m)
 		}
+		messages(together)
+		heard = true
 	}
 }
