@@ -9,7 +9,7 @@ FORM ?= short
 # What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
-IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/nlbatch ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
+IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
 	./internal/host/conntrack ./internal/host/xtables ./internal/backend/ipvs -test.run=Kernel -test.timeout=10m \
 	./e2e/demo $(IPVS_BINARY) ./e2e $(IPVS_BINARY) -test.run='^TestLeftovers$$/^ipvs$$' -test.timeout=10m \
 	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=45m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m

@@ -49,7 +49,7 @@ type tableOf struct {
 // kernel or a userland that a mode needs and that is not there has nothing of it.
 func Find(ctx context.Context, o Options) (*Leftovers, error) {
 	l := &Leftovers{}
-	errs := []error{l.findChains(ctx), l.findVirtual(ctx, o), l.findTables()}
+	errs := []error{l.findChains(ctx), l.findVirtual(ctx, o), l.findTables(ctx)}
 	return l, errors.Join(errs...)
 }
 
@@ -117,7 +117,7 @@ func hasSets() bool {
 	return err == nil
 }
 
-func (l *Leftovers) findTables() error {
+func (l *Leftovers) findTables(ctx context.Context) error {
 	var errs []error
 	for _, family := range fwd.Families {
 		c, err := nft.Open(family, nftTable)
@@ -126,7 +126,7 @@ func (l *Leftovers) findTables() error {
 			continue
 		}
 		l.closers = append(l.closers, c)
-		there, err := c.Exists()
+		there, err := c.Exists(ctx)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("look for table %s of nf_tables, %s: %w", nftTable, family, err))
 		} else if there {

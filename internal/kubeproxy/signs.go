@@ -51,7 +51,7 @@ func Signs(ctx context.Context) ([]string, error) {
 		signs = append(signs, "set "+clusterIPs)
 	}
 	for _, family := range fwd.Families {
-		there, err := hasTable(family)
+		there, err := hasTable(ctx, family)
 		errs = append(errs, err)
 		if there {
 			signs = append(signs, fmt.Sprintf("table %s of nf_tables, %s", nftTable, family))
@@ -79,12 +79,12 @@ func hasSet(ctx context.Context) (bool, error) {
 	return there, errors.Join(err, k.Close())
 }
 
-func hasTable(f fwd.Family) (bool, error) {
+func hasTable(ctx context.Context, f fwd.Family) (bool, error) {
 	c, err := nft.Open(f, nftTable)
 	if err != nil {
 		return false, fmt.Errorf("open nf_tables, %s: %w", f, err)
 	}
-	there, err := c.Exists()
+	there, err := c.Exists(ctx)
 	return there, errors.Join(err, c.Close())
 }
 

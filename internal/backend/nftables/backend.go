@@ -84,7 +84,7 @@ func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 		}
 	})}
 	for _, c := range conns {
-		if there, err := c.Exists(); there || err != nil {
+		if there, err := c.Exists(ctx); there || err != nil {
 			p.Listen()
 		}
 	}

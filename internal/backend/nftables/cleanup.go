@@ -17,7 +17,7 @@ func Remove(ctx context.Context, f fwd.Family, dryRun bool) (there bool, err err
 		return false, fmt.Errorf("open nf_tables, %s: %w", f, err)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
-	there, err = c.Exists()
+	there, err = c.Exists(ctx)
 	if err != nil || !there || dryRun {
 		return there, err
 	}

@@ -4,7 +4,7 @@
 //	Dump(family, protocol) ◄── kernel, 32 KiB at a time ──► Flow ─► yield
 //	DumpTo(protocol, destination) ◄── the same, of one destination
 //	DumpOpening(family) ◄── the same, TCP connections without an answer
-//	Delete(flows) ──► kernel, 128 requests in one message
+//	Delete(flows) ──► kernel, hundreds of requests in one send
 //	tests: Fake, a table in memory
 //
 // Invariants:

@@ -2,10 +2,11 @@ package conntrack
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Flow is an entry of the table. Port numbers are 0 for protocols without ports.
@@ -69,48 +70,26 @@ const (
 	filterPortDst  = 1 << 5
 )
 
-var errMalformed = errors.New("malformed conntrack message")
-
-// eachAttr calls f for each attribute of a list, without the nested and byte-order flags.
-func eachAttr(b []byte, f func(typ uint16, data []byte) error) error {
-	for len(b) >= unix.SizeofNlAttr {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < unix.SizeofNlAttr || n > len(b) {
-			return errMalformed
-		}
-		if err := f(binary.NativeEndian.Uint16(b[2:])&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofNlAttr:n]); err != nil {
-			return err
-		}
-		b = b[min(align(n), len(b)):]
-	}
-	if len(b) > 0 {
-		return errMalformed
-	}
-	return nil
-}
-
-func align(n int) int { return (n + 3) &^ 3 }
-
 // decode reads the attributes of a message about one entry. It allocates nothing.
 func decode(attrs []byte) (Flow, error) {
 	var f Flow
 	var orig, reply tuple
 	var status uint32
 	var tcpState uint8
-	err := eachAttr(attrs, func(typ uint16, b []byte) error {
-		switch typ {
+	err := netlink.Each(attrs, func(a netlink.Attr) error {
+		switch a.Type {
 		case ctaTupleOrig:
-			return orig.decode(b)
+			return orig.decode(a.Data)
 		case ctaTupleReply:
-			return reply.decode(b)
+			return reply.decode(a.Data)
 		case ctaZone:
-			return be16(b, &f.Zone)
+			return be16(a.Data, &f.Zone)
 		case ctaStatus:
-			return be32(b, &status)
+			return be32(a.Data, &status)
 		case ctaProtoInfo:
-			return decodeTCPState(b, &tcpState)
+			return decodeTCPState(a.Data, &tcpState)
 		case ctaID:
-			return be32(b, &f.ID)
+			return be32(a.Data, &f.ID)
 		}
 		return nil
 	})
@@ -118,7 +97,7 @@ func decode(attrs []byte) (Flow, error) {
 		return Flow{}, err
 	}
 	if !orig.src.IsValid() || !orig.dst.IsValid() || !reply.src.IsValid() || !reply.dst.IsValid() {
-		return Flow{}, errMalformed
+		return Flow{}, netlink.ErrMalformed
 	}
 	f.Proto, f.OrigZone = orig.proto, orig.zone
 	f.Opening = f.Proto == unix.IPPROTO_TCP && tcpState == tcpSynSent && status&statusSeenReply == 0
@@ -136,20 +115,21 @@ type tuple struct {
 }
 
 func (t *tuple) decode(b []byte) error {
-	return eachAttr(b, func(typ uint16, b []byte) error {
-		switch typ {
+	return netlink.Each(b, func(a netlink.Attr) error {
+		switch a.Type {
 		case ctaTupleIP:
-			return eachAttr(b, t.decodeIP)
+			return netlink.Each(a.Data, t.decodeIP)
 		case ctaTupleProto:
-			return eachAttr(b, t.decodeProto)
+			return netlink.Each(a.Data, t.decodeProto)
 		case ctaTupleZone:
-			return be16(b, &t.zone)
+			return be16(a.Data, &t.zone)
 		}
 		return nil
 	})
 }
 
-func (t *tuple) decodeIP(typ uint16, b []byte) error {
+func (t *tuple) decodeIP(a netlink.Attr) error {
+	typ, b := a.Type, a.Data
 	to := &t.src
 	if typ == ctaIPv4Dst || typ == ctaIPv6Dst {
 		to = &t.dst
@@ -160,40 +140,40 @@ func (t *tuple) decodeIP(typ uint16, b []byte) error {
 	case (typ == ctaIPv6Src || typ == ctaIPv6Dst) && len(b) == 16:
 		*to = netip.AddrFrom16([16]byte(b))
 	case typ >= ctaIPv4Src && typ <= ctaIPv6Dst:
-		return errMalformed
+		return netlink.ErrMalformed
 	}
 	return nil
 }
 
-func (t *tuple) decodeProto(typ uint16, b []byte) error {
-	switch typ {
+func (t *tuple) decodeProto(a netlink.Attr) error {
+	switch a.Type {
 	case ctaProtoNum:
-		if len(b) != 1 {
-			return errMalformed
+		if len(a.Data) != 1 {
+			return netlink.ErrMalformed
 		}
-		t.proto = b[0]
+		t.proto = a.Data[0]
 	case ctaPortSrc:
-		return be16(b, &t.srcPort)
+		return be16(a.Data, &t.srcPort)
 	case ctaPortDst:
-		return be16(b, &t.dstPort)
+		return be16(a.Data, &t.dstPort)
 	}
 	return nil
 }
 
 // decodeTCPState reads the state of a TCP connection from CTA_PROTOINFO; other protocols have other attributes there.
 func decodeTCPState(b []byte, to *uint8) error {
-	return eachAttr(b, func(typ uint16, b []byte) error {
-		if typ != ctaProtoInfoTCP {
+	return netlink.Each(b, func(a netlink.Attr) error {
+		if a.Type != ctaProtoInfoTCP {
 			return nil
 		}
-		return eachAttr(b, func(typ uint16, b []byte) error {
-			if typ != ctaProtoInfoTCPState {
+		return netlink.Each(a.Data, func(a netlink.Attr) error {
+			if a.Type != ctaProtoInfoTCPState {
 				return nil
 			}
-			if len(b) != 1 {
-				return errMalformed
+			if len(a.Data) != 1 {
+				return netlink.ErrMalformed
 			}
-			*to = b[0]
+			*to = a.Data[0]
 			return nil
 		})
 	})
@@ -201,7 +181,7 @@ func decodeTCPState(b []byte, to *uint8) error {
 
 func be32(b []byte, to *uint32) error {
 	if len(b) != 4 {
-		return errMalformed
+		return netlink.ErrMalformed
 	}
 	*to = binary.BigEndian.Uint32(b)
 	return nil
@@ -209,41 +189,26 @@ func be32(b []byte, to *uint32) error {
 
 func be16(b []byte, to *uint16) error {
 	if len(b) != 2 {
-		return errMalformed
+		return netlink.ErrMalformed
 	}
 	*to = binary.BigEndian.Uint16(b)
 	return nil
 }
 
-// appendAttr appends an attribute with a value that is there already.
-func appendAttr(b []byte, typ uint16, value ...byte) []byte {
-	return appendNested(b, typ, func(b []byte) []byte { return append(b, value...) })
-}
-
-// appendNested appends an attribute whose value f appends.
-func appendNested(b []byte, typ uint16, f func([]byte) []byte) []byte {
-	at := len(b)
-	b = binary.NativeEndian.AppendUint16(b, 0)
-	b = f(binary.NativeEndian.AppendUint16(b, typ))
-	n := len(b) - at
-	binary.NativeEndian.PutUint16(b[at:], uint16(n))
-	return append(b, make([]byte, align(n)-n)...)
-}
-
 // appendTuple appends one direction of an entry.
 func appendTuple(b []byte, typ uint16, proto uint8, src, dst netip.AddrPort, zone uint16) []byte {
-	return appendNested(b, typ|unix.NLA_F_NESTED, func(b []byte) []byte {
-		b = appendNested(b, ctaTupleIP|unix.NLA_F_NESTED, func(b []byte) []byte {
+	return netlink.AppendNest(b, typ, func(b []byte) []byte {
+		b = netlink.AppendNest(b, ctaTupleIP, func(b []byte) []byte {
 			s, d := uint16(ctaIPv4Src), uint16(ctaIPv4Dst)
 			if dst.Addr().Is6() {
 				s, d = ctaIPv6Src, ctaIPv6Dst
 			}
-			return appendAttr(appendAttr(b, s, src.Addr().AsSlice()...), d, dst.Addr().AsSlice()...)
+			return netlink.AppendAttr(netlink.AppendAttr(b, s, src.Addr().AsSlice()...), d, dst.Addr().AsSlice()...)
 		})
-		b = appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
-			b = appendAttr(b, ctaProtoNum, proto)
-			b = appendAttr(b, ctaPortSrc, byte(src.Port()>>8), byte(src.Port()))
-			return appendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+		b = netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte {
+			b = netlink.AppendAttr(b, ctaProtoNum, proto)
+			b = netlink.AppendAttr(b, ctaPortSrc, byte(src.Port()>>8), byte(src.Port()))
+			return netlink.AppendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
 		})
 		return appendZone(b, ctaTupleZone, zone)
 	})
@@ -254,43 +219,43 @@ func appendZone(b []byte, typ, zone uint16) []byte {
 	if zone == 0 {
 		return b
 	}
-	return appendAttr(b, typ, byte(zone>>8), byte(zone))
+	return netlink.AppendAttr(b, typ, byte(zone>>8), byte(zone))
 }
 
 // appendKey appends what identifies an entry.
 func appendKey(b []byte, f *Flow) []byte {
 	b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
 	b = appendZone(b, ctaZone, f.Zone)
-	return appendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
+	return netlink.AppendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
 }
 
 // appendFilter asks the kernel for entries of one protocol only, and, if dst is valid, to that destination only. Of an IPv6
 // destination only the port is asked for: a kernel that is asked for an address sends all others instead (seen with 6.18).
 func appendFilter(b []byte, proto uint8, dst netip.AddrPort) []byte {
 	flags := uint32(filterProtoNum)
-	b = appendNested(b, ctaTupleOrig|unix.NLA_F_NESTED, func(b []byte) []byte {
+	b = netlink.AppendNest(b, ctaTupleOrig, func(b []byte) []byte {
 		if dst.Addr().Is4() {
 			flags |= filterIPDst
-			b = appendNested(b, ctaTupleIP|unix.NLA_F_NESTED, func(b []byte) []byte {
-				return appendAttr(b, ctaIPv4Dst, dst.Addr().AsSlice()...)
+			b = netlink.AppendNest(b, ctaTupleIP, func(b []byte) []byte {
+				return netlink.AppendAttr(b, ctaIPv4Dst, dst.Addr().AsSlice()...)
 			})
 		}
-		return appendNested(b, ctaTupleProto|unix.NLA_F_NESTED, func(b []byte) []byte {
-			b = appendAttr(b, ctaProtoNum, proto)
+		return netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte {
+			b = netlink.AppendAttr(b, ctaProtoNum, proto)
 			if dst.IsValid() {
 				flags |= filterPortDst
-				b = appendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+				b = netlink.AppendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
 			}
 			return b
 		})
 	})
-	return appendNested(b, ctaFilter|unix.NLA_F_NESTED, func(b []byte) []byte {
-		return appendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)...)
+	return netlink.AppendNest(b, ctaFilter, func(b []byte) []byte {
+		return netlink.AppendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)...)
 	})
 }
 
 // appendUnreplied asks the kernel for entries without a reply only.
 func appendUnreplied(b []byte) []byte {
-	b = appendAttr(b, ctaStatus, 0, 0, 0, 0)
-	return appendAttr(b, ctaStatusMask, 0, 0, 0, statusSeenReply)
+	b = netlink.AppendAttr(b, ctaStatus, 0, 0, 0, 0)
+	return netlink.AppendAttr(b, ctaStatusMask, 0, 0, 0, statusSeenReply)
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -22,16 +24,16 @@ func appendFlow(b []byte, f Flow) []byte {
 	if f.Opening {
 		status, state = 0x88, tcpSynSent
 	}
-	b = appendAttr(b, ctaStatus, 0, 0, 1, status)
+	b = netlink.AppendAttr(b, ctaStatus, 0, 0, 1, status)
 	if f.Proto == unix.IPPROTO_TCP {
-		b = appendNested(b, ctaProtoInfo|unix.NLA_F_NESTED, func(b []byte) []byte {
-			return appendNested(b, ctaProtoInfoTCP|unix.NLA_F_NESTED, func(b []byte) []byte {
-				return appendAttr(appendAttr(b, ctaProtoInfoTCPState, state), 2, 7) // and a window scale
+		b = netlink.AppendNest(b, ctaProtoInfo, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaProtoInfoTCP, func(b []byte) []byte {
+				return netlink.AppendAttr(netlink.AppendAttr(b, ctaProtoInfoTCPState, state), 2, 7) // and a window scale
 			})
 		})
 	}
-	b = appendAttr(b, ctaTimeout, 0, 0, 0, 100)
-	return appendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
+	b = netlink.AppendAttr(b, ctaTimeout, 0, 0, 0, 100)
+	return netlink.AppendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
 }
 
 var samples = []Flow{
@@ -67,20 +69,20 @@ func TestDecodeRefuses(t *testing.T) {
 		"one direction":   appendTuple(nil, ctaTupleOrig, 17, samples[0].OrigSrc, samples[0].OrigDst, 0),
 		"short attribute": {3, 0, 1, 0},
 		"long attribute":  {8, 0, 1, 0},
-		"short id":        appendAttr(appendFlow(nil, samples[0]), ctaID, 1),
-		"short status":    appendAttr(appendFlow(nil, samples[0]), ctaStatus, 1),
-		"long TCP state": appendNested(nil, ctaProtoInfo, func(b []byte) []byte {
-			return appendNested(b, ctaProtoInfoTCP, func(b []byte) []byte { return appendAttr(b, ctaProtoInfoTCPState, 1, 2) })
+		"short id":        netlink.AppendAttr(appendFlow(nil, samples[0]), ctaID, 1),
+		"short status":    netlink.AppendAttr(appendFlow(nil, samples[0]), ctaStatus, 1),
+		"long TCP state": netlink.AppendNest(nil, ctaProtoInfo, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaProtoInfoTCP, func(b []byte) []byte { return netlink.AppendAttr(b, ctaProtoInfoTCPState, 1, 2) })
 		}),
-		"short zone": appendAttr(appendFlow(nil, samples[0]), ctaZone, 1),
-		"address of 5": appendNested(nil, ctaTupleOrig, func(b []byte) []byte {
-			return appendNested(b, ctaTupleIP, func(b []byte) []byte { return appendAttr(b, ctaIPv4Src, 1, 2, 3, 4, 5) })
+		"short zone": netlink.AppendAttr(appendFlow(nil, samples[0]), ctaZone, 1),
+		"address of 5": netlink.AppendNest(nil, ctaTupleOrig, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaTupleIP, func(b []byte) []byte { return netlink.AppendAttr(b, ctaIPv4Src, 1, 2, 3, 4, 5) })
 		}),
-		"protocol of 2": appendNested(nil, ctaTupleOrig, func(b []byte) []byte {
-			return appendNested(b, ctaTupleProto, func(b []byte) []byte { return appendAttr(b, ctaProtoNum, 1, 2) })
+		"protocol of 2": netlink.AppendNest(nil, ctaTupleOrig, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte { return netlink.AppendAttr(b, ctaProtoNum, 1, 2) })
 		}),
-		"port of one byte": appendNested(nil, ctaTupleOrig, func(b []byte) []byte {
-			return appendNested(b, ctaTupleProto, func(b []byte) []byte { return appendAttr(b, ctaPortDst, 1) })
+		"port of one byte": netlink.AppendNest(nil, ctaTupleOrig, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte { return netlink.AppendAttr(b, ctaPortDst, 1) })
 		}),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -91,32 +93,22 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// FuzzMessages feeds datagrams to the decoder. Whatever was understood must be understood again when it is written anew.
-func FuzzMessages(f *testing.F) {
-	var all []byte
+// FuzzFlow feeds messages to the decoder. Whatever was understood must be understood again when it is written anew.
+func FuzzFlow(f *testing.F) {
 	for _, s := range samples {
-		all = appendMessage(all, msgNew, unix.NLM_F_MULTI, 1, s.IPv6(), func(b []byte) []byte { return appendFlow(b, s) })
-		f.Add(all)
+		f.Add(request(msgNew, 0, s.IPv6(), func(b []byte) []byte { return appendFlow(b, s) }).Body)
 	}
-	f.Add(appendMessage(nil, unix.NLMSG_ERROR, 0, 1, false, func(b []byte) []byte { return b }))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for m, err := range messages(b) {
-			if err != nil {
-				return
-			}
-			_ = m.errno()
-			_, _ = m.dumpEnd(true)
-			fl, err := m.flow()
-			if err != nil {
-				continue
-			}
-			if fl.OrigSrc.Addr().Is6() != fl.IPv6() || fl.ReplySrc.Addr().Is6() != fl.IPv6() || fl.ReplyDst.Addr().Is6() != fl.IPv6() {
-				continue // a mixture cannot be written
-			}
-			again, err := decode(appendFlow(nil, fl))
-			if err != nil || again.key() != fl.key() || again.ReplySrc.Addr() != fl.ReplySrc.Addr() {
-				t.Fatalf("got %+v, %v; want %+v", again, err, fl)
-			}
+		fl, err := flow(netlink.Message{Body: b})
+		if err != nil {
+			return
+		}
+		if fl.OrigSrc.Addr().Is6() != fl.IPv6() || fl.ReplySrc.Addr().Is6() != fl.IPv6() || fl.ReplyDst.Addr().Is6() != fl.IPv6() {
+			return // a mixture cannot be written
+		}
+		again, err := decode(appendFlow(nil, fl))
+		if err != nil || again.key() != fl.key() || again.ReplySrc.Addr() != fl.ReplySrc.Addr() {
+			t.Fatalf("got %+v, %v; want %+v", again, err, fl)
 		}
 	})
 }
@@ -126,9 +118,9 @@ func TestOpening(t *testing.T) {
 	entry := func(proto, state byte, status byte) []byte {
 		b := appendTuple(nil, ctaTupleOrig, proto, samples[4].OrigSrc, samples[4].OrigDst, 0)
 		b = appendTuple(b, ctaTupleReply, proto, samples[4].ReplySrc, samples[4].ReplyDst, 0)
-		b = appendAttr(b, ctaStatus, 0, 0, 0, status)
-		return appendNested(b, ctaProtoInfo, func(b []byte) []byte {
-			return appendNested(b, ctaProtoInfoTCP, func(b []byte) []byte { return appendAttr(b, ctaProtoInfoTCPState, state) })
+		b = netlink.AppendAttr(b, ctaStatus, 0, 0, 0, status)
+		return netlink.AppendNest(b, ctaProtoInfo, func(b []byte) []byte {
+			return netlink.AppendNest(b, ctaProtoInfoTCP, func(b []byte) []byte { return netlink.AppendAttr(b, ctaProtoInfoTCPState, state) })
 		})
 	}
 	for name, tt := range map[string]struct {
@@ -143,31 +135,6 @@ func TestOpening(t *testing.T) {
 		if f, err := decode(tt.b); err != nil || f.Opening != tt.want {
 			t.Errorf("%s: got %v, %v; want %v", name, f.Opening, err, tt.want)
 		}
-	}
-}
-
-func TestDumpEnd(t *testing.T) {
-	code := func(n int32) []byte { return binary.NativeEndian.AppendUint32(nil, uint32(n)) }
-	tests := []struct {
-		name     string
-		data     []byte
-		before   bool
-		complete bool
-		err      error
-	}{
-		{"no code", nil, true, true, nil},
-		{"zero", code(0), true, true, nil},
-		{"interrupted before", code(0), false, false, nil},
-		{"EINTR", code(-int32(unix.EINTR)), true, false, nil},
-		{"ENOMEM", code(-int32(unix.ENOMEM)), true, false, unix.ENOMEM},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			complete, err := message{data: tt.data}.dumpEnd(tt.before)
-			if complete != tt.complete || !errors.Is(err, tt.err) {
-				t.Errorf("got %v, %v; want %v, %v", complete, err, tt.complete, tt.err)
-			}
-		})
 	}
 }
 

@@ -16,42 +16,28 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // insert makes entries in the kernel.
 func insert(tb testing.TB, flows ...Flow) {
 	tb.Helper()
-	s, err := open()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer s.close()
-	for batch := range slices.Chunk(flows, deleteBatch) {
-		var b []byte
-		for i, f := range batch {
-			flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_CREATE | unix.NLM_F_EXCL)
-			if i == len(batch)-1 {
-				flags |= unix.NLM_F_ACK
-			}
-			b = appendMessage(b, msgNew, flags, uint32(i+1), f.IPv6(), func(b []byte) []byte {
-				b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
-				b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
-				b = appendZone(b, ctaZone, f.Zone)
-				return appendAttr(b, ctaTimeout, 0, 0, 1, 0)
-			})
-		}
-		if err := s.send(b); err != nil {
-			tb.Fatal(err)
-		}
-		r, err := s.receive()
-		if err != nil {
-			tb.Fatal(err)
-		}
-		for m, err := range messages(r) {
-			if err != nil || m.errno() != nil {
-				tb.Fatalf("insert %v: %v %v", batch[int(m.seq)-1], err, m.errno())
-			}
-		}
+	defer c.Close()
+	reqs := make([]netlink.Request, len(flows))
+	for i, f := range flows {
+		reqs[i] = request(msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, f.IPv6(), func(b []byte) []byte {
+			b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
+			b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
+			b = appendZone(b, ctaZone, f.Zone)
+			return netlink.AppendAttr(b, ctaTimeout, 0, 0, 1, 0)
+		})
+	}
+	if failed, err := c.Do(tb.Context(), reqs); failed != nil || err != nil {
+		tb.Fatal(errors.Join(failed...), err)
 	}
 }
 
@@ -136,23 +122,14 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 		if len(filter(nil)) == 0 {
 			want = 2
 		}
-		s, err := open()
+		c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.close()
-		if err := s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, false, filter)); err != nil {
-			t.Fatal(err)
-		}
-		b, err := s.receive()
-		if err != nil {
-			t.Fatal(err)
-		}
+		defer c.Close()
 		n := 0
-		for m := range messages(b) {
-			if m.typ == msgNew {
-				n++
-			}
+		if err := c.Dump(t.Context(), request(msgGet, 0, false, filter), func(m netlink.Message) error { n++; return nil }); err != nil {
+			t.Fatal(err)
 		}
 		if n != want {
 			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter(nil), n, want)

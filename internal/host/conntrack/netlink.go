@@ -2,14 +2,14 @@ package conntrack
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Table is the connection tracking table. Kernel and Fake implement it.
@@ -39,11 +39,8 @@ const (
 
 	// sizeofGenmsg is the header of netfilter's messages: family, version, resource.
 	sizeofGenmsg = 4
-	// readBuffer is more than the kernel puts into one part of a dump.
-	readBuffer = 64 << 10
-	// deleteBatch is the number of requests in one message. An answer to each, some 800 bytes of accounted memory, must
-	// fit into the default receive buffer of 208 KiB.
-	deleteBatch = 128
+	// deleteBatch is the number of flows that are deleted together.
+	deleteBatch = 512
 )
 
 // Dump streams flows. The kernel filters by protocol where it can.
@@ -89,48 +86,32 @@ func dumpWith(ctx context.Context, ipv6 bool, proto uint8, filter func([]byte) [
 	return complete, err
 }
 
+// errEnough says that no more flows are wanted.
+var errEnough = errors.New("enough")
+
 func dump(ctx context.Context, ipv6 bool, proto uint8, filter func([]byte) []byte, yield func(Flow) bool) (complete bool, err error) {
-	s, err := open()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return false, err
 	}
-	defer s.close()
-	err = s.send(appendMessage(nil, msgGet, unix.NLM_F_REQUEST|unix.NLM_F_DUMP, 1, ipv6, filter))
-	if err != nil {
-		return false, err
+	defer c.Close()
+	err = c.Dump(ctx, request(msgGet, 0, ipv6, filter), func(m netlink.Message) error {
+		if m.Type != msgNew {
+			return nil
+		}
+		f, err := flow(m)
+		if err == nil && f.Proto == proto && f.IPv6() == ipv6 && !yield(f) {
+			err = errEnough
+		}
+		return err
+	})
+	switch {
+	case errors.Is(err, netlink.ErrInterrupted):
+		return false, nil
+	case errors.Is(err, errEnough):
+		err = nil
 	}
-	complete = true
-	for {
-		if err := ctx.Err(); err != nil {
-			return false, err
-		}
-		b, err := s.receive()
-		if err != nil {
-			return false, err
-		}
-		for m, err := range messages(b) {
-			switch {
-			case err != nil:
-				return false, err
-			case m.flags&unix.NLM_F_DUMP_INTR != 0:
-				complete = false
-			}
-			switch m.typ {
-			case unix.NLMSG_DONE:
-				return m.dumpEnd(complete)
-			case unix.NLMSG_ERROR:
-				return false, m.errno()
-			case msgNew:
-				f, err := m.flow()
-				if err != nil {
-					return false, err
-				}
-				if f.Proto == proto && f.IPv6() == ipv6 && !yield(f) {
-					return complete, nil
-				}
-			}
-		}
-	}
+	return err == nil, err
 }
 
 // Delete deletes in batches, one system call each.
@@ -138,30 +119,34 @@ func (Kernel) Delete(ctx context.Context, flows []Flow) (deleted int, err error)
 	if len(flows) == 0 {
 		return 0, nil
 	}
-	s, err := open()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return 0, fmt.Errorf("delete conntrack flows: %w", err)
 	}
-	defer s.close()
+	defer c.Close()
 	failed := 0
 	var first error
 	for batch := range slices.Chunk(flows, deleteBatch) {
-		if err := ctx.Err(); err != nil {
-			return deleted, fmt.Errorf("delete conntrack flows: %w", err)
+		reqs := make([]netlink.Request, len(batch))
+		for i := range batch {
+			reqs[i] = request(msgDelete, 0, batch[i].IPv6(), func(b []byte) []byte { return appendKey(b, &batch[i]) })
 		}
-		errs, err := s.deleteBatch(batch)
+		errs, err := c.Do(ctx, reqs)
 		if err != nil {
 			return deleted, fmt.Errorf("delete conntrack flows: %w", err)
 		}
 		deleted += len(batch)
-		for i, errno := range errs {
+		for i, err := range errs {
+			if err == nil {
+				continue
+			}
 			deleted--
-			if errno == unix.ENOENT {
+			if errors.Is(err, unix.ENOENT) {
 				continue
 			}
 			failed++
 			if first == nil {
-				first = fmt.Errorf("%v to %v: %w", batch[i].OrigSrc, batch[i].OrigDst, errno)
+				first = fmt.Errorf("%v to %v: %w", batch[i].OrigSrc, batch[i].OrigDst, err)
 			}
 		}
 	}
@@ -171,176 +156,19 @@ func (Kernel) Delete(ctx context.Context, flows []Flow) (deleted int, err error)
 	return deleted, nil
 }
 
-// deleteBatch sends one request for each flow and returns the errors by index. Only the last request asks for an answer;
-// of the others the kernel answers those that fail, before it answers the last.
-func (s *socket) deleteBatch(batch []Flow) (map[int]unix.Errno, error) {
-	var b []byte
-	for i := range batch {
-		flags := uint16(unix.NLM_F_REQUEST)
-		if i == len(batch)-1 {
-			flags |= unix.NLM_F_ACK
-		}
-		b = appendMessage(b, msgDelete, flags, uint32(i+1), batch[i].IPv6(), func(b []byte) []byte { return appendKey(b, &batch[i]) })
+// flow reads a message about one entry.
+func flow(m netlink.Message) (Flow, error) {
+	if len(m.Body) < sizeofGenmsg {
+		return Flow{}, netlink.ErrMalformed
 	}
-	if err := s.send(b); err != nil {
-		return nil, err
-	}
-	errs := make(map[int]unix.Errno)
-	for {
-		b, err := s.receive()
-		if err != nil {
-			return nil, err
-		}
-		for m, err := range messages(b) {
-			if err != nil {
-				return nil, err
-			}
-			if m.typ != unix.NLMSG_ERROR || m.seq == 0 || int(m.seq) > len(batch) {
-				return nil, errMalformed
-			}
-			if err := m.errno(); err != nil {
-				var errno unix.Errno
-				if !errors.As(err, &errno) {
-					return nil, err
-				}
-				errs[int(m.seq)-1] = errno
-			}
-			if int(m.seq) == len(batch) {
-				return errs, nil
-			}
-		}
-	}
+	return decode(m.Body[sizeofGenmsg:])
 }
 
-// socket is a netlink socket to netfilter with a buffer to receive into.
-type socket struct {
-	fd  int
-	buf []byte
-}
-
-func open() (*socket, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("open a netfilter socket: %w", err)
-	}
-	s := &socket{fd: fd, buf: make([]byte, readBuffer)}
-	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
-	if err == nil {
-		// The kernel answers within the system call; the time-out is for a kernel that does not.
-		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10})
-	}
-	if err == nil {
-		// Errors need not repeat the request. Kernels before 4.3 do it anyway.
-		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
-		return s, nil
-	}
-	s.close()
-	return nil, fmt.Errorf("open a netfilter socket: %w", err)
-}
-
-func (s *socket) close() { _ = unix.Close(s.fd) }
-
-func (s *socket) send(b []byte) error {
-	if err := unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("send to netfilter: %w", err)
-	}
-	return nil
-}
-
-// receive returns one datagram from the kernel, valid until the next call.
-func (s *socket) receive() ([]byte, error) {
-	for {
-		n, _, flags, from, err := unix.Recvmsg(s.fd, s.buf, nil, 0)
-		switch sa, ok := from.(*unix.SockaddrNetlink); {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return nil, fmt.Errorf("receive from netfilter: %w", err)
-		case flags&unix.MSG_TRUNC != 0:
-			return nil, fmt.Errorf("receive from netfilter: datagram larger than %d bytes", len(s.buf))
-		case ok && sa.Pid == 0: // others may write to the socket as well
-			return s.buf[:n], nil
-		}
-	}
-}
-
-// message is a netlink message.
-type message struct {
-	typ, flags uint16
-	seq        uint32
-	data       []byte
-}
-
-// messages yields the messages of a datagram.
-func messages(b []byte) iter.Seq2[message, error] {
-	return func(yield func(message, error) bool) {
-		for len(b) > 0 {
-			if len(b) < unix.SizeofNlMsghdr {
-				yield(message{}, errMalformed)
-				return
-			}
-			n := binary.NativeEndian.Uint32(b)
-			if n < unix.SizeofNlMsghdr || uint64(n) > uint64(len(b)) {
-				yield(message{}, errMalformed)
-				return
-			}
-			m := message{
-				typ:   binary.NativeEndian.Uint16(b[4:]),
-				flags: binary.NativeEndian.Uint16(b[6:]),
-				seq:   binary.NativeEndian.Uint32(b[8:]),
-				data:  b[unix.SizeofNlMsghdr:n],
-			}
-			if !yield(m, nil) {
-				return
-			}
-			b = b[min(align(int(n)), len(b)):]
-		}
-	}
-}
-
-// errno returns the error that a message of type NLMSG_ERROR carries, nil if it says that all is well.
-func (m message) errno() error {
-	if len(m.data) < 4 {
-		return errMalformed
-	}
-	if code := int32(binary.NativeEndian.Uint32(m.data)); code != 0 {
-		return unix.Errno(-code)
-	}
-	return nil
-}
-
-// dumpEnd reads the end of a dump. It too may carry an error; EINTR means that the dump is of use but not whole.
-func (m message) dumpEnd(complete bool) (bool, error) {
-	err := error(nil)
-	if len(m.data) >= 4 {
-		err = m.errno()
-	}
-	if errors.Is(err, unix.EINTR) {
-		return false, nil
-	}
-	return complete && err == nil, err
-}
-
-func (m message) flow() (Flow, error) {
-	if len(m.data) < sizeofGenmsg {
-		return Flow{}, errMalformed
-	}
-	return decode(m.data[sizeofGenmsg:])
-}
-
-// appendMessage appends a request whose attributes attrs appends.
-func appendMessage(b []byte, typ, flags uint16, seq uint32, ipv6 bool, attrs func([]byte) []byte) []byte {
+// request returns a request whose attributes attrs appends.
+func request(typ, flags uint16, ipv6 bool, attrs func([]byte) []byte) netlink.Request {
 	family := byte(unix.AF_INET)
 	if ipv6 {
 		family = unix.AF_INET6
 	}
-	at := len(b)
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	b = binary.NativeEndian.AppendUint16(b, typ)
-	b = binary.NativeEndian.AppendUint16(b, flags)
-	b = binary.NativeEndian.AppendUint32(b, seq)
-	b = binary.NativeEndian.AppendUint32(b, 0)
-	b = attrs(append(b, family, unix.NFNETLINK_V0, 0, 0))
-	binary.NativeEndian.PutUint32(b[at:], uint32(len(b)-at))
-	return b
+	return netlink.Request{Type: typ, Flags: flags, Body: attrs([]byte{family, unix.NFNETLINK_V0, 0, 0})}
 }

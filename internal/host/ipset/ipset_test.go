@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // forEach runs a test on the Fake and, where kernel tests are asked for, on the kernel; what both do is the contract.
@@ -465,7 +465,7 @@ func FuzzDecodeList(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		_, _ = decodeList([]nlbatch.Message{{Type: unix.NFNL_SUBSYS_IPSET<<8 | cmdList, Body: body}})
+		_, _ = decodeList([]netlink.Message{{Type: unix.NFNL_SUBSYS_IPSET<<8 | cmdList, Body: body}})
 		_, _ = HashIPPortNet.decodeEntry(body)
 		_, _ = decodeIP(body)
 	})
@@ -475,7 +475,7 @@ func FuzzDecodeList(f *testing.F) {
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, c := range mustParse(t, everyType) {
 		for _, e := range c.Entries {
-			for a, err := range nlbatch.Attrs(changeRequest(Change{Set: c.Set, Entry: e}).Body[sizeofGenmsg:]) {
+			for a, err := range netlink.Attrs(changeRequest(Change{Set: c.Set, Entry: e}).Body[sizeofGenmsg:]) {
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -10,18 +10,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Kernel is the sets of the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for
 // concurrent use.
-type Kernel struct{ conn *nlbatch.Conn }
+type Kernel struct{ conn *netlink.Conn }
 
 var _ Sets = (*Kernel)(nil)
 
 // Open connects to the kernel.
 func Open() (*Kernel, error) {
-	c, err := nlbatch.Dial(unix.NETLINK_NETFILTER)
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("sets: %w", err)
 	}
@@ -33,7 +33,7 @@ func (k *Kernel) Close() error { return k.conn.Close() }
 
 // List implements Sets. It asks for names first, so that large sets of others are not read.
 func (k *Kernel) List(ctx context.Context, prefix string) ([]Content, error) {
-	msgs, err := k.conn.Dump(ctx, listRequest("", flagListSetname))
+	msgs, err := k.conn.List(ctx, listRequest("", flagListSetname))
 	if err != nil {
 		return nil, fmt.Errorf("list the names of sets: %w", named(err))
 	}
@@ -60,7 +60,7 @@ func (k *Kernel) List(ctx context.Context, prefix string) ([]Content, error) {
 
 // list reads one set.
 func (k *Kernel) list(ctx context.Context, name string, flags uint32) (listed, error) {
-	msgs, err := k.conn.Dump(ctx, listRequest(name, flags))
+	msgs, err := k.conn.List(ctx, listRequest(name, flags))
 	if err != nil {
 		return listed{}, fmt.Errorf("list set %s: %w", name, named(err))
 	}
@@ -128,7 +128,7 @@ func (k *Kernel) Destroy(ctx context.Context, name string) error {
 // Swap implements Sets.
 func (k *Kernel) Swap(ctx context.Context, a, b string) error {
 	req := nameRequest(cmdSwap, a)
-	req.Body = nlbatch.AppendText(req.Body, attrSetname2, b)
+	req.Body = netlink.AppendText(req.Body, attrSetname2, b)
 	_, err := k.conn.Get(ctx, req)
 	return wrap(err, "swap sets %s and %s", a, b)
 }
@@ -136,7 +136,7 @@ func (k *Kernel) Swap(ctx context.Context, a, b string) error {
 // Apply implements Sets.
 func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error) {
 	var failed []Failure
-	reqs := make([]nlbatch.Request, 0, len(changes))
+	reqs := make([]netlink.Request, 0, len(changes))
 	index := make([]int, 0, len(changes))
 	for i, ch := range changes {
 		if err := ch.Entry.Validate(ch.Set); err != nil {
@@ -179,7 +179,7 @@ func wrap(err error, format string, args ...any) error {
 
 // named turns the kernel's error numbers into errors that callers test for, and others of its own into words.
 func named(err error) error {
-	var e *nlbatch.Error
+	var e *netlink.Error
 	if !errors.As(err, &e) {
 		return err
 	}

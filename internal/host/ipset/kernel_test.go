@@ -6,11 +6,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // TestKernelForeignSets reads sets that somebody else made with settings that this package does not know.
@@ -19,22 +19,22 @@ func TestKernelForeignSets(t *testing.T) {
 	timeout := uint32(300)
 	for name, o := range map[string]struct {
 		typ  string
-		opts netlink.IpsetCreateOptions
+		opts library.IpsetCreateOptions
 	}{
-		"f-timeout": {"hash:ip,port", netlink.IpsetCreateOptions{Timeout: &timeout, MaxElements: 65536}},
-		"f-extra":   {"hash:ip", netlink.IpsetCreateOptions{Comments: true, Counters: true, MaxElements: 65536}},
-		"f-netport": {"hash:net,port", netlink.IpsetCreateOptions{MaxElements: 65536}},
-		"f-range":   {"bitmap:port", netlink.IpsetCreateOptions{PortFrom: 0, PortTo: 1023}},
+		"f-timeout": {"hash:ip,port", library.IpsetCreateOptions{Timeout: &timeout, MaxElements: 65536}},
+		"f-extra":   {"hash:ip", library.IpsetCreateOptions{Comments: true, Counters: true, MaxElements: 65536}},
+		"f-netport": {"hash:net,port", library.IpsetCreateOptions{MaxElements: 65536}},
+		"f-range":   {"bitmap:port", library.IpsetCreateOptions{PortFrom: 0, PortTo: 1023}},
 	} {
-		if err := netlink.IpsetCreate(name, o.typ, o.opts); err != nil {
+		if err := library.IpsetCreate(name, o.typ, o.opts); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
 	protocol, port := uint8(unix.IPPROTO_TCP), uint16(80)
-	if err := netlink.IpsetAdd("f-timeout", &netlink.IPSetEntry{IP: []byte{10, 0, 0, 1}, Protocol: &protocol, Port: &port, Timeout: &timeout}); err != nil {
+	if err := library.IpsetAdd("f-timeout", &library.IPSetEntry{IP: []byte{10, 0, 0, 1}, Protocol: &protocol, Port: &port, Timeout: &timeout}); err != nil {
 		t.Fatal(err)
 	}
-	if err := netlink.IpsetAdd("f-netport", &netlink.IPSetEntry{IP: []byte{10, 0, 0, 0}, CIDR: 8, Protocol: &protocol, Port: &port}); err != nil {
+	if err := library.IpsetAdd("f-netport", &library.IPSetEntry{IP: []byte{10, 0, 0, 0}, CIDR: 8, Protocol: &protocol, Port: &port}); err != nil {
 		t.Fatal(err)
 	}
 	got, err := k.List(t.Context(), "f-")
@@ -103,9 +103,9 @@ func TestKernelMatches(t *testing.T) {
 	k := open(t)
 	load(t, k, everyType)
 	tcp, port := uint8(unix.IPPROTO_TCP), uint16(80)
-	in := func(set string, e *netlink.IPSetEntry) bool {
+	in := func(set string, e *library.IPSetEntry) bool {
 		t.Helper()
-		ok, err := netlink.IpsetTest(set, e)
+		ok, err := library.IpsetTest(set, e)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,15 +116,15 @@ func TestKernelMatches(t *testing.T) {
 		client string
 		want   bool
 	}{{"10.1.2.3", true}, {"192.0.2.7", true}, {"127.0.0.1", true}, {"200.0.0.1", true}} {
-		if got := in("fl-port-net", &netlink.IPSetEntry{IP: frontend, Protocol: &tcp, Port: &port, IP2: netip.MustParseAddr(tt.client).AsSlice(), CIDR2: 32}); got != tt.want {
+		if got := in("fl-port-net", &library.IPSetEntry{IP: frontend, Protocol: &tcp, Port: &port, IP2: netip.MustParseAddr(tt.client).AsSlice(), CIDR2: 32}); got != tt.want {
 			t.Errorf("%s: got %v", tt.client, got)
 		}
 	}
-	if in("fl-subnet", &netlink.IPSetEntry{IP: []byte{11, 0, 0, 1}}) || !in("fl-subnet", &netlink.IPSetEntry{IP: []byte{10, 200, 0, 1}}) {
+	if in("fl-subnet", &library.IPSetEntry{IP: []byte{11, 0, 0, 1}}) || !in("fl-subnet", &library.IPSetEntry{IP: []byte{10, 200, 0, 1}}) {
 		t.Error("hash:net")
 	}
 	pod := []byte{10, 0, 0, 1}
-	if !in("fl-port-ip", &netlink.IPSetEntry{IP: pod, Protocol: &tcp, Port: &port, IP2: pod}) {
+	if !in("fl-port-ip", &library.IPSetEntry{IP: pod, Protocol: &tcp, Port: &port, IP2: pod}) {
 		t.Error("hash:ip,port,ip")
 	}
 }
@@ -146,7 +146,7 @@ func TestKernelRefusesWhatValidateRefuses(t *testing.T) {
 		if err := k.Create(t.Context(), s); err != nil {
 			t.Fatal(err)
 		}
-		errs, err := k.conn.Do(t.Context(), []nlbatch.Request{changeRequest(Change{Set: s, Entry: tt.entry})})
+		errs, err := k.conn.Do(t.Context(), []netlink.Request{changeRequest(Change{Set: s, Entry: tt.entry})})
 		if err != nil || len(errs) != 1 || !errors.Is(errs[0], tt.want) {
 			t.Errorf("%s %v: got %v, %v, want %d", tt.typ, tt.entry, errs, err, tt.want)
 		}
@@ -186,13 +186,13 @@ func BenchmarkAdd(b *testing.B) {
 		}
 	}
 	run("library", func(b *testing.B, _ *Kernel, changes []Change) {
-		h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+		h, err := library.NewHandle(unix.NETLINK_NETFILTER)
 		if err != nil {
 			b.Fatal(err)
 		}
 		defer h.Close()
 		for _, ch := range changes {
-			e := &netlink.IPSetEntry{IP: ch.Entry.Addr.AsSlice(), Protocol: &ch.Entry.Proto, Port: &ch.Entry.Port}
+			e := &library.IPSetEntry{IP: ch.Entry.Addr.AsSlice(), Protocol: &ch.Entry.Proto, Port: &ch.Entry.Port}
 			if ch.Del {
 				err = h.IpsetDel(s.Name, e)
 			} else {

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // What follows is in linux/netfilter/ipset/ip_set.h.
@@ -84,29 +84,29 @@ var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
 
 // newRequest begins a message. With NLM_F_EXCL the kernel refuses to make what is there already and to remove what is not.
 // (Without it it lets a set of one family pass for one of the other, so that this package compares settings by itself.)
-func newRequest(cmd uint16, ipv6 bool) nlbatch.Request {
+func newRequest(cmd uint16, ipv6 bool) netlink.Request {
 	family := byte(unix.AF_INET)
 	if ipv6 {
 		family = unix.AF_INET6
 	}
 	body := append(make([]byte, 0, 128), family, unix.NFNETLINK_V0, 0, 0)
-	return nlbatch.Request{
-		Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Flags: unix.NLM_F_EXCL, Body: nlbatch.AppendAttr(body, attrProtocol, protocol),
+	return netlink.Request{
+		Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Flags: unix.NLM_F_EXCL, Body: netlink.AppendAttr(body, attrProtocol, protocol),
 	}
 }
 
-func nameRequest(cmd uint16, name string) nlbatch.Request {
+func nameRequest(cmd uint16, name string) netlink.Request {
 	r := newRequest(cmd, false)
-	r.Body = nlbatch.AppendText(r.Body, attrSetname, name)
+	r.Body = netlink.AppendText(r.Body, attrSetname, name)
 	return r
 }
 
 // listRequest asks for all sets where name is empty.
-func listRequest(name string, flags uint32) nlbatch.Request {
+func listRequest(name string, flags uint32) netlink.Request {
 	r := newRequest(cmdList, false)
 	r.Flags = 0 // of another meaning in a dump
 	if name != "" {
-		r.Body = nlbatch.AppendText(r.Body, attrSetname, name)
+		r.Body = netlink.AppendText(r.Body, attrSetname, name)
 	}
 	if flags != 0 {
 		r.Body = appendUint32(r.Body, attrFlags, flags)
@@ -114,17 +114,17 @@ func listRequest(name string, flags uint32) nlbatch.Request {
 	return r
 }
 
-func createRequest(s Set) nlbatch.Request {
+func createRequest(s Set) netlink.Request {
 	r := newRequest(cmdCreate, s.IPv6)
-	b := nlbatch.AppendText(r.Body, attrSetname, s.Name)
-	b = nlbatch.AppendText(b, attrTypename, string(s.Type))
-	b = nlbatch.AppendAttr(b, attrRevision, revisions[s.Type])
+	b := netlink.AppendText(r.Body, attrSetname, s.Name)
+	b = netlink.AppendText(b, attrTypename, string(s.Type))
+	b = netlink.AppendAttr(b, attrRevision, revisions[s.Type])
 	family := r.Body[0]
 	if s.Type == BitmapPort {
 		family = unix.AF_UNSPEC
 	}
-	b = nlbatch.AppendAttr(b, attrFamily, family)
-	r.Body = nlbatch.AppendNest(b, attrData, func(b []byte) []byte {
+	b = netlink.AppendAttr(b, attrFamily, family)
+	r.Body = netlink.AppendNest(b, attrData, func(b []byte) []byte {
 		if s.Type == BitmapPort {
 			b = appendUint16(b, attrPort, 0)
 			return appendUint16(b, attrPortTo, 65535)
@@ -136,32 +136,32 @@ func createRequest(s Set) nlbatch.Request {
 }
 
 // changeRequest is that of a change that fits its set.
-func changeRequest(ch Change) nlbatch.Request {
+func changeRequest(ch Change) netlink.Request {
 	cmd := uint16(cmdAdd)
 	if ch.Del {
 		cmd = cmdDel
 	}
 	r := newRequest(cmd, ch.Set.IPv6)
-	b := nlbatch.AppendText(r.Body, attrSetname, ch.Set.Name)
+	b := netlink.AppendText(r.Body, attrSetname, ch.Set.Name)
 	e := ch.Entry
-	r.Body = nlbatch.AppendNest(b, attrData, func(b []byte) []byte {
+	r.Body = netlink.AppendNest(b, attrData, func(b []byte) []byte {
 		switch ch.Set.Type {
 		case HashNet:
 			b = appendIP(b, attrIP, e.Net.Addr())
-			return nlbatch.AppendAttr(b, attrCIDR, byte(e.Net.Bits()))
+			return netlink.AppendAttr(b, attrCIDR, byte(e.Net.Bits()))
 		case BitmapPort:
 			return appendUint16(b, attrPort, e.Port)
 		}
 		b = appendIP(b, attrIP, e.Addr)
 		if e.Proto != 0 {
 			b = appendUint16(b, attrPort, e.Port)
-			b = nlbatch.AppendAttr(b, attrProto, e.Proto)
+			b = netlink.AppendAttr(b, attrProto, e.Proto)
 		}
 		if e.Net.IsValid() {
 			b = appendIP(b, attrIP2, e.Net.Addr())
 		}
 		if ch.Set.Type == HashIPPortNet {
-			b = nlbatch.AppendAttr(b, attrCIDR2, byte(e.Net.Bits()))
+			b = netlink.AppendAttr(b, attrCIDR2, byte(e.Net.Bits()))
 		}
 		return b
 	})
@@ -169,11 +169,11 @@ func changeRequest(ch Change) nlbatch.Request {
 }
 
 func appendUint16(b []byte, typ uint16, v uint16) []byte {
-	return nlbatch.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, byte(v>>8), byte(v))
+	return netlink.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, byte(v>>8), byte(v))
 }
 
 func appendUint32(b []byte, typ uint16, v uint32) []byte {
-	return nlbatch.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint32(nil, v)...)
+	return netlink.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint32(nil, v)...)
 }
 
 func appendIP(b []byte, typ uint16, a netip.Addr) []byte {
@@ -181,8 +181,8 @@ func appendIP(b []byte, typ uint16, a netip.Addr) []byte {
 	if a.Is6() {
 		kind = attrIPv6
 	}
-	return nlbatch.AppendNest(b, typ, func(b []byte) []byte {
-		return nlbatch.AppendAttr(b, kind|unix.NLA_F_NET_BYTEORDER, a.AsSlice()...)
+	return netlink.AppendNest(b, typ, func(b []byte) []byte {
+		return netlink.AppendAttr(b, kind|unix.NLA_F_NET_BYTEORDER, a.AsSlice()...)
 	})
 }
 
@@ -194,18 +194,18 @@ type listed struct {
 }
 
 // decodeList reads the messages of a list. A large set comes in several, of which the first has the settings.
-func decodeList(msgs []nlbatch.Message) ([]listed, error) {
+func decodeList(msgs []netlink.Message) ([]listed, error) {
 	var out []listed
 	for _, m := range msgs {
 		if m.Type != unix.NFNL_SUBSYS_IPSET<<8|cmdList {
 			continue
 		}
 		if len(m.Body) < sizeofGenmsg {
-			return nil, nlbatch.ErrMalformed
+			return nil, netlink.ErrMalformed
 		}
 		// The name comes before the rest.
 		var c *listed
-		for a, err := range nlbatch.Attrs(m.Body[sizeofGenmsg:]) {
+		for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
 			switch {
 			case err != nil:
 				return nil, err
@@ -215,7 +215,7 @@ func decodeList(msgs []nlbatch.Message) ([]listed, error) {
 				}
 				c = &out[len(out)-1]
 			case c == nil && a.Type != attrProtocol:
-				return nil, nlbatch.ErrMalformed
+				return nil, netlink.ErrMalformed
 			case a.Type == attrTypename:
 				c.Type = Type(a.Text())
 			case a.Type == attrFamily && len(a.Data) > 0:
@@ -235,7 +235,7 @@ func decodeList(msgs []nlbatch.Message) ([]listed, error) {
 
 func (c *listed) decodeSettings(b []byte) error {
 	ports := 0
-	for a, err := range nlbatch.Attrs(b) {
+	for a, err := range netlink.Attrs(b) {
 		if err != nil {
 			return err
 		}
@@ -259,7 +259,7 @@ func (c *listed) decodeSettings(b []byte) error {
 }
 
 // number reads one of up to four bytes in network byte order.
-func number(a nlbatch.Attr) (n uint32) {
+func number(a netlink.Attr) (n uint32) {
 	for _, b := range a.Data[:min(len(a.Data), 4)] {
 		n = n<<8 | uint32(b)
 	}
@@ -270,7 +270,7 @@ func (c *listed) decodeEntries(b []byte) error {
 	if _, _, _, known := c.Type.shape(); !known {
 		return nil
 	}
-	for a, err := range nlbatch.Attrs(b) {
+	for a, err := range netlink.Attrs(b) {
 		if err != nil {
 			return err
 		}
@@ -290,7 +290,7 @@ func (t Type) decodeEntry(b []byte) (Entry, error) {
 	var e Entry
 	var ip, ip2 netip.Addr
 	cidr := 0
-	for a, err := range nlbatch.Attrs(b) {
+	for a, err := range netlink.Attrs(b) {
 		if err != nil {
 			return Entry{}, err
 		}
@@ -325,7 +325,7 @@ func (t Type) decodeEntry(b []byte) (Entry, error) {
 }
 
 func decodeIP(b []byte) (netip.Addr, error) {
-	for a, err := range nlbatch.Attrs(b) {
+	for a, err := range netlink.Attrs(b) {
 		if err != nil {
 			return netip.Addr{}, err
 		}
@@ -333,5 +333,5 @@ func decodeIP(b []byte) (netip.Addr, error) {
 			return ip, nil
 		}
 	}
-	return netip.Addr{}, nlbatch.ErrMalformed
+	return netip.Addr{}, netlink.ErrMalformed
 }

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Numbers of the generic netlink family IPVS, see linux/ip_vs.h.
@@ -67,7 +67,7 @@ var commands = map[Verb]uint8{
 }
 
 func append16(b []byte, typ, v uint16) []byte {
-	return nlbatch.AppendAttr(b, typ, binary.NativeEndian.AppendUint16(nil, v)...)
+	return netlink.AppendAttr(b, typ, binary.NativeEndian.AppendUint16(nil, v)...)
 }
 
 func addressFamily(a netip.Addr) uint16 {
@@ -79,7 +79,7 @@ func addressFamily(a netip.Addr) uint16 {
 
 // appendPort appends a port, which is in network byte order.
 func appendPort(b []byte, typ, port uint16) []byte {
-	return nlbatch.AppendAttr(b, typ, byte(port>>8), byte(port))
+	return netlink.AppendAttr(b, typ, byte(port>>8), byte(port))
 }
 
 // body is a message of generic netlink without attributes.
@@ -97,40 +97,40 @@ func (o Op) encode() []byte {
 		return appendServer(body(commands[o.Verb]), o.Server, nil)
 	}
 	b := appendServer(body(commands[o.Verb]), o.Server, nil)
-	return nlbatch.AppendNest(b, attrDest, func(b []byte) []byte { return appendReal(b, o.Real, o.Verb != DelReal) })
+	return netlink.AppendNest(b, attrDest, func(b []byte) []byte { return appendReal(b, o.Real, o.Verb != DelReal) })
 }
 
 // appendServer appends what identifies a virtual server and, unless that is nil, how it is set.
 func appendServer(b []byte, v VirtualServer, s *Settings) []byte {
 	addr := v.Addr.Addr()
-	return nlbatch.AppendNest(b, attrService, func(b []byte) []byte {
+	return netlink.AppendNest(b, attrService, func(b []byte) []byte {
 		b = append16(b, svcFamily, addressFamily(addr))
 		b = append16(b, svcProtocol, uint16(v.Protocol))
-		b = nlbatch.AppendAttr(b, svcAddr, addr.AsSlice()...)
+		b = netlink.AppendAttr(b, svcAddr, addr.AsSlice()...)
 		b = appendPort(b, svcPort, v.Addr.Port())
 		if s == nil {
 			return b
 		}
-		b = nlbatch.AppendText(b, svcScheduler, s.Scheduler)
+		b = netlink.AppendText(b, svcScheduler, s.Scheduler)
 		flags := binary.NativeEndian.AppendUint32(nil, uint32(s.Flags))
-		b = nlbatch.AppendAttr(b, svcFlags, binary.NativeEndian.AppendUint32(flags, ^uint32(0))...) // which bits are meant: all
-		b = nlbatch.AppendUint32(b, svcTimeout, s.TimeoutSec)
-		return nlbatch.AppendAttr(b, svcNetmask, netmask(addr, s.Prefix)...)
+		b = netlink.AppendAttr(b, svcFlags, binary.NativeEndian.AppendUint32(flags, ^uint32(0))...) // which bits are meant: all
+		b = netlink.AppendUint32(b, svcTimeout, s.TimeoutSec)
+		return netlink.AppendAttr(b, svcNetmask, netmask(addr, s.Prefix)...)
 	})
 }
 
 func appendReal(b []byte, r RealServer, full bool) []byte {
 	addr := r.Addr.Addr()
-	b = nlbatch.AppendAttr(b, destAddr, addr.AsSlice()...)
+	b = netlink.AppendAttr(b, destAddr, addr.AsSlice()...)
 	b = appendPort(b, destPort, r.Addr.Port())
 	b = append16(b, destFamily, addressFamily(addr))
 	if !full {
 		return b
 	}
-	b = nlbatch.AppendUint32(b, destMethod, uint32(r.Method))
-	b = nlbatch.AppendUint32(b, destWeight, r.Weight)
-	b = nlbatch.AppendUint32(b, destUpper, 0) // thresholds, mandatory
-	return nlbatch.AppendUint32(b, destLower, 0)
+	b = netlink.AppendUint32(b, destMethod, uint32(r.Method))
+	b = netlink.AppendUint32(b, destWeight, r.Weight)
+	b = netlink.AppendUint32(b, destUpper, 0) // thresholds, mandatory
+	return netlink.AppendUint32(b, destLower, 0)
 }
 
 // netmask returns a Prefix as the kernel wants it: for IPv4 a mask in network byte order, for IPv6 a number in the byte
@@ -169,7 +169,7 @@ type attrs [16][]byte
 
 // parse reads a list of attributes; those of a type that is not known are passed over.
 func (a *attrs) parse(b []byte) error {
-	for attr, err := range nlbatch.Attrs(b) {
+	for attr, err := range netlink.Attrs(b) {
 		if err != nil {
 			return err
 		}
@@ -183,7 +183,7 @@ func (a *attrs) parse(b []byte) error {
 // message reads the attributes of a message of generic netlink.
 func (a *attrs) message(b []byte) error {
 	if len(b) < sizeofGenlmsg {
-		return nlbatch.ErrMalformed
+		return netlink.ErrMalformed
 	}
 	return a.parse(b[sizeofGenlmsg:])
 }
@@ -195,7 +195,7 @@ func (a *attrs) nested(b []byte, typ uint16) error {
 		return err
 	}
 	if outer[typ] == nil {
-		return nlbatch.ErrMalformed
+		return netlink.ErrMalformed
 	}
 	return a.parse(outer[typ])
 }
@@ -217,7 +217,7 @@ func (a *attrs) u64(typ uint16) uint64 { return binary.NativeEndian.Uint64(a[typ
 // addr reads an address, for which the kernel always sends 16 bytes, and a port.
 func (a *attrs) addr(family uint16, addr, port uint16) (netip.AddrPort, error) {
 	if !a.sized(16, addr) || !a.sized(2, port) {
-		return netip.AddrPort{}, nlbatch.ErrMalformed
+		return netip.AddrPort{}, netlink.ErrMalformed
 	}
 	p := binary.BigEndian.Uint16(a[port])
 	switch family {
@@ -226,7 +226,7 @@ func (a *attrs) addr(family uint16, addr, port uint16) (netip.AddrPort, error) {
 	case unix.AF_INET6:
 		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(a[addr])), p), nil
 	}
-	return netip.AddrPort{}, nlbatch.ErrMalformed
+	return netip.AddrPort{}, netlink.ErrMalformed
 }
 
 // decodeServer reads a virtual server into a Content.
@@ -236,7 +236,7 @@ func (c *Content) decodeServer(b []byte) error {
 		return err
 	}
 	if !a.sized(2, svcFamily) || !a.sized(8, svcFlags) || !a.sized(4, svcTimeout, svcNetmask) || a[svcScheduler] == nil {
-		return nlbatch.ErrMalformed
+		return netlink.ErrMalformed
 	}
 	family := a.u16(svcFamily)
 	s := Settings{
@@ -247,13 +247,13 @@ func (c *Content) decodeServer(b []byte) error {
 	}
 	if a[svcMark] != nil {
 		if !a.sized(4, svcMark) {
-			return nlbatch.ErrMalformed
+			return netlink.ErrMalformed
 		}
 		c.Marks = append(c.Marks, MarkServer{Mark: a.u32(svcMark), IPv6: family == unix.AF_INET6, Settings: s})
 		return nil
 	}
 	if !a.sized(2, svcProtocol) {
-		return nlbatch.ErrMalformed
+		return netlink.ErrMalformed
 	}
 	addr, err := a.addr(family, svcAddr, svcPort)
 	if err != nil {
@@ -276,7 +276,7 @@ func decodeStats(wide, narrow []byte) (Stats, error) {
 			return Stats{}, err
 		}
 		if !a.sized(4, statsConns, statsInPkts, statsOutPkts) || !a.sized(8, statsInBytes, statsOutBytes) {
-			return Stats{}, nlbatch.ErrMalformed
+			return Stats{}, netlink.ErrMalformed
 		}
 		return Stats{
 			Connections: uint64(a.u32(statsConns)), PacketsIn: uint64(a.u32(statsInPkts)), PacketsOut: uint64(a.u32(statsOutPkts)),
@@ -287,7 +287,7 @@ func decodeStats(wide, narrow []byte) (Stats, error) {
 		return Stats{}, err
 	}
 	if !a.sized(8, statsConns, statsInPkts, statsOutPkts, statsInBytes, statsOutBytes) {
-		return Stats{}, nlbatch.ErrMalformed
+		return Stats{}, netlink.ErrMalformed
 	}
 	return Stats{
 		Connections: a.u64(statsConns), PacketsIn: a.u64(statsInPkts), PacketsOut: a.u64(statsOutPkts),
@@ -302,7 +302,7 @@ func decodeReal(b []byte, v VirtualServer) (RealState, error) {
 		return RealState{}, err
 	}
 	if !a.sized(4, destMethod, destWeight, destActive, destInactive, destPersistent) {
-		return RealState{}, nlbatch.ErrMalformed
+		return RealState{}, netlink.ErrMalformed
 	}
 	family := addressFamily(v.Addr.Addr())
 	if a.sized(2, destFamily) {

@@ -10,20 +10,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // The kernel sends back what it got, with addresses of 16 bytes, counters and connections.
 
 func sent64(typ uint16, v uint64) []byte {
-	return nlbatch.AppendAttr(nil, typ, binary.NativeEndian.AppendUint64(nil, v)...)
+	return netlink.AppendAttr(nil, typ, binary.NativeEndian.AppendUint64(nil, v)...)
 }
 
 func sentStats(typ uint16, wide bool, s Stats) []byte {
-	return nlbatch.AppendNest(nil, typ, func(b []byte) []byte {
+	return netlink.AppendNest(nil, typ, func(b []byte) []byte {
 		for i, v := range []uint64{s.Connections, s.PacketsIn, s.PacketsOut, s.BytesIn, s.BytesOut} {
 			if i < 3 && !wide {
-				b = nlbatch.AppendUint32(b, uint16(i+1), uint32(v))
+				b = netlink.AppendUint32(b, uint16(i+1), uint32(v))
 			} else {
 				b = append(b, sent64(uint16(i+1), v)...)
 			}
@@ -33,13 +33,13 @@ func sentStats(typ uint16, wide bool, s Stats) []byte {
 }
 
 // sent changes the attributes inside the one attribute of a request.
-func sent(b []byte, typ uint16, change func(a nlbatch.Attr) []byte, more ...[]byte) []byte {
+func sent(b []byte, typ uint16, change func(a netlink.Attr) []byte, more ...[]byte) []byte {
 	var a attrs
 	if err := a.message(b); err != nil {
 		panic(err)
 	}
-	return nlbatch.AppendNest(body(0), typ, func(b []byte) []byte {
-		for in, err := range nlbatch.Attrs(a[typ]) {
+	return netlink.AppendNest(body(0), typ, func(b []byte) []byte {
+		for in, err := range netlink.Attrs(a[typ]) {
 			if err != nil {
 				panic(err)
 			}
@@ -50,8 +50,8 @@ func sent(b []byte, typ uint16, change func(a nlbatch.Attr) []byte, more ...[]by
 }
 
 // long makes addresses as long as the kernel does and sets the flag that it sets.
-func long(addr, flags uint16) func(nlbatch.Attr) []byte {
-	return func(a nlbatch.Attr) []byte {
+func long(addr, flags uint16) func(netlink.Attr) []byte {
+	return func(a netlink.Attr) []byte {
 		d := slices.Clone(a.Data)
 		switch a.Type {
 		case addr:
@@ -59,7 +59,7 @@ func long(addr, flags uint16) func(nlbatch.Attr) []byte {
 		case flags:
 			binary.NativeEndian.PutUint32(d, binary.NativeEndian.Uint32(d)|uint32(hashed))
 		}
-		return nlbatch.AppendAttr(nil, a.Type, d...)
+		return netlink.AppendAttr(nil, a.Type, d...)
 	}
 }
 
@@ -68,8 +68,8 @@ func sentServer(v VirtualServer, s Settings, more ...[]byte) []byte {
 }
 
 func sentReal(v VirtualServer, r RealState) []byte {
-	return sent(Op{Verb: AddReal, Server: v, Real: r.RealServer}.encode(), attrDest, long(destAddr, 0), nlbatch.AppendUint32(nil, destActive, r.Active),
-		nlbatch.AppendUint32(nil, destInactive, r.Inactive), nlbatch.AppendUint32(nil, destPersistent, r.Persistent))
+	return sent(Op{Verb: AddReal, Server: v, Real: r.RealServer}.encode(), attrDest, long(destAddr, 0), netlink.AppendUint32(nil, destActive, r.Active),
+		netlink.AppendUint32(nil, destInactive, r.Inactive), netlink.AppendUint32(nil, destPersistent, r.Persistent))
 }
 
 func TestServerThereAndBack(t *testing.T) {
@@ -130,11 +130,11 @@ func TestDecodeRefuses(t *testing.T) {
 	v := tcp("10.96.0.1:443")
 	whole := sentServer(v, Settings{Scheduler: "rr"}, sentStats(svcStats, false, Stats{}))
 	without := func(typ uint16) []byte {
-		return sent(whole, attrService, func(a nlbatch.Attr) []byte {
+		return sent(whole, attrService, func(a netlink.Attr) []byte {
 			if a.Type == typ {
 				return nil
 			}
-			return nlbatch.AppendAttr(nil, a.Type, a.Data...)
+			return netlink.AppendAttr(nil, a.Type, a.Data...)
 		})
 	}
 	for name, b := range map[string][]byte{
@@ -151,12 +151,12 @@ func TestDecodeRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var c Content
-			if err := c.decodeServer(b); !errors.Is(err, nlbatch.ErrMalformed) {
+			if err := c.decodeServer(b); !errors.Is(err, netlink.ErrMalformed) {
 				t.Errorf("got %v, %+v", err, c)
 			}
 		})
 	}
-	if r, err := decodeReal(whole, v); !errors.Is(err, nlbatch.ErrMalformed) {
+	if r, err := decodeReal(whole, v); !errors.Is(err, netlink.ErrMalformed) {
 		t.Errorf("got %v, %+v", err, r)
 	}
 }

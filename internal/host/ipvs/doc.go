@@ -1,7 +1,7 @@
 // Package ipvs reads and writes the kernel's tables of virtual and real servers (IPVS) over netlink. What is a virtual
 // server of ours and what is another program's it does not know.
 //
-//	Apply(operations) ─► checks ─► package nlbatch, 500 in one system call ─► kernel ─► one error per operation
+//	Apply(operations) ─► checks ─► package netlink, 500 in one system call ─► kernel ─► one error per operation
 //	Read ─► one dump of virtual servers + one reading of /proc/net/ip_vs ─► Content ─► Format: as ipvsadm-save
 //	List, RealServers ─► a dump ─► settings and counters, connections
 //	tests: Fake, the tables in memory

@@ -13,10 +13,10 @@ import (
 	"time"
 
 	"github.com/moby/ipvs"
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Kernel is the IPVS of the network namespace of the thread in which Open was called. It needs CAP_NET_ADMIN in the first
@@ -24,7 +24,7 @@ import (
 type Kernel struct {
 	mu sync.Mutex // guards what follows
 	// conn is for what is sent in batches and what the library does not read whole.
-	conn   *nlbatch.Conn
+	conn   *netlink.Conn
 	family uint16
 	// library is for single calls.
 	library *ipvs.Handle
@@ -41,7 +41,7 @@ var ErrUnavailable = errors.New(`no IPVS in this kernel: load ip_vs ("modprobe i
 func Open() (*Kernel, error) {
 	// The library does not report a missing family, and remembers that it was missing; so ask first. The kernel loads the
 	// module for this question.
-	family, err := netlink.GenlFamilyGet(genlName)
+	family, err := library.GenlFamilyGet(genlName)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil, ErrUnavailable
@@ -56,7 +56,7 @@ func Open() (*Kernel, error) {
 }
 
 func (k *Kernel) open() (err error) {
-	if k.conn, err = nlbatch.Dial(unix.NETLINK_GENERIC); err != nil {
+	if k.conn, err = netlink.Dial(unix.NETLINK_GENERIC); err != nil {
 		return err
 	}
 	if k.library, err = ipvs.New(""); err != nil {
@@ -113,9 +113,9 @@ func (k *Kernel) Apply(ctx context.Context, ops []Op) []error {
 
 // apply sends some of the operations and notes what the kernel refuses. An error of its own is that of all others.
 func (k *Kernel) apply(ctx context.Context, ops []Op, batch []int, errs results) error {
-	reqs := make([]nlbatch.Request, 0, len(batch))
+	reqs := make([]netlink.Request, 0, len(batch))
 	for _, i := range batch {
-		reqs = append(reqs, nlbatch.Request{Type: k.family, Body: ops[i].encode()})
+		reqs = append(reqs, netlink.Request{Type: k.family, Body: ops[i].encode()})
 	}
 	// A context that ended here would leave open which were carried out.
 	failed, err := k.conn.Do(context.WithoutCancel(ctx), reqs)
@@ -195,7 +195,7 @@ func (k *Kernel) List(ctx context.Context) (Content, error) {
 }
 
 func (k *Kernel) list(ctx context.Context) (Content, error) {
-	msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: k.family, Body: body(cmdGetService)})
+	msgs, err := k.conn.List(ctx, netlink.Request{Type: k.family, Body: body(cmdGetService)})
 	if err != nil {
 		return Content{}, err
 	}
@@ -222,13 +222,13 @@ func (k *Kernel) RealServers(ctx context.Context, v VirtualServer) ([]RealState,
 }
 
 func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState, error) {
-	msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: k.family, Body: appendServer(body(cmdGetDest), v, nil)})
+	msgs, err := k.conn.List(ctx, netlink.Request{Type: k.family, Body: appendServer(body(cmdGetDest), v, nil)})
 	if err != nil {
 		return nil, err
 	}
 	if len(msgs) == 0 {
 		// Asked for real servers of what is not there, the kernel lists none.
-		_, err := k.conn.Get(ctx, nlbatch.Request{Type: k.family, Body: appendServer(body(cmdGetService), v, nil)})
+		_, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: appendServer(body(cmdGetService), v, nil)})
 		return nil, err
 	}
 	reals := make([]RealState, 0, len(msgs))
@@ -247,10 +247,10 @@ func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState,
 func (k *Kernel) ConnTableSize(ctx context.Context) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	msgs, err := k.conn.Get(ctx, nlbatch.Request{Type: k.family, Body: body(cmdGetInfo)})
+	msgs, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: body(cmdGetInfo)})
 	var a attrs
 	if err == nil && (len(msgs) != 1 || a.message(msgs[0].Body) != nil || !a.sized(4, infoConnTableSize)) {
-		err = nlbatch.ErrMalformed
+		err = netlink.ErrMalformed
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read the size of the IPVS connection table: %w", err)

@@ -17,11 +17,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/moby/ipvs"
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // openKernel gives a test a network namespace and its IPVS.
@@ -246,7 +246,7 @@ func TestKernelWouldTake(t *testing.T) {
 		if op.check() == nil {
 			t.Errorf("%v passes the check", op)
 		}
-		if failed, err := k.conn.Do(t.Context(), []nlbatch.Request{{Type: k.family, Body: op.encode()}}); failed != nil || err != nil {
+		if failed, err := k.conn.Do(t.Context(), []netlink.Request{{Type: k.family, Body: op.encode()}}); failed != nil || err != nil {
 			t.Errorf("%v: the kernel refuses: %v, %v", op, failed, err)
 		}
 	}
@@ -508,8 +508,8 @@ func otherNetns(t *testing.T) net.Listener {
 		results <- result{l, err}
 	}()
 	fd := <-ns
-	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "v"}, PeerName: "peer", PeerNamespace: netlink.NsFd(fd)}
-	err := netlink.LinkAdd(link)
+	link := &library.Veth{LinkAttrs: library.LinkAttrs{Name: "v"}, PeerName: "peer", PeerNamespace: library.NsFd(fd)}
+	err := library.LinkAdd(link)
 	if err == nil {
 		err = errors.Join(addAddress("v", "10.0.0.1/24"), addAddress("lo", "10.96.0.1/32"), unix.Close(fd))
 	}
@@ -523,15 +523,15 @@ func otherNetns(t *testing.T) net.Listener {
 }
 
 func addAddress(link, addr string) error {
-	l, err := netlink.LinkByName(link)
+	l, err := library.LinkByName(link)
 	if err != nil {
 		return err
 	}
-	a, err := netlink.ParseAddr(addr)
+	a, err := library.ParseAddr(addr)
 	if err != nil {
 		return err
 	}
-	return errors.Join(netlink.AddrAdd(l, a), netlink.LinkSetUp(l))
+	return errors.Join(library.AddrAdd(l, a), library.LinkSetUp(l))
 }
 
 // BenchmarkKernelAddReals adds 5,000 real servers to 1,000 virtual servers, in batches and one by one with the library.

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // nodeIP is the node's own address in these tests, nodeDev the device that has it, vipDev one that is down.
@@ -566,7 +566,7 @@ func FuzzDecode(f *testing.F) {
 		f.Add(request(c, 5).Type, request(c, 5).Body)
 	}
 	f.Fuzz(func(t *testing.T, typ uint16, body []byte) {
-		m := nlbatch.Message{Type: typ, Body: body}
+		m := netlink.Message{Type: typ, Body: body}
 		_, err1 := decodeAddr(m)
 		_, _, _, err2 := decodeRoute(m)
 		_, _, err3 := decodeRule(m)
@@ -580,14 +580,14 @@ func FuzzDecode(f *testing.F) {
 // TestDecodeOwnMessages reads objects as they are written: the kernel uses the same attributes both ways.
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, r := range []Route{route("10.97.0.0/16", vipDev, "192.0.2.1"), route("fd00:97::/112", vipDev, ""), MarkRoute(true, 100000), MarkRoute(false, 71)} {
-		got, oif, ours, err := decodeRoute(nlbatch.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5)})
+		got, oif, ours, err := decodeRoute(netlink.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5)})
 		got.Dev = r.Dev
 		if err != nil || got != r || oif != 5 || !ours {
 			t.Errorf("%v: got %v, %d, %v, %v", r, got, oif, ours, err)
 		}
 	}
 	for _, r := range []Rule{{Priority: 100, Mark: 1, Mask: 3, Table: 100000}, {IPv6: true, Priority: 100, Mark: 1, Mask: 3, Table: 7}} {
-		if got, ours, err := decodeRule(nlbatch.Message{Type: unix.RTM_NEWRULE, Body: r.body()}); err != nil || got != r || !ours {
+		if got, ours, err := decodeRule(netlink.Message{Type: unix.RTM_NEWRULE, Body: r.body()}); err != nil || got != r || !ours {
 			t.Errorf("%v: got %v, %v, %v", r, got, ours, err)
 		}
 	}

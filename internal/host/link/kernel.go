@@ -8,28 +8,28 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Kernel is the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for concurrent use.
 type Kernel struct {
-	conn *nlbatch.Conn
+	conn *netlink.Conn
 	// handle is for single calls.
-	handle *netlink.Handle
+	handle *library.Handle
 }
 
 var _ Host = (*Kernel)(nil)
 
 // Open connects to the kernel.
 func Open() (*Kernel, error) {
-	c, err := nlbatch.Dial(unix.NETLINK_ROUTE)
+	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("addresses and routes: %w", err)
 	}
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	h, err := library.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("addresses and routes: %w", errors.Join(err, c.Close()))
 	}
@@ -49,7 +49,7 @@ func (k *Kernel) Device(ctx context.Context, name string) (Device, error) {
 	}
 	l, err := k.handle.LinkByName(name)
 	switch {
-	case errors.As(err, &netlink.LinkNotFoundError{}):
+	case errors.As(err, &library.LinkNotFoundError{}):
 		return Device{}, fmt.Errorf("device %s: %w", name, ErrNoDevice)
 	case err != nil:
 		return Device{}, fmt.Errorf("find device %s: %w", name, err)
@@ -63,7 +63,7 @@ func (k *Kernel) EnsureDummy(ctx context.Context, name string) (Device, error) {
 	d, err := k.Device(ctx, name)
 	if errors.Is(err, ErrNoDevice) {
 		// A dummy device is without ARP by itself, and down until somebody sets it up.
-		err = k.handle.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}})
+		err = k.handle.LinkAdd(&library.Dummy{LinkAttrs: library.LinkAttrs{Name: name}})
 		if err != nil && !errors.Is(err, unix.EEXIST) { // somebody else was faster
 			return Device{}, fmt.Errorf("make dummy device %s: %w", name, err)
 		}
@@ -84,7 +84,7 @@ func (k *Kernel) RemoveDummy(ctx context.Context, name string) error {
 	case !d.Dummy:
 		return fmt.Errorf("device %s: %w", name, ErrNotDummy)
 	}
-	if err := k.handle.LinkDel(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name, Index: d.Index}}); err != nil {
+	if err := k.handle.LinkDel(&library.Dummy{LinkAttrs: library.LinkAttrs{Name: name, Index: d.Index}}); err != nil {
 		return fmt.Errorf("remove dummy device %s: %w", name, err)
 	}
 	return nil
@@ -96,7 +96,7 @@ func (k *Kernel) Addrs(ctx context.Context, dev string) (on []Addr, others []net
 	if err != nil && !errors.Is(err, ErrNoDevice) {
 		return nil, nil, err
 	}
-	msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: unix.RTM_GETADDR, Body: make([]byte, unix.SizeofIfAddrmsg)})
+	msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETADDR, Body: make([]byte, unix.SizeofIfAddrmsg)})
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the addresses of the node: %w", err)
 	}
@@ -129,7 +129,7 @@ func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
 		if family == unix.AF_INET6 && !HasIPv6() {
 			continue
 		}
-		msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: unix.RTM_GETROUTE, Body: header{family: family, protocol: Protocol}.bytes()})
+		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETROUTE, Body: header{family: family, protocol: Protocol}.bytes()})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
@@ -162,7 +162,7 @@ func (k *Kernel) deviceName(names map[int]string, index int) (string, error) {
 	}
 	l, err := k.handle.LinkByIndex(index)
 	switch {
-	case errors.As(err, &netlink.LinkNotFoundError{}):
+	case errors.As(err, &library.LinkNotFoundError{}):
 		names[index] = ""
 	case err != nil:
 		return "", fmt.Errorf("find device %d: %w", index, err)
@@ -179,7 +179,7 @@ func (k *Kernel) Rules(ctx context.Context) ([]Rule, error) {
 		if family == unix.AF_INET6 && !HasIPv6() {
 			continue
 		}
-		msgs, err := k.conn.Dump(ctx, nlbatch.Request{Type: unix.RTM_GETRULE, Body: header{family: family}.bytes()})
+		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETRULE, Body: header{family: family}.bytes()})
 		if err != nil {
 			return nil, fmt.Errorf("list routing rules: %w", err)
 		}
@@ -209,7 +209,7 @@ func compareRules(a, b Rule) int {
 // Apply implements Host. Devices are looked up once for all changes.
 func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error) {
 	var failed []Failure
-	reqs := make([]nlbatch.Request, 0, len(changes))
+	reqs := make([]netlink.Request, 0, len(changes))
 	index := make([]int, 0, len(changes))
 	devices := make(map[string]int)
 	lookUp := func(name string) (int, error) {

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,16 +18,16 @@ const dumpTries = 5
 func LocalAddrs(except ...string) ([]netip.Addr, error) {
 	skip := make(map[int]bool)
 	for _, name := range except {
-		switch l, err := netlink.LinkByName(name); {
+		switch l, err := library.LinkByName(name); {
 		case err == nil:
 			skip[l.Attrs().Index] = true
-		case !errors.As(err, &netlink.LinkNotFoundError{}):
+		case !errors.As(err, &library.LinkNotFoundError{}):
 			return nil, fmt.Errorf("find interface %s: %w", name, err)
 		}
 	}
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	for i := 1; errors.Is(err, netlink.ErrDumpInterrupted) && i < dumpTries; i++ {
-		list, err = netlink.AddrList(nil, netlink.FAMILY_ALL)
+	list, err := library.AddrList(nil, library.FAMILY_ALL)
+	for i := 1; errors.Is(err, library.ErrDumpInterrupted) && i < dumpTries; i++ {
+		list, err = library.AddrList(nil, library.FAMILY_ALL)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list the addresses of the node: %w", err)

@@ -3,16 +3,13 @@ package link
 import (
 	"context"
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
 )
 
 func addrs(s ...string) []netip.Addr {
@@ -89,26 +86,5 @@ func TestKernelWatch(t *testing.T) {
 	wait("IPv6")
 	cancel()
 	for range w { // ends when the watch has
-	}
-}
-
-// TestWatchComesBack ends the subscription below a watch.
-func TestWatchComesBack(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	out := make(chan struct{}, 1)
-	broken, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Close() // a read of the other end fails
-	s := subscription{groups: []int{unix.RTNLGRP_LINK}, concerns: func(nlbatch.Message) bool { return true }}
-	go s.run(ctx, broken, out)
-	select {
-	case <-out:
-	case <-time.After(hosttest.Patience):
-		t.Fatal("no signal after the subscription was made anew")
-	}
-	cancel()
-	for range out {
 	}
 }

@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Attributes of rules, linux/fib_rules.h.
@@ -39,7 +39,7 @@ func familyOf(ipv6 bool) byte {
 }
 
 // request is that of a change that is valid; dev is the index of the object's device.
-func request(c Change, dev int) nlbatch.Request {
+func request(c Change, dev int) netlink.Request {
 	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
 	if c.Del {
 		flags = 0
@@ -52,11 +52,11 @@ func request(c Change, dev int) nlbatch.Request {
 	}
 	switch o := c.Object.(type) {
 	case Addr:
-		return nlbatch.Request{Type: pick(unix.RTM_NEWADDR, unix.RTM_DELADDR), Flags: flags, Body: o.body(dev)}
+		return netlink.Request{Type: pick(unix.RTM_NEWADDR, unix.RTM_DELADDR), Flags: flags, Body: o.body(dev)}
 	case Route:
-		return nlbatch.Request{Type: pick(unix.RTM_NEWROUTE, unix.RTM_DELROUTE), Flags: flags, Body: o.body(dev)}
+		return netlink.Request{Type: pick(unix.RTM_NEWROUTE, unix.RTM_DELROUTE), Flags: flags, Body: o.body(dev)}
 	case Rule:
-		return nlbatch.Request{Type: pick(unix.RTM_NEWRULE, unix.RTM_DELRULE), Flags: flags, Body: o.body()}
+		return netlink.Request{Type: pick(unix.RTM_NEWRULE, unix.RTM_DELRULE), Flags: flags, Body: o.body()}
 	}
 	panic("BUG: a change of an unknown kind of object")
 }
@@ -65,15 +65,15 @@ func (a Addr) body(dev int) []byte {
 	ip := a.Prefix.Addr()
 	b := append(make([]byte, 0, 64), familyOf(ip.Is6()), byte(a.Prefix.Bits()), 0, unix.RT_SCOPE_LINK)
 	b = binary.NativeEndian.AppendUint32(b, uint32(dev))
-	b = nlbatch.AppendAttr(b, unix.IFA_LOCAL, ip.AsSlice()...)
-	b = nlbatch.AppendAttr(b, unix.IFA_ADDRESS, ip.AsSlice()...)
+	b = netlink.AppendAttr(b, unix.IFA_LOCAL, ip.AsSlice()...)
+	b = netlink.AppendAttr(b, unix.IFA_ADDRESS, ip.AsSlice()...)
 	if ip.Is6() {
-		b = nlbatch.AppendUint32(b, unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)
+		b = netlink.AppendUint32(b, unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)
 		// struct ifa_cacheinfo: preferred for 0 s, valid for ever. Such an address is deprecated (RFC 6724, rule 3): the kernel
 		// takes it as a source only of what is sent to that address itself. The scope, which has this effect in IPv4, follows
 		// from the address in IPv6.
 		lifetimes := binary.NativeEndian.AppendUint32(make([]byte, 4, 16), math.MaxUint32)
-		b = nlbatch.AppendAttr(b, unix.IFA_CACHEINFO, append(lifetimes, make([]byte, 8)...)...)
+		b = netlink.AppendAttr(b, unix.IFA_CACHEINFO, append(lifetimes, make([]byte, 8)...)...)
 	}
 	return b
 }
@@ -83,23 +83,23 @@ func (r Route) body(dev int) []byte {
 		family: familyOf(r.Dst.Addr().Is6()), dstLen: byte(r.Dst.Bits()), protocol: Protocol, scope: unix.RT_SCOPE_HOST, kind: unix.RTN_LOCAL,
 	}.bytes()
 	if r.Dst.Bits() > 0 {
-		b = nlbatch.AppendAttr(b, unix.RTA_DST, r.Dst.Addr().AsSlice()...)
+		b = netlink.AppendAttr(b, unix.RTA_DST, r.Dst.Addr().AsSlice()...)
 	}
-	b = nlbatch.AppendUint32(b, unix.RTA_OIF, uint32(dev))
-	b = nlbatch.AppendUint32(b, unix.RTA_TABLE, r.Table)
+	b = netlink.AppendUint32(b, unix.RTA_OIF, uint32(dev))
+	b = netlink.AppendUint32(b, unix.RTA_TABLE, r.Table)
 	if r.Src.IsValid() {
-		b = nlbatch.AppendAttr(b, unix.RTA_PREFSRC, r.Src.AsSlice()...)
+		b = netlink.AppendAttr(b, unix.RTA_PREFSRC, r.Src.AsSlice()...)
 	}
 	return b
 }
 
 func (r Rule) body() []byte {
 	b := header{family: familyOf(r.IPv6), kind: ruleToTable}.bytes()
-	b = nlbatch.AppendUint32(b, fraPriority, r.Priority)
-	b = nlbatch.AppendUint32(b, fraFwmark, r.Mark)
-	b = nlbatch.AppendUint32(b, fraFwmask, r.Mask)
-	b = nlbatch.AppendUint32(b, fraTable, r.Table)
-	return nlbatch.AppendAttr(b, fraProtocol, Protocol)
+	b = netlink.AppendUint32(b, fraPriority, r.Priority)
+	b = netlink.AppendUint32(b, fraFwmark, r.Mark)
+	b = netlink.AppendUint32(b, fraFwmask, r.Mask)
+	b = netlink.AppendUint32(b, fraTable, r.Table)
+	return netlink.AppendAttr(b, fraProtocol, Protocol)
 }
 
 // address is an address as it was read.
@@ -119,16 +119,16 @@ func (a address) global() bool {
 }
 
 // decodeAddr reads RTM_NEWADDR and RTM_DELADDR; the prefix of other messages is not valid.
-func decodeAddr(m nlbatch.Message) (address, error) {
+func decodeAddr(m netlink.Message) (address, error) {
 	if m.Type != unix.RTM_NEWADDR && m.Type != unix.RTM_DELADDR {
 		return address{}, nil
 	}
 	if len(m.Body) < unix.SizeofIfAddrmsg {
-		return address{}, nlbatch.ErrMalformed
+		return address{}, netlink.ErrMalformed
 	}
 	a := address{scope: m.Body[3], index: int(binary.NativeEndian.Uint32(m.Body[4:]))}
 	local := false
-	for at, err := range nlbatch.Attrs(m.Body[unix.SizeofIfAddrmsg:]) {
+	for at, err := range netlink.Attrs(m.Body[unix.SizeofIfAddrmsg:]) {
 		if err != nil {
 			return address{}, err
 		}
@@ -147,12 +147,12 @@ func decodeAddr(m nlbatch.Message) (address, error) {
 }
 
 // decodeRoute reads RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package would not make.
-func decodeRoute(m nlbatch.Message) (r Route, oif int, ours bool, err error) {
+func decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 	if m.Type != unix.RTM_NEWROUTE && m.Type != unix.RTM_DELROUTE {
 		return Route{}, 0, false, nil
 	}
 	if len(m.Body) < unix.SizeofRtMsg {
-		return Route{}, 0, false, nlbatch.ErrMalformed
+		return Route{}, 0, false, netlink.ErrMalformed
 	}
 	if m.Body[5] != Protocol || m.Body[7] != unix.RTN_LOCAL {
 		return Route{}, 0, false, nil
@@ -162,7 +162,7 @@ func decodeRoute(m nlbatch.Message) (r Route, oif int, ours bool, err error) {
 		dst = netip.IPv6Unspecified()
 	}
 	r.Table = uint32(m.Body[4])
-	for a, err := range nlbatch.Attrs(m.Body[unix.SizeofRtMsg:]) {
+	for a, err := range netlink.Attrs(m.Body[unix.SizeofRtMsg:]) {
 		if err != nil {
 			return Route{}, 0, false, err
 		}
@@ -172,9 +172,9 @@ func decodeRoute(m nlbatch.Message) (r Route, oif int, ours bool, err error) {
 		case a.Type == unix.RTA_PREFSRC && isIP:
 			r.Src = ip
 		case a.Type == unix.RTA_OIF:
-			oif = int(a.Uint32())
+			oif = int(a.Host32())
 		case a.Type == unix.RTA_TABLE:
-			r.Table = a.Uint32()
+			r.Table = a.Host32()
 		}
 	}
 	r.Dst = netip.PrefixFrom(dst, int(m.Body[1]))
@@ -182,27 +182,27 @@ func decodeRoute(m nlbatch.Message) (r Route, oif int, ours bool, err error) {
 }
 
 // decodeRule reads RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would not make.
-func decodeRule(m nlbatch.Message) (r Rule, ours bool, err error) {
+func decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 	if m.Type != unix.RTM_NEWRULE && m.Type != unix.RTM_DELRULE {
 		return Rule{}, false, nil
 	}
 	if len(m.Body) < unix.SizeofRtMsg {
-		return Rule{}, false, nlbatch.ErrMalformed
+		return Rule{}, false, netlink.ErrMalformed
 	}
 	r = Rule{IPv6: m.Body[0] == unix.AF_INET6, Table: uint32(m.Body[4])}
-	for a, err := range nlbatch.Attrs(m.Body[unix.SizeofRtMsg:]) {
+	for a, err := range netlink.Attrs(m.Body[unix.SizeofRtMsg:]) {
 		if err != nil {
 			return Rule{}, false, err
 		}
 		switch a.Type {
 		case fraPriority:
-			r.Priority = a.Uint32()
+			r.Priority = a.Host32()
 		case fraFwmark:
-			r.Mark = a.Uint32()
+			r.Mark = a.Host32()
 		case fraFwmask:
-			r.Mask = a.Uint32()
+			r.Mask = a.Host32()
 		case fraTable:
-			r.Table = a.Uint32()
+			r.Table = a.Host32()
 		case fraProtocol:
 			ours = len(a.Data) > 0 && a.Data[0] == Protocol && m.Body[7] == ruleToTable
 		}

@@ -7,11 +7,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/nlbatch"
 )
 
 // TestKernelWatchLoss takes away one thing after the other, and between them makes changes that are no loss.
@@ -80,56 +79,17 @@ func silent(t *testing.T, k *Kernel, w <-chan struct{}) bool {
 	return true
 }
 
-// TestKernelWatchOverrun makes more changes than the socket holds while nobody reads: there is a signal all the same.
-func TestKernelWatchOverrun(t *testing.T) {
-	k := open(t)
-	s := subscription{groups: []int{unix.RTNLGRP_IPV4_RULE}}
-	file, err := s.open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2<<10)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	var rules []Object
-	for i := range 200 {
-		rules = append(rules, Rule{Priority: uint32(i + 1), Mark: 1, Mask: 1, Table: 71})
-	}
-	if got := apply(t, k, add(rules...)); len(got) > 0 {
-		t.Fatal(got)
-	}
-	// None of the messages that did fit is of interest: what makes the signal is that others were lost.
-	s.concerns = func(nlbatch.Message) bool { return false }
-	ctx, cancel := context.WithCancel(t.Context())
-	out := make(chan struct{}, 1)
-	go s.run(ctx, file, out)
-	select {
-	case <-out:
-	case <-time.After(hosttest.Patience):
-		t.Error("no signal")
-	}
-	cancel()
-	for range out {
-	}
-}
-
 // BenchmarkVIPs adds and removes 500 addresses: as kube-proxy does, with a lookup of the device and a socket for each; with
 // one handle of the library; in batches. And the same number of local routes in batches. Compare the four.
 func BenchmarkVIPs(b *testing.B) {
 	const n = 500
 	var vips, routes []Object
-	var list []*netlink.Addr
+	var list []*library.Addr
 	a := netip.MustParseAddr("10.96.0.1")
 	for range n {
 		vips = append(vips, VIP(vipDev, a))
 		routes = append(routes, Route{Dst: netip.PrefixFrom(a, 32), Dev: Loopback, Table: LocalTable})
-		list = append(list, &netlink.Addr{IPNet: netlink.NewIPNet(a.AsSlice()), Scope: unix.RT_SCOPE_LINK})
+		list = append(list, &library.Addr{IPNet: library.NewIPNet(a.AsSlice()), Scope: unix.RT_SCOPE_LINK})
 		a = a.Next()
 	}
 	run := func(name string, do func(b *testing.B, k *Kernel)) {
@@ -141,7 +101,7 @@ func BenchmarkVIPs(b *testing.B) {
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/2/n, "ns/change")
 		})
 	}
-	each := func(b *testing.B, do func(a *netlink.Addr) error) {
+	each := func(b *testing.B, do func(a *library.Addr) error) {
 		for _, a := range list {
 			if err := do(a); err != nil {
 				b.Fatal(err)
@@ -149,25 +109,25 @@ func BenchmarkVIPs(b *testing.B) {
 		}
 	}
 	run("lookup and socket each", func(b *testing.B, _ *Kernel) {
-		with := func(do func(netlink.Link, *netlink.Addr) error) func(*netlink.Addr) error {
-			return func(a *netlink.Addr) error {
-				l, err := netlink.LinkByName(vipDev)
+		with := func(do func(library.Link, *library.Addr) error) func(*library.Addr) error {
+			return func(a *library.Addr) error {
+				l, err := library.LinkByName(vipDev)
 				if err != nil {
 					return err
 				}
 				return do(l, a)
 			}
 		}
-		each(b, with(netlink.AddrAdd))
-		each(b, with(netlink.AddrDel))
+		each(b, with(library.AddrAdd))
+		each(b, with(library.AddrDel))
 	})
 	run("one handle", func(b *testing.B, k *Kernel) {
 		l, err := k.handle.LinkByName(vipDev)
 		if err != nil {
 			b.Fatal(err)
 		}
-		each(b, func(a *netlink.Addr) error { return k.handle.AddrAdd(l, a) })
-		each(b, func(a *netlink.Addr) error { return k.handle.AddrDel(l, a) })
+		each(b, func(a *library.Addr) error { return k.handle.AddrAdd(l, a) })
+		each(b, func(a *library.Addr) error { return k.handle.AddrDel(l, a) })
 	})
 	batch := func(objects []Object) func(b *testing.B, k *Kernel) {
 		there, back := add(objects...), remove(objects...)

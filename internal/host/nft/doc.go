@@ -1,6 +1,6 @@
 // Package nft reads and writes one table of nf_tables over netlink, without the program nft.
 //
-//	[]Op ─► encode (one buffer) ─► netlink batch ─► kernel: all or nothing ─► *Error of the first refusal
+//	[]Op ─► encode (one buffer) ─► package netlink ─► kernel: all or nothing ─► *Error of the first refusal
 //	kernel ─► dumps of chains, rules, sets, elements ─► Content
 //
 // Rules are lists of expressions in the kernel's own encoding (expr.go), so that what was read compares equal to what was

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // maxMessage bounds a message with elements: the list of them is an attribute, which ends at 64 KiB.
@@ -18,7 +19,7 @@ type encoder struct {
 	writer
 	family fwd.Family
 	table  string
-	// sent says, for each message, what it is; its sequence number is the index.
+	// sent says, for each message, what it is.
 	sent []sent
 	// lastHeader is where the latest message begins.
 	lastHeader int
@@ -45,9 +46,8 @@ func (e *encoder) begin(typ uint16, flags uint16, family uint8, resource uint16,
 	e.buf = binary.NativeEndian.AppendUint32(e.buf, 0) // its length, see end
 	e.buf = binary.NativeEndian.AppendUint16(e.buf, typ)
 	e.buf = binary.NativeEndian.AppendUint16(e.buf, unix.NLM_F_REQUEST|flags)
-	e.buf = binary.NativeEndian.AppendUint32(e.buf, uint32(len(e.sent)))
-	e.buf = binary.NativeEndian.AppendUint32(e.buf, 0)
-	e.buf = append(e.buf, family, 0) // NFNETLINK_V0
+	e.buf = binary.NativeEndian.AppendUint64(e.buf, 0) // the sequence number, which is given later, and the port
+	e.buf = append(e.buf, family, 0)                   // NFNETLINK_V0
 	e.buf = binary.BigEndian.AppendUint16(e.buf, resource)
 	e.sent = append(e.sent, sent{op: o})
 	return at
@@ -250,22 +250,20 @@ func (w *writer) verdict(v string) {
 func ParseVerdict(data string) (string, error) {
 	var code int32
 	var chain string
-	var inner error
-	err := Attrs(data, func(a Attr) {
-		if a.Type == unix.NFTA_DATA_VERDICT {
-			inner = Attrs(a.Data, func(a Attr) {
-				switch a.Type {
-				case unix.NFTA_VERDICT_CODE:
-					code = int32(a.Uint32())
-				case unix.NFTA_VERDICT_CHAIN:
-					chain = a.Text()
-				}
-			})
+	err := netlink.Each(data, func(a Attr) error {
+		if a.Type != unix.NFTA_DATA_VERDICT {
+			return nil
 		}
+		return netlink.Each(a.Data, func(a Attr) error {
+			switch a.Type {
+			case unix.NFTA_VERDICT_CODE:
+				code = int32(a.Net32())
+			case unix.NFTA_VERDICT_CHAIN:
+				chain = a.Text()
+			}
+			return nil
+		})
 	})
-	if err == nil {
-		err = inner
-	}
 	switch code {
 	case unix.NFT_GOTO:
 		return "goto " + chain, err

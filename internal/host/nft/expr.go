@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // Register names the 32-bit word of the virtual machine's registers at which a value begins, as netlink does it: the
@@ -51,12 +53,13 @@ func normal(name, attrs string) (Expr, error) {
 		return Expr{name, attrs}, nil
 	}
 	var keep []Attr
-	if err := Attrs(attrs, func(a Attr) {
+	for a, err := range netlink.Attrs(attrs) {
+		if err != nil {
+			return Expr{}, err
+		}
 		if slices.Contains(types, a.Type) {
 			keep = append(keep, a)
 		}
-	}); err != nil {
-		return Expr{}, err
 	}
 	slices.SortStableFunc(keep, func(a, b Attr) int { return int(a.Type) - int(b.Type) })
 	var w writer

@@ -14,6 +14,7 @@ import (
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // The userdata are those that nft 1.0.6 writes for the declarations in the names, on a little-endian machine.
@@ -94,12 +95,12 @@ func FuzzAttrs(f *testing.F) {
 	f.Add("\xff\xff\x01\x00a")
 	f.Fuzz(func(t *testing.T, s string) {
 		var w writer
-		err := Attrs(s, func(a Attr) { w.bytes(a.Type, a.Data) })
+		err := netlink.Each(s, func(a Attr) error { w.bytes(a.Type, a.Data); return nil })
 		if err != nil {
 			return
 		}
 		var again writer
-		if err := Attrs(string(w.buf), func(a Attr) { again.bytes(a.Type, a.Data) }); err != nil || string(again.buf) != string(w.buf) {
+		if err := netlink.Each(string(w.buf), func(a Attr) error { again.bytes(a.Type, a.Data); return nil }); err != nil || string(again.buf) != string(w.buf) {
 			t.Errorf("%x is written as %x and then as %x, %v", s, w.buf, again.buf, err)
 		}
 		if _, err := parseElement(true, s); err != nil {
@@ -192,7 +193,7 @@ func TestKernel(t *testing.T) {
 		if err := c.Usable(ctx); err != nil {
 			t.Fatal(err)
 		}
-		if found, err := c.Exists(); found || err != nil {
+		if found, err := c.Exists(t.Context()); found || err != nil {
 			t.Fatalf("%s: the table is there (%v) before it was made, or the probe is: %v", f, found, err)
 		}
 		set := Set{Name: "s", Key: []Field{DestAddr, DestPort}, Value: []Field{DestPort, Number}}

@@ -5,8 +5,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
 // TestKernelWatch: what others do to the table is heard, what we do ourselves or others do to other tables is not.
@@ -62,34 +65,26 @@ func TestKernelWatch(t *testing.T) {
 }
 
 func TestConcerns(t *testing.T) {
-	var w writer
+	w := writer{buf: []byte{2, 0, 0, 0}}
 	w.text(1, "fairlead")
-	message := func(kind byte, pid byte, body []byte) []byte {
-		m := []byte{0, 0, 0, 0, kind, 10, 0, 0, 0, 0, 0, 0, pid, 0, 0, 0, 2, 0, 0, 0}
-		m = append(m, body...)
-		m[0] = byte(len(m))
-		return m
-	}
-	mine := map[uint32]bool{7: true}
 	tests := []struct {
 		name string
-		buf  []byte
+		kind uint16
+		body []byte
 		want bool
 	}{
-		{"a rule of the table", message(6, 9, w.buf), true},
-		{"our own", message(6, 7, w.buf), false},
-		{"the end of a transaction", message(15, 9, w.buf), false},
-		{"second message", append(message(15, 9, nil), message(6, 9, w.buf)...), true},
-		{"cut short", message(6, 9, w.buf)[:30], false},
-		{"nothing", nil, false},
-		{"of no length", make([]byte, 40), false},
+		{"a rule of the table", 6, w.buf, true},
+		{"the end of a transaction", 15, w.buf, false},
+		{"cut short", 6, w.buf[:12], false},
+		{"nothing", 6, nil, false},
+		{"of another subsystem", 6 | 1<<8, w.buf, false},
 	}
 	for _, tt := range tests {
-		if got := concerns(tt.buf, "fairlead", mine); got != tt.want {
+		if got := concerns(netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 ^ tt.kind, Body: tt.body}, "fairlead"); got != tt.want {
 			t.Errorf("%s: %v", tt.name, got)
 		}
 	}
-	if concerns(message(6, 9, w.buf), "fairlea", mine) {
+	if concerns(netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | 6, Body: w.buf}, "fairlea") {
 		t.Error("another table's name")
 	}
 }

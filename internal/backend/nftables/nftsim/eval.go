@@ -16,7 +16,7 @@ import (
 
 // at returns n bytes of the registers, from the one that the attribute names.
 func (w *walk) at(a nft.Attr, n int) []byte {
-	i := nft.Word(a.Uint32()) * 4
+	i := nft.Word(a.Net32()) * 4
 	return w.regs[i : i+n]
 }
 
@@ -34,7 +34,7 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 	a := x.attrs
 	switch x.name {
 	case "payload":
-		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Uint32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Uint32()), int(a[unix.NFTA_PAYLOAD_LEN].Uint32()))
+		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Net32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Net32()), int(a[unix.NFTA_PAYLOAD_LEN].Net32()))
 		w.store(a[unix.NFTA_PAYLOAD_DREG], data)
 		return "", true, err
 	case "meta":
@@ -49,7 +49,7 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 		ok, err := w.cmp(a)
 		return "", ok, err
 	case "bitwise":
-		n := int(a[unix.NFTA_BITWISE_LEN].Uint32())
+		n := int(a[unix.NFTA_BITWISE_LEN].Net32())
 		mask, xor := value(a[unix.NFTA_BITWISE_MASK]), value(a[unix.NFTA_BITWISE_XOR])
 		out := slices.Clone(w.at(a[unix.NFTA_BITWISE_SREG], n))
 		for i := range out {
@@ -111,7 +111,7 @@ func (w *walk) payload(base uint32, offset, n int) ([]byte, error) {
 }
 
 func (w *walk) meta(a map[uint16]nft.Attr) (string, bool, error) {
-	key := a[unix.NFTA_META_KEY].Uint32()
+	key := a[unix.NFTA_META_KEY].Net32()
 	if from, set := a[unix.NFTA_META_SREG]; set {
 		if key != unix.NFT_META_MARK {
 			return "", false, fmt.Errorf("setting key %d is not simulated", key)
@@ -139,7 +139,7 @@ func (w *walk) meta(a map[uint16]nft.Attr) (string, bool, error) {
 
 func (w *walk) ct(a map[uint16]nft.Attr) error {
 	var v uint32
-	switch key := a[unix.NFTA_CT_KEY].Uint32(); key {
+	switch key := a[unix.NFTA_CT_KEY].Net32(); key {
 	case unix.NFT_CT_STATE:
 		v = 1 << 3 // new: only first packets are simulated
 	case unix.NFT_CT_STATUS:
@@ -155,7 +155,7 @@ func (w *walk) ct(a map[uint16]nft.Attr) error {
 
 func (w *walk) fib(a map[uint16]nft.Attr) error {
 	var addr netip.Addr
-	switch flags := a[unix.NFTA_FIB_FLAGS].Uint32(); flags {
+	switch flags := a[unix.NFTA_FIB_FLAGS].Net32(); flags {
 	case unix.NFTA_FIB_F_SADDR:
 		addr = w.p.Src
 	case unix.NFTA_FIB_F_DADDR:
@@ -163,7 +163,7 @@ func (w *walk) fib(a map[uint16]nft.Attr) error {
 	default:
 		return fmt.Errorf("flags %d are not simulated", flags)
 	}
-	if res := a[unix.NFTA_FIB_RESULT].Uint32(); res != unix.NFT_FIB_RESULT_ADDRTYPE {
+	if res := a[unix.NFTA_FIB_RESULT].Net32(); res != unix.NFT_FIB_RESULT_ADDRTYPE {
 		return fmt.Errorf("result %d is not simulated", res)
 	}
 	typ := uint32(unix.RTN_UNICAST)
@@ -179,10 +179,10 @@ const maxDraws = 1 << 16
 
 // numgen draws a number. Where it is only compared with a bound, two values stand for all.
 func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) error {
-	if a[unix.NFTA_NG_TYPE].Uint32() != unix.NFT_NG_RANDOM {
-		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Uint32())
+	if a[unix.NFTA_NG_TYPE].Net32() != unix.NFT_NG_RANDOM {
+		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Net32())
 	}
-	mod, offset, to := a[unix.NFTA_NG_MODULUS].Uint32(), a[unix.NFTA_NG_OFFSET].Uint32(), a[unix.NFTA_NG_DREG]
+	mod, offset, to := a[unix.NFTA_NG_MODULUS].Net32(), a[unix.NFTA_NG_OFFSET].Net32(), a[unix.NFTA_NG_DREG]
 	if mod == 0 {
 		return fmt.Errorf("modulus 0")
 	}
@@ -211,13 +211,13 @@ func upperBound(rest []*expression) (uint32, bool) {
 	}
 	a := rest[1].attrs
 	v := value(a[unix.NFTA_CMP_DATA])
-	return binary.BigEndian.Uint32([]byte(v)), a[unix.NFTA_CMP_OP].Uint32() == unix.NFT_CMP_LT && len(v) == 4
+	return binary.BigEndian.Uint32([]byte(v)), a[unix.NFTA_CMP_OP].Net32() == unix.NFT_CMP_LT && len(v) == 4
 }
 
 func (w *walk) cmp(a map[uint16]nft.Attr) (bool, error) {
 	v := []byte(value(a[unix.NFTA_CMP_DATA]))
 	c := bytes.Compare(w.at(a[unix.NFTA_CMP_SREG], len(v)), v)
-	switch op := a[unix.NFTA_CMP_OP].Uint32(); op {
+	switch op := a[unix.NFTA_CMP_OP].Net32(); op {
 	case unix.NFT_CMP_EQ:
 		return c == 0, nil
 	case unix.NFT_CMP_NEQ:
@@ -230,7 +230,7 @@ func (w *walk) cmp(a map[uint16]nft.Attr) (bool, error) {
 }
 
 func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
-	if a[unix.NFTA_LOOKUP_FLAGS].Uint32() != 0 {
+	if a[unix.NFTA_LOOKUP_FLAGS].Net32() != 0 {
 		return "", false, fmt.Errorf("flags are not simulated")
 	}
 	s := w.t.state.sets[a[unix.NFTA_LOOKUP_SET].Text()]
@@ -274,7 +274,7 @@ func (w *walk) remembers(set, key string) bool {
 }
 
 func (w *walk) dynset(a map[uint16]nft.Attr) error {
-	if op := a[unix.NFTA_DYNSET_OP].Uint32(); op != unix.NFT_DYNSET_OP_UPDATE {
+	if op := a[unix.NFTA_DYNSET_OP].Net32(); op != unix.NFT_DYNSET_OP_UPDATE {
 		return fmt.Errorf("operation %d is not simulated", op)
 	}
 	s := w.t.state.sets[a[unix.NFTA_DYNSET_SET_NAME].Text()]
@@ -287,7 +287,7 @@ func (w *walk) dynset(a map[uint16]nft.Attr) error {
 }
 
 func (w *walk) nat(a map[uint16]nft.Attr) error {
-	if a[unix.NFTA_NAT_TYPE].Uint32() != unix.NFT_NAT_DNAT || a[unix.NFTA_NAT_FLAGS].Uint32() != nft.NatMapIPs|nft.NatProtoPorts {
+	if a[unix.NFTA_NAT_TYPE].Net32() != unix.NFT_NAT_DNAT || a[unix.NFTA_NAT_FLAGS].Net32() != nft.NatMapIPs|nft.NatProtoPorts {
 		return fmt.Errorf("only dnat to one address and port is simulated")
 	}
 	addr, _ := netip.AddrFromSlice(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8))

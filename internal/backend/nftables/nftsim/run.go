@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
@@ -315,12 +316,13 @@ func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
 // value is the data in an attribute that holds a value.
 func value(a nft.Attr) string {
 	v := ""
-	if err := nft.Attrs(a.Data, func(a nft.Attr) {
+	for a, err := range netlink.Attrs(a.Data) {
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
 		if a.Type == unix.NFTA_DATA_VALUE {
 			v = a.Data
 		}
-	}); err != nil {
-		panic("BUG: " + err.Error())
 	}
 	return v
 }

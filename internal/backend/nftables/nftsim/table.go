@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/netlink"
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
@@ -227,8 +228,11 @@ func (p parser) expression(x nft.Expr) *expression {
 		return e
 	}
 	e := &expression{name: x.Name, attrs: make(map[uint16]nft.Attr)}
-	if err := nft.Attrs(x.Attrs, func(a nft.Attr) { e.attrs[a.Type] = a }); err != nil {
-		panic("BUG: " + err.Error())
+	for a, err := range netlink.Attrs(x.Attrs) {
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
+		e.attrs[a.Type] = a
 	}
 	switch x.Name {
 	case "lookup":
@@ -236,7 +240,7 @@ func (p parser) expression(x nft.Expr) *expression {
 	case "dynset":
 		e.set = e.attrs[unix.NFTA_DYNSET_SET_NAME].Text()
 	case "immediate":
-		if e.attrs[unix.NFTA_IMMEDIATE_DREG].Uint32() == unix.NFT_REG_VERDICT {
+		if e.attrs[unix.NFTA_IMMEDIATE_DREG].Net32() == unix.NFT_REG_VERDICT {
 			v, err := nft.ParseVerdict(e.attrs[unix.NFTA_IMMEDIATE_DATA].Data)
 			if err != nil {
 				panic("BUG: " + err.Error())

@@ -1,4 +1,4 @@
-package nlbatch
+package netlink
 
 import (
 	"encoding/binary"
@@ -11,6 +11,32 @@ import (
 
 // ErrMalformed says that the kernel sent something that is not netlink.
 var ErrMalformed = errors.New("malformed netlink message")
+
+// Request is one netlink message to the kernel.
+type Request struct {
+	// Type is the message type: RTM_NEWADDR, the id of a generic netlink family, a netfilter subsystem and command.
+	Type uint16
+	// Flags are added to NLM_F_REQUEST. NLM_F_ACK and NLM_F_DUMP are not for the caller to set.
+	Flags uint16
+	// Body is what follows the netlink header.
+	Body []byte
+}
+
+// Message is one netlink message from the kernel.
+type Message struct {
+	Type, Flags uint16
+	Seq         uint32
+	// Port is the address of the socket whose request this answers or follows from, 0 for none.
+	Port uint32
+	// Body is what follows the netlink header.
+	Body []byte
+}
+
+// clone returns a Message with a body of its own.
+func (m Message) clone() Message {
+	m.Body = append([]byte(nil), m.Body...)
+	return m
+}
 
 // Error is an error that the kernel answered.
 type Error struct {
@@ -65,7 +91,7 @@ func Messages(b []byte) iter.Seq2[Message, error] {
 			}
 			m := Message{
 				Type: binary.NativeEndian.Uint16(b[4:]), Flags: binary.NativeEndian.Uint16(b[6:]),
-				Seq: binary.NativeEndian.Uint32(b[8:]), Body: b[unix.NLMSG_HDRLEN:n:n],
+				Seq: binary.NativeEndian.Uint32(b[8:]), Port: binary.NativeEndian.Uint32(b[12:]), Body: b[unix.NLMSG_HDRLEN:n:n],
 			}
 			if !yield(m, nil) {
 				return
@@ -141,49 +167,75 @@ func AppendNest(b []byte, typ uint16, fill func([]byte) []byte) []byte {
 	return b
 }
 
-// Attr is an attribute as it was read.
-type Attr struct {
+// bytes are what attributes are encoded in.
+type bytes interface{ ~[]byte | ~string }
+
+// AttrOf is an attribute as it was read.
+type AttrOf[T bytes] struct {
 	// Type is without the flags for nesting and byte order.
 	Type uint16
-	Data []byte
+	Data T
 }
 
+// Attr is an attribute in a message.
+type Attr = AttrOf[[]byte]
+
 // Text reads a string that ends with a zero byte.
-func (a Attr) Text() string {
-	for i, c := range a.Data {
-		if c == 0 {
+func (a AttrOf[T]) Text() string {
+	for i := range len(a.Data) {
+		if a.Data[i] == 0 {
 			return string(a.Data[:i])
 		}
 	}
 	return string(a.Data)
 }
 
-// Uint32 reads a number in the byte order of the machine; 0 if there is none.
-func (a Attr) Uint32() uint32 {
+// Host32 reads a number in the byte order of the machine, as rtnetlink and generic netlink write them; 0 if there is none.
+func (a AttrOf[T]) Host32() uint32 {
 	if len(a.Data) < 4 {
 		return 0
 	}
-	return binary.NativeEndian.Uint32(a.Data)
+	return binary.NativeEndian.Uint32([]byte(a.Data[:4]))
+}
+
+// Net32 reads a number in network byte order, as netfilter writes them; 0 if there is none.
+func (a AttrOf[T]) Net32() uint32 {
+	if len(a.Data) < 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32([]byte(a.Data[:4]))
 }
 
 // Attrs yields the attributes that are encoded in b, in order.
-func Attrs(b []byte) iter.Seq2[Attr, error] {
-	return func(yield func(Attr, error) bool) {
+func Attrs[T bytes](b T) iter.Seq2[AttrOf[T], error] {
+	return func(yield func(AttrOf[T], error) bool) {
 		for len(b) > 0 {
-			if len(b) < attrHeader {
-				yield(Attr{}, ErrMalformed)
-				return
+			n := 0
+			if len(b) >= attrHeader {
+				n = int(binary.NativeEndian.Uint16([]byte(b[:2])))
 			}
-			n := int(binary.NativeEndian.Uint16(b))
 			if n < attrHeader || n > len(b) {
-				yield(Attr{}, ErrMalformed)
+				yield(AttrOf[T]{}, ErrMalformed)
 				return
 			}
-			typ := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
-			if !yield(Attr{Type: typ, Data: b[attrHeader:n:n]}, nil) {
+			typ := binary.NativeEndian.Uint16([]byte(b[2:4])) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+			if !yield(AttrOf[T]{Type: typ, Data: b[attrHeader:n]}, nil) {
 				return
 			}
 			b = b[min(align(n), len(b)):]
 		}
 	}
+}
+
+// Each calls f for the attributes that are encoded in b, in order, until it returns an error.
+func Each[T bytes](b T, f func(AttrOf[T]) error) error {
+	for a, err := range Attrs(b) {
+		if err == nil {
+			err = f(a)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

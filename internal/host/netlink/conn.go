@@ -1,0 +1,369 @@
+package netlink
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// answerSize is the most that an error takes of the receive buffer, in bytes: 36, the kernel's explanation, and the
+	// kernel's own bookkeeping.
+	answerSize = 1280
+	// maxBatch is the number of messages in one send. The kernel holds its lock no longer than for one message, so it may
+	// be large; beyond some hundreds it gains nothing.
+	maxBatch = 512
+	// listTries is how often a list is read that changes while it is read.
+	listTries = 5
+)
+
+var (
+	// ErrInterrupted says that a list changed while it was read.
+	ErrInterrupted = errors.New("the list changed while it was read")
+	// ErrAnswerLost says that the kernel could not deliver its answer, so that it is not known what became of a request.
+	ErrAnswerLost = errors.New("the kernel's answer was lost")
+)
+
+// Conn is a connection to the kernel in the network namespace in which Dial was called. It is safe for concurrent use: one
+// conversation goes on at a time, others wait for it. It replaces its socket as needed (invariant 3 of the package).
+type Conn struct {
+	settings
+	mu     sync.Mutex // guards what follows
+	socket *socket    // nil if the last one was thrown away
+	seq    uint32     // the last number used; it goes on from socket to socket
+	closed bool
+	// ports are the addresses of the present socket and of the one before it.
+	ports [2]atomic.Uint32
+}
+
+// Dial opens a connection for a protocol, such as unix.NETLINK_ROUTE.
+func Dial(protocol int) (*Conn, error) { return DialSize(protocol, bufferSize) }
+
+// DialSize is Dial with a send buffer of a given size in bytes. The kernel accepts no message larger than that.
+func DialSize(protocol, sendSize int) (*Conn, error) {
+	ns, err := currentNamespace()
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket for protocol %d: %w", protocol, err)
+	}
+	c := &Conn{settings: settings{protocol: protocol, sendSize: sendSize, namespace: ns}}
+	if err := c.replace(); err != nil {
+		return nil, errors.Join(err, ns.Close())
+	}
+	return c, nil
+}
+
+// replace opens a new socket.
+func (c *Conn) replace() error {
+	s, err := c.open()
+	if err != nil {
+		return err
+	}
+	c.socket = s
+	c.ports[1].Store(c.ports[0].Load())
+	c.ports[0].Store(s.port)
+	return nil
+}
+
+// Close closes the socket.
+func (c *Conn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	errs := []error{c.namespace.Close()}
+	if c.socket != nil {
+		errs = append(errs, c.socket.close())
+		c.socket = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Sent says whether a message that the kernel multicasts is about a request of this Conn.
+func (c *Conn) Sent(m Message) bool {
+	return m.Port != 0 && (m.Port == c.ports[0].Load() || m.Port == c.ports[1].Load())
+}
+
+// converse calls talk with a socket in which nothing is left over, and throws the socket away unless talk leaves it so.
+func (c *Conn) converse(ctx context.Context, talk func(*socket) error) (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if c.closed {
+		return fmt.Errorf("netlink connection for protocol %d: %w", c.protocol, unix.EBADF)
+	}
+	if c.socket == nil {
+		if err := c.replace(); err != nil {
+			return err
+		}
+	}
+	s := c.socket
+	defer func() { // also where talk panics
+		if !s.clean {
+			c.socket = nil
+			_ = s.close()
+		}
+	}()
+	s.clean = true
+	return talk(s)
+}
+
+// Do sends all requests, in order, hundreds in one system call. failed is nil if all succeeded; otherwise it is as long as
+// reqs and holds an *Error for each that the kernel refused. err says that it is not known what became of requests from
+// the first of a batch on: the socket failed, or the context ended between batches; failed then tells of those before.
+func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err error) {
+	err = c.converse(ctx, func(s *socket) error {
+		for done := 0; done < len(reqs); {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			msg, n := pack(reqs[done:], c.seq+1, min(maxBatch, s.receiveSize/answerSize), s.sendSize/2)
+			first := c.seq + 1
+			c.seq += uint32(n)
+			if err := s.send(msg); err != nil {
+				return err
+			}
+			err := s.answers(ctx, first, n, func(i int, e error) {
+				if failed == nil {
+					failed = make([]error, len(reqs))
+				}
+				failed[done+i] = e
+			})
+			if err != nil {
+				return err
+			}
+			done += n
+		}
+		return nil
+	})
+	return failed, err
+}
+
+// pack puts as many requests as one send may have into a buffer, at least one. Only the last one asks for an answer.
+func pack(reqs []Request, first uint32, most, bytes int) (msg []byte, n int) {
+	for n < len(reqs) && n < most && (n == 0 || len(msg)+len(reqs[n].Body)+unix.NLMSG_HDRLEN <= bytes) {
+		msg = reqs[n].append(msg, 0, first+uint32(n))
+		n++
+	}
+	last := reqs[n-1]
+	at := len(msg) - align(unix.NLMSG_HDRLEN+len(last.Body))
+	return last.append(msg[:at], unix.NLM_F_ACK, first+uint32(n)-1), n
+}
+
+// answers reads what the kernel says of the n requests from sequence number first on.
+func (s *socket) answers(ctx context.Context, first uint32, n int, fail func(i int, e error)) error {
+	for {
+		b, err := s.receive(ctx)
+		if err != nil {
+			return lost(err)
+		}
+		for m, err := range Messages(b) {
+			if err != nil {
+				return err
+			}
+			i := m.Seq - first
+			if i >= uint32(n) || m.Port != s.port || m.Type != unix.NLMSG_ERROR {
+				continue // not ours, or an echo
+			}
+			if e := m.err(); e != nil {
+				fail(int(i), e)
+			}
+			s.clean = i == uint32(n)-1
+		}
+		if s.clean {
+			return nil
+		}
+	}
+}
+
+// lost turns the error of an overrun into one that says what it means.
+func lost(err error) error {
+	if errors.Is(err, unix.ENOBUFS) {
+		return fmt.Errorf("%w: %w", ErrAnswerLost, err)
+	}
+	return err
+}
+
+// Refusal is the kernel's refusal of a transaction.
+type Refusal struct {
+	// Index is the number of the message at fault, from 0 on.
+	Index int
+	Err   *Error
+}
+
+// Transact sends messages that the kernel carries out all or not at all, as those of nf_tables between NFNL_MSG_BATCH_BEGIN
+// and NFNL_MSG_BATCH_END; one of them has NLM_F_ACK. It numbers them itself. refused is the first refusal, nil if there is
+// none. err says that it is not known whether the transaction was carried out, or that it was not sent.
+func (c *Conn) Transact(ctx context.Context, msgs []byte) (refused *Refusal, err error) {
+	err = c.converse(ctx, func(s *socket) error {
+		first := c.seq + 1
+		n, err := number(msgs, first)
+		if err != nil {
+			return err
+		}
+		c.seq += uint32(n)
+		if err := s.send(msgs); err != nil {
+			return err
+		}
+		refused, err = s.outcome(first, n)
+		return err
+	})
+	return refused, err
+}
+
+// number gives messages the sequence numbers from first on and returns how many they are.
+func number(msgs []byte, first uint32) (n int, err error) {
+	at := 0
+	for m, err := range Messages(msgs) {
+		if err != nil {
+			return n, err
+		}
+		binary.NativeEndian.PutUint32(msgs[at+8:], first+uint32(n))
+		at += align(unix.NLMSG_HDRLEN + len(m.Body))
+		n++
+	}
+	return n, nil
+}
+
+// outcome reads what the kernel says of a transaction. All of it is there once the messages are sent: errors, and the
+// answer to the message with NLM_F_ACK, which comes whether or not the transaction succeeded as a whole.
+func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
+	answered, overrun := false, error(nil)
+	for {
+		b, err := s.poll()
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // what did fit follows
+			overrun = err
+			continue
+		case errors.Is(err, unix.EAGAIN) && refused != nil:
+			s.clean = overrun == nil
+			return refused, nil
+		case errors.Is(err, unix.EAGAIN) && overrun != nil:
+			return nil, lost(overrun)
+		case errors.Is(err, unix.EAGAIN) && answered:
+			s.clean = true
+			return nil, nil
+		case errors.Is(err, unix.EAGAIN):
+			return nil, ErrAnswerLost
+		case err != nil:
+			return nil, err
+		}
+		for m, err := range Messages(b) {
+			if err != nil {
+				return nil, err
+			}
+			i := m.Seq - first
+			if i >= uint32(n) || m.Port != s.port || m.Type != unix.NLMSG_ERROR {
+				continue
+			}
+			answered = true
+			var e *Error
+			switch err := m.err(); {
+			case errors.As(err, &e):
+				if refused == nil {
+					refused = &Refusal{Index: int(i), Err: e}
+				}
+			case err != nil:
+				return nil, err
+			}
+		}
+	}
+}
+
+// Get sends one request and returns the messages with which the kernel answers it, none for requests that only change
+// something. An error that the kernel answers is an *Error.
+func (c *Conn) Get(ctx context.Context, req Request) (out []Message, err error) {
+	err = c.ask(ctx, req, unix.NLM_F_ACK, func(m Message) error {
+		out = append(out, m.clone())
+		return nil
+	})
+	return out, err
+}
+
+// List is Dump into a slice. A list that changed while it was read is read again, several times if need be.
+func (c *Conn) List(ctx context.Context, req Request) (out []Message, err error) {
+	for range listTries {
+		out = nil
+		err = c.Dump(ctx, req, func(m Message) error {
+			out = append(out, m.clone())
+			return nil
+		})
+		if !errors.Is(err, ErrInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// Dump sends one request for a list and yields its messages as they come, in constant memory; their bodies are valid until
+// yield returns. An error of yield ends it and is returned; yield must not use the Conn. An error that the kernel answers is
+// an *Error. ErrInterrupted says that some of what was yielded may be double or missing, since the list changed meanwhile.
+func (c *Conn) Dump(ctx context.Context, req Request, yield func(Message) error) error {
+	return c.ask(ctx, req, unix.NLM_F_DUMP, yield)
+}
+
+func (c *Conn) ask(ctx context.Context, req Request, flags uint16, yield func(Message) error) error {
+	return c.converse(ctx, func(s *socket) error {
+		c.seq++
+		if err := s.send(req.append(nil, flags, c.seq)); err != nil {
+			return err
+		}
+		a := answer{port: s.port, seq: c.seq}
+		for {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			b, err := s.receive(ctx)
+			if err != nil {
+				return lost(err)
+			}
+			done, err := a.take(b, yield)
+			if s.clean = done; done || err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// answer is what the kernel answers to the request with a sequence number.
+type answer struct {
+	port, seq uint32
+	// interrupted says that the list changed while it was read.
+	interrupted bool
+}
+
+// take takes in a datagram. It returns true after the last message, and the error that it carries.
+func (a *answer) take(b []byte, yield func(Message) error) (done bool, err error) {
+	for m, err := range Messages(b) {
+		if err != nil {
+			return false, err
+		}
+		if m.Seq != a.seq || m.Port != a.port {
+			continue
+		}
+		a.interrupted = a.interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
+		switch m.Type {
+		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
+			err := m.err()
+			if errors.Is(err, ErrMalformed) {
+				return false, err
+			}
+			if m.Type == unix.NLMSG_DONE && (errors.Is(err, unix.EINTR) || err == nil && a.interrupted) {
+				err = ErrInterrupted
+			}
+			return true, err
+		}
+		if err := yield(m); err != nil {
+			return false, err
+		}
+	}
+	return false, nil
+}
