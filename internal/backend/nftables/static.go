@@ -185,13 +185,9 @@ func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 
 // pod matches packets from local pods; ok is false if there is no way to recognise them.
 func (l lang) pod(d fwd.Detector) (c clause, ok bool) {
-	switch {
-	case d.Prefix.IsValid():
+	if d.Prefix.IsValid() {
 		return l.prefix(nft.SourceAddr, d.Prefix, false), true
-	case d.Bridge != "":
-		return arrivedOn(d.Bridge, false), true
-	case d.InterfacePrefix != "":
-		return arrivedOn(d.InterfacePrefix, true), true
 	}
-	return clause{}, false
+	name, whole := d.Interface()
+	return arrivedOn(name, !whole), name != ""
 }
