@@ -413,11 +413,11 @@ func (c *Config) validate() []error {
 			refuse("cluster-cidr", "%s: want one CIDR, or one of IPv4 and one of IPv6", join(c.ClusterCIDRs))
 		}
 	case DetectBridgeInterface:
-		if c.PodBridge == "" {
+		if c.setting("pod-bridge-interface").text == "" {
 			refuse("pod-bridge-interface", "\"\": want the name of an interface with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	case DetectInterfacePrefix:
-		if c.PodInterfacePrefix == "" {
+		if c.setting("pod-interface-name-prefix").text == "" {
 			refuse("pod-interface-name-prefix", "\"\": want the beginning of a name with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	}

@@ -68,6 +68,10 @@ func TestFlags(t *testing.T) {
 		{"interface prefix", "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth", func(c *Config) {
 			c.DetectMode, c.PodInterfacePrefix = DetectInterfacePrefix, "veth"
 		}},
+		{"an interface prefix of 15 characters is a name", "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=cali23456789012", func(c *Config) {
+			c.DetectMode, c.PodInterfacePrefix = DetectInterfacePrefix, "cali23456789012"
+		}},
+		{"an interface's name does not matter to other detectors", "--pod-interface-name-prefix=veth+", func(*Config) {}},
 		{"IPv6 bind address moves the servers", "--bind-address=fd00::1", func(c *Config) {
 			c.BindAddress = netip.MustParseAddr("fd00::1")
 			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("[::]:10256"), netip.MustParseAddrPort("[::1]:10249")
@@ -164,6 +168,14 @@ func TestRefusals(t *testing.T) {
 		{"detector", []string{"--detect-local-mode=clustercidr"}, []string{"--detect-local-mode", `"clustercidr"`, "want ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"}},
 		{"bridge without name", []string{"--detect-local-mode=BridgeInterface"}, []string{`--pod-bridge-interface ""`, "name of an interface"}},
 		{"prefix without name", []string{"--detect-local-mode=InterfaceNamePrefix"}, []string{`--pod-interface-name-prefix ""`, "beginning"}},
+		{"bridge too long", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=a23456789012345b"}, []string{"--pod-bridge-interface", "a23456789012345b", "at most 15", "not 16"}},
+		{"prefix too long", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=a23456789012345b"}, []string{"--pod-interface-name-prefix", "at most 15"}},
+		{"prefix as iptables has it", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth+"}, []string{`"veth+"`, "no wildcard"}},
+		{"prefix as nft has it", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth*"}, []string{`"veth*"`, "no wildcard"}},
+		{"interface with a slash", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=a/b"}, []string{`"a/b"`, "'/'"}},
+		{"interface with a blank", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni 0"}, []string{`"cni 0"`, "' '"}},
+		{"interface beyond ASCII", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=br\u00a00"}, []string{"--pod-bridge-interface", `'\u00a0'`}},
+		{"scheduler", []string{"--mode=ipvs", "--ipvs-scheduler=0123456789abcdef"}, []string{"--ipvs-scheduler", "at most 15"}},
 		{"masquerade bit", []string{"--iptables-masquerade-bit=32"}, []string{"--iptables-masquerade-bit", `"32"`, "0 to 31"}},
 		{"bool", []string{"--masquerade-all=maybe"}, []string{"--masquerade-all", `"maybe"`, "true or false"}},
 		{"sync period", []string{"--iptables-sync-period=0s"}, []string{"--iptables-sync-period", `"0s"`, "above 0"}},

@@ -207,12 +207,13 @@ func (c *Config) datapathSettings() []*setting {
 			names("cluster-cidr", "clusterCIDR", "the cluster's pod network, or a pair of IPv4 and IPv6 separated by a comma").
 			with(detector).
 			with(detecting(DetectClusterCIDR)),
-		of(&c.PodBridge, "name", anything).
+		of(&c.PodBridge, "name", parseInterface).
 			names("pod-bridge-interface", "detectLocal.bridgeInterface", "interface on which pods' packets arrive").with(detector).
 			with(detecting(DetectBridgeInterface)),
-		of(&c.PodInterfacePrefix, "name", anything).
+		of(&c.PodInterfacePrefix, "name", parseInterface).
 			names("pod-interface-name-prefix", "detectLocal.interfaceNamePrefix", "beginning of the names of interfaces on which pods' packets arrive").
 			with(detector).
+			with(also("Without a `+` or `*`: every name that begins so matches. 15 characters are a whole name.")).
 			with(detecting(DetectInterfacePrefix)),
 		of(&ipt.masqueradeAll, boolean, parseBool).names("masquerade-all", "iptables.masqueradeAll", allUsage).with(live).with(notNFT),
 		of(&nft.masqueradeAll, boolean, parseBool).
@@ -251,7 +252,7 @@ func (c *Config) ipvsSettings() []*setting {
 			names("ipvs-sync-period", "ipvs.syncPeriod", "as --iptables-sync-period").with(live),
 		of(&st.minSyncPeriod, "duration", parseNonNegative).
 			names("ipvs-min-sync-period", "ipvs.minSyncPeriod", "as --iptables-min-sync-period").with(live),
-		of(&v.Scheduler, "name", orElse("rr")).
+		of(&v.Scheduler, "name", parseScheduler).
 			names("ipvs-scheduler", "ipvs.scheduler", "scheduler of virtual servers, by the kernel's name"),
 		of(&v.ExcludeCIDRs, "CIDRs", parsePrefixes).
 			names("ipvs-exclude-cidrs", "ipvs.excludeCIDRs", "networks of virtual servers that belong to others and are never touched").

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	netutils "k8s.io/utils/net"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // anything takes every text.
@@ -26,6 +29,30 @@ func orElse(usual string) func(string) (string, error) {
 		}
 		return s, nil
 	}
+}
+
+// parseInterface reads the name of an interface or the beginning of one, so that each mode can write it into a rule and the
+// kernel can have an interface with that name (net/core/dev.c, dev_valid_name). Nothing stands for none.
+func parseInterface(s string) (string, error) {
+	if len(s) > fwd.MaxInterfaceName {
+		return "", fmt.Errorf("want at most %d characters, as names of interfaces have, not %d", fwd.MaxInterfaceName, len(s))
+	}
+	if strings.ContainsAny(s, "+*") {
+		return "", errors.New("want no wildcard: a prefix matches all names that begin with it")
+	}
+	if i := strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/:!"'\`, r) }); i >= 0 {
+		return "", fmt.Errorf("want the characters of an interface's name, not %q", []rune(s[i:])[0])
+	}
+	return s, nil
+}
+
+// parseScheduler reads the kernel's name of an IPVS scheduler; nothing is rr.
+func parseScheduler(s string) (string, error) {
+	const longest = 15 // linux/ip_vs.h, IP_VS_SCHEDNAME_MAXLEN less the final zero
+	if len(s) > longest {
+		return "", fmt.Errorf("want at most %d characters, as names of schedulers have, not %d", longest, len(s))
+	}
+	return cmp.Or(s, "rr"), nil
 }
 
 // choice takes one of a set of names; nothing is the first.

@@ -48,7 +48,7 @@ type Action uint8
 const (
 	// Drop discards the packet silently: endpoints exist, but policy leaves none on this node.
 	Drop Action = iota
-	// Reject answers with ICMP port unreachable, for TCP too: there is no usable endpoint at all.
+	// Reject answers TCP with a reset and everything else with ICMP port unreachable: there is no usable endpoint at all.
 	Reject
 	// Forward sends the connection to an endpoint of the pool.
 	Forward

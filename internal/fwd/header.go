@@ -17,6 +17,21 @@ type Detector struct {
 	InterfacePrefix string
 }
 
+// MaxInterfaceName is the length of the longest interface name in bytes: linux/if.h, IFNAMSIZ less the final zero.
+const MaxInterfaceName = 15
+
+// Interface returns the interface that the detector recognises pods by, and whether that is a whole name or the beginning of
+// one. It is empty for a detector that does not ask for the interface. A prefix that is as long as a name can be is a whole one.
+func (d Detector) Interface() (name string, whole bool) {
+	switch {
+	case d.Prefix.IsValid():
+		return "", false
+	case d.Bridge != "":
+		return d.Bridge, true
+	}
+	return d.InterfacePrefix, len(d.InterfacePrefix) >= MaxInterfaceName
+}
+
 // Implemented says whether pods can be recognised at all.
 func (d Detector) Implemented() bool { return d != Detector{} }
 

@@ -17,6 +17,8 @@ type Outcome struct {
 	// from elsewhere to an endpoint on one of the node's own addresses: no packet of that leaves the node.
 	Endpoint   netip.AddrPort
 	Masquerade bool
+	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
+	Reset bool
 	// Probability is above 0 and at most 1; negative where the backend cannot tell.
 	Probability float64
 }
@@ -25,6 +27,9 @@ func (o Outcome) String() string {
 	s := o.Verdict.String()
 	if o.Verdict == fwd.VerdictForward {
 		s += " " + o.Endpoint.String()
+	}
+	if o.Reset {
+		s += " reset"
 	}
 	if o.Masquerade {
 		s += " masquerade"

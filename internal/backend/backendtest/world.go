@@ -125,7 +125,7 @@ func (w *world) unseen(p fwd.Packet, endpoint netip.AddrPort) bool {
 // outcomes lists what Lookup says may happen to a packet.
 func outcomes(p fwd.Packet, o fwd.Outcome) []Outcome {
 	if o.Verdict != fwd.VerdictForward {
-		return []Outcome{{Verdict: o.Verdict, Probability: 1}}
+		return []Outcome{{Verdict: o.Verdict, Reset: o.Verdict == fwd.VerdictReject && p.Proto == fwd.TCP, Probability: 1}}
 	}
 	total := 0.0
 	for _, e := range o.Endpoints {
@@ -148,8 +148,11 @@ func (w *world) compare(p fwd.Packet, o fwd.Outcome, got []Outcome) error {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		reset      bool
 	}
-	keyOf := func(o Outcome) key { return key{o.Verdict, o.Endpoint, o.Masquerade && !w.unseen(p, o.Endpoint)} }
+	keyOf := func(o Outcome) key {
+		return key{o.Verdict, o.Endpoint, o.Masquerade && !w.unseen(p, o.Endpoint), o.Reset}
+	}
 	wanted := make(map[key]Outcome)
 	for _, o := range want {
 		wanted[keyOf(o)] = o

@@ -92,7 +92,7 @@ func (s *simulation) judge(p fwd.Packet, recent rulesim.RecentState) ([]backendt
 	}
 	out := make([]backendtest.Outcome, len(results))
 	for i, r := range results {
-		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Probability: r.Probability}
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Reset: r.Reset, Probability: r.Probability}
 	}
 	return out, nil
 }

@@ -352,3 +352,23 @@ func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
 		})
 	}
 }
+
+// The kernel takes every name that the configuration takes: a prefix with a wildcard, one that is as long as a name, a bridge.
+func TestKernelInterfaceNames(t *testing.T) {
+	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
+		t.Run(string(fl), func(t *testing.T) {
+			hosttest.Netns(t, "iptables-"+string(fl))
+			b, _ := kernel(t, fl, true)
+			var table fwd.Table
+			for _, d := range []fwd.Detector{{InterfacePrefix: "cali2345678901"}, {InterfacePrefix: "cali23456789012"}, {Bridge: "br-234567890123"}} {
+				b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, Detector: [2]fwd.Detector{d, d}}))
+				if _, err := b.Apply(t.Context()); err != nil {
+					t.Fatalf("%+v: %v", d, err)
+				}
+				if drifted, err := b.Observe(t.Context()); err != nil || drifted != 0 {
+					t.Errorf("%+v: %d drifted, %v", d, drifted, err)
+				}
+			}
+		})
+	}
+}

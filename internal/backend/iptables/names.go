@@ -109,15 +109,17 @@ const matchHostSource = "-m addrtype --src-type LOCAL"
 
 // matchPod is the match of packets from local pods; empty if there is no detector.
 func matchPod(d fwd.Detector) string {
-	switch {
-	case d.Prefix.IsValid():
+	if d.Prefix.IsValid() {
 		return "-s " + d.Prefix.String()
-	case d.Bridge != "":
-		return "-i " + d.Bridge
-	case d.InterfacePrefix != "":
-		return "-i " + d.InterfacePrefix + "+"
 	}
-	return ""
+	switch name, whole := d.Interface(); {
+	case name == "":
+		return ""
+	case whole:
+		return "-i " + name
+	default:
+		return "-i " + name + "+"
+	}
 }
 
 // and joins the parts of a rule, leaving out empty ones.

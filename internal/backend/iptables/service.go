@@ -313,7 +313,7 @@ func (w *writer) gate(t Table, letter string, port fwd.ServicePort, g *group, f 
 	rules := make([]string, 0, len(f.Sources)+1)
 	what := g.name
 	for _, p := range f.Sources {
-		rules = append(rules, and("-s "+p.String(), admitted))
+		rules = append(rules, ruleFor("-s "+p.String(), admitted))
 		what += " " + p.String()
 	}
 	name := portName(letter, port, w.family, what)
@@ -372,33 +372,49 @@ func (w *writer) filter(port fwd.ServicePort, g *group) {
 
 // verdicts returns the target in the filter table for a group's frontends, with a chain where it differs by class.
 func (w *writer) verdicts(port fwd.ServicePort, g *group) string {
-	outside := w.verdict(g.routes[fwd.Outside])
+	outside := w.verdict(port.Proto, g.routes[fwd.Outside])
 	var rules []string
 	same := true
 	for _, c := range w.special() {
-		v := w.verdict(g.routes[c.class])
-		rules = append(rules, and(c.match, v))
+		v := w.verdict(port.Proto, g.routes[c.class])
+		rules = append(rules, ruleFor(c.match, v))
 		same = same && v == outside
 	}
 	if same {
 		return outside
 	}
 	name := portName(letterVerdict, port, w.family, g.name)
-	w.chain(Filter, name, append(rules, outside))
+	w.chain(Filter, name, append(rules, ruleFor("", outside)))
 	return "-g " + name
 }
 
 const (
 	drop = "-j DROP"
 	pass = "-j RETURN"
+	// reset refuses TCP. The kernel sends as many of these as there are connections, but limits ICMP errors per client.
+	reset = "-j REJECT --reject-with tcp-reset"
 )
 
+// ruleFor is a rule for the sources that match. reset needs the protocol in the same rule, wherever that stands.
+func ruleFor(match, target string) string {
+	switch {
+	case target != reset:
+		return and(match, target)
+	case strings.HasPrefix(match, "-m "): // iptables-save prints the protocol before the extensions
+		return and("-p tcp", match, target)
+	}
+	return and(match, "-p tcp", target)
+}
+
 // verdict is the target of a route in the filter table.
-func (w *writer) verdict(r fwd.Route) string {
+func (w *writer) verdict(proto fwd.Proto, r fwd.Route) string {
 	switch r.Action {
 	case fwd.Forward:
 		return pass
 	case fwd.Reject:
+		if proto == fwd.TCP {
+			return reset
+		}
 		if w.family == fwd.IPv6 {
 			return "-j REJECT --reject-with icmp6-port-unreachable"
 		}

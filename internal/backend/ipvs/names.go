@@ -39,7 +39,7 @@ const (
 const (
 	setFrontends = "FRONTENDS" // every virtual server that may be dialled
 	setDivert    = "DIVERT"    // the same, and those that drain; VIPMark only
-	setEmpty     = "EMPTY"     // frontends without an endpoint for anybody; VIPMark only
+	setEmpty     = "EMPTY"     // frontends without an endpoint for anybody
 	setRanged    = "RANGED"    // frontends that not every source may dial
 	setSources   = "SOURCES"   // who may dial these
 	setVIPs      = "VIPS"      // addresses of Services, without those of the node
@@ -75,15 +75,17 @@ const matchHostSource = "-m addrtype --src-type LOCAL"
 
 // matchPod is the match of packets from local pods; empty if there is no detector.
 func matchPod(d fwd.Detector) string {
-	switch {
-	case d.Prefix.IsValid():
+	if d.Prefix.IsValid() {
 		return "-s " + d.Prefix.String()
-	case d.Bridge != "":
-		return "-i " + d.Bridge
-	case d.InterfacePrefix != "":
-		return "-i " + d.InterfacePrefix + "+"
 	}
-	return ""
+	switch name, whole := d.Interface(); {
+	case name == "":
+		return ""
+	case whole:
+		return "-i " + name
+	default:
+		return "-i " + name + "+"
+	}
 }
 
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -227,9 +227,7 @@ func (r *renderer) programOf(f *fwd.Frontend, frag *fwd.Fragment, s spot) progra
 		p.server = serverOf(&r.opt, frag.Pool(first))
 	} else {
 		p.server = serverOf(&r.opt, nil)
-		if r.opt.VIPs == VIPMark {
-			p.members.add(inEmpty)
-		}
+		p.members.add(inEmpty)
 	}
 	if second, ok := secondary(f); ok {
 		if p.redirect, ok = r.holder(frag, second); !ok {

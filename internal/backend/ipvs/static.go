@@ -24,7 +24,7 @@ func setsOf(f fwd.Family, o *RenderOptions) map[string]string {
 		setName(f, setHealth):  typeIPPort,
 	}
 	for _, what := range bySpot {
-		if what != setDivert && what != setEmpty || o.VIPs == VIPMark {
+		if what != setDivert || o.VIPs == VIPMark {
 			out[setName(f, what)] = typeIPPort
 		}
 	}
@@ -172,17 +172,27 @@ func (s *statics) nat() {
 	s.chain(tableNAT, chainMasquerade, setMark(0, mark), masquerade)
 }
 
+// reset refuses TCP. The kernel sends as many of these as there are connections, but limits ICMP errors per client.
+const reset = "-j REJECT --reject-with tcp-reset"
+
+// refuse rejects packets to the destination that match: TCP with a reset, everything else with an ICMP error.
+func (s *statics) refuse(destination, match string) []string {
+	unreachable := "-j REJECT --reject-with icmp-port-unreachable"
+	if s.family == fwd.IPv6 {
+		unreachable = "-j REJECT --reject-with icmp6-port-unreachable"
+	}
+	return []string{and(destination, "-p tcp", match, reset), and(destination, match, unreachable)}
+}
+
 // filter lets requests and replies through, and nothing else to an address that is local only for the sake of Services.
 func (s *statics) filter() {
 	s.chain(tableFilter, "INPUT", "-j "+chainInput)
 	s.chain(tableFilter, "FORWARD", "-j "+chainForward)
 	s.chain(tableFilter, "OUTPUT", "-j "+chainOutput)
 
-	reject := "-j REJECT --reject-with icmp-port-unreachable"
-	if s.family == fwd.IPv6 {
-		reject = "-j REJECT --reject-with icmp6-port-unreachable"
-	}
 	input := []string{
+		// IPVS would answer with an ICMP error, and the kernel limits these per client.
+		and("-p tcp", s.in(setEmpty, "dst,dst"), isNew, reset),
 		and(s.in(setFrontends, "dst,dst"), "-j ACCEPT"),
 		// What drains is in FRONTENDS no more; what was redirected may be to a port that never is.
 		and(s.in(setVIPs, "dst"), "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"),
@@ -194,17 +204,17 @@ func (s *statics) filter() {
 	}
 	output := []string{"-m ipvs --vdir ORIGINAL --vmethod MASQ -j ACCEPT"}
 	if s.opt.VIPs != VIPMark {
-		input = append(input, and(s.in(setVIPs, "dst"), isNew, reject))
+		input = append(input, s.refuse("", and(s.in(setVIPs, "dst"), isNew))...)
 	} else {
-		forward = append(forward, and(s.in(setEmpty, "dst,dst"), isNew, reject))
+		forward = append(forward, s.refuse("", and(s.in(setEmpty, "dst,dst"), isNew))...)
 	}
 	for _, p := range s.opt.serviceCIDRs(s.header, s.family) {
-		rule := and("-d "+p.String(), isNew, reject)
+		rules := s.refuse("-d "+p.String(), isNew)
 		switch s.opt.VIPs {
 		case VIPRoute:
-			input = append(input, rule)
+			input = append(input, rules...)
 		case VIPMark:
-			forward, output = append(forward, rule), append(output, rule)
+			forward, output = append(forward, rules...), append(output, rules...)
 		}
 	}
 	s.chain(tableFilter, chainInput, input...)

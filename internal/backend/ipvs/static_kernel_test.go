@@ -21,7 +21,7 @@ import (
 func everyRule(f func(fam fwd.Family, name string, o RenderOptions, objects map[Key]Value)) {
 	for i, fam := range fwd.Families {
 		cluster, node, cidr := "10.96.0.4", "192.168.0.2", "10.96.0.0/16"
-		detectors := []fwd.Detector{{}, {Prefix: netip.MustParsePrefix("10.244.0.0/16")}, {Bridge: "cbr0"}, {InterfacePrefix: "veth"}}
+		detectors := []fwd.Detector{{}, {Prefix: netip.MustParsePrefix("10.244.0.0/16")}, {Bridge: "cbr0"}, {InterfacePrefix: "veth"}, {InterfacePrefix: "cali23456789012"}}
 		if fam == fwd.IPv6 {
 			cluster, node, cidr = "fd00:96::4", "fd00:1::2", "fd00:96::/112"
 			detectors[1].Prefix = netip.MustParsePrefix("fd00:244::/32")

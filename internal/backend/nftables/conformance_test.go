@@ -99,7 +99,7 @@ func (s *simulation) judge(p fwd.Packet, remembered map[string]map[string]bool) 
 	}
 	out := make([]backendtest.Outcome, len(results))
 	for i, r := range results {
-		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Probability: r.Probability}
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Reset: r.Reset, Probability: r.Probability}
 	}
 	return out, nil
 }
@@ -132,7 +132,7 @@ func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Ou
 	if o.Verdict == fwd.VerdictPass {
 		return lookup
 	}
-	return []backendtest.Outcome{{Verdict: o.Verdict, Probability: 1}}
+	return []backendtest.Outcome{{Verdict: o.Verdict, Reset: o.Verdict == fwd.VerdictReject && p.Proto == fwd.TCP, Probability: 1}}
 }
 
 func (s *simulation) Dump() string {

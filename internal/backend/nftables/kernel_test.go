@@ -439,3 +439,36 @@ func TestKernelListen(t *testing.T) {
 	remove(fwd.IPv4)
 	heard(p, "what others do to the table of an earlier run")
 }
+
+// The kernel and nft take every name that the configuration takes: a prefix with a wildcard, one that is as long as a name,
+// a bridge.
+func TestKernelInterfaceNames(t *testing.T) {
+	hosttest.Netns(t, "nft")
+	tables := kernel(t)
+	for _, d := range []fwd.Detector{{InterfacePrefix: "cali2345678901"}, {InterfacePrefix: "cali23456789012"}, {Bridge: "br-234567890123"}} {
+		table := everyShape()
+		h := table.Header()
+		h.Detector = [2]fwd.Detector{d, d}
+		table.SetHeader(h)
+		b := New(tables, 0)
+		give(b, table)
+		if _, err := b.Observe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.Apply(t.Context()); err != nil {
+			t.Fatalf("%+v: %v", d, err)
+		}
+		var text bytes.Buffer
+		if err := Render(&text, fwd.IPv4, table); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "rendered.nft")
+		if err := os.WriteFile(file, text.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		hosttest.Run(t, "nft", "-f", file)
+		if diff := gocmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tables[fwd.IPv4])); diff != "" {
+			t.Errorf("%+v: nft makes something else of what is rendered (-want +got):\n%s", d, diff)
+		}
+	}
+}

@@ -162,6 +162,9 @@ func verdict(v string) clause { return clause{v, nft.Rule{nft.Verdict(v)}} }
 
 func goTo(chain string) clause { return verdict("goto " + chain) }
 
+// reset refuses TCP. The kernel sends as many resets as there are connections, but limits ICMP errors per client.
+func reset() clause { return clause{"reject with tcp reset", nft.Rule{nft.Reset()}} }
+
 // reject answers with port unreachable.
 func (l lang) reject() clause {
 	code := uint8(3)

@@ -110,7 +110,7 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	services = append(services, l.nodePorts(np)...)
 	if h.RejectOtherPorts {
 		// Where somebody gave the address to an interface of this host, the ports are the host's own.
-		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), l.reject()))
+		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), goTo(chainRefuse)))
 	}
 	if s := serviceCIDRs(fam, h); s != nil {
 		if !h.RejectOtherPorts {
@@ -120,7 +120,7 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	}
 	set(chainServices, services...)
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
-	set(chainRefuse, all(l.reject()))
+	set(chainRefuse, all(isProto(fwd.TCP), reset()), all(l.reject()))
 	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
 		// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
 		all(hasMark(mark), clearMark(mark), masquerade()),
@@ -185,13 +185,9 @@ func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 
 // pod matches packets from local pods; ok is false if there is no way to recognise them.
 func (l lang) pod(d fwd.Detector) (c clause, ok bool) {
-	switch {
-	case d.Prefix.IsValid():
+	if d.Prefix.IsValid() {
 		return l.prefix(nft.SourceAddr, d.Prefix, false), true
-	case d.Bridge != "":
-		return arrivedOn(d.Bridge, false), true
-	case d.InterfacePrefix != "":
-		return arrivedOn(d.InterfacePrefix, true), true
 	}
-	return clause{}, false
+	name, whole := d.Interface()
+	return arrivedOn(name, !whole), name != ""
 }

@@ -210,5 +210,8 @@ func Reject(code uint8) Expr {
 	return b.expr()
 }
 
+// Reset drops the packet and answers with a TCP reset; the packet has to be one of TCP.
+func Reset() Expr { return build("reject").num(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST).expr() }
+
 // HostUint32 is a number in the byte order of the machine.
 func HostUint32(v uint32) string { return string(binary.NativeEndian.AppendUint32(nil, v)) }

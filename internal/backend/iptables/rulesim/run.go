@@ -42,6 +42,8 @@ type Result struct {
 	// Endpoint is the new destination, for forward alone.
 	Endpoint   netip.AddrPort
 	Masquerade bool
+	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
+	Reset bool
 	// Probability is above 0 and at most 1.
 	Probability float64
 	// Trace are the rules that matched, with table and chain, on the first of the ways that end so.
@@ -105,6 +107,8 @@ type walk struct {
 	arrivedOn        string
 	mark             uint32
 	dnat, masquerade bool
+	// reset says that the packet is rejected with a TCP reset.
+	reset bool
 	// byIPVS says that IPVS rewrote the destination, lost that it then threw the packet away.
 	byIPVS, lost bool
 	recent       []recentNote
@@ -127,11 +131,12 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		reset      bool
 	}
 	at := make(map[key]int)
 	var out []Result
 	err := rs.walks(h, p, func(w *walk, v fwd.Verdict) {
-		k := key{verdict: v}
+		k := key{verdict: v, reset: w.reset}
 		if v == fwd.VerdictForward {
 			k.endpoint = w.dst
 		}
@@ -142,7 +147,7 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 		if !seen {
 			i = len(out)
 			at[k] = i
-			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Trace: w.trace})
+			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Reset: k.reset, Trace: w.trace})
 		}
 		out[i].Probability += w.prob
 		for _, n := range w.recent {

@@ -94,10 +94,13 @@ func (t *rejectTarget) done(r *rule) error {
 	return nil
 }
 
-func (t *rejectTarget) String() string   { return "REJECT --reject-with " + t.with }
-func (t *rejectTarget) table() string    { return "filter" }
-func (t *rejectTarget) hooks() []string  { return nil }
-func (t *rejectTarget) apply(*walk) fate { return reject }
+func (t *rejectTarget) String() string  { return "REJECT --reject-with " + t.with }
+func (t *rejectTarget) table() string   { return "filter" }
+func (t *rejectTarget) hooks() []string { return nil }
+func (t *rejectTarget) apply(w *walk) fate {
+	w.reset = t.with == "tcp-reset"
+	return reject
+}
 
 // dnatTarget is -j DNAT to one address, with or without a port.
 type dnatTarget struct {

@@ -30,6 +30,9 @@ var Differences = []Difference{
 	{"link-local-node-ports", "Node ports are not served on link-local addresses: a virtual server has no interface."},
 	{"drop-for-reject", "Where some sources are to be rejected and others forwarded, the former are dropped: IPVS rejects all or " +
 		"none, and iptables could reject the node's own packets only after IPVS. No policy of Kubernetes asks for it."},
+	{"refused-by-icmp", "Where there are no endpoints, the node's own TCP connections are refused with an ICMP error and not with a " +
+		"reset: IPVS answers before the filter table sees them. The kernel does not limit ICMP errors to the node itself. Other " +
+		"sources get a reset."},
 	{"no-alternate", "Where a Service has no address but those of the node, since another Service has its cluster IP, all sources " +
 		"go to the same endpoints: there is no address for a second virtual server."},
 	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the endpoint is on " +
@@ -56,6 +59,15 @@ type Options struct {
 // Expect returns what mode ipvs is meant to do with a packet, given what the table asks for. It may change the slice. It
 // returns nil where the packet is from or to somebody whose address is the node's now (address-of-others).
 func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
+	want = o.expect(t, p, want)
+	byIPVS := p.InInterface == "" && t.Lookup(p).Owner != fwd.ServicePort{} // refused-by-icmp
+	for i := range want {
+		want[i].Reset = want[i].Verdict == fwd.VerdictReject && p.Proto == fwd.TCP && !byIPVS
+	}
+	return want
+}
+
+func (o Options) expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
 	h, dst := t.Header(), p.Dst.Addr()
 	l := t.Lookup(p)
 	only := func(v fwd.Verdict) []rulesim.Result { return []rulesim.Result{{Verdict: v, Probability: 1}} }

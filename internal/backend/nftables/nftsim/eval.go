@@ -77,6 +77,10 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 		w.masquerade = true
 		return "accept", true, nil
 	case "reject":
+		w.reset = a[unix.NFTA_REJECT_TYPE].Uint32() == unix.NFT_REJECT_TCP_RST
+		if w.reset && w.p.Proto != fwd.TCP {
+			return "", false, fmt.Errorf("a TCP reset for %s", w.p.Proto)
+		}
 		return "reject", true, nil
 	}
 	return "", false, fmt.Errorf("%s is not simulated", x.name)

@@ -31,9 +31,11 @@ type Note struct {
 
 // Result is one thing that may become of a packet.
 type Result struct {
-	Verdict     fwd.Verdict
-	Endpoint    netip.AddrPort
-	Masquerade  bool
+	Verdict    fwd.Verdict
+	Endpoint   netip.AddrPort
+	Masquerade bool
+	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
+	Reset       bool
 	Probability float64
 	// Notes of all the ways that end so, without repetition.
 	Notes []Note
@@ -76,6 +78,7 @@ type walk struct {
 	in               string
 	mark             uint32
 	dnat, masquerade bool
+	reset            bool // rejected with a TCP reset
 	notes            []Note
 
 	hooks  []hook
@@ -102,6 +105,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		reset      bool
 	}
 	at := make(map[key]*Result)
 	todo := []walk{first}
@@ -112,7 +116,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		k := key{verdict: v}
+		k := key{verdict: v, reset: w.reset}
 		if v == fwd.VerdictForward || v == fwd.VerdictPass {
 			k.masquerade = w.masquerade
 		}
@@ -121,7 +125,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		}
 		r := at[k]
 		if r == nil {
-			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade}
+			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Reset: k.reset}
 			at[k] = r
 		}
 		r.Probability += w.prob
