@@ -77,7 +77,7 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 		w.masquerade = true
 		return "accept", true, nil
 	case "reject":
-		w.reset = a[unix.NFTA_REJECT_TYPE].Uint32() == unix.NFT_REJECT_TCP_RST
+		w.reset = a[unix.NFTA_REJECT_TYPE].Net32() == unix.NFT_REJECT_TCP_RST
 		if w.reset && w.p.Proto != fwd.TCP {
 			return "", false, fmt.Errorf("a TCP reset for %s", w.p.Proto)
 		}
