@@ -22,6 +22,10 @@ const defaultChunk = 10000
 // New returns a Backend on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
 // stands for what is good for the kernel.
 func New(tables map[fwd.Family]nft.Interface, chunk int) *Backend {
+	return newBackend(tables, chunk, nil)
+}
+
+func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger) *Backend {
 	if chunk == 0 {
 		chunk = defaultChunk
 	}
@@ -30,7 +34,7 @@ func New(tables map[fwd.Family]nft.Interface, chunk int) *Backend {
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
 			r := newRenderer(f)
-			families = append(families, backend.NewEngine(f, r, &target{f, t, chunk, r, found}, sameValue))
+			families = append(families, backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, owning: r, found: found, log: log}, sameValue))
 		}
 	}
 	return &Backend{backend.Join(families...), found}
@@ -78,7 +82,7 @@ func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 		log.Warn("one address family is left out", "error", err)
 	}
 	drift := make(chan struct{}, 1)
-	p := &Plane{Backend: New(tables, 0), Drift: drift, Listen: sync.OnceFunc(func() {
+	p := &Plane{Backend: newBackend(tables, 0, log), Drift: drift, Listen: sync.OnceFunc(func() {
 		if err := nft.Watch(ctx, drift, TableName, conns...); err != nil {
 			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
 		}

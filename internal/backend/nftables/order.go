@@ -22,7 +22,7 @@ type step struct {
 //	switch   changed chains, then frontends; last, if they are new, the base chains
 //	collect  sets, chains and addresses that nothing refers to any more
 //
-// A transaction of more than chunk elements is split, to leave the kernel's lock to others in between and to fit into
+// A transaction of more than chunk elements, new chains and their rules is split, to leave the kernel's lock to others in between and to fit into
 // the socket's buffer. A frontend is switched in one step in any case.
 func steps(fam fwd.Family, p plan, chunk int) []step {
 	if _, gone := p.Deletes[ID{Kind: KindTable}]; gone {
@@ -45,7 +45,7 @@ type batcher struct {
 	chunk  int
 	steps  []step
 	cur    step
-	// elements counts those of the present step.
+	// elements counts those of the present step, and the rules of new chains.
 	elements int
 }
 
@@ -80,14 +80,19 @@ func (b *batcher) was(id ID) string {
 	return o.Value
 }
 
-// limited adds or deletes an element without a value, in a new step if the present one has enough.
-func (b *batcher) limited(kind nft.OpKind, set, key string) {
-	if b.elements >= b.chunk {
+// count counts n elements or rules to come, in a new step if the present one has enough.
+func (b *batcher) count(n int) {
+	if b.elements > 0 && b.elements+n > b.chunk {
 		b.flush()
 	}
+	b.elements += n
+}
+
+// limited adds or deletes an element without a value.
+func (b *batcher) limited(kind nft.OpKind, set, key string) {
+	b.count(1)
 	els := b.elementsOf(kind, set)
 	*els = append(*els, nft.Element{Key: key})
-	b.elements++
 }
 
 func (b *batcher) table() {
@@ -125,6 +130,7 @@ func (b *batcher) prepare() {
 	chains := sorted(b.plan.Upserts, KindChain)
 	for _, id := range chains {
 		if b.isNew(id) && b.plan.Upserts[id].chain.base == (nft.Base{}) {
+			b.count(1)
 			b.add(nft.Op{Kind: nft.AddChain, Name: id.Name})
 		}
 	}
@@ -133,6 +139,7 @@ func (b *batcher) prepare() {
 	}
 	for _, id := range chains {
 		if c := b.plan.Upserts[id].chain; b.isNew(id) && c.base == (nft.Base{}) {
+			b.count(len(c.rules))
 			b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
 			b.complete(id)
 		}

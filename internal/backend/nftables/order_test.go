@@ -89,6 +89,38 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
+// TestStepsAreBounded: however many Services with session affinity come at once, with chains of their own, no transaction
+// grows with their number, so that none is too large for the socket.
+func TestStepsAreBounded(t *testing.T) {
+	const chunk = 500
+	table := &fwd.Table{}
+	for i := range 300 {
+		f := sampleFragment(i, 20)
+		for j := range f.Pools {
+			f.Pools[j].AffinitySec = 10
+		}
+		table.Put(f)
+	}
+	p := plan{Upserts: objectsOf(fwd.IPv4, table), Actual: func(ID) (Object, bool) { return Object{}, false }}
+	all := 0
+	for i, s := range steps(fwd.IPv4, p, chunk) {
+		n := 0
+		for _, o := range s.ops {
+			n += len(o.Rules) + len(o.Elements)
+			if o.Kind == nft.AddChain {
+				n++
+			}
+		}
+		if n > chunk+100 { // and the sets, and what the table begins with
+			t.Errorf("transaction %d writes %d", i, n)
+		}
+		all += len(s.completes)
+	}
+	if all != len(p.Upserts) {
+		t.Errorf("%d of %d objects are completed", all, len(p.Upserts))
+	}
+}
+
 // TestMalformed: a table of our name that is not of our making is replaced in one transaction, and cleaned up.
 func TestMalformed(t *testing.T) {
 	ctx := context.Background()

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -21,8 +22,9 @@ type owning interface {
 }
 
 // culprits finds the Services whose objects the kernel refuses. It has the kernel check the objects of ever smaller halves
-// of those that are in the refused message, with what they need; nothing is written. There are none if the kernel refuses
-// what belongs to nobody, or nothing of a single Service.
+// of those that are in the refused message, with what they need and with the Services that were found to be good; nothing is
+// written. Small Services come first, so that where there is no room for all it is the largest that has to go. There are none
+// if the kernel refuses what belongs to nobody.
 func (t *target) culprits(ctx context.Context, p plan, refusal *nft.Error) []fwd.Service {
 	s := search{target: t, plan: p, owned: make(map[fwd.Service][]ID)}
 	for id, o := range p.Upserts {
@@ -38,9 +40,12 @@ func (t *target) culprits(ctx context.Context, p plan, refusal *nft.Error) []fwd
 	if s.refused(ctx, nil) {
 		return nil
 	}
-	suspects := slices.SortedFunc(maps.Keys(s.owned), fwd.Service.Compare)
+	suspects := slices.SortedFunc(maps.Keys(s.owned), func(a, b fwd.Service) int {
+		return cmp.Or(cmp.Compare(len(s.owned[a]), len(s.owned[b])), a.Compare(b))
+	})
 	at := slices.DeleteFunc(slices.Clone(suspects), func(o fwd.Service) bool { return !touches(refusal, s.owned[o]) })
 	if s.find(ctx, at); len(s.found) == 0 && len(at) < len(suspects) {
+		s.good = nil
 		s.find(ctx, suspects) // what is at fault may show elsewhere
 	}
 	return s.found
@@ -69,24 +74,37 @@ type search struct {
 	plan plan
 	// owned are the objects of each Service that are to be written, and the shared ones that it needs.
 	owned map[fwd.Service][]ID
-	found []fwd.Service
+	// found are the culprits, good those that the kernel takes together.
+	found, good []fwd.Service
 }
 
 func (s *search) find(ctx context.Context, suspects []fwd.Service) {
-	if len(suspects) == 0 || ctx.Err() != nil || !s.refused(ctx, suspects) {
-		return
-	}
-	if len(suspects) == 1 {
+	switch {
+	case len(suspects) == 0 || ctx.Err() != nil:
+	case !s.refused(ctx, suspects):
+		s.good = append(s.good, suspects...)
+	case len(suspects) == 1:
 		s.found = append(s.found, suspects[0])
-		return
+	default:
+		s.find(ctx, suspects[:len(suspects)/2])
+		s.find(ctx, suspects[len(suspects)/2:])
 	}
-	s.find(ctx, suspects[:len(suspects)/2])
-	s.find(ctx, suspects[len(suspects)/2:])
 }
 
-// refused says whether the kernel refuses the objects of some Services, together with those of nobody in particular: the
-// table, its own chains, and its own sets.
+// refused says whether the kernel refuses the objects of some Services beside those of the good ones. What is too large to
+// be asked about counts as refused.
 func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
+	err := s.check(ctx, slices.Concat(s.good, services))
+	if errors.Is(err, nft.ErrTooLarge) {
+		err = s.check(ctx, services)
+	}
+	var ne *nft.Error
+	return errors.Is(err, nft.ErrTooLarge) || errors.As(err, &ne) && ne.Refused()
+}
+
+// check asks about the objects of some Services, together with those of nobody in particular: the table, its own chains, and
+// its own sets.
+func (s *search) check(ctx context.Context, services []fwd.Service) error {
 	some := plan{Upserts: make(map[ID]Object), Actual: s.plan.Actual}
 	want := func(id ID) {
 		o, ok := s.plan.Upserts[id]
@@ -109,6 +127,5 @@ func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
 	for _, st := range steps(s.family, some, math.MaxInt) {
 		ops = append(ops, st.ops...)
 	}
-	var ne *nft.Error
-	return errors.As(s.table.Check(ctx, ops), &ne) && ne.Refused()
+	return s.table.Check(ctx, ops)
 }

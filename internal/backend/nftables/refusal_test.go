@@ -1,11 +1,15 @@
 package nftables
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -98,6 +102,187 @@ func TestCulprits(t *testing.T) {
 				t.Errorf("%s, later %v: the others are not there (-want +got):\n%s", tt.name, later, diff)
 			}
 		}
+	}
+}
+
+// wide is a Service with very many frontends of IPv4: ports on each of some external addresses.
+func wide(name string, addrs, ports int) *fwd.Fragment {
+	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: name}}
+	owner := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
+	f.Pools = []fwd.Pool{samplePool(fwd.PoolKey{Port: owner, Family: fwd.IPv4}, 1, 1)}
+	all := fwd.Route{Action: fwd.Forward, Masquerade: true}
+	for a := range addrs {
+		for p := range ports {
+			f.Frontends = append(f.Frontends, fwd.Frontend{
+				Key:  fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, name[0], byte(a >> 8), byte(a)}), Proto: fwd.TCP, Port: uint16(1 + p)},
+				Kind: fwd.ExternalIP, Owner: owner, Routes: [fwd.NumClasses]fwd.Route{all, all, all},
+			})
+		}
+	}
+	return f
+}
+
+// TestFull: where the kernel has no room for the frontends of all Services, whether of one that exceeds it by itself, of two
+// that do together, or of one for which the others leave none, the largest is named; the others are there, and what changes
+// of them later.
+func TestFull(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		room   map[string]int
+		chunk  int
+		before bool // whether the small ones come first
+		large  map[string]int
+		want   []string
+	}{
+		{"one that exceeds it alone", map[string]int{setVIPs: 60}, 40, false, map[string]int{"a-large": 100}, []string{"a-large"}},
+		{"later", map[string]int{setVIPs: 60}, 40, true, map[string]int{"a-large": 100}, []string{"a-large"}},
+		{"two that exceed it together", map[string]int{setVIPs: 60}, 1000, false, map[string]int{"a-large": 30, "z-large": 25}, []string{"a-large"}},
+		{"none that exceeds it alone", map[string]int{setVIPs: 60}, 1000, true, map[string]int{"a-large": 45}, []string{"a-large"}},
+		{"the map of endpoints", map[string]int{setEndpoints: 60}, 1000, true, map[string]int{"a-large": 100}, []string{"a-large"}},
+	} {
+		sim := nftsim.New(fwd.IPv4)
+		sim.Room = tt.room
+		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, tt.chunk)
+		table := &fwd.Table{}
+		b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}}}))
+		small := func() {
+			for i := range 20 {
+				b.Update(table.Put(sampleFragment(i, 2)))
+			}
+		}
+		if tt.before {
+			small()
+			if _, err := b.Apply(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			small()
+		}
+		for name, n := range tt.large {
+			b.Update(table.Put(wide(name, n, 1)))
+		}
+		if diff := cmp.Diff(tt.want, quarantined(t, b, table)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+		b.Update(table.Put(sampleFragment(7, 3)))
+		if _, err := b.Apply(t.Context()); err != nil {
+			t.Errorf("%s: a change of a small one: %v", tt.name, err)
+		}
+		if diff := cmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, sim)); diff != "" {
+			t.Errorf("%s: the others are not there (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// TestNoSizes: no set that Services fill has a size.
+func TestNoSizes(t *testing.T) {
+	for id, o := range objectsOf(fwd.IPv4, everyShape()) {
+		if id.Kind == KindSet && o.set.Size > 0 && !o.set.Dynamic {
+			t.Errorf("set %s has a size: %d", id.Name, o.set.Size)
+		}
+	}
+}
+
+// TestKernelManyFrontends: with more frontends than any cluster was thought to have, in one Service, all is served, and
+// other Services are changed beside it.
+func TestKernelManyFrontends(t *testing.T) {
+	hosttest.Netns(t, "nft")
+	tab := kernel(t)[fwd.IPv4]
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, 0)
+	table := &fwd.Table{}
+	b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}}}))
+	b.Update(table.Put(wide("wide", 263, 1000)))
+	b.Update(table.Put(sampleFragment(1, 2)))
+	apply := func(what string) {
+		t.Helper()
+		start := time.Now()
+		if _, err := b.Apply(t.Context()); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		t.Logf("%s: %v", what, time.Since(start))
+	}
+	apply("263,000 frontends")
+	b.Update(table.Put(sampleFragment(2, 2)))
+	apply("a new Service beside them")
+	b.Update(table.Put(sampleFragment(1, 3)))
+	apply("a changed one")
+	if diff := cmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tab)); diff != "" {
+		t.Errorf("in the kernel is not what was wanted (-want +got):\n%.2000s", diff)
+	}
+	b.Update(table.Remove(fwd.Service{Namespace: "default", Name: "wide"}))
+	apply("without them")
+}
+
+// fill adds clients to the affinity set until it is full.
+func fill(t *testing.T, table nft.Interface) {
+	t.Helper()
+	set, _ := staticSet(setAffinity)
+	const atOnce = 1 << 17
+	for n := uint32(0); n < affinitySize; n += atOnce {
+		op := nft.Op{Kind: nft.AddElements, Name: setAffinity, Set: set}
+		for i := n; i < n+atOnce; i++ {
+			key := keyAddr(nil, netip.AddrFrom4([4]byte{100, byte(i >> 16), byte(i >> 8), byte(i)}))
+			op.Elements = append(op.Elements, nft.Element{Key: string(keyNumber(keyNumber(key, 1), 2))})
+		}
+		if err := table.Commit(t.Context(), []nft.Op{op}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// affine is a Service of the host with session affinity, which leads to itself.
+func affine(addr netip.Addr, port uint16, to netip.AddrPort) *fwd.Fragment {
+	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: "affine"}}
+	owner := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
+	all := fwd.Route{Action: fwd.Forward}
+	f.Frontends = []fwd.Frontend{{Key: fwd.Key{Family: fwd.IPv4, Addr: addr, Proto: fwd.TCP, Port: port}, Owner: owner, Routes: [fwd.NumClasses]fwd.Route{all, all, all}}}
+	f.Pools = []fwd.Pool{{Key: fwd.PoolKey{Port: owner, Family: fwd.IPv4}, AffinitySec: 3600, Endpoints: []fwd.Endpoint{{Addr: to, Weight: 1, Local: true}}}}
+	return f
+}
+
+// TestKernelAffinityFull: where no more clients can be remembered, they are served all the same, and it is said once.
+func TestKernelAffinityFull(t *testing.T) {
+	hosttest.Netns(t, "nft")
+	tab := kernel(t)[fwd.IPv4]
+	var log bytes.Buffer
+	b := newBackend(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, 0, slog.New(slog.NewTextHandler(&log, nil)))
+	server := hosttest.Listen(t, netip.MustParseAddr("127.0.0.1"))
+	to := server.Addr().(*net.TCPAddr).AddrPort()
+	table := &fwd.Table{}
+	b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14}))
+	b.Update(table.Put(affine(netip.MustParseAddr("127.0.0.9"), 80, to)))
+	observe := func(want int) {
+		t.Helper()
+		if _, err := b.Apply(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if drifted, err := b.Observe(t.Context()); drifted != 0 || err != nil {
+			t.Fatal(drifted, err)
+		}
+		if got := strings.Count(log.String(), "affinity"); got != want {
+			t.Errorf("said %d times, want %d: %s", got, want, log.String())
+		}
+	}
+	dial := func() {
+		t.Helper()
+		c, err := net.DialTimeout("tcp", "127.0.0.9:80", hosttest.Patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	observe(0)
+	fill(t, tab)
+	dial()
+	observe(1)
+	observe(1)
+	if out := hosttest.Run(t, "nft", "flush", "set", "ip", TableName, setAffinity); out != "" {
+		t.Error(out)
+	}
+	observe(1)
+	dial()
+	if out := hosttest.Run(t, "nft", "list", "set", "ip", TableName, setAffinity); !strings.Contains(out, "127.0.0.1") {
+		t.Errorf("with room again the client is not remembered:\n%s", out)
 	}
 }
 

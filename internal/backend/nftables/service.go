@@ -215,9 +215,12 @@ func (c *compiler) gate(sources []netip.Prefix, v string, needs []*part) (string
 	return "goto " + gate.id.Name, []*part{gate}
 }
 
+// affinityPrefix begins the names of chains with session affinity.
+const affinityPrefix = "affinity-"
+
 // affinityChain is the name of the chain of a pool with session affinity.
 func affinityChain(k fwd.PoolKey) string {
-	return fmt.Sprintf("affinity-%s-%016x", k.Scope, portHash(k.Port, ""))
+	return fmt.Sprintf(affinityPrefix+"%s-%016x", k.Scope, portHash(k.Port, ""))
 }
 
 // portHash names a service port, and something of it, in 64 bits: that two of a hundred thousand names are the same by

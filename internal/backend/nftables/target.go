@@ -3,7 +3,11 @@ package nftables
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -20,6 +24,10 @@ type target struct {
 	owning owning
 	// found, if not nil, takes the frontends that were read.
 	found *backend.Found
+	// log, if not nil, takes what is said of session affinity.
+	log *slog.Logger
+	// crowded says that the affinity set was full when it was last looked at.
+	crowded atomic.Bool
 }
 
 type plan = backend.Plan[ID, Object]
@@ -67,10 +75,26 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 			}
 		})
 	}
+	affine := false
 	for _, ch := range c.Chains {
+		affine = affine || strings.HasPrefix(ch.Name, affinityPrefix)
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}
 	}
+	if affine && t.log != nil {
+		t.tellCrowded(ctx)
+	}
 	return out, nil
+}
+
+// tellCrowded says when there is no more room for clients that session affinity remembers. It asks the kernel whether it would take one more: to count them takes the kernel a minute where there are many.
+func (t *target) tellCrowded(ctx context.Context) {
+	set, _ := staticSet(setAffinity)
+	key := string(make([]byte, nft.Len(t.family, set.Key))) // of no client
+	err := t.table.Check(ctx, []nft.Op{{Kind: nft.AddElements, Name: setAffinity, Set: set, Elements: []nft.Element{{Key: key}}}})
+	if full := errors.Is(err, unix.ENFILE); !t.crowded.Swap(full) && full {
+		t.log.Warn("session affinity remembers as many clients as it can; new clients are served by any endpoint until others time out",
+			"family", t.family.String(), "clients", affinitySize)
+	}
 }
 
 // readFrontends puts verdicts and endpoints together.

@@ -17,6 +17,9 @@ const sendBuffer = 64 << 20
 // MaxTransaction is the size of a transaction in bytes that Commit refuses to exceed.
 const MaxTransaction = sendBuffer / 4
 
+// ErrTooLarge says that a transaction was not sent since it is larger than MaxTransaction.
+var ErrTooLarge = errors.New("the transaction is too large")
+
 // Conn is a table in the kernel of the network namespace in which Open was called. It implements Interface. Commit and Read
 // may run at the same time, in different goroutines.
 type Conn struct {
@@ -58,7 +61,7 @@ func (c *Conn) transact(ctx context.Context, ops []Op, commit bool) error {
 		return err
 	}
 	if len(e.buf) > MaxTransaction {
-		return fmt.Errorf("a transaction of %d bytes, want at most %d", len(e.buf), MaxTransaction)
+		return fmt.Errorf("%w: %d bytes, want at most %d", ErrTooLarge, len(e.buf), MaxTransaction)
 	}
 	refused, err := c.writes.Transact(ctx, e.buf)
 	if err != nil {

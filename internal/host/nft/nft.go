@@ -242,12 +242,14 @@ func (e *Error) Unwrap() error { return e.Errno }
 // Refused says whether the kernel will not accept the same again, however often it is tried. What is missing, there
 // already or in use can be otherwise the next time, since others may write to the table. An element that is there already is
 // refused nevertheless: it is one of two that exclude each other, such as ranges that overlap, or others have made it, which
-// a reading finds out.
+// a reading finds out. So is what finds no room (ENFILE: a set is full; EMFILE: a chain is referred to too often; ENOSPC): the
+// limits are the kernel's, and without the Services that exceed them the others fit.
 func (e *Error) Refused() bool {
 	if errors.Is(e.Errno, unix.EEXIST) && len(e.Elements) > 0 {
 		return true
 	}
-	for _, no := range []unix.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM} {
+	for _, no := range []unix.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM,
+		unix.ENFILE, unix.EMFILE, unix.ENOSPC} {
 		if errors.Is(e.Errno, no) {
 			return true
 		}

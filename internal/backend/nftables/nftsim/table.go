@@ -26,6 +26,8 @@ type Table struct {
 	Before func() error
 	// Refuse, if it is set, is asked about every operation of a Commit or Check; what is not 0 is the error of it.
 	Refuse func(nft.Op) unix.Errno
+	// Room is the most elements that a set may have whose definition does not say, by its name; 0 means no bound.
+	Room map[string]int
 }
 
 // state is what a table holds; nil if there is no table. Its chains and sets are replaced and never changed, so that a
@@ -166,7 +168,7 @@ func (s *state) apply(t *Table, o *nft.Op, table **state) unix.Errno {
 	case o.Kind == nft.DelSet:
 		return s.delSet(o.Name)
 	case o.Kind == nft.AddElements || o.Kind == nft.DelElements:
-		return s.change(t.family, o)
+		return s.change(t, o)
 	}
 	return s.chain(o)
 }
@@ -310,7 +312,7 @@ func (s *state) delSet(name string) unix.Errno {
 }
 
 // change adds or deletes elements.
-func (s *state) change(fam fwd.Family, o *nft.Op) unix.Errno {
+func (s *state) change(t *Table, o *nft.Op) unix.Errno {
 	x := s.sets[o.Name]
 	if x == nil {
 		return unix.ENOENT
@@ -327,7 +329,7 @@ func (s *state) change(fam fwd.Family, o *nft.Op) unix.Errno {
 		}
 		have, there := x.elements[at]
 		switch {
-		case len(e.Key) != nft.Len(fam, x.def.Key):
+		case len(e.Key) != nft.Len(t.family, x.def.Key):
 			return unix.EINVAL
 		case o.Kind == nft.DelElements && !there:
 			return unix.ENOENT
@@ -336,15 +338,26 @@ func (s *state) change(fam fwd.Family, o *nft.Op) unix.Errno {
 			continue
 		case there && have != e:
 			return unix.EEXIST
-		case !x.def.Verdicts && len(e.Value) != nft.Len(fam, x.def.Value):
+		case !x.def.Verdicts && len(e.Value) != nft.Len(t.family, x.def.Value):
 			return unix.EINVAL
 		}
 		if to := chainOf(e.Value); x.def.Verdicts && to != "" && s.chains[to] == nil {
 			return unix.ENOENT
 		}
-		x.elements[at] = e
+		if x.elements[at] = e; x.full(t) {
+			return unix.ENFILE
+		}
 	}
 	return 0
+}
+
+// full says whether a set has more elements than it may have.
+func (x *set) full(t *Table) bool {
+	room := t.Room[x.def.Name]
+	if x.def.Size > 0 {
+		room = int(x.def.Size)
+	}
+	return room > 0 && len(x.elements) > room
 }
 
 // allowed are the expressions that work in some chains only: the hooks, and the type if it matters.
