@@ -51,9 +51,8 @@ const kubeProxysRules = `*nat
 COMMIT
 `
 
-// expected are warnings: the size of the kernel's table belongs to the machine and not to the lab's node, and kube-proxy, too,
-// does not like the default of nodePortAddresses.
-var expected = []string{"parameters of connection tracking stay as they are", "node ports are served on all addresses of the node"}
+// expected are warnings: the size of the kernel's table belongs to the machine and not to the lab's node.
+var expected = []string{"parameters of connection tracking stay as they are"}
 
 // dropIn is one way in which Fairlead takes the place of kube-proxy.
 type dropIn struct {
@@ -279,7 +278,7 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 		"kubeproxy_sync_proxy_rules_endpoint_changes_total", "kubeproxy_sync_proxy_rules_service_changes_total",
 		"kubeproxy_sync_proxy_rules_no_local_endpoints_total",
 		"kubeproxy_proxy_healthz_total", "kubeproxy_proxy_livez_total",
-		"rest_client_requests_total", "kubernetes_build_info", "process_cpu_seconds_total", "go_goroutines",
+		"rest_client_requests_total", "process_cpu_seconds_total", "go_goroutines",
 	} {
 		if !strings.Contains(string(r.body), "\n"+name) {
 			t.Errorf("/metrics: no %s, code %d", name, r.code)

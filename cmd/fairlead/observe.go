@@ -46,6 +46,7 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	mo.KubeProxy = near.present.Load
 	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near) }, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
 	if api, ok := source.(*kube.APISource); ok {
+		mo.APIServer = api.Host()
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
 		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
 		o.programmed = api.Programmed

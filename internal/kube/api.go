@@ -226,6 +226,9 @@ func inClusterConfig(master string) (*rest.Config, error) {
 // Client returns the client that the source uses.
 func (s *APISource) Client() kubernetes.Interface { return s.client }
 
+// Host is the API server in the URLs of requests, such as "10.0.0.1:6443".
+func (s *APISource) Host() string { return s.client.CoreV1().RESTClient().Get().URL().Host }
+
 // Contacts returns how the watches fare without which this source knows nothing.
 func (s *APISource) Contacts() []Contact {
 	return []Contact{s.services.get(), s.slices.get(), s.node.get()}

@@ -1,8 +1,10 @@
 package metrics
 
 import (
+	"net/http"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -95,6 +97,10 @@ func (m *Monitor) registerProxy() {
 	v.flowsDeleted = s.counter("kubeproxy_conntrack_reconciler_deleted_entries_total", "Stale flows that were removed.", family)
 	v.healthz = s.counter("kubeproxy_proxy_healthz_total", "Answers of /healthz of the health server.", "code")
 	v.livez = s.counter("kubeproxy_proxy_livez_total", "Answers of /livez of the health server.", "code")
+	for _, code := range []int{http.StatusOK, http.StatusServiceUnavailable} {
+		v.healthz.WithLabelValues(strconv.Itoa(code))
+		v.livez.WithLabelValues(strconv.Itoa(code))
+	}
 }
 
 // registerMode makes the metrics of kube-proxy that are of the mode.
@@ -119,9 +125,6 @@ func (m *Monitor) registerMode() {
 	if mode == nftables {
 		v.nftFailures = s.counter("kubeproxy_sync_proxy_rules_nftables_sync_failures_total", "Syncs in which writing failed.", family)
 	}
-	for _, c := range []*prometheus.CounterVec{v.restoreFailures, v.partialFailures, v.nftFailures} {
-		initialise(c)
-	}
 }
 
 // registerOwn makes the metrics that kube-proxy does not have.
@@ -137,11 +140,9 @@ func (m *Monitor) registerOwn() {
 	v.deleted = s.counter("fairlead_objects_deleted_total", "Objects of the dataplane that were deleted.")
 	v.drifted = s.counter("fairlead_drifted_objects_total", "Objects of the dataplane that others had changed, and that were repaired.")
 	v.failures = s.counter("fairlead_sync_failures_total", "Syncs that could not read the kernel or not write everything.", family)
-	initialise(v.failures)
 	v.verified = s.gauge("fairlead_last_verified_timestamp_seconds", "When the kernel was read last and had all that is wanted, in seconds since 1970.")
 	v.staleFlows = s.counter("fairlead_stale_flows_deleted_total", "Stale flows that were removed, by why they were stale.", family, "reason")
 	v.flowFailures = s.counter("fairlead_stale_flow_failures_total", "Searches for stale flows that failed.", family)
-	initialise(v.flowFailures)
 	if m.o.KubeProxy != nil {
 		s.readGauge("fairlead_kube_proxy_present", "Whether a kube-proxy, or anything that one has written, is on the node beside Fairlead.", func(e emit) {
 			value := 0.0
@@ -178,6 +179,14 @@ func (m *Monitor) registerRequests() {
 	v.responseSize = s.histogram("rest_client_response_size_bytes", "Size of answers of the API server.", sizeBuckets(), "verb", "host")
 	v.requestResults = s.counter("rest_client_requests_total", "Requests to the API server by the status code of the answer.", "code", "method", "host")
 	v.requestRetries = s.counter("rest_client_request_retries_total", "Requests to the API server that were sent again.", "code", "verb", "host")
+	if host := m.o.APIServer; host != "" {
+		for method, code := range map[string]int{http.MethodGet: http.StatusOK, http.MethodPost: http.StatusCreated} {
+			for _, h := range []*prometheus.HistogramVec{v.requestDuration, v.limiterDuration, v.requestSize, v.responseSize} {
+				h.WithLabelValues(method, host)
+			}
+			v.requestResults.WithLabelValues(strconv.Itoa(code), method, host)
+		}
+	}
 }
 
 // registerLocalPorts makes the metrics of the forwarder that serves node ports on loopback addresses.
@@ -236,30 +245,17 @@ func (m *Monitor) registerBuild() {
 	s := &m.set
 	s.readGauge("fairlead_build_info", "Always 1.", one(m.o.Version, runtime.Version()), "version", "go_version")
 	s.readGauge("fairlead_info", "Always 1.", one(m.o.Mode, m.o.Version), "mode", "version")
-	release, major, minor := kubernetesRelease()
-	s.readGauge("kubernetes_build_info", "The release of Kubernetes whose client libraries are built in. Always 1.",
-		one(major, minor, release, "", "", "", runtime.Version(), runtime.Compiler, runtime.GOOS+"/"+runtime.GOARCH),
-		"major", "minor", "git_version", "git_commit", "git_tree_state", "build_date", "go_version", "compiler", "platform")
+	// There is no kubernetes_build_info: it says the version of a component of Kubernetes, and alerts compare those of a cluster.
 }
 
 // kubernetesRelease is the release that belongs to k8s.io/client-go: v1.36.3 to v0.36.3.
-func kubernetesRelease() (release, major, minor string) {
+func kubernetesRelease() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {
 			if rest, ok := strings.CutPrefix(d.Version, "v0."); ok && d.Path == "k8s.io/client-go" {
-				minor, _, _ = strings.Cut(rest, ".")
-				return "v1." + rest, "1", minor
+				return "v1." + rest
 			}
 		}
 	}
-	return "", "", ""
-}
-
-// initialise makes a counter by family begin with 0, so that a rate sees its first increase.
-func initialise(c *prometheus.CounterVec) {
-	if c != nil {
-		for _, f := range fwd.Families {
-			c.WithLabelValues(f.String())
-		}
-	}
+	return ""
 }

@@ -17,6 +17,8 @@ import (
 type Options struct {
 	// Mode is the dataplane, Version that of the program.
 	Mode, Version string
+	// APIServer is the host of requests to the API server, as their URLs have it; empty where there is none.
+	APIServer string
 	// Changes tells of the objects' changes.
 	Changes func() Changes
 	// Watches tells of the watches of an API server.

@@ -130,7 +130,7 @@ func (p *pages) flagz(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (p *pages) statusz(w http.ResponseWriter, _ *http.Request) {
-	release, _, _ := kubernetesRelease()
+	release := kubernetesRelease()
 	up := time.Since(p.started).Round(time.Second)
 	writeText(w, fmt.Sprintf("fairlead statusz\n%sStarted: %s\nUp: %s\nGo version: %s\nBinary version: %s\nKubernetes libraries: %s\nMode: %s\nPaths: %s\n",
 		notForMachines, p.started.UTC().Format(time.RFC1123), up, runtime.Version(), p.monitor.o.Version, release, p.monitor.o.Mode,

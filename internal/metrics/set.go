@@ -1,7 +1,11 @@
 package metrics
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // Spec describes one metric, for documentation and tests.
@@ -29,9 +33,7 @@ func (s *set) add(c prometheus.Collector, spec Spec) {
 
 func (s *set) counter(name, help string, labels ...string) *prometheus.CounterVec {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	if len(labels) == 0 {
-		v.WithLabelValues() // it is there from the beginning
-	}
+	fromTheStart(labels, func(values ...string) { v.WithLabelValues(values...) })
 	s.add(v, Spec{Name: name, Type: "counter", Help: help, Labels: labels})
 	return v
 }
@@ -47,11 +49,22 @@ func (s *set) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
 
 func (s *set) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
-	if len(labels) == 0 {
-		v.WithLabelValues() // it is there from the beginning
-	}
+	fromTheStart(labels, func(values ...string) { v.WithLabelValues(values...) })
 	s.add(v, Spec{Name: name, Type: "histogram", Help: help, Labels: labels, Buckets: buckets})
 	return v
+}
+
+// fromTheStart makes the series of a counter or histogram that are known before anything is counted: a dashboard then shows that nothing
+// was, and a rate sees the first increase.
+func fromTheStart(labels []string, make func(values ...string)) {
+	switch {
+	case len(labels) == 0:
+		make()
+	case slices.Equal(labels, []string{"ip_family"}):
+		for _, f := range fwd.Families {
+			make(f.String())
+		}
+	}
 }
 
 // emit takes a value with the values of its labels.
