@@ -38,6 +38,7 @@ type podMonitor struct {
 			Relabelings []struct {
 				SourceLabels []string `json:"sourceLabels"`
 				TargetLabel  string   `json:"targetLabel"`
+				Replacement  string   `json:"replacement"`
 			} `json:"relabelings"`
 		} `json:"podMetricsEndpoints"`
 	} `json:"spec"`
@@ -132,6 +133,11 @@ func each(t *testing.T, test func(*testing.T, rendered)) {
 
 // dropIn says that it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm has made.
 func (r rendered) dropIn() bool { return r.ds.Name == "kube-proxy" }
+
+// besideAnother says that Fairlead serves only the Services with a label, so that another proxy is on the node.
+func (r rendered) besideAnother() bool {
+	return slices.ContainsFunc(r.ds.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--service-proxy-name=") })
+}
 
 // daemon is the container that runs the daemon; nil in DaemonSets that clean up.
 func (r rendered) daemon() *corev1.Container {
@@ -417,6 +423,15 @@ func TestReferences(t *testing.T) {
 			e := m.Spec.PodMetricsEndpoints[0]
 			if !slices.ContainsFunc(spec.Containers[0].Ports, func(p corev1.ContainerPort) bool { return p.Name == e.Port }) {
 				t.Errorf("the PodMonitor wants port %s, the container has %v", e.Port, spec.Containers[0].Ports)
+			}
+			job := ""
+			for _, l := range e.Relabelings {
+				if l.TargetLabel == "job" && len(l.SourceLabels) == 0 {
+					job = l.Replacement
+				}
+			}
+			if beside := r.besideAnother(); job != map[bool]string{false: "kube-proxy", true: "fairlead"}[beside] {
+				t.Errorf("the job is %q, beside another proxy: %v", job, beside)
 			}
 			if name := e.Authorization.Credentials.Name; name != "" {
 				if s := r.secrets[name]; s == nil || r.accounts[s.Annotations[corev1.ServiceAccountNameKey]] == nil {
