@@ -262,7 +262,8 @@ func everybody(r fwd.Route) [fwd.NumClasses]fwd.Route {
 
 // settleFrontends sorts the frontends by key. Where several fields of the Service name one key, the first in the order of
 // kinds wins, then the first port: the order in which family adds them, since a key that two ports name is of the same
-// kind in both.
+// kind in both. Source ranges of any of them hold for the one that wins: a field that is added to a Service must not open
+// what another one closes.
 func (c *compiler) settleFrontends() {
 	all := c.out.Frontends
 	slices.SortStableFunc(all, func(a, b fwd.Frontend) int { return a.Key.Compare(b.Key) })
@@ -272,8 +273,13 @@ func (c *compiler) settleFrontends() {
 		if n := len(kept); n > 0 && kept[n-1].Key == f.Key {
 			// The same address twice in one field is no conflict.
 			if w := &kept[n-1]; w.Kind != f.Kind || w.Owner != f.Owner {
-				c.problem(field(f.Kind), "%s of port %q is left out: the Service claims it already as %s of port %q",
-					f.Key, f.Owner.Port, w.Kind, w.Owner.Port)
+				restricts := ""
+				if len(f.Sources) > 0 && len(w.Sources) == 0 { // there are no two lists of ranges in a Service
+					w.Sources = f.Sources
+					restricts = "; spec.loadBalancerSourceRanges restrict it all the same"
+				}
+				c.problem(field(f.Kind), "%s of port %q is left out: the Service claims it already as %s of port %q%s",
+					f.Key, f.Owner.Port, w.Kind, w.Owner.Port, restricts)
 			}
 			continue
 		}

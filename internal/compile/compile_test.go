@@ -111,7 +111,7 @@ func TestProblems(t *testing.T) {
 			[]string{`spec.externalIPs: 172.30.0.41:80/tcp of port "" is left out: the Service claims it already as ClusterIP of port ""`},
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
 		{"load-balancer IP that is an external IP", "", ok + "ext=1.2.3.4 lb=1.2.3.4 ranges=10.0.0.0/8", "",
-			[]string{`status.loadBalancer.ingress: 1.2.3.4:80/tcp of port "" is left out`},
+			[]string{`status.loadBalancer.ingress: 1.2.3.4:80/tcp of port "" is left out: the Service claims it already as ExternalIP of port ""; spec.loadBalancerSourceRanges restrict it all the same`},
 			[]string{"1.2.3.4:80/tcp ExternalIP", "172.30.0.41:80/tcp ClusterIP"}},
 		{"two ports with one number", "", ok + "ports=b/tcp:80:3001,a/tcp:80:3001", "[a/tcp:80] .1@n1:R",
 			[]string{`spec.ports: node4:3001/tcp of port "a" is left out: the Service claims it already as NodePort of port "b"`,
@@ -154,6 +154,44 @@ func TestProblems(t *testing.T) {
 			}
 			strict(t, f)
 		})
+	}
+}
+
+// TestSourceRangesHoldForEveryClaim proves that no other field of a Service opens a load-balancer IP to sources that its
+// ranges keep out.
+func TestSourceRangesHoldForEveryClaim(t *testing.T) {
+	const ranges = " ranges=203.0.113.0/25,2001:db8::/32"
+	ports := "172.30.0.41 fd00:30::41 ports=a/tcp:80:3001,b/tcp:80,c/udp:80 "
+	for _, svc := range []string{
+		ports + "lb=1.2.3.4" + ranges,
+		ports + "ext=1.2.3.4 lb=1.2.3.4" + ranges,
+		ports + "ext=1.2.3.4,1.2.3.4,1.2.3.5 lb=1.2.3.5,1.2.3.4,1.2.3.4" + ranges,
+		ports + "lb=172.30.0.41,1.2.3.4" + ranges,
+		ports + "ext=172.30.0.41 lb=172.30.0.41" + ranges,
+		ports + "ext=fd00:30::41,2001:db8:1::4 lb=2001:db8:1::4,fd00:30::41" + ranges,
+	} {
+		for _, edit := range []string{"", " itp=local", " etp=local", " itp=local etp=local"} {
+			f, problems := compiled("", svc+edit, "[a/tcp:8080] [b/tcp:8080] [c/udp:8080] .1@n1:R")
+			balanced := make(map[string]bool)
+			for field := range strings.FieldsSeq(svc) {
+				if list, ok := strings.CutPrefix(field, "lb="); ok {
+					for a := range strings.SplitSeq(list, ",") {
+						balanced[a] = true
+					}
+				}
+			}
+			for i := range f.Frontends {
+				fe := &f.Frontends[i]
+				if restricted := len(fe.Sources) > 0; restricted != balanced[fe.Key.Addr.String()] {
+					t.Errorf("%s%s: %s (%s) is restricted: %v", svc, edit, fe.Key, fe.Kind, restricted)
+				}
+			}
+			told := strings.Contains(fmt.Sprint(problems), "spec.loadBalancerSourceRanges restrict it all the same")
+			if overlaps := strings.Contains(svc, "ext=1.2.3.4") || strings.Contains(svc, "lb=172.30.0.41") || strings.Contains(svc, "ext=fd00"); told != overlaps {
+				t.Errorf("%s%s: problems %v", svc, edit, problems)
+			}
+			strict(t, f)
+		}
 	}
 }
 

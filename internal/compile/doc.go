@@ -17,7 +17,7 @@
 //  4. The cost is n log n in the number of endpoints, for each service port.
 //
 // The rules are those of kube-proxy's iptables mode (KEP-1669, KEP-2086, KEP-2433, KEP-3015, KEP-1860), except that source
-// ranges also hold while there is no endpoint. Not for: conflicts between Services (fwd.Table), the shape of kernel
+// ranges also hold while there is no endpoint, and whichever field of the Service names the load-balancer IP too. Not for: conflicts between Services (fwd.Table), the shape of kernel
 // objects (backends), reading API objects (kube). It imports the standard library, cluster and fwd alone.
 //
 // Tested through fwd.Table.Lookup: tables of cluster states and packets, each row with the handle of its case.

@@ -391,6 +391,10 @@ func TestLoadBalancers(t *testing.T) {
 		{ids: "L08", service: svcR("range=203.0.113.0/25"), endpoints: e + "@n1:R", edit: vipIsLocal, flows: []string{
 			srcNode + toVIP, "DROP", "1.2.3.4" + toVIP, "DROP"}},
 		{ids: "L10", service: svcR(ranges + "ext=192.168.99.11"), endpoints: e + "@n1:R", flows: []string{srcBlk + toExternal, e + " m"}},
+		{ids: "L10 with the load-balancer IP", service: svcR(ranges + "ext=1.2.3.4"), endpoints: e + "@n1:R", flows: []string{
+			srcExt + toVIP, e + " m", srcBlk + toVIP, "DROP"}},
+		{ids: "L10 with the cluster IP", service: svcR(ranges + "lb=172.30.0.41"), endpoints: e + "@n1:R", flows: []string{
+			srcExt + toCluster, e + " m", srcBlk + toCluster, "DROP", srcPod + toCluster, "DROP"}},
 		{ids: "L11", service: svcR(ranges), flows: []string{srcBlk + toVIP, "DROP", srcExt + toVIP, "REJECT"}},
 		{ids: "L13", service: svcR(ranges + "etp=Local"), endpoints: "10.180.1.1@n2:R", flows: []string{srcExt + toVIP, "DROP", srcNode + toVIP, "10.180.1.1 m"}},
 		{ids: "L14", service: svcR("range=2001:db8::/32"), endpoints: e + "@n1:R", flows: []string{srcExt + toVIP, e + " m"}},

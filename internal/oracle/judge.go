@@ -205,7 +205,8 @@ func matchNodePort(s *v1.Service, p fwd.Packet) *v1.ServicePort {
 // decide applies the traffic policy that counts for the frontend.
 func decide(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePort, by frontend, p fwd.Packet) Answer {
 	a := Answer{Service: fmt.Sprintf("%s/%s:%s", s.Namespace, s.Name, port.Name)}
-	if by == byIngressIP && !admitted(s, cfg, h, p.Src) {
+	// Source ranges hold for an address that is the load balancer's, whatever else it is.
+	if matchAddress(s, cfg, p, byIngressIP) != nil && !admitted(s, cfg, h, p.Src) {
 		a.Verdict = fwd.VerdictDrop
 		return a
 	}
