@@ -8,9 +8,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend is a backend.Backend that counts its rules.
+// Backend is what a node has of the mode; it counts its rules.
 type Backend struct {
-	backend.Backend
+	backend.Families
 	counts []*counts
 }
 

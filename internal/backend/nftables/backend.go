@@ -19,25 +19,25 @@ const TableName = "fairlead"
 // about 20 ms for so many.
 const defaultChunk = 10000
 
-// New returns a Backend on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
+// New returns Backends on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
 // stands for what is good for the kernel.
-func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Backend {
+func New(tables map[fwd.Family]nft.Interface, chunk int) backend.Families {
 	if chunk == 0 {
 		chunk = defaultChunk
 	}
-	var families []backend.Backend
+	var out backend.Families
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
 			r := newRenderer(f)
-			families = append(families, backend.NewEngine(f, r, &target{f, t, chunk, r}, sameValue))
+			out[f.Index()] = backend.NewEngine(f, r, &target{f, t, chunk, r}, sameValue)
 		}
 	}
-	return backend.Join(families...)
+	return out
 }
 
 // Plane is the mode on this node's kernel.
 type Plane struct {
-	backend.Backend
+	backend.Families
 	// Drift receives when somebody else has changed a table of ours, since Listen was called; it is closed when the context of
 	// Open ends.
 	Drift <-chan struct{}
@@ -71,7 +71,7 @@ func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 		log.Warn("one address family is left out", "error", err)
 	}
 	drift := make(chan struct{}, 1)
-	p := &Plane{Backend: New(tables, 0), Drift: drift, Listen: sync.OnceFunc(func() {
+	p := &Plane{Families: New(tables, 0), Drift: drift, Listen: sync.OnceFunc(func() {
 		if err := nft.Watch(ctx, drift, TableName, conns...); err != nil {
 			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
 		}
