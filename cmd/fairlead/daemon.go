@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
-	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
@@ -135,18 +134,20 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	near.Start(ctx)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
-	flows := &flowAdapter{worker: worker, local: local}
-	flows.finder, _ = plane.Backend.(backend.Finder)
+	flows := &flowAdapter{worker: worker, local: local, finder: plane.finder}
 	configs := make(chan *config.Config)
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backend: plane.Backend, Flows: flows, Events: eventAdapter{recorder},
+		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backends: plane.Families, Flows: flows, Events: eventAdapter{recorder},
 		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
-		OnFirstWrite: func(f fwd.Family) {
+		OnWritten: func(f fwd.Family) {
 			started()
-			plane.complete(ctx, f)
+			if plane.written != nil {
+				plane.written(f)
+			}
 		},
-		Logger: log,
+		OnVerified: func(f fwd.Family) { plane.verified(ctx, f) },
+		Logger:     log,
 	})
 
 	g.run("loop", func() error { return loop.Run(ctx) })
@@ -218,7 +219,7 @@ func loopbackOpen() bool {
 	return err == nil && value == "1"
 }
 
-// routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules are in the kernel
+// routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules were found in the kernel
 // that keep neighbours from loopback sockets, so that there is no time without them.
 func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 	if f != fwd.IPv4 || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {

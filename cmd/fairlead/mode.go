@@ -20,13 +20,20 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// dataplane is a backend with what belongs to it outside of the loop.
+// dataplane is the backends of a mode with what belongs to them outside of the loop.
 type dataplane struct {
-	backend.Backend
-	// complete is called once for each family, when everything is in the kernel.
-	complete func(context.Context, fwd.Family)
-	// drift receives when others have changed what is ours; nil where the kernel does not say.
-	drift <-chan struct{}
+	backend.Families
+	// written, if not nil, is called once for each family, when everything was written.
+	written func(fwd.Family)
+	// verified is called once for each family, when everything was found in the kernel: nothing of another mode is needed any
+	// more in that family.
+	verified func(context.Context, fwd.Family)
+	// drift receives when others may have changed what is ours; nil where the kernel does not say.
+	drift <-chan backend.Drift
+	// finder tells which frontends of UDP an earlier process left; nil where the mode does not know.
+	finder backend.Finder
+	// rules counts rules; nil where there are none to count.
+	rules func() []iptables.RuleCount
 	// run works beside the loop until the context ends.
 	run func(context.Context)
 	// draining says what drains, by fwd.Family.Index; nil where nothing ever does.
@@ -38,21 +45,23 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 	switch cfg.Mode {
 	case config.ModeIPTables:
 		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
+		if err != nil {
+			return dataplane{}, err
+		}
 		old := newRetirement(cfg, log)
-		return dataplane{Backend: b, run: old.run, complete: func(ctx context.Context, f fwd.Family) {
+		return dataplane{Families: b.Families, finder: b.Found, rules: b.Rules, run: old.run, verified: func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
 			iptables.RemoveOthers(ctx, flavour, f, nil, log)
 			removeNFTables(ctx, f, log)
 			old.begin(f)
-		}}, err
+		}}, nil
 	case config.ModeNFTables:
 		p, err := nftables.Open(ctx, log)
 		if err != nil {
 			return dataplane{}, err
 		}
 		old := newRetirement(cfg, log)
-		return dataplane{Backend: p.Backend, run: old.run, drift: p.Drift, complete: func(ctx context.Context, f fwd.Family) {
-			p.Listen()
+		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: hints(ctx, p.Drift, p.Families), written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
 			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
 			old.begin(f)
 		}}, nil
@@ -91,10 +100,30 @@ func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, 
 			closeLoopback(l, log)
 		}
 	}
-	return dataplane{Backend: p.Backend, drift: p.Drift, run: p.Run, draining: p.Draining, complete: func(ctx context.Context, f fwd.Family) {
+	return dataplane{Families: p.Families, drift: hints(ctx, p.Drift, p.Families), run: p.Run, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
 		iptables.RemoveOthers(ctx, p.Flavour, f, nil, log)
 		removeNFTables(ctx, f, log)
 	}}, nil
+}
+
+// hints makes one for each family of what a kernel tells without saying in which. The channel is closed when the other is.
+func hints(ctx context.Context, changed <-chan struct{}, served backend.Families) <-chan backend.Drift {
+	out := make(chan backend.Drift)
+	go func() {
+		defer close(out)
+		for range changed {
+			for i, f := range fwd.Families {
+				if served[i] == nil {
+					continue
+				}
+				select {
+				case out <- backend.Drift{Family: f}:
+				case <-ctx.Done():
+				}
+			}
+		}
+	}()
+	return out
 }
 
 // retirement removes what mode ipvs left, now that other rules are complete. Connections by way of virtual servers may end

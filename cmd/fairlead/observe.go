@@ -6,10 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
+	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/health"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/localport"
@@ -24,7 +24,7 @@ type observers struct {
 	checks   *health.Checks
 	metrics  *metrics.Monitor
 	recorder *kube.Recorder
-	// programmed, if not nil, is called whenever all rules were found in the kernel.
+	// programmed, if not nil, is called whenever rules were found in the kernel, once those of all families were.
 	programmed func()
 	// config is the one in force.
 	config atomic.Pointer[config.Config]
@@ -43,8 +43,8 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 		_, last := feed.Waiting()
 		return metrics.Changes{Services: total.Services, Slices: total.Slices, ServicesWaiting: waiting.Services, SlicesWaiting: waiting.Slices, Last: last}
 	}}
-	mo.KubeProxy = near.present.Load
-	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near) }, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
+	mo.KubeProxy, mo.Served = near.present.Load, func() [2]bool { return plane.Served() }
+	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near) }, Served: mo.Served, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
 	if api, ok := source.(*kube.APISource); ok {
 		mo.APIServer = api.Host()
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
@@ -54,7 +54,7 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	switch cfg.Mode {
 	case config.ModeIPTables:
 		mo.Rules = func() (out []metrics.Rules) {
-			for _, c := range plane.Backend.(*iptables.Backend).Rules() {
+			for _, c := range plane.rules() {
 				out = append(out, metrics.Rules{Family: c.Family, Table: c.Table.String(), Total: c.Total, Last: c.Last})
 			}
 			return out
@@ -145,14 +145,18 @@ func (o *observers) Queued(since time.Time) {
 }
 
 func (o *observers) Synced(s reconcile.Sync) {
-	o.health.Synced(s.Start, s.End, s.Failed, s.Quarantined)
+	var tried, failed [2]bool
+	for i, part := range s.Families {
+		tried[i], failed[i] = part.Tried, part.Failed
+	}
+	o.health.Synced(s.Start, s.End, tried, failed, s.Quarantined)
 	o.metrics.Synced(s)
 }
 
-func (o *observers) Verified(at time.Time) {
-	o.health.Verified()
-	o.metrics.Verified(at)
-	if o.programmed != nil {
+func (o *observers) Verified(f fwd.Family, at time.Time) {
+	all := o.health.Verified(f)
+	o.metrics.Verified(f, at)
+	if all && o.programmed != nil {
 		o.programmed()
 	}
 }

@@ -80,12 +80,12 @@ type noTables struct{}
 func (noTables) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
 func (noTables) Restore(context.Context, []byte) error               { return nil }
 
-func planeOnNothing(mode config.Mode) backend.Backend {
+func planeOnNothing(mode config.Mode) backend.Families {
 	if mode == config.ModeIPTables {
 		o := iptables.FamilyOptions{Tables: noTables{}, HairpinBPF: true, RandomFully: true}
-		return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o, fwd.IPv6: o})
+		return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o, fwd.IPv6: o}).Families
 	}
-	return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: nothing{}, fwd.IPv6: nothing{}}, 0)
+	return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: nothing{}, fwd.IPv6: nothing{}}, 0).Families
 }
 
 // wholeProgram is a loop with what holds memory around it.
@@ -111,9 +111,9 @@ func (p *wholeProgram) Synced(s reconcile.Sync) {
 	}
 }
 
-func (p *wholeProgram) Verified(time.Time)        {}
-func (p *wholeProgram) Node(cluster.Node)         {}
-func (p *wholeProgram) Configured(*config.Config) {}
+func (p *wholeProgram) Verified(fwd.Family, time.Time) {}
+func (p *wholeProgram) Node(cluster.Node)              {}
+func (p *wholeProgram) Configured(*config.Config)      {}
 
 // runProgram takes a whole cluster from the objects of the API to what is sent to the kernel.
 func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProgram {
@@ -140,13 +140,13 @@ func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProg
 	}
 	p.feed.SetNode(cluster.Node{Name: benchtest.NodeName})
 	p.feed.MarkSynced()
-	p.loop = reconcile.New(reconcile.Options{Config: cfg, Feed: feedAdapter{p.feed}, Backend: planeOnNothing(mode), Flows: p, Monitor: p, Logger: slog.New(slog.DiscardHandler)})
+	p.loop = reconcile.New(reconcile.Options{Config: cfg, Feed: feedAdapter{p.feed}, Backends: planeOnNothing(mode), Flows: p, Monitor: p, Logger: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(tb.Context())
 	done := make(chan error)
 	go func() { done <- p.loop.Run(ctx) }()
 	s := <-p.synced
 	cancel()
-	if err := <-done; err != nil || s.Failed != [2]bool{} || s.Services != size.Services || s.Endpoints != size.Services*size.Endpoints {
+	if err := <-done; err != nil || s.Families[0].Failed || s.Families[1].Failed || s.Services != size.Services || s.Endpoints != size.Services*size.Endpoints {
 		tb.Fatalf("%+v %v", s, err)
 	}
 	return p

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/iptables"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
@@ -124,15 +126,33 @@ func openLoopback(ctx context.Context, cfg *config.Config, plane dataplane, log 
 		log.Warn("net.ipv4.conf.all.route_localnet is left to the daemon: the rules of an earlier run do not guard loopback addresses")
 		return nil
 	default:
-		plane.Update(fwd.Changes{Header: &h})
-		if _, err := plane.Observe(ctx); err != nil {
-			return fmt.Errorf("read the kernel: %w", err)
-		}
-		if _, err := plane.Apply(ctx); err != nil {
+		if err := writeVerified(ctx, plane.Families[fwd.IPv4.Index()], fwd.Changes{Header: &h}); err != nil {
 			return fmt.Errorf("write rules that guard loopback addresses: %w", err)
 		}
 	}
 	routeLocalnet(cfg, fwd.IPv4, log)
+	return nil
+}
+
+// writeVerified writes what follows from changes of an empty table, and finds it in the kernel.
+func writeVerified(ctx context.Context, b backend.Backend, ch fwd.Changes) error {
+	if b == nil {
+		return errors.New("the node does not serve this address family")
+	}
+	b.Update(ch)
+	if _, err := b.Observe(ctx); err != nil {
+		return fmt.Errorf("read the kernel: %w", err)
+	}
+	if _, err := b.Apply(ctx); err != nil {
+		return err
+	}
+	lost, err := b.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("read the kernel back: %w", err)
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d objects that were written are not in the kernel", lost)
+	}
 	return nil
 }
 

@@ -10,12 +10,12 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend programs one dataplane of the node.
+// Backend programs the dataplane of one address family; Families is the one of a whole node.
 type Backend interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Apply writes what is pending, for each family by itself. The Result counts what was written, also where an error is
-	// returned; what failed stays pending. The error joins a *FamilyError for each family that failed.
+	// Apply writes what is pending. The Result counts what was written, also where an error is returned; what failed stays
+	// pending. The error is a *FamilyError, or joins several.
 	Apply(context.Context) (Result, error)
 	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
 	// what was believed to have been written.
@@ -42,8 +42,16 @@ type Reading interface {
 	// Read reads the kernel. It may run in another goroutine than the Backend's.
 	Read(context.Context) error
 	// Accept takes in what was read, except what was written since Begin, and returns how many objects differ from what
-	// was believed. It runs in the Backend's goroutine, after Read.
-	Accept() (drifted int)
+	// was believed. It runs in the Backend's goroutine, after Read. ok is false if the Reading is void or Read failed: then
+	// nothing is known.
+	Accept() (drifted int, ok bool)
+}
+
+// Drift is a hint that somebody else may have changed what a Backend wrote.
+type Drift struct {
+	Family fwd.Family
+	// What was changed and Process, the program that did it, are for the log; empty where the kernel does not tell.
+	What, Process string
 }
 
 // Result counts what an Apply wrote: objects of the backend's own kind (a chain, a virtual server).
@@ -113,15 +121,16 @@ type Engine[K comparable, V any] struct {
 	tracker  *delta.Tracker[K, V]
 	// queue is what was not rendered yet.
 	queue fwd.Changes
-	// stale says that a write failed somewhere on its way, so that what is actual has to be read before the next one.
-	stale bool
+	// unsure holds the keys of writes that failed somewhere on their way: whether the kernel has them is not known, so that it
+	// is read before one of them is written again.
+	unsure map[K]struct{}
 	// reading is the one that was begun last, nil if it was accepted or is void.
 	reading *reading[K, V]
 }
 
 // NewEngine returns an Engine that believes the kernel to hold nothing of ours.
 func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, V], equal func(a, b V) bool) *Engine[K, V] {
-	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal)}
+	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal), unsure: make(map[K]struct{})}
 }
 
 // renderAtOnce is how many changes of Services are rendered together at most: what is rendered of one is in memory twice for
@@ -165,12 +174,12 @@ func (e *Engine[K, V]) Pending() int {
 // Bare implements Backend for one family.
 func (e *Engine[K, V]) Bare() bool {
 	e.render()
-	return !e.stale && e.tracker.Covered()
+	return len(e.unsure) == 0 && e.tracker.Covered()
 }
 
 // Apply implements Backend for one family.
 func (e *Engine[K, V]) Apply(ctx context.Context) (res Result, err error) {
-	if e.stale {
+	if e.pendingUnsure() {
 		if _, err := e.Observe(ctx); err != nil {
 			return Result{}, err
 		}
@@ -194,7 +203,9 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (res Result, err error) {
 			}
 		}
 	}
+	written := make(map[K]struct{}, pending)
 	err = e.target.Write(ctx, plan, func(k K) {
+		written[k] = struct{}{}
 		if v, ok := plan.Upserts[k]; ok {
 			e.tracker.SetActual(k, v)
 			res.Written++
@@ -203,8 +214,30 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (res Result, err error) {
 			res.Deleted++
 		}
 	})
-	e.stale = err != nil
+	if err != nil {
+		for _, m := range []map[K]V{plan.Upserts, plan.Deletes} {
+			for k := range m {
+				if _, done := written[k]; !done {
+					e.unsure[k] = struct{}{}
+				}
+			}
+		}
+	}
 	return res, e.wrap(err)
+}
+
+// pendingUnsure says whether something is to be written of which it is not known what the kernel has.
+func (e *Engine[K, V]) pendingUnsure() bool {
+	if len(e.unsure) == 0 {
+		return false
+	}
+	e.render()
+	for k := range e.tracker.Pending() {
+		if _, ok := e.unsure[k]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // Observe implements Backend for one family. After the first Observe the number that it returns says nothing.
@@ -213,7 +246,8 @@ func (e *Engine[K, V]) Observe(ctx context.Context) (int, error) {
 	if err := r.Read(ctx); err != nil {
 		return 0, err
 	}
-	return r.Accept(), nil
+	drifted, _ := r.Accept()
+	return drifted, nil
 }
 
 // Begin implements Backend for one family.
@@ -235,10 +269,10 @@ func (r *reading[K, V]) Read(ctx context.Context) error {
 	return r.engine.wrap(err)
 }
 
-func (r *reading[K, V]) Accept() int {
+func (r *reading[K, V]) Accept() (drifted int, ok bool) {
 	e := r.engine
 	if e.reading != r || r.actual == nil {
-		return 0
+		return 0, false
 	}
 	e.reading = nil
 	for k := range r.written {
@@ -248,12 +282,21 @@ func (r *reading[K, V]) Accept() int {
 			delete(r.actual, k)
 		}
 	}
+	// What a failed write of our own left is not drift.
+	for k := range e.unsure {
+		if _, ok := r.written[k]; ok {
+			continue
+		}
+		if v, ok := r.actual[k]; ok {
+			e.tracker.SetActual(k, v)
+		} else {
+			e.tracker.DeleteActual(k)
+		}
+		delete(e.unsure, k)
+	}
 	before := e.Pending()
 	e.tracker.ReplaceActual(r.actual)
-	if len(r.written) == 0 {
-		e.stale = false
-	}
-	return max(0, e.Pending()-before)
+	return max(0, e.Pending()-before), true
 }
 
 // Cleanup reads the kernel and removes all that is ours. The renderer's wishes are kept in the renderer alone: an Engine

@@ -45,9 +45,9 @@ type Checks struct {
 	retry   time.Duration
 	settled func(programmed int)
 
-	// pending and pendingAddrs are what changed since the last Programmed; they belong to the goroutine of Update. A claim on
-	// port 0 stands for none.
-	pending      map[fwd.Service]claim
+	// pending is, by fwd.Family.Index, what changed since the last Programmed, and pendingAddrs where to listen if that
+	// changed; they belong to the goroutine of Update. A claim on port 0 stands for none.
+	pending      [2]map[fwd.Service]claim
 	pendingAddrs []address
 
 	wake chan struct{}
@@ -73,7 +73,7 @@ type claim struct {
 func NewChecks(o ChecksOptions) *Checks {
 	var lc net.ListenConfig
 	return &Checks{
-		o: o, listen: lc.Listen, retry: bindRetry, pending: make(map[fwd.Service]claim), wake: make(chan struct{}, 1),
+		o: o, listen: lc.Listen, retry: bindRetry, pending: [2]map[fwd.Service]claim{{}, {}}, wake: make(chan struct{}, 1),
 		claims: make(map[fwd.Service]claim), ports: make(map[uint16][]fwd.Service),
 	}
 }
@@ -88,27 +88,50 @@ func (c *Checks) Update(ch fwd.Changes) {
 		if s.New != nil {
 			now = claim{port: s.New.HealthCheck.Port, created: s.New.CreatedUnix, local: s.New.HealthCheck.LocalEndpoints}
 		}
-		if old := s.Old; now.port != 0 || old != nil && old.HealthCheck.Port != 0 {
-			c.pending[s.Owner] = now
+		if now.port == 0 && (s.Old == nil || s.Old.HealthCheck.Port == 0) {
+			continue
+		}
+		for i, concerned := range familiesOf(s) {
+			if _, waits := c.pending[i][s.Owner]; concerned || waits {
+				c.pending[i][s.Owner] = now
+			}
 		}
 	}
 }
 
-// Programmed makes all updates so far what is answered, since the kernel has their rules. It does not wait.
-func (c *Checks) Programmed() {
-	if len(c.pending) == 0 && c.pendingAddrs == nil {
+// familiesOf says in which families the rules of a Service changed: both where it has no frontend at all.
+func familiesOf(s fwd.ServiceChange) (in [2]bool) {
+	for _, f := range []*fwd.Fragment{s.Old, s.New} {
+		if f != nil {
+			for _, fe := range f.Frontends {
+				in[fe.Key.Family.Index()] = true
+			}
+		}
+	}
+	if in == [2]bool{} {
+		return [2]bool{true, true}
+	}
+	return in
+}
+
+// Programmed makes the updates so far of Services that have frontends of the family what is answered, since the kernel has
+// the family's rules. Both families share one number, so that the first that has its rules decides: while one family
+// fails, the other's load balancers hear the truth. It does not wait.
+func (c *Checks) Programmed(f fwd.Family) {
+	pending := c.pending[f.Index()]
+	if len(pending) == 0 && c.pendingAddrs == nil {
 		return
 	}
 	c.mu.Lock()
 	c.programmed++
-	for owner, now := range c.pending {
+	for owner, now := range pending {
 		c.take(owner, now)
 	}
 	if c.pendingAddrs != nil {
 		c.addrs = c.pendingAddrs
 	}
 	c.mu.Unlock()
-	clear(c.pending)
+	clear(pending)
 	c.pendingAddrs = nil
 	select {
 	case c.wake <- struct{}{}:

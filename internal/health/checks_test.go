@@ -130,7 +130,8 @@ func (r *rig) put(name string, created int64, port uint16, local int) {
 
 // programmed says that the kernel has it all, and waits until listeners follow.
 func (r *rig) programmed() {
-	r.Programmed()
+	r.Programmed(fwd.IPv4)
+	r.Programmed(fwd.IPv6)
 	for <-r.round != r.Checks.programmed { // only this goroutine changes it
 	}
 }
@@ -189,6 +190,45 @@ func (r *rig) wantAnswer(key string, code int, name string, local int, healthy b
 	if gotCode != code || weight != fmt.Sprint(local) || gotBody != body {
 		r.t.Errorf("%s answers %d, weight %s, %q, want %d, %q", key, gotCode, weight, gotBody, code, body)
 	}
+}
+
+// TestChecksFollowTheFamilyThatWorks: while IPv6 cannot be written, ports of Services that have IPv4 open, count and close;
+// one that has IPv6 alone stays as it is in the kernel.
+func TestChecksFollowTheFamilyThatWorks(t *testing.T) {
+	r := newRig(t)
+	r.Update(fwd.Changes{Header: &everywhere})
+	var before [2]*fwd.Fragment
+	put := func(i int, port uint16, local int, families ...fwd.Family) {
+		ch, now := change(before[i], "s"+fmt.Sprint(i), 1, port, local)
+		for _, f := range families {
+			now.Frontends = append(now.Frontends, fwd.Frontend{Key: fwd.Key{Family: f}})
+		}
+		before[i] = now
+		r.Update(fwd.Changes{Services: []fwd.ServiceChange{ch}})
+	}
+	ipv4 := func() {
+		r.Programmed(fwd.IPv4)
+		for <-r.round != r.Checks.programmed {
+		}
+	}
+	put(0, 30000, 2, fwd.IPv4, fwd.IPv6)
+	put(1, 30001, 1, fwd.IPv6)
+	ipv4()
+	if got := r.listening(); !slices.Equal(got, []string{"tcp :30000"}) {
+		t.Fatalf("listening on %q while IPv6 is not written", got)
+	}
+	put(0, 30000, 0, fwd.IPv4, fwd.IPv6)
+	ipv4()
+	r.wantAnswer("tcp :30000", 503, "s0", 0, true)
+	put(0, 30000, 3, fwd.IPv4)
+	put(0, 30000, 4, fwd.IPv4)
+	ipv4()
+	r.wantAnswer("tcp :30000", 200, "s0", 4, true)
+	r.Programmed(fwd.IPv6)
+	for <-r.round != r.Checks.programmed {
+	}
+	r.wantAnswer("tcp :30000", 200, "s0", 4, true)
+	r.wantAnswer("tcp :30001", 200, "s1", 1, true)
 }
 
 func TestChecksAnswerForWhatIsProgrammed(t *testing.T) {
@@ -354,7 +394,7 @@ func TestChecksDualStack(t *testing.T) {
 	}
 	ch, _ := change(nil, "a", 1, addr.Port(), 1)
 	c.Update(fwd.Changes{Header: &everywhere, Services: []fwd.ServiceChange{ch}})
-	c.Programmed()
+	c.Programmed(fwd.IPv4)
 	done := make(chan struct{})
 	go func() { c.Run(ctx); close(done) }()
 	<-settled

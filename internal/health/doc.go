@@ -32,7 +32,8 @@
 //
 //  1. Those who report never wait: their calls take one short lock.
 //  2. A Service's health-check node port answers for what is in the kernel, not for what the API says: its number of
-//     endpoints changes when the rules have been written, in both families.
+//     endpoints changes when the rules have been written, in the first of the families in which the Service has frontends.
+//     While one family fails, the ports follow the other.
 //  3. Both families share one server: the number counts the endpoints of both, whichever address is asked.
 //  4. A port that cannot be listened on is told once as an Event and tried again every five seconds. Nothing else depends
 //     on it.

@@ -34,11 +34,18 @@ type readiness struct {
 	// Written says that everything was written to the kernel once, Verified that a reading found it there.
 	Written  bool `json:"written"`
 	Verified bool `json:"verified"`
+	// Families says the same of each family that the node serves.
+	Families map[string]familyReadiness `json:"families"`
 	// Quarantined counts the Services that the kernel refuses; they do not keep a node from being ready.
 	Quarantined int                    `json:"quarantinedServices"`
 	Watches     map[string]watchStatus `json:"watches,omitempty"`
 	// Notes are for people: what is waited for, what is odd about the node.
 	Notes []string `json:"notes,omitempty"`
+}
+
+type familyReadiness struct {
+	Written  bool `json:"written"`
+	Verified bool `json:"verified"`
 }
 
 type watchStatus struct {
@@ -105,7 +112,14 @@ func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
 
 // ready says what /readyz adds; Ready leaves freshness out.
 func (s *State) ready(at moment) *readiness {
-	r := &readiness{Ready: s.written && s.verified, Written: s.written, Verified: s.verified, Quarantined: s.quarantined, Notes: at.notes}
+	r := &readiness{Written: covers(s.written, at.served), Verified: covers(s.verified, at.served), Quarantined: s.quarantined, Notes: at.notes,
+		Families: make(map[string]familyReadiness)}
+	r.Ready = r.Written && r.Verified
+	for i, f := range fwd.Families {
+		if at.served[i] {
+			r.Families[f.String()] = familyReadiness{Written: s.written[i], Verified: s.verified[i]}
+		}
+	}
 	for _, w := range at.watches {
 		if r.Watches == nil {
 			r.Watches = make(map[string]watchStatus)

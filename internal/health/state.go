@@ -29,6 +29,8 @@ type Options struct {
 	Waiting func() time.Time
 	// Watches tells of the watches; nil where objects come from files.
 	Watches func() []Watch
+	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
+	Served func() [2]bool
 	// Notes are sentences that /readyz shows to people; nil for none.
 	Notes func() []string
 	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
@@ -47,8 +49,9 @@ type State struct {
 	pendingSince [2]time.Time
 	// updated is, by fwd.Family.Index, the end of the last sync without a failure; before that the start of the process.
 	updated [2]time.Time
-	// written says that everything was in the kernel once, verified that a reading of the kernel found it there.
-	written, verified bool
+	// written says by fwd.Family.Index that everything was in the kernel once, verified that a reading of the kernel found it
+	// there.
+	written, verified [2]bool
 	leaving           bool
 	quarantined       int
 }
@@ -74,27 +77,43 @@ func (s *State) wait(family int, since time.Time) {
 	}
 }
 
-// Synced reports an attempt to bring the kernel up to date: what failed, by fwd.Family.Index, and how many Services the
-// kernel refuses.
-func (s *State) Synced(start, end time.Time, failed [2]bool, quarantined int) {
+// Synced reports an attempt to bring the kernel up to date: by fwd.Family.Index where it was tried, and where not everything
+// is in the kernel, whether or not that was tried now; and how many Services the kernel refuses.
+func (s *State) Synced(start, end time.Time, tried, failed [2]bool, quarantined int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range failed {
-		if failed[i] {
+		switch {
+		case failed[i]:
 			s.wait(i, start)
-			continue
+		case tried[i]:
+			s.pendingSince[i], s.updated[i], s.written[i] = time.Time{}, end, true
 		}
-		s.pendingSince[i], s.updated[i] = time.Time{}, end
 	}
-	s.written = s.written || failed == [2]bool{}
 	s.quarantined = quarantined
 }
 
-// Verified says that a reading of the kernel found everything that is wanted.
-func (s *State) Verified() {
+// Verified says that a reading of the kernel found everything that is wanted in one family. It reports whether that is true
+// of all families by now.
+func (s *State) Verified(f fwd.Family) (all bool) {
+	served := s.served()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.verified = true
+	s.verified[f.Index()] = true
+	return covers(s.verified, served)
+}
+
+// served says which families the node serves.
+func (s *State) served() [2]bool {
+	if s.o.Served == nil {
+		return [2]bool{true, true}
+	}
+	return s.o.Served()
+}
+
+// covers says that something is true of all families that the node serves.
+func covers(is, served [2]bool) bool {
+	return (is[0] || !served[0]) && (is[1] || !served[1])
 }
 
 // Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler marked it for that. It
@@ -126,11 +145,12 @@ type moment struct {
 	waiting time.Time
 	watches []Watch
 	notes   []string
+	served  [2]bool
 }
 
 // look asks those who know.
 func (s *State) look(now time.Time) moment {
-	at := moment{now: now}
+	at := moment{now: now, served: s.served()}
 	if s.o.Waiting != nil {
 		at.waiting = s.o.Waiting()
 	}
@@ -154,6 +174,9 @@ func (s *State) fresh(at moment) bool {
 
 // familyFresh says that no change waits for too long, neither with the loop nor before it.
 func (s *State) familyFresh(f fwd.Family, at moment) bool {
+	if !at.served[f.Index()] {
+		return true
+	}
 	for _, since := range []time.Time{s.pendingSince[f.Index()], at.waiting} {
 		if !since.IsZero() && at.now.Sub(since) >= 2*s.syncPeriod {
 			return false

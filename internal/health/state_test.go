@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 func get(t *testing.T, h http.Handler, method, path string) *httptest.ResponseRecorder {
@@ -24,10 +26,16 @@ func TestEndpoints(t *testing.T) {
 	wait := func(d time.Duration) step { return func(*State, *Watch) { time.Sleep(d) } }
 	queued := func(s *State, _ *Watch) { s.Queued(time.Now()) }
 	synced := func(v4, v6 bool) step {
-		return func(s *State, _ *Watch) { s.Synced(time.Now(), time.Now(), [2]bool{v4, v6}, 0) }
+		return func(s *State, _ *Watch) { s.Synced(time.Now(), time.Now(), [2]bool{true, true}, [2]bool{v4, v6}, 0) }
 	}
 	written := synced(false, false)
-	verified := func(s *State, _ *Watch) { s.Verified() }
+	verified := func(s *State, _ *Watch) { s.Verified(fwd.IPv4); s.Verified(fwd.IPv6) }
+	verified4 := func(s *State, _ *Watch) { s.Verified(fwd.IPv4) }
+	alone := func(s *State, _ *Watch) { s.o.Served = func() [2]bool { return [2]bool{true, false} } }
+	// waits is a sync of IPv4 alone, while IPv6 waits for its next attempt.
+	waits := func(s *State, _ *Watch) {
+		s.Synced(time.Now(), time.Now(), [2]bool{true, false}, [2]bool{false, true}, 0)
+	}
 	period := func(d time.Duration) step { return func(s *State, _ *Watch) { s.SetSyncPeriod(d) } }
 	untaken := func(s *State, _ *Watch) { since := time.Now(); s.o.Waiting = func() time.Time { return since } }
 	taken := func(s *State, _ *Watch) { s.o.Waiting = func() time.Time { return time.Time{} } }
@@ -49,6 +57,9 @@ func TestEndpoints(t *testing.T) {
 		{"at the start", nil, [3]int{ok, ok, bad}},
 		{"written, not read back", []step{written}, [3]int{ok, ok, bad}},
 		{"written and read back", []step{written, verified}, [3]int{ok, ok, ok}},
+		{"one family read back", []step{written, verified4}, [3]int{ok, ok, bad}},
+		{"the only family read back", []step{alone, waits, verified4}, [3]int{ok, ok, ok}},
+		{"one family fails, and syncs of the other go on", []step{queued, synced(false, true), wait(time.Minute), waits}, [3]int{bad, bad, bad}},
 		{"one family of the first write fails", []step{synced(false, true), verified}, [3]int{ok, ok, bad}},
 		{"nothing happens for long", []step{open(true), written, verified, day}, [3]int{ok, ok, ok}},
 		{"a change waits for almost twice the period", []step{written, verified, queued, wait(time.Minute - 1)}, [3]int{ok, ok, ok}},
@@ -102,14 +113,15 @@ func TestBodies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // begins at midnight on 2000-01-01 UTC
 		s := NewState(Options{SyncPeriod: 30 * time.Second})
 		time.Sleep(time.Second)
-		s.Synced(time.Now(), time.Now(), [2]bool{false, true}, 2)
+		s.Synced(time.Now(), time.Now(), [2]bool{true, true}, [2]bool{false, true}, 2)
+		s.Verified(fwd.IPv4)
 		time.Sleep(time.Minute + time.Millisecond)
 		const status = `"status":{"IPv4":{"lastUpdated":"2000-01-01T00:00:01Z","healthy":true},"IPv6":{"lastUpdated":"2000-01-01T00:00:00Z","healthy":false}}`
 		want := map[string]string{
 			"/healthz": `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","nodeEligible":true,"healthy":false,` + status + `}`,
 			"/livez":   `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","healthy":false,` + status + `}`,
 			"/readyz": `{"lastUpdated":"2000-01-01T00:00:01Z","currentTime":"2000-01-01T00:01:01.001Z","healthy":false,` + status +
-				`,"ready":false,"written":false,"verified":false,"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}},"notes":["waiting for the node"]}`,
+				`,"ready":false,"written":false,"verified":false,"families":{"IPv4":{"written":true,"verified":true},"IPv6":{"written":false,"verified":false}},"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}},"notes":["waiting for the node"]}`,
 		}
 		born := time.Now().Add(-61001 * time.Millisecond)
 		s.o.Watches = func() []Watch { return []Watch{{Resource: "services", Heard: born, Open: true}} }
@@ -123,7 +135,7 @@ func TestBodies(t *testing.T) {
 				t.Errorf("%s: header %v", path, h)
 			}
 		}
-		s.Synced(time.Now(), time.Now(), [2]bool{}, 0)
+		s.Synced(time.Now(), time.Now(), [2]bool{true, true}, [2]bool{}, 0)
 		time.Sleep(time.Hour)
 		const now = "2000-01-01T01:01:01.001Z"
 		good := `{"lastUpdated":"` + now + `","currentTime":"` + now + `","healthy":true,"status":{"IPv4":{"lastUpdated":"2000-01-01T00:01:01.001Z","healthy":true},` +

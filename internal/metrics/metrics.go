@@ -35,7 +35,6 @@ type vectors struct {
 	written, deleted, drifted        *prometheus.CounterVec
 	services, frontends, endpoints   *prometheus.GaugeVec
 	conflicts, quarantined           *prometheus.GaugeVec
-	verified                         *prometheus.GaugeVec
 	staleFlows, flowFailures         *prometheus.CounterVec
 	requestDuration, limiterDuration *prometheus.HistogramVec
 	requestSize, responseSize        *prometheus.HistogramVec
@@ -140,7 +139,7 @@ func (m *Monitor) registerOwn() {
 	v.deleted = s.counter("fairlead_objects_deleted_total", "Objects of the dataplane that were deleted.")
 	v.drifted = s.counter("fairlead_drifted_objects_total", "Objects of the dataplane that others had changed, and that were repaired.")
 	v.failures = s.counter("fairlead_sync_failures_total", "Syncs that could not read the kernel or not write everything.", family)
-	v.verified = s.gauge("fairlead_last_verified_timestamp_seconds", "When the kernel was read last and had all that is wanted, in seconds since 1970.")
+	s.readGauge("fairlead_last_verified_timestamp_seconds", "When the kernel was read last and had all that is wanted, in seconds since 1970.", m.readVerified, family)
 	v.staleFlows = s.counter("fairlead_stale_flows_deleted_total", "Stale flows that were removed, by why they were stale.", family, "reason")
 	v.flowFailures = s.counter("fairlead_stale_flow_failures_total", "Searches for stale flows that failed.", family)
 	if m.o.KubeProxy != nil {

@@ -23,6 +23,8 @@ type Options struct {
 	Changes func() Changes
 	// Watches tells of the watches of an API server.
 	Watches func() []Watch
+	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
+	Served func() [2]bool
 	// Rules counts rules by family and table (mode iptables).
 	Rules func() []Rules
 	// Draining tells, by fwd.Family.Index, of destinations that get no new connections (mode ipvs).
@@ -88,6 +90,8 @@ type Monitor struct {
 	queued time.Time
 	// held are the changes that the loop took and could not write yet.
 	held events
+	// verified is, by fwd.Family.Index, when the kernel was read last and had all that is wanted, in seconds since 1970.
+	verified [2]float64
 }
 
 // events counts changes of objects.
@@ -114,32 +118,26 @@ func (m *Monitor) Queued(since time.Time) {
 // Synced counts a sync.
 func (m *Monitor) Synced(s reconcile.Sync) {
 	v := &m.vectors
-	took := s.End.Sub(s.Start).Seconds()
+	incomplete, applied := false, false
+	var applying time.Duration
 	for i, f := range fwd.Families {
-		label := f.String()
-		v.duration.WithLabelValues(label).Observe(took)
-		if s.Full && v.full != nil {
-			v.full.WithLabelValues(label).Observe(took)
-		} else if v.partial != nil && !s.Unread {
-			v.partial.WithLabelValues(label).Observe(took)
-		}
-		if s.Failed[i] {
-			m.failed(s, label)
+		part := s.Families[i]
+		incomplete = incomplete || part.Failed
+		if !part.Tried {
 			continue
 		}
-		v.last.WithLabelValues(label).Set(seconds(s.End))
-		for _, t := range s.Triggers[i] {
-			v.programming.WithLabelValues(label).Observe(s.End.Sub(t).Seconds())
+		if !part.Unread {
+			applied, applying = true, applying+part.Applying
 		}
-		v.noLocal.WithLabelValues("internal", label).Set(float64(s.LocalPolicyEmpty[i][0]))
-		v.noLocal.WithLabelValues("external", label).Set(float64(s.LocalPolicyEmpty[i][1]))
+		m.syncedFamily(s, part, f.String())
+		if !part.Failed {
+			v.noLocal.WithLabelValues("internal", f.String()).Set(float64(s.LocalPolicyEmpty[i][0]))
+			v.noLocal.WithLabelValues("external", f.String()).Set(float64(s.LocalPolicyEmpty[i][1]))
+		}
 	}
-	if !s.Unread {
-		v.apply.WithLabelValues().Observe(s.Applying.Seconds())
+	if applied {
+		v.apply.WithLabelValues().Observe(applying.Seconds())
 	}
-	v.written.WithLabelValues().Add(float64(s.Result.Written))
-	v.deleted.WithLabelValues().Add(float64(s.Result.Deleted))
-	v.drifted.WithLabelValues().Add(float64(s.Drifted))
 	v.services.WithLabelValues().Set(float64(s.Services))
 	v.frontends.WithLabelValues().Set(float64(s.Frontends))
 	v.endpoints.WithLabelValues().Set(float64(s.Endpoints))
@@ -150,16 +148,39 @@ func (m *Monitor) Synced(s reconcile.Sync) {
 	defer m.mu.Unlock()
 	m.held.Services += s.ServiceEvents
 	m.held.Slices += s.SliceEvents
-	if s.Failed == [2]bool{} {
+	if !incomplete {
 		m.held = events{}
 	}
 }
 
+// syncedFamily counts the part of a sync that one family has.
+func (m *Monitor) syncedFamily(s reconcile.Sync, part reconcile.FamilySync, label string) {
+	v := &m.vectors
+	took := part.End.Sub(s.Start).Seconds()
+	v.duration.WithLabelValues(label).Observe(took)
+	if part.Full && v.full != nil {
+		v.full.WithLabelValues(label).Observe(took)
+	} else if v.partial != nil && !part.Unread {
+		v.partial.WithLabelValues(label).Observe(took)
+	}
+	v.written.WithLabelValues().Add(float64(part.Result.Written))
+	v.deleted.WithLabelValues().Add(float64(part.Result.Deleted))
+	v.drifted.WithLabelValues().Add(float64(part.Drifted))
+	if part.Failed {
+		m.failed(part, label)
+		return
+	}
+	v.last.WithLabelValues(label).Set(seconds(part.End))
+	for _, t := range part.Triggers {
+		v.programming.WithLabelValues(label).Observe(part.End.Sub(t).Seconds())
+	}
+}
+
 // failed counts a sync that failed for a family.
-func (m *Monitor) failed(s reconcile.Sync, label string) {
+func (m *Monitor) failed(part reconcile.FamilySync, label string) {
 	v := &m.vectors
 	v.failures.WithLabelValues(label).Inc()
-	if s.Unread {
+	if part.Unread {
 		return
 	}
 	for _, c := range []*prometheus.CounterVec{v.restoreFailures, v.nftFailures} {
@@ -167,13 +188,32 @@ func (m *Monitor) failed(s reconcile.Sync, label string) {
 			c.WithLabelValues(label).Inc()
 		}
 	}
-	if v.partialFailures != nil && !s.Full {
+	if v.partialFailures != nil && !part.Full {
 		v.partialFailures.WithLabelValues(label).Inc()
 	}
 }
 
-// Verified says that a reading of the kernel found all that is wanted.
-func (m *Monitor) Verified(at time.Time) { m.vectors.verified.WithLabelValues().Set(seconds(at)) }
+// Verified says that a reading of the kernel found all that is wanted in one family.
+func (m *Monitor) Verified(f fwd.Family, at time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.verified[f.Index()] = seconds(at)
+}
+
+func (m *Monitor) readVerified(e emit) {
+	served := [2]bool{true, true}
+	if m.o.Served != nil {
+		served = m.o.Served()
+	}
+	m.mu.Lock()
+	verified := m.verified
+	m.mu.Unlock()
+	for i, f := range fwd.Families {
+		if served[i] {
+			e(verified[i], f.String())
+		}
+	}
+}
 
 // Answered counts an answer of the health server.
 func (m *Monitor) Answered(endpoint string, code int) {

@@ -81,10 +81,13 @@ func TestSynced(t *testing.T) {
 	m := New(full(iptables))
 	at := time.Unix(1_700_000_000, 0)
 	m.Synced(reconcile.Sync{
-		Start: at, End: at.Add(3 * time.Millisecond), Failed: [2]bool{false, true}, Applying: 2 * time.Millisecond,
+		Start: at, End: at.Add(5 * time.Millisecond), Families: [2]reconcile.FamilySync{
+			{Tried: true, End: at.Add(3 * time.Millisecond), Applying: time.Millisecond, Triggers: []time.Time{at.Add(-2500 * time.Millisecond)},
+				Result: backend.Result{Written: 3, Deleted: 4}, Drifted: 1},
+			{Tried: true, Failed: true, End: at.Add(5 * time.Millisecond), Applying: time.Millisecond, Result: backend.Result{Written: 2, Deleted: 2}, Drifted: 7},
+		},
 		Services: 7, Frontends: 9, Endpoints: 11, Conflicts: 12, ServiceEvents: 2, SliceEvents: 3,
-		Triggers:         [2][]time.Time{{at.Add(-2500 * time.Millisecond)}, nil},
-		LocalPolicyEmpty: [2][2]int{{1, 4}, {2, 2}}, Quarantined: 1, Result: backend.Result{Written: 5, Deleted: 6}, Drifted: 8,
+		LocalPolicyEmpty: [2][2]int{{1, 4}, {2, 2}}, Quarantined: 1,
 	})
 	text := scrape(t, m)
 	wantLines(t, text,
@@ -109,17 +112,25 @@ func TestSynced(t *testing.T) {
 		`fairlead_objects_written_total 5`, `fairlead_objects_deleted_total 6`, `fairlead_drifted_objects_total 8`,
 		`fairlead_services 7`, `fairlead_frontends 9`, `fairlead_endpoints 11`, `fairlead_conflicts 12`, `fairlead_quarantined_services 1`,
 		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`, `fairlead_kube_proxy_present 1`,
-		`fairlead_last_verified_timestamp_seconds 0`, `fairlead_watch_open{resource="services"} 1`, `fairlead_watch_open{resource="nodes"} 0`,
+		`fairlead_last_verified_timestamp_seconds{ip_family="IPv4"} 0`, `fairlead_watch_open{resource="services"} 1`, `fairlead_watch_open{resource="nodes"} 0`,
 		`fairlead_watch_stale_seconds{resource="services"} 6`, `go_goroutines `, `process_start_time_seconds `,
 	)
 	wantLines(t, text, `kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 0`, `kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 0`)
 	wantNone(t, text, `last_timestamp_seconds{ip_family="IPv6"}`, `no_local_endpoints_total{ip_family="IPv6"`)
 
-	m.Synced(reconcile.Sync{Start: at, End: at.Add(time.Second), Full: true, ServiceEvents: 1})
-	m.Verified(at)
+	// IPv6 waits for its next attempt: that is neither a sync of its own, nor are the changes in the kernel.
+	m.Synced(reconcile.Sync{Start: at, ServiceEvents: 1, Families: [2]reconcile.FamilySync{{Tried: true, End: at.Add(time.Second)}, {Failed: true}}})
+	text = scrape(t, m)
+	wantLines(t, text, `kubeproxy_sync_proxy_rules_service_changes_pending 5`, `fairlead_sync_failures_total{ip_family="IPv6"} 1`,
+		`kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 2`, `kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`)
+
+	m.Synced(reconcile.Sync{Start: at, ServiceEvents: 1, Families: [2]reconcile.FamilySync{
+		{Tried: true, Full: true, End: at.Add(time.Second)}, {Tried: true, Full: true, End: at.Add(time.Second)}}})
+	m.Verified(fwd.IPv6, at)
 	text = scrape(t, m)
 	wantLines(t, text, `kubeproxy_sync_proxy_rules_service_changes_pending 2`, `kubeproxy_sync_proxy_rules_endpoint_changes_pending 3`,
-		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`, `fairlead_last_verified_timestamp_seconds 1.7e+09`)
+		`kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1`, `fairlead_last_verified_timestamp_seconds{ip_family="IPv4"} 0`,
+		`fairlead_last_verified_timestamp_seconds{ip_family="IPv6"} 1.7e+09`)
 }
 
 func TestDraining(t *testing.T) {
@@ -133,7 +144,7 @@ func TestDraining(t *testing.T) {
 func TestUnread(t *testing.T) {
 	for _, mode := range []string{iptables, nftables, ipvs} {
 		m := New(full(mode))
-		m.Synced(reconcile.Sync{Failed: [2]bool{true, true}, Unread: true})
+		m.Synced(reconcile.Sync{Families: [2]reconcile.FamilySync{{Tried: true, Failed: true, Unread: true}, {}}})
 		text := scrape(t, m)
 		wantLines(t, text, `fairlead_sync_failures_total{ip_family="IPv4"} 1`)
 		wantNone(t, text, `restore_failures_total{ip_family="IPv4"} 1`, `nftables_sync_failures_total{ip_family="IPv4"} 1`,

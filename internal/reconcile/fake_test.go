@@ -83,6 +83,8 @@ type fakeKernel struct {
 	// fail is returned by the next writes and reads, refuse by writes that hold one of the Services.
 	failWrite, failRead error
 	refuse              map[fwd.Service]bool
+	// lose is how many readings miss one of the objects.
+	lose int
 	// slow is how long a write takes.
 	slow time.Duration
 	// slowRead is how long a read takes, after which it returns what was there at its beginning.
@@ -100,6 +102,16 @@ func (k *fakeKernel) Read(ctx context.Context) (map[fwd.Service]string, error) {
 	k.reads++
 	objects, err, slow := maps.Clone(k.objects), k.failRead, k.slowRead
 	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		for s := range objects {
+			if k.lose > 0 {
+				k.lose--
+				delete(objects, s)
+			}
+		}
+	}()
 	if slow > 0 {
 		select {
 		case <-time.After(slow):
@@ -168,8 +180,8 @@ func (k *fakeKernel) Render(ch fwd.Changes) []backend.Edit[fwd.Service, string] 
 	return out
 }
 
-func newFakeBackend(kernels *[2]fakeKernel) backend.Backend {
-	var families [2]backend.Backend
+func newFakeBackends(kernels *[2]fakeKernel) backend.Families {
+	var families backend.Families
 	for i := range kernels {
 		k := &kernels[i]
 		k.family = fwd.Families[i]
@@ -178,7 +190,7 @@ func newFakeBackend(kernels *[2]fakeKernel) backend.Backend {
 		}
 		families[i] = backend.NewEngine(k.family, k, k, func(a, b string) bool { return a == b })
 	}
-	return backend.Join(families[:]...)
+	return families
 }
 
 // follower records what the loop tells others.
@@ -187,19 +199,20 @@ type follower struct {
 	syncs  []Sync
 	nodes  int
 	events []string
-	// verified counts the readings that found everything, configs the new configurations.
-	verified, configs int
+	// verified counts, by fwd.Family.Index, the readings that found everything; configs the new configurations.
+	verified [2]int
+	configs  int
 	// flows records the arguments of Submit.
 	flows []submitted
 }
 
-func (f *follower) Queued(t time.Time)                { f.queued = append(f.queued, t) }
-func (f *follower) Synced(s Sync)                     { f.syncs = append(f.syncs, s) }
-func (f *follower) Verified(time.Time)                { f.verified++ }
-func (f *follower) Node(cluster.Node)                 { f.nodes++ }
-func (f *follower) Configured(*config.Config)         { f.configs++ }
-func (f *follower) Warn(s fwd.Service, r, msg string) { f.events = append(f.events, s.String()+" "+r) }
-func (f *follower) Update(fwd.Changes)                {}
+func (f *follower) Queued(t time.Time)                   { f.queued = append(f.queued, t) }
+func (f *follower) Synced(s Sync)                        { f.syncs = append(f.syncs, s) }
+func (f *follower) Verified(fam fwd.Family, _ time.Time) { f.verified[fam.Index()]++ }
+func (f *follower) Node(cluster.Node)                    { f.nodes++ }
+func (f *follower) Configured(*config.Config)            { f.configs++ }
+func (f *follower) Warn(s fwd.Service, r, msg string)    { f.events = append(f.events, s.String()+" "+r) }
+func (f *follower) Update(fwd.Changes)                   {}
 func (f *follower) Submit(written [2]bool, all bool) {
 	f.flows = append(f.flows, submitted{written, all})
 }
@@ -210,10 +223,20 @@ type submitted struct {
 	All     bool
 }
 
+// order sorts IPv4 before IPv6.
+func (s submitted) order() []int {
+	if s.Written[0] {
+		return []int{0}
+	}
+	return []int{1}
+}
+
 // recordedChecks counts what the loop tells those who answer load balancers, and keeps the header.
 type recordedChecks struct {
-	updates, programmed int
-	header              fwd.Header
+	updates int
+	// programmed counts calls by fwd.Family.Index.
+	programmed [2]int
+	header     fwd.Header
 	// seen, if not nil, takes each header.
 	seen func(fwd.Header)
 }
@@ -228,7 +251,7 @@ func (c *recordedChecks) Update(ch fwd.Changes) {
 	}
 }
 
-func (c *recordedChecks) Programmed() { c.programmed++ }
+func (c *recordedChecks) Programmed(f fwd.Family) { c.programmed[f.Index()]++ }
 
 // house is a Loop with its surroundings, running in a synctest bubble.
 type house struct {
@@ -240,10 +263,11 @@ type house struct {
 	config  *config.Config
 	configs chan *config.Config
 	addrs   chan struct{}
-	drift   chan struct{}
-	first   []fwd.Family
-	cancel  context.CancelFunc
-	done    chan error
+	drift   chan backend.Drift
+	// written and verified are the families that the loop reported.
+	written, verified []fwd.Family
+	cancel            context.CancelFunc
+	done              chan error
 }
 
 // start runs a Loop. Its feed has not synced yet.
@@ -257,13 +281,15 @@ func start(t *testing.T, kernels *[2]fakeKernel, args ...string) *house {
 	h := &house{
 		feed:   &fakeFeed{wake: make(chan struct{}, 1)},
 		config: cfg, configs: make(chan *config.Config, 1),
-		kernels: kernels, follow: &follower{}, checks: &recordedChecks{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan struct{}, 1), done: make(chan error, 1),
+		kernels: kernels, follow: &follower{}, checks: &recordedChecks{}, log: &bytes.Buffer{}, addrs: make(chan struct{}, 1), drift: make(chan backend.Drift, 1), done: make(chan error, 1),
 	}
 	l := New(Options{
-		Config: cfg, Configs: h.configs, Feed: h.feed, Backend: newFakeBackend(kernels), Flows: h.follow, Checks: h.checks, Events: h.follow, Monitor: h.follow,
+		Config: cfg, Configs: h.configs, Feed: h.feed, Backends: newFakeBackends(kernels), Flows: h.follow, Checks: h.checks, Events: h.follow, Monitor: h.follow,
 		LocalAddrs:  func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.0.2.1")}, nil },
-		AddrChanges: h.addrs, Drift: h.drift, OnFirstWrite: func(f fwd.Family) { h.first = append(h.first, f) },
-		Logger: slog.New(slog.NewTextHandler(h.log, nil)),
+		AddrChanges: h.addrs, Drift: h.drift,
+		OnWritten:  func(f fwd.Family) { h.written = append(h.written, f) },
+		OnVerified: func(f fwd.Family) { h.verified = append(h.verified, f) },
+		Logger:     slog.New(slog.NewTextHandler(h.log, nil)),
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
@@ -301,6 +327,23 @@ func (h *house) stop(t *testing.T) error {
 		t.Errorf("ended after %v", took)
 	}
 	return err
+}
+
+// last is the last report.
+func (h *house) last() Sync { return h.follow.syncs[len(h.follow.syncs)-1] }
+
+// failed says by fwd.Family.Index where not everything is in the kernel.
+func failed(s Sync) [2]bool { return [2]bool{s.Families[0].Failed, s.Families[1].Failed} }
+
+// written counts the objects that a sync wrote.
+func written(s Sync) int { return s.Families[0].Result.Written + s.Families[1].Result.Written }
+
+// drifted counts the objects of all reports that others had changed.
+func (h *house) drifted() (n int) {
+	for _, s := range h.follow.syncs {
+		n += s.Families[0].Drifted + s.Families[1].Drifted
+	}
+	return n
 }
 
 // count counts lines of the log with that text.

@@ -2,15 +2,13 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"sync"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/cluster"
-	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -54,8 +52,8 @@ type Flows interface {
 type Checks interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Programmed says that the kernel has the rules of all updates so far, in both families. It does not wait.
-	Programmed()
+	// Programmed says that the kernel has the rules of all updates so far in one family. It does not wait.
+	Programmed(fwd.Family)
 }
 
 // Events tells users about their Services. It does not wait.
@@ -70,161 +68,104 @@ type Monitor interface {
 	Queued(since time.Time)
 	// Synced reports a sync, also one that took events in and had nothing to write.
 	Synced(Sync)
-	// Verified says that a reading of the kernel found all that is wanted, and nothing to repair.
-	Verified(at time.Time)
+	// Verified says that a reading of the kernel found all that is wanted in one family, and nothing to repair.
+	Verified(f fwd.Family, at time.Time)
 	// Node reports new facts about the node.
 	Node(cluster.Node)
 	// Configured says that the Config is another one from now on.
 	Configured(*config.Config)
 }
 
-// Sync is the report of one attempt to bring the kernel up to date.
-type Sync struct {
-	Start, End time.Time
-	// Failed says by fwd.Family.Index what could not be written completely.
-	Failed [2]bool
-	// Unread says that it failed since the kernel could not be read, so that nothing was written.
-	Unread bool
-	// Full says that the kernel was read before it was written: at the start, after a failure, and to verify.
-	Full bool
-	// Applying is how long the backend took to write.
-	Applying time.Duration
-	// Services, Frontends and Endpoints count what is in the table; an endpoint counts once for each service port that it is
-	// chosen for. Conflicts counts the keys that a Service claims and another one has.
-	Services, Frontends, Endpoints, Conflicts int
-	// ServiceEvents and SliceEvents count changes of objects that this sync took in.
-	ServiceEvents, SliceEvents int
-	// Triggers are, by fwd.Family.Index, the times of the endpoint changes that are in the kernel since this sync.
-	Triggers [2][]time.Time
-	// LocalPolicyEmpty counts, by fwd.Family.Index, service ports whose internal (0) or external (1) policy Local has no
-	// endpoint on this node.
-	LocalPolicyEmpty [2][2]int
-	// Quarantined counts the Services that the kernel refuses.
-	Quarantined int
-	// Result counts what was written.
-	Result backend.Result
-	// Drifted counts objects that others had changed.
-	Drifted int
-}
-
-// Options are what a Loop works with. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift and OnFirstWrite may be nil.
+// Options are what a Loop works with. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift, OnWritten and OnVerified
+// may be nil.
 type Options struct {
 	Config *config.Config
 	// Configs receives a Config to go on with, made by Apply of the one before; it may be nil.
-	Configs <-chan *config.Config
-	Feed    Feed
-	Backend backend.Backend
-	Flows   Flows
-	Checks  Checks
-	Events  Events
-	Monitor Monitor
+	Configs  <-chan *config.Config
+	Feed     Feed
+	Backends backend.Families
+	Flows    Flows
+	Checks   Checks
+	Events   Events
+	Monitor  Monitor
 	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
 	LocalAddrs  func() ([]netip.Addr, error)
 	AddrChanges <-chan struct{}
-	// Drift receives when others may have changed what the Backend wrote.
-	Drift <-chan struct{}
-	// OnFirstWrite is called once for each family, after everything was written for the first time.
-	OnFirstWrite func(fwd.Family)
-	Logger       *slog.Logger
+	// Drift receives when others may have changed what a Backend wrote; the family is read back soon.
+	Drift <-chan backend.Drift
+	// OnWritten is called once for each family, after everything was written for the first time. OnVerified is called once for
+	// each family, after a reading of the kernel has found all of it: only then nothing else is needed to forward. Both run in
+	// the loop's goroutine.
+	OnWritten, OnVerified func(fwd.Family)
+	Logger                *slog.Logger
 }
-
-// podCIDRWait is how long a node may be without podCIDRs in mode NodeCIDR.
-const podCIDRWait = 5 * time.Minute
-
-// firstBackoff is the wait after the first failure.
-const firstBackoff = 100 * time.Millisecond
 
 // Loop is the loop. Make one with New; only Run's goroutine touches its fields.
 type Loop struct {
 	Options
 	log *slog.Logger
 
-	store cluster.Store
-	table fwd.Table
-	facts compile.Facts
-	addrs []netip.Addr
-	// podCIDRs are those that mode NodeCIDR works with, once known.
-	podCIDRs []netip.Prefix
-	// lackingSince is when it was first seen that there are none.
-	lackingSince time.Time
-
-	started time.Time
-	// woken says that there is news; addrsStale that it is the addresses, configStale that it is the Config.
-	woken, addrsStale, configStale bool
-	// unread says that the kernel has to be read before it is written.
-	unread bool
-	// headerSent says that the backend knows the header; partial that most Services are not in the table yet.
-	headerSent, partial bool
-	// written says by fwd.Family.Index that everything was written at least once, complete that it was so for both.
-	written  [2]bool
-	complete bool
-	// lastEnd is the end of the last sync that did anything.
-	lastEnd  time.Time
-	verifyAt time.Time
-	// verifyRest is the time before which no verification begins, suspect says that one is due then because of Drift.
-	verifyRest time.Time
-	suspect    bool
-	// tendAt is when the backend has something to do, the zero Time if it has not.
-	tendAt time.Time
-	// unverified counts verifications in a row that failed.
-	unverified int
-	// verified receives the reading that is going on; reading says that there is one.
-	verified chan verification
-	reading  bool
-	// queuedSince is the time of the oldest change that is not in the kernel yet.
-	queuedSince time.Time
-
-	failure    failure
+	// families are those that the node serves.
+	families []*family
+	// news is what came in and is not in the table yet.
+	news news
+	// podCIDRs are what detect-local mode NodeCIDR works with.
+	podCIDRs podCIDRs
+	// wanted is what the kernel is to hold.
+	wanted     wanted
 	quarantine quarantine
 	reports    reports
-	// localPolicyEmpty and endpoints are sums over the table.
-	localPolicyEmpty [2][2]int
-	endpoints        int
-	// pending is what was drained and not reported yet.
-	pending Drained
+	// readings receives the readings that have ended; readers are the goroutines that make them.
+	readings chan *reading
+	readers  sync.WaitGroup
+	// knownAt is when the feed and the node first said enough to decide about packets, lastEnd the end of the last sync that
+	// changed something; both are zero before.
+	knownAt, lastEnd time.Time
 }
 
 // New returns a Loop that has done nothing yet.
 func New(o Options) *Loop {
-	l := &Loop{Options: o, log: o.Logger, unread: true, addrsStale: true, verified: make(chan verification, 1)}
-	l.quarantine.held = make(map[fwd.Service]*refusal)
+	l := &Loop{Options: o, log: o.Logger, news: news{any: true, addrs: true, header: true}}
+	for i, b := range o.Backends {
+		if b != nil {
+			l.families = append(l.families, &family{Family: fwd.Families[i], backend: b})
+		}
+	}
+	l.readings = make(chan *reading, len(l.families))
+	l.quarantine.refusals = make(map[fwd.Service]*refusal)
 	l.reports.problems = make(map[fwd.Service]string)
 	return l
 }
 
 // Run works until the context ends, which is no error. An error means that the process must be restarted to go on.
 func (l *Loop) Run(ctx context.Context) error {
-	l.started = time.Now()
-	l.woken = true
-	changes, drift := l.AddrChanges, l.Drift
+	ctx, cancel := context.WithCancel(ctx)
+	defer l.readers.Wait()
+	defer cancel()
+	addrs, drift := l.AddrChanges, l.Drift
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	ctx, cancel := context.WithCancel(ctx)
-	defer l.awaitVerify()
-	defer cancel()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-l.Feed.Wake():
-			l.woken = true
-		case _, ok := <-changes:
+			l.news.any = true
+		case _, ok := <-addrs:
+			l.news.any, l.news.addrs = true, true
 			if !ok {
-				changes = nil // the watch ended, as it does when the context ends
+				addrs = nil // the watch ended, as it does when the context ends
 			}
-			l.woken, l.addrsStale = true, true
-		case l.Config = <-l.Configs: // a shorter SyncPeriod counts from the next verification on
-			if l.Monitor != nil {
-				l.Monitor.Configured(l.Config)
-			}
-			l.woken, l.configStale = true, true
-		case _, ok := <-drift:
+		case c := <-l.Configs:
+			l.configure(c)
+		case d, ok := <-drift:
 			if !ok {
 				drift = nil
+			} else if f := l.family(d.Family); f != nil {
+				f.plan.hint(d, time.Now())
 			}
-			l.suspect = ok
-		case v := <-l.verified:
-			l.endVerify(ctx, v)
+		case r := <-l.readings:
+			l.endReading(ctx, r)
 		case <-timer.C:
 		}
 		if err := l.act(ctx, time.Now()); err != nil {
@@ -240,92 +181,63 @@ func (l *Loop) Run(ctx context.Context) error {
 
 // act does what is due at that time.
 func (l *Loop) act(ctx context.Context, now time.Time) error {
-	if at, due := l.nextTend(); due && !now.Before(at) {
-		l.tend(ctx)
-	}
-	if !l.lackingSince.IsZero() {
-		if err := l.checkNode(now); err != nil {
+	if at, due := l.podCIDRs.next(); due && !now.Before(at) {
+		if err := l.podCIDRs.check(l, now); err != nil {
 			return err
 		}
 	}
-	if l.failure.failing() {
-		if l.changeDue(now) || !now.Before(l.failure.retryAt) {
-			return l.sync(ctx, true)
-		}
-		return nil
-	}
-	if l.changeDue(now) {
-		if err := l.sync(ctx, true); err != nil {
+	if at, due := l.nextChange(); due && !now.Before(at) {
+		if err := l.takeNews(ctx, now); err != nil {
 			return err
 		}
 	}
-	if at, due := l.nextVerify(); due && !time.Now().Before(at) {
-		l.beginVerify(ctx)
+	if owner, at, due := l.nextTrial(); due && !now.Before(at) {
+		l.try(ctx, owner)
+	}
+	for _, f := range l.families {
+		if at, due := f.nextTend(); due && !now.Before(at) {
+			f.tend(ctx)
+		}
+		if at, due := l.nextReading(f); due && !now.Before(at) {
+			l.beginReading(ctx, f)
+		}
 	}
 	return nil
-}
-
-func (l *Loop) changeDue(now time.Time) bool { return l.woken && !now.Before(l.changeAt()) }
-
-// changeAt is the earliest time at which a change may be applied.
-func (l *Loop) changeAt() time.Time {
-	if l.lastEnd.IsZero() {
-		return l.lastEnd
-	}
-	return l.lastEnd.Add(l.Config.MinSyncPeriod)
 }
 
 // next is when act has to be called again without news, if ever.
-func (l *Loop) next() (time.Time, bool) {
-	var at time.Time
-	consider := func(t time.Time, when bool) {
-		if when && (at.IsZero() || t.Before(at)) {
-			at = t
+func (l *Loop) next() (next time.Time, ok bool) {
+	consider := func(at time.Time, due bool) {
+		if due && (!ok || at.Before(next)) {
+			next, ok = at, true
 		}
 	}
-	consider(l.changeAt(), l.woken)
-	consider(l.failure.retryAt, l.failure.failing())
-	consider(l.nextVerify())
-	consider(l.nextTend())
-	consider(l.lackingSince.Add(podCIDRWait), !l.lackingSince.IsZero() && l.podCIDRs == nil)
-	return at, !at.IsZero()
+	consider(l.podCIDRs.next())
+	consider(l.nextChange())
+	_, at, due := l.nextTrial()
+	consider(at, due)
+	for _, f := range l.families {
+		consider(f.nextTend())
+		consider(l.nextReading(f))
+	}
+	return next, ok
 }
 
-// checkNode follows the node's podCIDRs in mode NodeCIDR, and gives up where it has none for too long. Other ones than at the
-// start count from now on; where a Node loses them, those that it had stay.
-func (l *Loop) checkNode(now time.Time) error {
-	if l.Config.DetectMode != config.DetectNodeCIDR {
-		return nil
-	}
-	have := l.store.Node().PodCIDRs
-	switch {
-	case len(have) > 0 && l.podCIDRs != nil && !slices.Equal(have, l.podCIDRs):
-		l.log.Warn("the node has other podCIDRs, pods with addresses of the old ones count as sources outside of the cluster",
-			"podCIDRs", have, "before", l.podCIDRs)
-		fallthrough
-	case len(have) > 0:
-		l.podCIDRs = have
-	case l.podCIDRs != nil:
-	case l.lackingSince.IsZero():
-		l.lackingSince = now
-		l.log.Warn("waiting for the node's podCIDR, which --detect-local-mode NodeCIDR needs; nothing is written before",
-			"node", l.Config.NodeName, "endsIn", podCIDRWait)
-	case now.Sub(l.lackingSince) >= podCIDRWait:
-		return fmt.Errorf("node %q has no podCIDR after %v, which --detect-local-mode NodeCIDR needs: let the controller manager allocate one or choose another mode", l.Config.NodeName, podCIDRWait)
+// family returns a family that the node serves, or nil.
+func (l *Loop) family(f fwd.Family) *family {
+	for _, fam := range l.families {
+		if fam.Family == f {
+			return fam
+		}
 	}
 	return nil
 }
 
-// node returns the facts about the node that rules are made from.
-func (l *Loop) node() cluster.Node {
-	n := l.store.Node()
-	if l.Config.DetectMode == config.DetectNodeCIDR && len(n.PodCIDRs) == 0 {
-		n.PodCIDRs = l.podCIDRs
+// configure goes on with another Config. A shorter SyncPeriod counts from the next verification on.
+func (l *Loop) configure(c *config.Config) {
+	l.Config = c
+	if l.Monitor != nil {
+		l.Monitor.Configured(c)
 	}
-	return n
-}
-
-// ready says that enough is known of the cluster and the node to decide about packets.
-func (l *Loop) ready() bool {
-	return l.Config.DetectMode != config.DetectNodeCIDR || l.podCIDRs != nil
+	l.news.any, l.news.header = true, true
 }

@@ -1,84 +1,150 @@
 package reconcile
 
 import (
-	"log/slog"
-	"slices"
+	"context"
+	"time"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
+const (
+	// firstTrial is the wait before a refused Service is tried again if its objects change. It doubles up to the SyncPeriod.
+	firstTrial = time.Second
+	// longestTrial is, in SyncPeriods, the longest wait before one is tried again that did not change.
+	longestTrial = 10
+	// relapse is how long an accepted Service is remembered: refused again within that time it is the same trouble, of which
+	// users have been told.
+	relapse = 10 * time.Minute
+)
+
+// standing is where a Service stands that the kernel refused.
+type standing uint8
+
+const (
+	// leftOut is one that is not in the table.
+	leftOut standing = iota
+	// onTrial is one that is in the table again, and not written to all families yet.
+	onTrial
+	// accepted is one that is in the kernel.
+	accepted
+)
+
 // refusal is what is remembered of a Service that the kernel refused.
 type refusal struct {
-	// answer is what the kernel or its tools said; it was reported.
-	answer string
-	// onTrial says that the Service is in the table again.
-	onTrial bool
+	standing standing
+	// by is the family that refused it last; since is when that was, or when it was accepted.
+	by    *family
+	since time.Time
+	// asked says that a reading was asked for, after which it can be tried again.
+	asked bool
+	// count is the number of refusals.
+	count int
+	// changed says that its objects changed since it was set aside.
+	changed bool
 }
 
-// quarantine holds the Services that the kernel refuses, so that they do not stand in the way of the others.
+// trialAt is when a Service that was set aside is tried again.
+func (r *refusal) trialAt(period time.Duration) time.Time {
+	if r.changed {
+		return r.since.Add(doubled(firstTrial, r.count, period))
+	}
+	return r.since.Add(doubled(period, r.count, longestTrial*period))
+}
+
+// quarantine keeps the Services that the kernel refuses from standing in the way of the others. Each is tried again by
+// itself, at growing distances, so that what is wrong with it delays nobody.
 type quarantine struct {
-	held map[fwd.Service]*refusal
+	refusals map[fwd.Service]*refusal
 }
 
-// culprit is one Service that was refused, and the answer.
-type culprit struct {
-	owner fwd.Service
-	err   error
-}
-
-// culprits finds who was refused, each once.
-func culprits(err error) []culprit {
-	fes, _ := familyErrors(err)
-	var out []culprit
-	for _, fe := range fes {
-		if !fe.Refused {
-			continue
-		}
-		for _, s := range fe.Culprits {
-			if !slices.ContainsFunc(out, func(c culprit) bool { return c.owner == s }) {
-				out = append(out, culprit{s, fe})
-			}
+// len counts the Services that are not in the kernel.
+func (q *quarantine) len() (n int) {
+	for _, r := range q.refusals {
+		if r.standing != accepted {
+			n++
 		}
 	}
-	return out
+	return n
 }
 
-// setAside takes a refused Service out of the table. It reports whether it was in there.
-func (l *Loop) setAside(owner fwd.Service, answer error) bool {
-	if !l.update(l.table.Remove(owner)) {
+// holdsBack says that a Service whose objects changed stays out of the table until it is tried again.
+func (l *Loop) holdsBack(name cluster.ServiceName) bool {
+	owner := fwd.Service(name)
+	r := l.quarantine.refusals[owner]
+	if r != nil && l.wanted.store.Service(name) == nil {
+		delete(l.quarantine.refusals, owner)
 		return false
 	}
-	old := l.quarantine.held[owner]
-	l.quarantine.held[owner] = &refusal{answer: answer.Error()}
-	if old == nil || old.answer != answer.Error() {
-		l.log.Error("the kernel refuses a Service, it is left out", "service", owner.String(), "answer", answer)
-		l.warn(owner, "Quarantined", "The node's kernel refuses the rules of this Service, it is left out: "+answer.Error())
+	if r == nil || r.standing != leftOut {
+		return false
 	}
+	r.changed = true
 	return true
 }
 
-// release puts all refused Services on trial again. It reports whether there were any.
-func (l *Loop) release() bool {
-	any := false
-	for owner, r := range l.quarantine.held {
-		if !r.onTrial {
-			r.onTrial = true
-			any = l.compile(cluster.ServiceName(owner)) || any
-		}
+// setAside takes a refused Service out of the table. It reports whether it was in there. Users are told once, however often
+// it changes and is refused again.
+func (l *Loop) setAside(owner fwd.Service, by *family, answer error) bool {
+	if !l.update(l.wanted.table.Remove(owner)) {
+		return false
 	}
-	return any
+	r := l.quarantine.refusals[owner]
+	if r == nil {
+		r = &refusal{}
+		l.quarantine.refusals[owner] = r
+		l.log.Error("the kernel refuses a Service, it is left out", "service", owner.String(), "error", answer)
+		l.warn(owner, "Quarantined", "The node's kernel refuses the rules of this Service, it is left out: "+answer.Error())
+	}
+	r.standing, r.by, r.since, r.changed, r.asked = leftOut, by, time.Now(), false, false
+	r.count++
+	return true
 }
 
-// forget ends the quarantine of a Service whose objects changed.
-func (q *quarantine) forget(owner fwd.Service) { delete(q.held, owner) }
+// nextTrial is which Service is tried again next, and when, if any.
+func (l *Loop) nextTrial() (owner fwd.Service, at time.Time, due bool) {
+	for o, r := range l.quarantine.refusals {
+		if r.standing != leftOut || !r.by.read || r.asked && !r.known() {
+			continue
+		}
+		if t := r.trialAt(l.Config.SyncPeriod); !due || t.Before(at) {
+			owner, at, due = o, t, true
+		}
+	}
+	return owner, at, due
+}
 
-// settle ends the quarantine of those that were accepted.
-func (q *quarantine) settle(log *slog.Logger) {
-	for owner, r := range q.held {
-		if r.onTrial {
-			delete(q.held, owner)
-			log.Info("the kernel accepts the Service again", "service", owner.String())
+// known says that the kernel was read since it refused the Service: it may have taken a part.
+func (r *refusal) known() bool { return r.by.readAt.After(r.since) }
+
+// try puts one refused Service into the table again and writes it, after everything else was written. Where the kernel has
+// to be read first, that is asked for.
+func (l *Loop) try(ctx context.Context, owner fwd.Service) {
+	rep, r := Sync{Start: time.Now()}, l.quarantine.refusals[owner]
+	if !r.known() {
+		r.asked = true
+		r.by.plan.hint(backend.Drift{Family: r.by.Family}, rep.Start)
+		return
+	}
+	r.standing = onTrial
+	l.compile(cluster.ServiceName(owner))
+	l.write(ctx, &rep, l.writable(), l.writable())
+	l.end(ctx, &rep, false)
+}
+
+// settle ends the quarantine of those that all families have accepted.
+func (l *Loop) settle(now time.Time) {
+	if len(l.writable()) < len(l.families) {
+		return
+	}
+	for owner, r := range l.quarantine.refusals {
+		switch {
+		case r.standing == onTrial:
+			r.standing, r.since = accepted, now
+			l.log.Info("the kernel accepts the Service again", "service", owner.String())
+		case r.standing == accepted && now.Sub(r.since) > relapse:
+			delete(l.quarantine.refusals, owner)
 		}
 	}
 }

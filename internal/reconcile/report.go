@@ -1,7 +1,8 @@
 package reconcile
 
 import (
-	"math/rand/v2"
+	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,78 +11,190 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// failure is the state of failing again and again.
-type failure struct {
-	// count is the number of failures in a row.
-	count   int
-	since   time.Time
-	retryAt time.Time
-	// text and loggedAt are of the failure that was logged last.
-	text     string
-	loggedAt time.Time
+// Sync is the report of one attempt to bring the kernel up to date, in one family or in both.
+type Sync struct {
+	Start, End time.Time
+	// Families tells by fwd.Family.Index how it went there.
+	Families [2]FamilySync
+	// Services, Frontends and Endpoints count what is in the table; an endpoint counts once for each service port that it is
+	// chosen for. Conflicts counts the keys that a Service claims and another one has.
+	Services, Frontends, Endpoints, Conflicts int
+	// ServiceEvents and SliceEvents count changes of objects that this sync took in.
+	ServiceEvents, SliceEvents int
+	// LocalPolicyEmpty counts, by fwd.Family.Index, service ports whose internal (0) or external (1) policy Local has no
+	// endpoint on this node.
+	LocalPolicyEmpty [2][2]int
+	// Quarantined counts the Services that the kernel refuses.
+	Quarantined int
 }
 
-func (f *failure) failing() bool { return f.count > 0 }
+// FamilySync is the part of a Sync that one family has.
+type FamilySync struct {
+	// Tried says that the kernel was read or written, or would have been if something had been pending. It is false where the
+	// family waits for its next attempt, or has no part in this sync.
+	Tried bool
+	// End is when that was done.
+	End time.Time
+	// Failed says that not everything wanted is in the kernel, since this attempt failed, or an earlier one if Tried is false.
+	Failed bool
+	// Unread says that it failed since the kernel could not be read, so that nothing was written.
+	Unread bool
+	// Full says that the kernel was read before it was written: at the start, after a failure, and to verify.
+	Full bool
+	// Applying is how long the backend took to write.
+	Applying time.Duration
+	// Triggers are the times of the endpoint changes that are in the kernel since this sync.
+	Triggers []time.Time
+	// Result counts what was written.
+	Result backend.Result
+	// Drifted counts objects that others had changed.
+	Drifted int
 
-// backoff is the wait after the n-th failure in a row, from 1 on: twice as long each time up to the longest, and a random
-// fifth less, so that nodes that failed together do not try together.
-func backoff(n int, longest time.Duration) time.Duration {
-	d := longest
-	if n < 32 { // beyond that it would overflow
-		d = min(firstBackoff<<(n-1), longest)
-	}
-	return d - time.Duration(rand.Int64N(int64(d)/5+1))
+	// drift is the hint that led to finding that, nil if none did.
+	drift *backend.Drift
+	// verified says that everything written before was found in the kernel.
+	verified bool
 }
 
-// logFailure plans the next attempt. The log tells of a failure when it is new and then once in a SyncPeriod.
-func (l *Loop) logFailure(now time.Time, err error) {
-	f := &l.failure
-	if f.count == 0 {
-		f.since = now
-	}
-	f.count++
-	wait := backoff(f.count, l.Config.SyncPeriod)
-	f.retryAt = now.Add(wait)
-	if f.text == err.Error() && now.Sub(f.loggedAt) < l.Config.SyncPeriod {
-		return
-	}
-	f.text, f.loggedAt = err.Error(), now
-	l.log.Error("sync failed", "error", err, "failures", f.count, "retryIn", wait.Round(time.Millisecond))
+// eventful says that something was written, or failed to be read or written.
+func (s *Sync) eventful() bool {
+	return slices.ContainsFunc(s.Families[:], func(p FamilySync) bool { return p.Result != backend.Result{} || p.Tried && p.Failed })
 }
 
-// logSync logs a sync that wrote something, and the first one.
-func (l *Loop) logSync(rep Sync, first bool) {
-	if !first && rep.Result == (backend.Result{}) {
-		return
+// end records how a sync went, and tells those who follow. changed says that the table is another one.
+func (l *Loop) end(ctx context.Context, rep *Sync, changed bool) {
+	if ctx.Err() != nil {
+		return // the process ends, that is no failure
 	}
-	attrs := []any{"services", rep.Services, "frontends", rep.Frontends, "written", rep.Result.Written, "deleted", rep.Result.Deleted,
-		"duration", rep.End.Sub(rep.Start), "backend", string(l.Config.Mode)}
-	if rep.Failed != [2]bool{} {
-		attrs = append(attrs, "incomplete", familyNames(rep.Failed))
-	}
-	if rep.Drifted > 0 {
-		l.log.Warn("repaired drift", append(attrs, "objects", rep.Drifted)...)
-		return
-	}
-	l.log.Info("synced", attrs...)
-}
-
-func familyNames(set [2]bool) string {
-	var names []string
-	for _, f := range fwd.Families {
-		if set[f.Index()] {
-			names = append(names, f.String())
+	rep.End = time.Now()
+	rep.Services, rep.Frontends = l.wanted.table.Len()
+	var written, first, verified []*family
+	recovered, all := false, false // all says that flows of all Services may be stale
+	for _, f := range l.families {
+		part := &rep.Families[f.Index()]
+		part.Failed = !f.read
+		if !part.Tried || part.Failed {
+			continue
+		}
+		written = append(written, f)
+		recovered = l.endFailure(f) || recovered
+		all = all || recovered || part.Drifted > 0
+		if !f.written {
+			f.written, all = true, true
+			first = append(first, f)
+		}
+		switch {
+		case part.verified || part.Full && part.Drifted == 0 && part.Result == (backend.Result{}):
+			verified = append(verified, f)
+		case part.Full && !f.verified: // readiness waits for the next reading
+			f.plan.soon(rep.End)
 		}
 	}
-	return strings.Join(names, ",")
+	l.settle(rep.End)
+	if changed || recovered || len(first) > 0 || rep.eventful() {
+		if l.Flows != nil && len(written) > 0 {
+			l.Flows.Submit(families(written), all)
+		}
+		for _, f := range written {
+			if l.Checks != nil {
+				l.Checks.Programmed(f.Family)
+			}
+		}
+		l.logSync(rep, len(first) > 0)
+		l.monitor(rep)
+	} else if l.news.unreported.any() {
+		l.monitor(rep) // what the events asked for was in the kernel already
+	}
+	for _, f := range first {
+		if l.OnWritten != nil {
+			l.OnWritten(f.Family)
+		}
+	}
+	for _, f := range verified {
+		l.verified(f, rep.Start)
+	}
 }
 
-// logRecovery ends a series of failures.
-func (l *Loop) logRecovery(now time.Time) {
-	if f := l.failure; f.failing() {
-		l.log.Info("sync works again", "failures", f.count, "after", now.Sub(f.since).Round(time.Millisecond))
+// families says by fwd.Family.Index which are in the list.
+func families(list []*family) (in [2]bool) {
+	for _, f := range list {
+		in[f.Index()] = true
 	}
-	l.failure = failure{}
+	return in
+}
+
+// verified notes that a reading found everything in the kernel.
+func (l *Loop) verified(f *family, at time.Time) {
+	if l.Monitor != nil {
+		l.Monitor.Verified(f.Family, at)
+	}
+	if f.verified {
+		return
+	}
+	f.verified = true
+	if l.OnVerified != nil {
+		l.OnVerified(f.Family)
+	}
+}
+
+// monitor completes a report and hands it on.
+func (l *Loop) monitor(rep *Sync) {
+	if l.Monitor == nil {
+		l.news.unreported = Drained{}
+		return
+	}
+	rep.Endpoints, rep.Conflicts = l.wanted.endpoints, len(l.reports.conflicts)
+	rep.LocalPolicyEmpty = l.wanted.localPolicyEmpty
+	rep.Quarantined = l.quarantine.len()
+	d := &l.news.unreported
+	rep.ServiceEvents, rep.SliceEvents = d.Services, d.Slices
+	d.Services, d.Slices = 0, 0
+	for i := range rep.Families {
+		if part := &rep.Families[i]; l.Backends[i] == nil || part.Tried && !part.Failed {
+			part.Triggers, d.Triggers[i] = d.Triggers[i], nil
+		}
+	}
+	l.Monitor.Synced(*rep)
+}
+
+// logSync logs a sync that wrote something, and the first one of a family.
+func (l *Loop) logSync(rep *Sync, first bool) {
+	var res backend.Result
+	var incomplete, drifted []string
+	attrs := []any{"services", rep.Services, "frontends", rep.Frontends}
+	drift, objects := backend.Drift{}, 0
+	for i, f := range fwd.Families {
+		part := rep.Families[i]
+		res = res.Add(part.Result)
+		if part.Failed {
+			incomplete = append(incomplete, f.String())
+		}
+		if part.Drifted > 0 {
+			drifted = append(drifted, f.String())
+			objects += part.Drifted
+			if part.drift != nil {
+				drift = *part.drift
+			}
+		}
+	}
+	if !first && res == (backend.Result{}) {
+		return
+	}
+	attrs = append(attrs, "written", res.Written, "deleted", res.Deleted, "duration", rep.End.Sub(rep.Start), "backend", string(l.Config.Mode))
+	if len(incomplete) > 0 {
+		attrs = append(attrs, "incomplete", strings.Join(incomplete, ","))
+	}
+	if objects == 0 {
+		l.log.Info("synced", attrs...)
+		return
+	}
+	attrs = append(attrs, "family", strings.Join(drifted, ","), "objects", objects)
+	for _, a := range []struct{ key, value string }{{"changed", drift.What}, {"by", drift.Process}} {
+		if a.value != "" {
+			attrs = append(attrs, a.key, a.value)
+		}
+	}
+	l.log.Warn("repaired drift", attrs...)
 }
 
 // reports remembers what users were told, so that they are told once.
@@ -122,7 +235,7 @@ func (l *Loop) reportProblems(owner fwd.Service, problems []compile.Problem) {
 // reportConflicts tells of keys that two Services claim, when that changed.
 func (l *Loop) reportConflicts() {
 	now := make(map[fwd.Conflict]struct{})
-	for _, c := range l.table.Conflicts() {
+	for _, c := range l.wanted.table.Conflicts() {
 		now[c] = struct{}{}
 		if _, known := l.reports.conflicts[c]; known {
 			continue

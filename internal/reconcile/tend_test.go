@@ -40,12 +40,14 @@ func TestTend(t *testing.T) {
 				t.Fatal(err)
 			}
 			kernels := &[2]fakeKernel{}
-			b := &tended{Backend: newFakeBackend(kernels)}
+			backends := newFakeBackends(kernels)
+			b := &tended{Backend: backends[0]}
+			backends[0] = b
 			if failing {
 				kernels[0].failWrite = errors.New("lock held")
 			}
 			feed := &fakeFeed{wake: make(chan struct{}, 1)}
-			l := New(Options{Config: cfg, Feed: feed, Backend: b, Logger: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))})
+			l := New(Options{Config: cfg, Feed: feed, Backends: backends, Logger: slog.New(slog.NewTextHandler(&bytes.Buffer{}, nil))})
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error)
 			go func() { done <- l.Run(ctx) }()

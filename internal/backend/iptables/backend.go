@@ -35,9 +35,7 @@ const nftMaxChains = 1000
 
 // New returns a Backend for the families that the map names.
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
-	var families []backend.Backend
-	var all []*counts
-	found := new(backend.Found)
+	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
 		o, ok := opts[f]
 		if !ok {
@@ -45,11 +43,11 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 		}
 		r := newRenderer(f, o.options())
 		n := &counts{family: f}
-		all = append(all, n)
-		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: found}
-		families = append(families, backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules))
+		b.counts = append(b.counts, n)
+		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: b.Found}
+		b.Families[f.Index()] = backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules)
 	}
-	return &Backend{backend.Join(families...), found, all}
+	return b
 }
 
 func (o FamilyOptions) options() options {
@@ -58,7 +56,7 @@ func (o FamilyOptions) options() options {
 
 // Open finds out which iptables the node uses and returns a Backend on it, for the families that the kernel and the
 // tools offer; at least one. The error says what is missing and what to do.
-func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (backend.Backend, xtables.Flavour, error) {
+func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, xtables.Flavour, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
 		return nil, "", err

@@ -8,9 +8,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend is a backend.Backend that counts its rules, and a backend.Finder.
+// Backend is what a node has of the mode: Backends that count their rules, and a backend.Finder.
 type Backend struct {
-	backend.Backend
+	backend.Families
 	*backend.Found
 	counts []*counts
 }

@@ -108,19 +108,16 @@ func newTarget(f fwd.Family, o FamilyOptions) *target {
 	}
 }
 
-// Backend is a backend.Backend and a backend.Tender.
+// Backend is what a node has of the mode; each of its families is a backend.Tender.
 type Backend struct {
-	backend.Backend
+	backend.Families
 	families []*family
 	now      func() time.Time
 }
 
-var _ backend.Tender = (*Backend)(nil)
-
 // New returns a Backend for the families that the map names.
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	b := &Backend{now: time.Now}
-	var all []backend.Backend
 	for _, f := range fwd.Families {
 		o, ok := opts[f]
 		if !ok {
@@ -128,20 +125,9 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 		}
 		t := newTarget(f, o)
 		fam := &family{Engine: backend.NewEngine(f, newRenderer(f, t.opts.RenderOptions), t, same), target: t}
-		b.families, all, b.now = append(b.families, fam), append(all, fam), t.opts.Now
+		b.Families[f.Index()], b.families, b.now = fam, append(b.families, fam), t.opts.Now
 	}
-	b.Backend = backend.Join(all...)
 	return b
-}
-
-// Tend implements backend.Tender: it deletes what has drained.
-func (b *Backend) Tend(ctx context.Context, now time.Time) (next time.Time) {
-	for _, f := range b.families {
-		if at := f.target.Tend(ctx, now); next.IsZero() || !at.IsZero() && at.Before(next) {
-			next = at
-		}
-	}
-	return next
 }
 
 // Draining says what drains, by fwd.Family.Index. It may be called from any goroutine.
@@ -157,6 +143,11 @@ type family struct {
 	*backend.Engine[Key, Value]
 	target *target
 }
+
+var _ backend.Tender = (*family)(nil)
+
+// Tend implements backend.Tender: it deletes what has drained.
+func (f *family) Tend(ctx context.Context, now time.Time) time.Time { return f.target.Tend(ctx, now) }
 
 // Update implements backend.Backend.
 func (f *family) Update(ch fwd.Changes) {

@@ -19,7 +19,7 @@ const TableName = "fairlead"
 // about 20 ms for so many.
 const defaultChunk = 10000
 
-// New returns a Backend on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
+// New returns Backends on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
 // stands for what is good for the kernel.
 func New(tables map[fwd.Family]nft.Interface, chunk int) *Backend {
 	return newBackend(tables, chunk, nil)
@@ -29,26 +29,25 @@ func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger
 	if chunk == 0 {
 		chunk = defaultChunk
 	}
-	var families []backend.Backend
-	found := new(backend.Found)
+	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
 			r := newRenderer(f)
-			families = append(families, backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, owning: r, found: found, log: log}, sameValue))
+			b.Families[f.Index()] = backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, owning: r, found: b.Found, log: log}, sameValue)
 		}
 	}
-	return &Backend{backend.Join(families...), found}
+	return b
 }
 
-// Backend is a backend.Backend that is a backend.Finder.
+// Backend is what a node has of the mode: Backends, and a backend.Finder.
 type Backend struct {
-	backend.Backend
+	backend.Families
 	*backend.Found
 }
 
 // Plane is the mode on this node's kernel.
 type Plane struct {
-	backend.Backend
+	*Backend
 	// Drift receives when somebody else has changed a table of ours, since Listen was called; it is closed when the context of
 	// Open ends.
 	Drift <-chan struct{}

@@ -1,0 +1,126 @@
+package reconcile
+
+import (
+	"net/netip"
+
+	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/compile"
+	"github.com/fairlead/fairlead/internal/fwd"
+)
+
+// wanted is what the cluster asks for: its objects, and the table that follows from them.
+type wanted struct {
+	store cluster.Store
+	table fwd.Table
+	facts compile.Facts
+	// addrs are those of the node's interfaces.
+	addrs []netip.Addr
+	// headerSent says that the backends know the header, loaded that all Services are in the table.
+	headerSent, loaded bool
+	// localPolicyEmpty and endpoints are sums over the table.
+	localPolicyEmpty [2][2]int
+	endpoints        int
+}
+
+// refresh brings table and backends up to date with the store. It reports whether anything changed in them.
+func (l *Loop) refresh() bool {
+	changed := l.refreshHeader(true)
+	return l.take(l.wanted.store.TakeDirty()) || changed
+}
+
+// take brings the table up to date with some Services. It reports whether anything changed.
+func (l *Loop) take(names []cluster.ServiceName) (changed bool) {
+	for _, name := range names {
+		if !l.holdsBack(name) {
+			changed = l.compile(name) || changed
+		}
+	}
+	if len(names) > 0 {
+		l.reportConflicts()
+	}
+	return changed
+}
+
+// compile brings the table up to date with one Service. It reports whether anything changed.
+func (l *Loop) compile(name cluster.ServiceName) bool {
+	owner := fwd.Service(name)
+	svc := l.wanted.store.Service(name)
+	if svc == nil {
+		l.reports.forget(owner)
+		return l.update(l.wanted.table.Remove(owner))
+	}
+	f, problems := compile.Compile(svc, l.wanted.store.Slices(name), &l.wanted.facts)
+	l.reportProblems(owner, problems)
+	return l.update(l.wanted.table.Put(f))
+}
+
+// refreshHeader works out the header and the facts again if what they come from changed. all says that all Services follow
+// before anything is written.
+func (l *Loop) refreshHeader(all bool) bool {
+	w := &l.wanted
+	if l.news.addrs && l.LocalAddrs != nil {
+		if addrs, err := l.LocalAddrs(); err != nil {
+			l.log.Warn("cannot list the node's addresses, working with those known before", "error", err)
+		} else {
+			w.addrs = addrs
+		}
+	}
+	if !l.news.addrs && !l.news.header {
+		return false
+	}
+	l.news.addrs, l.news.header = false, !all
+	node := l.node()
+	l.reportWarnings(l.Config.Warnings(node))
+	if facts := l.Config.Facts(node); facts != w.facts {
+		w.facts = facts
+		w.store.MarkAllDirty()
+	}
+	h := l.Config.Header(node, w.addrs)
+	l.Config.SetServiceCIDRs(&h, w.store.ServiceCIDRs())
+	if !all { // who is not in the table yet may still be served, by a kube-proxy whose place this takes
+		h.DropUnallocated = false
+	}
+	ch := w.table.SetHeader(h)
+	if !w.headerSent { // also a header that happens to be the zero one
+		w.headerSent = true
+		ch.Header = &h
+	}
+	return l.update(ch)
+}
+
+// update hands changes of the table on.
+func (l *Loop) update(ch fwd.Changes) bool {
+	if ch.Empty() {
+		return false
+	}
+	for _, s := range ch.Services {
+		l.wanted.count(s.Old, -1)
+		l.wanted.count(s.New, 1)
+	}
+	for _, f := range l.families {
+		f.backend.Update(ch)
+	}
+	if l.Flows != nil {
+		l.Flows.Update(ch)
+	}
+	if l.Checks != nil {
+		l.Checks.Update(ch)
+	}
+	return true
+}
+
+func (w *wanted) count(f *fwd.Fragment, by int) {
+	if f == nil {
+		return
+	}
+	for i, empty := range f.LocalPolicyEmpty {
+		w.localPolicyEmpty[i][0] += by * empty[0]
+		w.localPolicyEmpty[i][1] += by * empty[1]
+	}
+	for i, p := range f.Pools {
+		// The local pool of a service port is a part of its cluster pool, where it has one.
+		if p.Key.Scope == fwd.Cluster || f.Pool(fwd.PoolKey{Port: p.Key.Port, Family: p.Key.Family, Scope: fwd.Cluster}) == nil {
+			w.endpoints += by * len(f.Pools[i].Endpoints)
+		}
+	}
+}
