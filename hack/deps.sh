@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the kernel tests and the demo run besides Go: iptables in both userlands, nft, conntrack, iproute2's and util-linux's
-# everyday tools. It does nothing, quickly, where all of it is there, and starts no service.
+# everyday tools, and Prometheus. It does nothing, quickly, where all of it is there, and starts no service.
 #
-# Usage: hack/deps.sh [demo|uml]     "demo" leaves nft and conntrack out; "uml" adds user-mode Linux, a kernel that has IPVS.
+# Usage: hack/deps.sh [demo|uml]     "demo" leaves nft, conntrack and Prometheus out; "uml" adds user-mode Linux, a kernel that has IPVS.
 set -euo pipefail
 
 declare -A package=(
@@ -12,9 +12,11 @@ declare -A package=(
 	[ip]=iproute2
 	[nft]=nftables
 	[conntrack]=conntrack
+	[prometheus]=prometheus
+	[promtool]=prometheus
 )
-# Fairlead itself needs neither nft nor conntrack: tests look with them at what it did.
-[[ ${1:-} == demo ]] && unset 'package[nft]' 'package[conntrack]'
+# Fairlead itself needs none of these: tests look with them at what it did.
+[[ ${1:-} == demo ]] && unset 'package[nft]' 'package[conntrack]' 'package[prometheus]' 'package[promtool]'
 # modprobe loads the modules of that kernel; the compiler is for a library that it needs on some processors.
 [[ ${1:-} == uml ]] && package+=([linux.uml]=user-mode-linux [modprobe]=kmod [gcc]=gcc [/usr/include/stdio.h]=libc6-dev)
 
@@ -51,3 +53,5 @@ export DEBIAN_FRONTEND=noninteractive
 echo "hack/deps.sh: installing ${missing[*]}" >&2
 install=(apt-get install -y -qq --no-install-recommends "${missing[@]}")
 "${install[@]}" >&2 || { apt-get update -qq >&2 && "${install[@]}" >&2; }
+# Nor is a machine that is rebooted to start it.
+[[ " ${missing[*]} " != *' prometheus '* ]] || rm -f /etc/systemd/system/multi-user.target.wants/prometheus.service
