@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -122,7 +123,7 @@ func TestNotesOfCommands(t *testing.T) {
 			if got := run(t.Context(), args, streams{&out, &errs}); got != code {
 				t.Errorf("%s %s: exit code %d, want %d: %s", command, flags, got, code, errs.String())
 			}
-			if n := strings.Count(errs.String(), "note: the file has a field that is ignored: unknown field \"old\"\n"); n != 1 || strings.Contains(out.String(), "note") {
+			if n := strings.Count(errs.String(), "note: the file has a field that is ignored: unknown field \"old\"\n"); n != 1 || strings.Contains(out.String(), "note:") {
 				t.Errorf("%s %s: said %d times, want once:\n%s%s", command, flags, n, errs.String(), out.String())
 			}
 			if code == 0 && !strings.Contains(errs.String(), "note: --proxy-mode iptables wins over the file's mode, which is nftables\n") {
@@ -146,12 +147,50 @@ func TestTraceJSONKeys(t *testing.T) {
 		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff([]string{"endpoints", "masquerade", "reason", "service", "verdict"}, slices.Sorted(maps.Keys(got))); d != "" {
+		if d := cmp.Diff([]string{"affinitySeconds", "candidates", "destination", "endpoints", "frontend", "masquerade", "notes", "reason", "service", "source",
+			"sourceClass", "verdict"}, slices.Sorted(maps.Keys(got))); d != "" {
 			t.Error(d)
 		}
-		if _, isList := got["endpoints"].([]any); !isList {
-			t.Errorf("endpoints of %s are %v, want a list", dst, got["endpoints"])
+		for _, key := range []string{"endpoints", "candidates", "notes"} {
+			if _, isList := got[key].([]any); !isList {
+				t.Errorf("%s of %s are %v, want a list", key, dst, got[key])
+			}
 		}
+	}
+}
+
+// TestTraceReadsStandardInput proves that each packet is answered before the next one is read.
+func TestTraceReadsStandardInput(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "o.yaml")
+	if err := os.WriteFile(path, []byte(oneService), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	in, packets, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func(old *os.File) { os.Stdin = old }(os.Stdin)
+	os.Stdin = in
+	answers, out := io.Pipe()
+	code := make(chan int)
+	go func() {
+		code <- run(t.Context(), []string{"trace", "--objects", path, "--packets", "-"}, streams{out, io.Discard})
+	}()
+	read := json.NewDecoder(answers)
+	for _, port := range []string{"80", "81"} {
+		if _, err := fmt.Fprintf(packets, "10.0.0.1 10.96.0.1:%s/tcp\n", port); err != nil {
+			t.Fatal(err)
+		}
+		var v verdict
+		if err := read.Decode(&v); err != nil || v.Destination != "10.96.0.1:"+port+"/tcp" {
+			t.Errorf("got %+v, %v", v, err)
+		}
+	}
+	if err := packets.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if c := <-code; c != 0 {
+		t.Errorf("exit code %d", c)
 	}
 }
 
@@ -180,6 +219,9 @@ func TestErrorsAreOneLine(t *testing.T) {
 		{"destination without protocol", "trace --objects " + objects + " 10.0.0.1 10.96.0.1:80", []string{`"10.96.0.1:80"`, "tcp, udp or sctp"}},
 		{"IPv6 destination without brackets", "trace --objects " + objects + " fd00::1 fd00::2:80/tcp", []string{`"fd00::2:80/tcp"`, "[fd00::1]:80/tcp"}},
 		{"bad format", "trace -o yaml --objects " + objects + " 10.0.0.1 10.96.0.1:80/tcp", []string{"--output", `"yaml"`, "text or json"}},
+		{"packets and arguments", "trace --packets " + objects + " --objects " + objects + " 10.0.0.1 10.96.0.1:80/tcp", []string{`"10.0.0.1"`, "--packets"}},
+		{"no file of packets", "trace --packets " + dir + "/nonesuch --objects " + objects, []string{"--packets", "nonesuch"}},
+		{"two of standard input", "trace --packets - --objects -", []string{"--packets -", "--objects -"}},
 		{"broken objects", "trace --objects " + broken + " 10.0.0.1 10.96.0.1:80/tcp", []string{"broken.yaml"}},
 		{"several nodes", "trace --objects " + nodes + " 10.0.0.1 10.96.0.1:80/tcp", []string{"--node", "n1, n2"}},
 		{"no podCIDR", "trace --node n1 --detect-local-mode NodeCIDR --objects " + nodes + " 10.0.0.1 10.96.0.1:80/tcp", []string{"podCIDR", "n1"}},

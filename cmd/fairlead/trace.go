@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,12 +17,15 @@ import (
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/localport"
 )
 
 const traceUsage = `fairlead trace --objects FILE [flags] SOURCE DESTINATION:PORT/PROTOCOL
+  fairlead trace --objects FILE [flags] --packets FILE
 
 Says what the node does with the first packet of a connection, and why. The source is an IP address, the destination
-something like 10.96.0.1:80/tcp or [fd00::1]:53/udp. All flags of the daemon are accepted.`
+something like 10.96.0.1:80/tcp or [fd00::1]:53/udp. A file of packets has one such pair on each line; empty lines and
+lines that begin with # are skipped, and each answer is a line of JSON. All flags of the daemon are accepted.`
 
 // verdict is the JSON form of an outcome; its keys are an interface for scripts.
 type verdict struct {
@@ -30,6 +37,31 @@ type verdict struct {
 	// Service is "namespace/name:port", empty where no Service has the destination.
 	Service string `json:"service"`
 	Reason  string `json:"reason"`
+	// Source and Destination are the packet's, in the form of the arguments.
+	Source      string `json:"source"`
+	Destination string `json:"destination"`
+	// SourceClass is "outside", "pod" or "host".
+	SourceClass string `json:"sourceClass"`
+	// Frontend is "address:port/protocol", "node4:port/protocol" or "node6:port/protocol", empty as Service.
+	Frontend string `json:"frontend"`
+	// AffinitySeconds is for how long the client address keeps its endpoint; 0 for no session affinity.
+	AffinitySeconds uint32 `json:"affinitySeconds"`
+	// Candidates are the Endpoints with what is to be said of each; never null.
+	Candidates []candidate `json:"candidates"`
+	// Notes are what should be known to judge the answer; never null.
+	Notes []string `json:"notes"`
+}
+
+// candidate is an endpoint that may be chosen.
+type candidate struct {
+	Address string `json:"address"`
+	// Local says that the endpoint is on this node.
+	Local bool `json:"local"`
+	// Terminating says that it serves while it shuts down.
+	Terminating bool `json:"terminating"`
+	// Masquerade says that the source is rewritten if it is chosen; Hairpin that it is so because it is the source itself.
+	Masquerade bool `json:"masquerade"`
+	Hairpin    bool `json:"hairpin"`
 }
 
 func runTrace(ctx context.Context, args []string, s streams) error {
@@ -37,12 +69,19 @@ func runTrace(ctx context.Context, args []string, s streams) error {
 	fs := pflag.NewFlagSet("fairlead trace", pflag.ContinueOnError)
 	o.bind(fs)
 	iface := fs.String("in-interface", "", "name of the interface on which the packet arrives")
-	output := fs.StringP("output", "o", "text", "text or json")
+	packets := fs.String("packets", "", "file with a SOURCE DESTINATION on each line, - for standard input, in place of the arguments")
+	output := fs.StringP("output", "o", "text", "text or json; with --packets the default is json")
 	if err := parseFlags(fs, args, traceUsage, s); err != nil {
 		return err
 	}
+	if *packets != "" && !fs.Changed("output") {
+		*output = "json"
+	}
 	if *output != "text" && *output != "json" {
 		return fmt.Errorf("--output %q: want text or json", *output)
+	}
+	if *packets != "" {
+		return o.traceAll(ctx, *packets, fs.Args(), *iface, *output, s)
 	}
 	if fs.NArg() != 2 {
 		return fmt.Errorf("%d arguments: want a source and a destination, such as 10.0.0.2 10.96.0.1:80/tcp", fs.NArg())
@@ -54,18 +93,119 @@ func runTrace(ctx context.Context, args []string, s streams) error {
 	if err := o.load(s); err != nil {
 		return err
 	}
-	h := o.table.Header()
-	if !h.IsLocal(p.Src) { // what the node itself sends arrives on no interface
-		p.InInterface = *iface
-	}
-	out := o.table.Lookup(p)
-	for _, n := range append(o.notes(p, out, h), o.draining(ctx, p)...) {
+	t := o.trace(ctx, p, *iface)
+	for _, n := range t.notes {
 		fmt.Fprintf(s.err, "note: %s\n", n)
 	}
 	if *output == "json" {
-		return json.NewEncoder(s.out).Encode(verdictOf(p, out))
+		return json.NewEncoder(s.out).Encode(verdictOf(t))
 	}
-	return writeTrace(s.out, p, out)
+	return writeTrace(s.out, t)
+}
+
+// traceAll answers for each line of a file, as soon as it was read.
+func (o *offline) traceAll(ctx context.Context, path string, args []string, iface, output string, s streams) error {
+	if len(args) > 0 {
+		return fmt.Errorf("argument %q: with --packets there are none", args[0])
+	}
+	in, name := io.Reader(os.Stdin), "standard input"
+	if path != "-" {
+		f, err := os.Open(path)
+		if err != nil {
+			return fmt.Errorf("--packets: %w", err)
+		}
+		defer f.Close()
+		in, name = f, path
+	} else if o.cfg.Objects == "-" {
+		return errors.New("--packets - and --objects -: only one of them can be standard input")
+	}
+	if err := o.load(s); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(in)
+	answers := 0
+	for number := 1; lines.Scan(); number++ {
+		fields := strings.Fields(lines.Text())
+		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
+			continue
+		}
+		if len(fields) != 2 {
+			return fmt.Errorf("%s:%d: %q: want a source and a destination, such as 10.0.0.2 10.96.0.1:80/tcp", name, number, lines.Text())
+		}
+		p, err := parsePacket(fields[0], fields[1])
+		if err != nil {
+			return fmt.Errorf("%s:%d: %w", name, number, err)
+		}
+		t := o.trace(ctx, p, iface)
+		if output == "json" {
+			err = json.NewEncoder(s.out).Encode(verdictOf(t))
+		} else {
+			err = writeBlock(s.out, t, answers == 0)
+		}
+		if err != nil {
+			return err
+		}
+		answers++
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("--packets: read %s: %w", name, err)
+	}
+	return nil
+}
+
+// writeBlock prints one of many answers in text form, with its packet and notes.
+func writeBlock(w io.Writer, t traced, first bool) error {
+	var b strings.Builder
+	if !first {
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "# %s %s\n", t.packet.Src, destination(t.packet))
+	for _, n := range t.notes {
+		fmt.Fprintf(&b, "note: %s\n", n)
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return err
+	}
+	return writeTrace(w, t)
+}
+
+// destination is a packet's destination in the form of the argument.
+func destination(p fwd.Packet) string { return fmt.Sprintf("%s/%s", p.Dst, p.Proto) }
+
+// traced is a packet with what becomes of it.
+type traced struct {
+	packet  fwd.Packet
+	outcome fwd.Outcome
+	notes   []string
+}
+
+// trace works out what the node does with a packet; iface is the interface on which it arrives.
+func (o *offline) trace(ctx context.Context, p fwd.Packet, iface string) traced {
+	h := o.table.Header()
+	ownVIP := o.ownsVIP(p.Src)
+	p.FromHost = ownVIP || h.IsLocal(p.Src)
+	if !p.FromHost { // what the node itself sends arrives on no interface
+		p.InInterface = iface
+	}
+	out, ok := localport.Lookup(&o.table, o.cfg.LocalPorts(), p)
+	if !ok {
+		out = o.table.Lookup(p)
+	}
+	if ownVIP && out.Verdict == fwd.VerdictForward {
+		out.Masquerade = true // nobody else can answer to the address
+	}
+	return traced{p, out, append(o.notes(p, out), o.draining(ctx, p)...)}
+}
+
+// ownsVIP says whether an address is a virtual IP that mode ipvs makes local, so that only this node itself can send from it.
+func (o *offline) ownsVIP(a netip.Addr) bool {
+	h := o.table.Header()
+	if o.cfg.Mode != config.ModeIPVS || o.cfg.IPVS.VIP == config.VIPMark || h.IsLocal(a) {
+		return false
+	}
+	isIt := func(v fwd.VIP) bool { return v.Addr == a }
+	excluded := func(p netip.Prefix) bool { return p.Contains(a) }
+	return slices.ContainsFunc(o.table.VIPs(), isIt) && !slices.ContainsFunc(o.cfg.IPVS.ExcludeCIDRs, excluded)
 }
 
 // parsePacket reads the two arguments.
@@ -89,13 +229,13 @@ func parsePacket(src, dst string) (fwd.Packet, error) {
 }
 
 // notes says what the user should know to judge the answer.
-func (o *offline) notes(p fwd.Packet, out fwd.Outcome, h fwd.Header) []string {
+func (o *offline) notes(p fwd.Packet, out fwd.Outcome) []string {
 	var notes []string
 	if fwd.FamilyOf(p.Src) != fwd.FamilyOf(p.Dst.Addr()) {
 		notes = append(notes, "source and destination are of different families, so there can be no such packet")
 	}
 	byInterface := o.cfg.DetectMode == config.DetectBridgeInterface || o.cfg.DetectMode == config.DetectInterfacePrefix
-	if byInterface && p.InInterface == "" && !h.IsLocal(p.Src) {
+	if byInterface && p.InInterface == "" && !p.FromHost {
 		notes = append(notes, fmt.Sprintf("--detect-local-mode %s recognises pods by interface: without --in-interface the source does not count as a pod", o.cfg.DetectMode))
 	}
 	for _, c := range o.table.Conflicts() {
@@ -125,13 +265,22 @@ func (o *offline) draining(ctx context.Context, p fwd.Packet) (notes []string) {
 	return notes
 }
 
-func verdictOf(p fwd.Packet, out fwd.Outcome) verdict {
-	v := verdict{Verdict: out.Verdict.String(), Endpoints: []string{}, Masquerade: alwaysMasqueraded(p, out), Reason: out.Reason.String()}
+func verdictOf(t traced) verdict {
+	p, out := t.packet, t.outcome
+	v := verdict{
+		Verdict: out.Verdict.String(), Endpoints: []string{}, Masquerade: alwaysMasqueraded(p, out), Reason: out.Reason.String(),
+		Source: p.Src.String(), Destination: destination(p), SourceClass: out.Class.String(), AffinitySeconds: out.AffinitySec,
+		Candidates: []candidate{}, Notes: append([]string{}, t.notes...),
+	}
 	for _, ep := range out.Endpoints {
 		v.Endpoints = append(v.Endpoints, ep.Addr.String())
+		v.Candidates = append(v.Candidates, candidate{
+			Address: ep.Addr.String(), Local: ep.Local, Terminating: ep.Terminating,
+			Masquerade: out.MasqueradeTo(p.Src, ep.Addr), Hairpin: !out.Masquerade && out.MasqueradeTo(p.Src, ep.Addr),
+		})
 	}
 	if out.Owner != (fwd.ServicePort{}) {
-		v.Service = out.Owner.String()
+		v.Service, v.Frontend = out.Owner.String(), out.Key.String()
 	}
 	return v
 }
@@ -147,7 +296,8 @@ func alwaysMasqueraded(p fwd.Packet, out fwd.Outcome) bool {
 }
 
 // writeTrace prints the text form.
-func writeTrace(w io.Writer, p fwd.Packet, out fwd.Outcome) error {
+func writeTrace(w io.Writer, t traced) error {
+	p, out := t.packet, t.outcome
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "%-12s", name+":")

@@ -12,6 +12,9 @@ type Packet struct {
 	Proto Proto
 	// InInterface is the name of the interface on which the packet arrived; empty for a packet that this host sends.
 	InInterface string
+	// FromHost says that this host sends the packet, also where Header.LocalAddrs does not name its source: the kernel may
+	// choose a virtual IP that the node owns (mode ipvs).
+	FromHost bool
 }
 
 // Verdict is the fate of a packet.
@@ -55,7 +58,7 @@ func (h *Header) Class(p Packet) Class {
 	switch {
 	case h.Detector[FamilyOf(p.Dst.Addr()).Index()].Matches(p.Src, p.InInterface):
 		return Pod
-	case h.IsLocal(p.Src):
+	case p.FromHost || h.IsLocal(p.Src):
 		return Host
 	}
 	return Outside
@@ -73,7 +76,7 @@ func (t *Table) Lookup(p Packet) Outcome {
 	}
 	fam := FamilyOf(dst)
 	np := t.header.NodePorts[fam.Index()]
-	fromHost := t.header.IsLocal(p.Src)
+	fromHost := p.FromHost || t.header.IsLocal(p.Src)
 
 	f := t.Frontend(Key{Family: fam, Addr: dst, Proto: p.Proto, Port: p.Dst.Port()})
 	if f == nil && t.header.IsLocal(dst) && np.Serves(dst, fromHost) {

@@ -31,6 +31,9 @@ const (
 	ReasonOtherPort
 	// ReasonUnallocated: the destination is in a service CIDR, but no cluster IP (mode nftables).
 	ReasonUnallocated
+	// ReasonLocalPort: the destination is a node port on loopback that the daemon's own forwarder serves (modes nftables and
+	// ipvs); see package localport, whose Lookup alone gives it.
+	ReasonLocalPort
 	numReasons
 )
 
@@ -46,6 +49,7 @@ var reasonText = [numReasons]string{
 	ReasonShortCircuit:       "short-circuit: externalTrafficPolicy is Local, but a source inside the cluster is served as if by the load balancer, from all usable endpoints",
 	ReasonOtherPort:          "other-port: the address is a cluster IP that has no such protocol and port, so it is rejected",
 	ReasonUnallocated:        "unallocated: the address is in a service CIDR and is no Service's cluster IP, so it is dropped",
+	ReasonLocalPort:          "local-port: Fairlead itself listens on this node port on loopback, while it has endpoints for clients outside, and copies bytes",
 	ReasonLoopback:           "loopback: a source that is not this host may not reach loopback addresses",
 }
 
