@@ -23,7 +23,7 @@ import (
 func ipvsOf(t *testing.T, n *lab.Node, f func(*hostipvs.Kernel) error) {
 	t.Helper()
 	must(t, n.Do(func() error {
-		k, err := hostipvs.Open()
+		k, err := hostipvs.Open(t.Context())
 		if err != nil {
 			return err
 		}

@@ -58,7 +58,7 @@ func (d *demo) begin(ctx context.Context) ([]string, error) {
 func (d *demo) virtualServers(ctx context.Context) ([]string, error) {
 	var content ipvs.Content
 	err := d.lab.Nodes[0].Do(func() error {
-		k, err := ipvs.Open()
+		k, err := ipvs.Open(ctx)
 		if err != nil {
 			return err
 		}

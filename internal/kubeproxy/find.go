@@ -78,7 +78,7 @@ func (l *Leftovers) findChains(ctx context.Context) error {
 func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
 	var servers ipvs.Interface
 	if hasIPVS() {
-		k, err := ipvs.Open()
+		k, err := ipvs.Open(ctx)
 		switch {
 		case err == nil:
 			servers = k

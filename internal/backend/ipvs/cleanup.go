@@ -49,7 +49,7 @@ func Leftovers(ctx context.Context, exclude []netip.Prefix) ([]Leftover, func(),
 	}
 	h := host{servers: noServers{}, sets: noSets{}, exclude: exclude}
 	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err == nil {
-		k, err := hostipvs.Open()
+		k, err := hostipvs.Open(ctx)
 		if err != nil {
 			return nil, closeAll, err
 		}

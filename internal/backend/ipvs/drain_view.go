@@ -18,7 +18,7 @@ func DrainingAt(ctx context.Context, proto fwd.Proto, dst netip.AddrPort) (out [
 	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
 		return nil, nil
 	}
-	k, err := hostipvs.Open()
+	k, err := hostipvs.Open(ctx)
 	if err != nil {
 		return nil, err
 	}

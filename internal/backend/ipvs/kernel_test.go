@@ -41,7 +41,7 @@ func newNode(t testing.TB, vips VIPMode) *node {
 	hosttest.Netns(t, "iptables-legacy", "ip")
 	n := &node{t: t, opts: make(map[fwd.Family]FamilyOptions)}
 	var err error
-	if n.servers, err = hostipvs.Open(); err != nil {
+	if n.servers, err = hostipvs.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if n.sets, err = ipset.Open(); err != nil {

@@ -59,7 +59,7 @@ func (p *Plane) Run(ctx context.Context) { p.sweeper.run(ctx) }
 // Open prepares this node's kernel and returns a Backend on it, for the families that kernel and tools offer; at least
 // one. The error says what is missing and what to do.
 func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
-	servers, err := hostipvs.Open()
+	servers, err := hostipvs.Open(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -20,15 +20,14 @@
 // Not kept: thresholds of real servers and persistence engines, which are written as none; types of tunnels. Marks are only
 // reported. There are no notifications: the kernel sends none.
 //
-// github.com/moby/ipvs does single calls: time-outs, and the virtual server with which a scheduler is probed. The rest is a
-// small encoder beside it, because the library
+// It is a small encoder of its own and does not use github.com/moby/ipvs, because the library
 //
 //   - sends one message and waits for its answer, which costs several times as much for each real server (benchmark
 //     KernelAddReals);
 //   - reads weights as 16 bits, so that 70000 comes back as 4464 and would be written again for ever;
 //   - knows counters of 32 bits, which wrap, and not how many clients a real server holds by persistence;
-//   - does not report that the kernel has no IPVS: it logs a line and goes on. Open asks the kernel first, which loads the
-//     module for that question. The library then also runs modprobe, once; an image without that program logs a warning.
+//   - waits for an answer without a timeout;
+//   - does not report that the kernel has no IPVS: it runs modprobe, logs a line and goes on.
 //
 // Weights, connections and addresses of all real servers come from /proc because a dump for each virtual server takes
 // several times as long. GET_DEST remains for a few, and for what only it tells.

@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/moby/ipvs"
-	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/netlink"
@@ -22,12 +20,10 @@ import (
 // Kernel is the IPVS of the network namespace of the thread in which Open was called. It needs CAP_NET_ADMIN in the first
 // user namespace. One conversation with the kernel goes on at a time; others wait for it.
 type Kernel struct {
-	mu sync.Mutex // guards what follows
-	// conn is for what is sent in batches and what the library does not read whole.
-	conn   *netlink.Conn
+	mu   sync.Mutex // guards what follows
+	conn *netlink.Conn
+	// family is the number that the kernel gave IPVS in generic netlink.
 	family uint16
-	// library is for single calls.
-	library *ipvs.Handle
 	// table is /proc/net/ip_vs. It is kept open because it belongs to the namespace in which it was opened.
 	table *os.File
 }
@@ -38,32 +34,41 @@ var _ Interface = (*Kernel)(nil)
 var ErrUnavailable = errors.New(`no IPVS in this kernel: load ip_vs ("modprobe ip_vs" on the host), or use a kernel built with CONFIG_IP_VS`)
 
 // Open connects to the kernel, which loads the module ip_vs if it has it and is able to.
-func Open() (*Kernel, error) {
-	// The library does not report a missing family, and remembers that it was missing; so ask first. The kernel loads the
-	// module for this question.
-	family, err := library.GenlFamilyGet(genlName)
-	switch {
-	case errors.Is(err, unix.ENOENT):
-		return nil, ErrUnavailable
-	case err != nil:
-		return nil, fmt.Errorf("look up the netlink family %s: %w", genlName, err)
-	}
-	k := &Kernel{family: family.ID}
-	if err := k.open(); err != nil {
+func Open(ctx context.Context) (*Kernel, error) {
+	k := &Kernel{}
+	if err := k.open(ctx); err != nil {
 		return nil, fmt.Errorf("open IPVS: %w", errors.Join(err, k.Close()))
 	}
 	return k, nil
 }
 
-func (k *Kernel) open() (err error) {
+func (k *Kernel) open(ctx context.Context) (err error) {
 	if k.conn, err = netlink.Dial(unix.NETLINK_GENERIC); err != nil {
 		return err
 	}
-	if k.library, err = ipvs.New(""); err != nil {
+	if err := k.findFamily(ctx); err != nil {
 		return err
 	}
 	k.table, err = os.Open("/proc/thread-self/net/ip_vs")
 	return err
+}
+
+// findFamily asks for the number of IPVS. The kernel loads the module for this question.
+func (k *Kernel) findFamily(ctx context.Context) error {
+	req := netlink.AppendText([]byte{unix.CTRL_CMD_GETFAMILY, 1, 0, 0}, unix.CTRL_ATTR_FAMILY_NAME, genlName)
+	msgs, err := k.conn.Get(ctx, netlink.Request{Type: unix.GENL_ID_CTRL, Body: req})
+	if errors.Is(err, unix.ENOENT) {
+		return ErrUnavailable
+	}
+	var a attrs
+	if err == nil && (len(msgs) != 1 || a.message(msgs[0].Body) != nil || !a.sized(2, unix.CTRL_ATTR_FAMILY_ID)) {
+		err = netlink.ErrMalformed
+	}
+	if err != nil {
+		return fmt.Errorf("look up the netlink family %s: %w", genlName, err)
+	}
+	k.family = a.u16(unix.CTRL_ATTR_FAMILY_ID)
+	return nil
 }
 
 // Close gives back what Open took; the tables stay as they are.
@@ -73,9 +78,6 @@ func (k *Kernel) Close() error {
 	var errs []error
 	if k.conn != nil {
 		errs = append(errs, k.conn.Close())
-	}
-	if k.library != nil {
-		k.library.Close()
 	}
 	if k.table != nil {
 		errs = append(errs, k.table.Close())
@@ -245,44 +247,45 @@ func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState,
 
 // ConnTableSize implements Interface.
 func (k *Kernel) ConnTableSize(ctx context.Context) (int, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	msgs, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: body(cmdGetInfo)})
-	var a attrs
-	if err == nil && (len(msgs) != 1 || a.message(msgs[0].Body) != nil || !a.sized(4, infoConnTableSize)) {
-		err = netlink.ErrMalformed
-	}
+	a, err := k.get(ctx, cmdGetInfo, infoConnTableSize)
 	if err != nil {
 		return 0, fmt.Errorf("read the size of the IPVS connection table: %w", err)
 	}
 	return int(a.u32(infoConnTableSize)), nil
 }
 
-// Timeouts implements Interface.
-func (k *Kernel) Timeouts(ctx context.Context) (Timeouts, error) {
-	if err := ctx.Err(); err != nil {
-		return Timeouts{}, err
-	}
+// get asks for numbers of 32 bits.
+func (k *Kernel) get(ctx context.Context, cmd uint8, want ...uint16) (a attrs, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	c, err := k.library.GetConfig()
+	msgs, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: body(cmd)})
+	if err == nil && (len(msgs) != 1 || a.message(msgs[0].Body) != nil || !a.sized(4, want...)) {
+		err = netlink.ErrMalformed
+	}
+	return a, err
+}
+
+// Timeouts implements Interface.
+func (k *Kernel) Timeouts(ctx context.Context) (Timeouts, error) {
+	a, err := k.get(ctx, cmdGetConfig, attrTimeoutTCP, attrTimeoutTCPFin, attrTimeoutUDP)
 	if err != nil {
 		return Timeouts{}, fmt.Errorf("read IPVS time-outs: %w", err)
 	}
-	return Timeouts{TCP: c.TimeoutTCP, TCPFin: c.TimeoutTCPFin, UDP: c.TimeoutUDP}, nil
+	seconds := func(typ uint16) time.Duration { return time.Duration(a.u32(typ)) * time.Second }
+	return Timeouts{TCP: seconds(attrTimeoutTCP), TCPFin: seconds(attrTimeoutTCPFin), UDP: seconds(attrTimeoutUDP)}, nil
 }
 
 // SetTimeouts implements Interface.
 func (k *Kernel) SetTimeouts(ctx context.Context, t Timeouts) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	if err := t.check(); err != nil {
 		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.library.SetConfig(&ipvs.Config{TimeoutTCP: t.TCP, TimeoutTCPFin: t.TCPFin, TimeoutUDP: t.UDP}); err != nil {
+	b := netlink.AppendUint32(body(cmdSetConfig), attrTimeoutTCP, uint32(t.TCP/time.Second))
+	b = netlink.AppendUint32(b, attrTimeoutTCPFin, uint32(t.TCPFin/time.Second))
+	b = netlink.AppendUint32(b, attrTimeoutUDP, uint32(t.UDP/time.Second))
+	if _, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: b}); err != nil {
 		return fmt.Errorf("set IPVS time-outs %v: %w", t, err)
 	}
 	return nil
@@ -297,24 +300,25 @@ const (
 // ProbeScheduler implements Interface. The virtual server has an address that is reserved for documentation, and the flag
 // Sched3.
 func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := &ipvs.Service{
-		Address: net.IPv4(198, 51, 100, 0), Protocol: unix.IPPROTO_TCP, AddressFamily: unix.AF_INET,
-		SchedName: name, Flags: uint32(Sched3), Netmask: ^uint32(0),
+	send := func(o Op) error {
+		_, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: o.encode()})
+		return err
 	}
+	o := Op{Settings: Settings{Scheduler: name, Flags: Sched3}}
 	err := error(unix.EEXIST)
 	for i := uint16(0); i < probePorts && errors.Is(err, unix.EEXIST); i++ {
-		s.Port = firstProbePort + i
-		err = k.library.NewService(s)
+		o.Verb = AddServer
+		o.Server = VirtualServer{Protocol: unix.IPPROTO_TCP, Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, 0}), firstProbePort+i)}
+		err = send(o)
 	}
 	if err != nil {
 		return fmt.Errorf("probe scheduler %q: %w", name, err)
 	}
-	if err := k.library.DelService(s); err != nil {
+	o.Verb = DelServer
+	ctx = context.WithoutCancel(ctx)
+	if err := send(o); err != nil {
 		return fmt.Errorf("remove the virtual server that probed scheduler %q: %w", name, err)
 	}
 	return nil

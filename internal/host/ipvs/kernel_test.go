@@ -29,7 +29,7 @@ func openKernel(tb testing.TB) *Kernel {
 	tb.Helper()
 	hosttest.Need(tb, hosttest.IPVS)
 	hosttest.Netns(tb)
-	k, err := Open()
+	k, err := Open(tb.Context())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func same(tb testing.TB, got, want Content) {
 
 func TestKernelOpen(t *testing.T) {
 	hosttest.Netns(t)
-	k, err := Open()
+	k, err := Open(t.Context())
 	switch {
 	case err == nil:
 		if err := k.Close(); err != nil {
@@ -552,6 +552,10 @@ func BenchmarkKernelAddReals(b *testing.B) {
 		b.StopTimer()
 		k = openKernel(b)
 		apply(b, k, servers...)
+		l, err := ipvs.New("")
+		if err != nil {
+			b.Fatal(err)
+		}
 		begin = time.Now()
 		for _, op := range reals {
 			s := &ipvs.Service{
@@ -559,11 +563,12 @@ func BenchmarkKernelAddReals(b *testing.B) {
 				SchedName: "rr", Flags: uint32(Sched3), Netmask: ^uint32(0),
 			}
 			d := &ipvs.Destination{Address: op.Real.Addr.Addr().AsSlice(), Port: op.Real.Addr.Port(), Weight: int(op.Real.Weight), AddressFamily: unix.AF_INET}
-			if err := k.library.NewDestination(s, d); err != nil {
+			if err := l.NewDestination(s, d); err != nil {
 				b.Fatal(err)
 			}
 		}
 		single += time.Since(begin)
+		l.Close()
 		b.StartTimer()
 	}
 	n := float64(b.N * len(reals))
