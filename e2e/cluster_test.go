@@ -64,6 +64,7 @@ func TestCluster(t *testing.T) {
 		{"stale flows", testStaleFlows},
 		{"service CIDRs", testServiceCIDRs},
 		{"oracle", testOracle},
+		{"what nodes own", testOwnedByNodes},
 		{"health", testHealth},
 		{"life", testLife},
 		{"switch of modes", testSwitch},

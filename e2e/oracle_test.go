@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -330,4 +331,99 @@ func (g *generator) trip(proto fwd.Proto, dst netip.AddrPort) trip {
 		src = from.More[f]
 	}
 	return trip{from: from, proto: proto, src: src, dst: dst}
+}
+
+// testOwnedByNodes has Services claim addresses that are somebody's: the node's own, as an external IP and in the status of a
+// load balancer, and those of the load balancer's host. All that they do not serve stays as it was, also where another
+// program translates it.
+func testOwnedByNodes(t *testing.T, c *cluster) {
+	node, client := c.lab.Nodes[0], c.lab.Client
+	c.serveOnNodes(t)
+	onClient, err := probe.Serve(client, "client", client.Addrs[:], []string{"tcp", "udp"}, []uint16{hostPort})
+	must(t, err)
+	t.Cleanup(func() { check(t, onClient.Close()) })
+	both := ports(port("web", corev1.ProtocolTCP, 80), port("dns", corev1.ProtocolUDP, 80))
+	balancedTo := func(addrs [2]netip.Addr) func(*corev1.Service) {
+		return func(s *corev1.Service) {
+			s.Spec.Type = corev1.ServiceTypeLoadBalancer
+			for _, a := range addrs {
+				s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{IP: a.String()})
+			}
+		}
+	}
+	own := c.service(t, "on-node", both, balancedTo(node.Addrs), func(s *corev1.Service) {
+		s.Spec.ExternalIPs = []string{node.Addrs[0].String(), node.Addrs[1].String()}
+	})
+	second := c.service(t, "on-node-too", ports(port("web", corev1.ProtocolTCP, 81)), func(s *corev1.Service) {
+		s.Spec.ExternalIPs = []string{node.Addrs[0].String(), node.Addrs[1].String()}
+	})
+	virtual := c.service(t, "virtual", both, balanced(70, corev1.ServiceExternalTrafficPolicyCluster))
+	services := []*corev1.Service{own, second, virtual}
+	// An address of another host that Services claim cannot be reached any more where VIPs are local (address-of-others).
+	localVIPs := c.mode == "ipvs" && c.vips != "mark"
+	if !localVIPs {
+		services = append(services, c.service(t, "on-balancer", both, balancedTo(client.Addrs)))
+	}
+	for _, svc := range services {
+		c.endpoints(t, svc, ready("node1-p1"))
+	}
+	const theirs = 7777 // which another program translates
+	for f := range families {
+		tool := []string{"iptables-", "ip6tables-"}[f] + c.userland
+		to := netip.AddrPortFrom(c.hosts["node1-p2"].Addrs[f], podPorts[0]).String()
+		for _, proto := range []string{"tcp", "udp"} {
+			for _, dst := range []netip.Addr{node.Addrs[f], balancerIP(f, 70)} {
+				rule := []string{"PREROUTING", "-d", dst.String(), "-p", proto, "--dport", strconv.Itoa(theirs), "-j", "DNAT", "--to-destination", to}
+				change := func(do string) {
+					if out, err := node.Run(context.WithoutCancel(t.Context()), tool, append([]string{"-w", "-t", "nat", do}, rule...)...); err != nil {
+						t.Errorf("%s %s %v: %v\n%s", tool, do, rule, err, out)
+					}
+				}
+				change("-A")
+				t.Cleanup(func() { change("-D") })
+			}
+		}
+	}
+	c.settle(t)
+
+	verify := func(when string, claimed bool) {
+		t.Helper()
+		answers := func(from, proto string, dst netip.Addr, port uint16, server string) {
+			t.Helper()
+			to := probe.Target{Proto: proto, Dst: netip.AddrPortFrom(dst, port)}
+			if r := c.dialers[from].Dial(t.Context(), to); r.Server != server {
+				t.Errorf("%s: from %s: %s: %s, want an answer by %s", when, from, to, r, server)
+			}
+		}
+		for f := range families {
+			for _, proto := range []string{"tcp", "udp"} {
+				for _, from := range []string{"client", guest, "node1"} {
+					answers(from, proto, node.Addrs[f], hostPort, "node1")
+					if claimed {
+						answers(from, proto, node.Addrs[f], 80, "node1-p1")
+					}
+				}
+				for _, from := range []string{"client", guest} {
+					answers(from, proto, node.Addrs[f], theirs, "node1-p2")
+				}
+				answers("client", proto, balancerIP(f, 70), theirs, "node1-p2")
+				for _, from := range []string{guest, "node1"} {
+					answers(from, proto, client.Addrs[f], hostPort, "client")
+				}
+			}
+			if claimed {
+				answers("client", "tcp", node.Addrs[f], 81, "node1-p1")
+				answers("client", "tcp", node.Addrs[f], uint16(own.Spec.Ports[0].NodePort), "node1-p1")
+			}
+			if code, _ := get(t, client, netip.AddrPortFrom(node.Addrs[f], 10256), "/livez"); code != 200 {
+				t.Errorf("%s: %s: /livez answers %d", when, node.Addrs[f], code)
+			}
+		}
+	}
+	verify("while Services claim the addresses", true)
+	for _, svc := range services[:2] {
+		must(t, c.client.CoreV1().Services(namespace).Delete(t.Context(), svc.Name, metav1.DeleteOptions{}))
+	}
+	c.settle(t)
+	verify("afterwards", false)
 }

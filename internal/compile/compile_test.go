@@ -127,7 +127,7 @@ func TestProblems(t *testing.T) {
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
 		{"loopback as cluster IP", "", "127.0.0.1 np=3001", "", []string{"spec.clusterIPs: 127.0.0.1 is left out"}, []string{"node4:3001/tcp NodePort"}},
 		{"addresses of endpoints", "", ok, ".1@n1:R 127.0.0.1@n1:R 0.0.0.0@n1:R",
-			[]string{"EndpointSlice ns/svc-0: endpoints[1].addresses: 127.0.0.1 is left out: loopback addresses belong to the node (and 1 more of this EndpointSlice)"},
+			[]string{"EndpointSlice ns/svc-0: endpoints[].addresses: 127.0.0.1 is left out: loopback addresses belong to the node (and 1 more of this EndpointSlice)"},
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
 		{"health check without a port", "", ok + "lb=1.2.3.4 etp=local", "",
 			[]string{"spec.healthCheckNodePort: not set"},
@@ -216,7 +216,7 @@ func TestAddressesOfTheOtherFamily(t *testing.T) {
 	svc.ClusterIPs[1] = addr("172.30.0.42")
 	f, problems := compile.Compile(svc, eps, facts)
 	want := []compile.Problem{
-		{"EndpointSlice ns/svc-0: endpoints[1].addresses", "fd00:10::5 is left out: it is not an IPv4 address (and 1 more of this EndpointSlice)"},
+		{"EndpointSlice ns/svc-0: endpoints[].addresses", "fd00:10::5 is left out: it is not an IPv4 address (and 1 more of this EndpointSlice)"},
 		{"spec.clusterIPs", "172.30.0.42 is left out: it is not an IPv6 address"},
 	}
 	if d := cmp.Diff(want, problems); d != "" {

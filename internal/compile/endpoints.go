@@ -41,7 +41,8 @@ func sortedByName(s []*cluster.Slice) []*cluster.Slice {
 
 func isOf(s *cluster.Slice, fam fwd.Family) bool { return s.IPv6 == (fam == fwd.IPv6) }
 
-// reportEndpoints tells of endpoints with addresses that cannot be used, once for each slice.
+// reportEndpoints tells of endpoints with addresses that cannot be used, once for each slice. It names the address: the place
+// in the API object is not known here.
 func (c *compiler) reportEndpoints(fam fwd.Family) {
 	for _, s := range c.slices {
 		if !isOf(s, fam) {
@@ -62,7 +63,7 @@ func (c *compiler) reportEndpoints(fam fwd.Family) {
 		if bad > 1 {
 			more = fmt.Sprintf(" (and %d more of this EndpointSlice)", bad-1)
 		}
-		c.problem(fmt.Sprintf("EndpointSlice %s: endpoints[%d].addresses", s.Name, first),
+		c.problem(fmt.Sprintf("EndpointSlice %s: endpoints[].addresses", s.Name),
 			"%s is left out: %s%s", s.Endpoints[first].Addr, reason, more)
 	}
 }

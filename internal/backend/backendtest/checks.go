@@ -28,6 +28,7 @@ type check struct {
 
 var checks = []check{
 	{"Lookup", 12, checkLookup},
+	{"NodeKeepsItsAddresses", 8, checkOwnAddresses},
 	{"Affinity", 6, checkAffinity},
 	{"IncrementalEqualsScratch", 12, checkIncremental},
 	{"LoadInPieces", 6, checkPieces},

@@ -35,6 +35,7 @@ type bugs struct {
 	ignoresSources     bool
 	ignoresClass       bool // all sources go the way of Outside
 	ignoresLoopback    bool
+	takesAddresses     bool // an address of the node that Services claim is theirs alone
 	masqueradesAll     bool
 	losesLast          bool // the last endpoint of a large pool is never chosen
 	straysWhenFailing  bool // after a failed write packets go astray
@@ -165,6 +166,9 @@ func (s *reference) lookup(p fwd.Packet) fwd.Outcome {
 	}
 	if b.ignoresLoopback && o.Reason == fwd.ReasonLoopback {
 		o.Verdict = fwd.VerdictPass
+	}
+	if dst := p.Dst.Addr(); b.takesAddresses && o.Verdict == fwd.VerdictPass && slices.ContainsFunc(t.VIPs(), func(v fwd.VIP) bool { return v.Addr == dst }) {
+		o.Verdict = fwd.VerdictReject
 	}
 	if o.Verdict == fwd.VerdictForward && b.masqueradesAll {
 		o.Masquerade = true
@@ -434,6 +438,7 @@ func TestBugsAreCaught(t *testing.T) {
 		{"ignores source ranges", bugs{ignoresSources: true}, []string{"Lookup"}},
 		{"ignores the class of the source", bugs{ignoresClass: true}, []string{"Lookup"}},
 		{"ignores the protection of loopback", bugs{ignoresLoopback: true}, []string{"Lookup"}},
+		{"takes the node's addresses", bugs{takesAddresses: true}, []string{"NodeKeepsItsAddresses"}},
 		{"masquerades always", bugs{masqueradesAll: true}, []string{"Lookup"}},
 		{"loses an endpoint of large pools", bugs{losesLast: true}, []string{"Lookup", "PoolGrowthIsCheap"}},
 		{"sends packets astray after a failure", bugs{straysWhenFailing: true}, []string{"IncrementalEqualsScratch"}},
