@@ -34,11 +34,17 @@ image: ## Build the image with docker, podman, nerdctl or buildah; IMAGE=NAME:TA
 manifests: ## Render the kustomize directories and the chart into manifests/testdata
 	GOFLAGS= go -C hack/manifests test -count=1 . -update
 
-.PHONY: lint
-lint: ## Run go vet, staticcheck and gofmt
+# Parts of their own, so that "make -k" goes on after one that fails.
+.PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy
+lint: lint-vet lint-staticcheck lint-format lint-tidy ## Run go vet, staticcheck, gofmt and go mod tidy
+lint-vet:
 	go vet ./...
 	for module in hack/manifests hack/bench/plot; do GOFLAGS= go -C $$module vet ./...; done
+lint-staticcheck:
 	$(STATICCHECK) ./...
+lint-tidy:
+	hack/tidy . hack/tools hack/manifests hack/bench/plot e2e/tools
+lint-format:
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
 .PHONY: test
