@@ -6,7 +6,8 @@ SHELL := bash
 
 MODE ?= iptables
 FORM ?= short
-# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
+# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets. Their PATH has
+# nothing but the programs that hack/deps.sh names.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
 IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
@@ -57,9 +58,8 @@ test-unit: lint ## Run what needs neither root nor a kernel feature
 .PHONY: test-kernel
 ifeq ($(shell id -u),0)
 test-kernel: ## Run the tests with real packets, in network namespaces (root)
-	hack/deps.sh
 	hack/build-servers.sh etcd kube-apiserver >/dev/null
-	FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
+	path=$$(hack/deps.sh path) && PATH=$$path FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
 else
 test-kernel:
 	@echo
