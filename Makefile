@@ -49,10 +49,11 @@ lint-format:
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
 .PHONY: test
-test: test-unit test-kernel test-ipvs ## Run all tests; as root those with the kernel, too
+test: ## Run lint and all tests; as root those with the kernel, too; say at the end what failed
+	@go run ./hack/suite lint test-unit test-kernel test-ipvs
 
 .PHONY: test-unit
-test-unit: lint ## Run what needs neither root nor a kernel feature
+test-unit: ## Run what needs neither root nor a kernel feature
 	go test -race ./...
 
 .PHONY: test-kernel
