@@ -6,7 +6,8 @@ SHELL := bash
 
 MODE ?= iptables
 FORM ?= short
-# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets.
+# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets. Their PATH has
+# nothing but the programs that hack/deps.sh names.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
 # What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
 IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
@@ -34,26 +35,32 @@ image: ## Build the image with docker, podman, nerdctl or buildah; IMAGE=NAME:TA
 manifests: ## Render the kustomize directories and the chart into manifests/testdata
 	GOFLAGS= go -C hack/manifests test -count=1 . -update
 
-.PHONY: lint
-lint: ## Run go vet, staticcheck and gofmt
+# Parts of their own, so that "make -k" goes on after one that fails.
+.PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy
+lint: lint-vet lint-staticcheck lint-format lint-tidy ## Run go vet, staticcheck, gofmt and go mod tidy
+lint-vet:
 	go vet ./...
 	for module in hack/manifests hack/bench/plot; do GOFLAGS= go -C $$module vet ./...; done
+lint-staticcheck:
 	$(STATICCHECK) ./...
+lint-tidy:
+	hack/tidy . hack/tools hack/manifests hack/bench/plot e2e/tools
+lint-format:
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
 .PHONY: test
-test: test-unit test-kernel test-ipvs ## Run all tests; as root those with the kernel, too
+test: ## Run lint and all tests; as root those with the kernel, too; say at the end what failed
+	@go run ./hack/suite lint test-unit test-kernel test-ipvs
 
 .PHONY: test-unit
-test-unit: lint ## Run what needs neither root nor a kernel feature
+test-unit: ## Run what needs neither root nor a kernel feature
 	go test -race ./...
 
 .PHONY: test-kernel
 ifeq ($(shell id -u),0)
 test-kernel: ## Run the tests with real packets, in network namespaces (root)
-	hack/deps.sh
 	hack/build-servers.sh etcd kube-apiserver >/dev/null
-	FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
+	path=$$(hack/deps.sh path) && PATH=$$path FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
 else
 test-kernel:
 	@echo

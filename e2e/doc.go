@@ -13,7 +13,7 @@
 // A test never sleeps to let the daemon catch up. After it has written objects it calls settle, which adds a Service and
 // waits until both daemons serve it: watches deliver in order, so that everything before is served then, too.
 //
-// Run: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e, as root, after hack/deps.sh; "make test" does. E2E_SEED=n repeats a random
+// Run: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e, as root, after hack/deps.sh path; "make test" does. E2E_SEED=n repeats a random
 // cluster. Mode ipvs runs in "make test-ipvs" where this kernel has no IPVS; one group of it by
 // hack/uml/ipvs-tests ./e2e FAIRLEAD_BINARY=$PWD/bin/fairlead -test.v -test.timeout=20m -test.run=TestCluster/ipvs/paths.
 package e2e

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // deep returns input whose jumps put a packet into n chains at once.
@@ -273,14 +274,19 @@ func TestSaveIsStable(t *testing.T) {
 	}
 }
 
-// inUserNamespace runs a shell script with iptables of its own, or skips the test where that is not possible.
+// inUserNamespace runs a shell script with iptables of its own, or skips the test where that is not possible, unless kernel tests
+// were asked for.
 func inUserNamespace(t *testing.T, script string) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("runs iptables")
 	}
 	if err := exec.Command("unshare", "-Urn", "sh", "-ec", "iptables-legacy -t nat -S; iptables-nft -t nat -S").Run(); err != nil {
-		t.Skipf("needs user namespaces and iptables in both userlands: %v", err)
+		const why = "needs user namespaces and iptables in both userlands: %v"
+		if os.Getenv(hosttest.Env) == "1" {
+			t.Fatalf(why, err)
+		}
+		t.Skipf(why, err)
 	}
 	cmd := exec.Command("unshare", "-Urn", "sh", "-c", script)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "XTABLES_LOCKFILE="+t.TempDir()+"/lock")
