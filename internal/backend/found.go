@@ -6,7 +6,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Finder is a Backend that can tell which frontends a process before this one left in the kernel. A Backend need not be one.
+// Finder can tell which frontends a process before this one left in the kernel.
 type Finder interface {
 	// Found returns the UDP frontends that the first reading of each family found, those of each family in one call only. It
 	// may be called by any goroutine.

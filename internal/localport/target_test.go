@@ -97,11 +97,39 @@ func TestUpdate(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := New(Options{Families: tt.families})
-			f.Update(table(t, tt.table...))
+			changes := table(t, tt.table...)
+			f.Update(changes)
 			if diff := cmp.Diff(tt.want, said(f)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
+			lookupAgrees(t, changes, tt.families, f.changed)
 		})
+	}
+}
+
+// lookupAgrees compares what Lookup says with where the forwarder sends connections.
+func lookupAgrees(t *testing.T, changes fwd.Changes, families [2]bool, served map[fwd.Key]target) {
+	t.Helper()
+	var tab fwd.Table
+	for _, sc := range changes.Services {
+		tab.Put(sc.New)
+	}
+	for i, fam := range fwd.Families {
+		for _, proto := range []fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP} {
+			p := fwd.Packet{Src: loopback[i], Dst: netip.AddrPortFrom(loopback[i], 30080), Proto: proto}
+			to, ours := served[fwd.Key{Family: fam, Proto: proto, Port: 30080}]
+			out, ok := Lookup(&tab, families, p)
+			if ok != ours || ok && (out.Verdict == fwd.VerdictForward) == to.empty() {
+				t.Errorf("%s to %s: %v, %s; the forwarder has %v", proto, p.Dst, ok, out.Verdict, to)
+			}
+			if diff := cmp.Diff(to.endpoints, out.Endpoints, cmp.Comparer(func(a, b fwd.Endpoint) bool { return a == b })); diff != "" {
+				t.Errorf("%s to %s: endpoints (-forwarder +Lookup):\n%s", proto, p.Dst, diff)
+			}
+			p.Src = netip.MustParseAddr([]string{"192.0.2.1", "2001:db8::1"}[i])
+			if _, ok := Lookup(&tab, families, p); ok {
+				t.Errorf("%s to %s from %s: served", proto, p.Dst, p.Src)
+			}
+		}
 	}
 }
 

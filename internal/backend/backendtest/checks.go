@@ -380,11 +380,11 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if err != nil {
 		return err
 	}
-	finder, ok := w.subject.Backend().(backend.Finder)
+	subject, ok := w.subject.(Finding)
 	if !ok {
 		return errNotApplicable
 	}
-	if found := finder.Found(); len(found) > 0 {
+	if found := subject.Finder().Found(); len(found) > 0 {
 		return fmt.Errorf("in an empty kernel it found %v", found)
 	}
 	var want []fwd.Key
@@ -399,8 +399,7 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if err := w.restart(r); err != nil {
 		return err
 	}
-	finder = w.subject.Backend().(backend.Finder)
-	got := slices.SortedFunc(slices.Values(finder.Found()), fwd.Key.Compare)
+	got := slices.SortedFunc(slices.Values(subject.Finder().Found()), fwd.Key.Compare)
 	if !slices.Equal(want, got) {
 		return fmt.Errorf("a new process found %v, want %v", got, want)
 	}
@@ -411,7 +410,7 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if _, err := w.subject.Backend().Observe(context.Background()); err != nil {
 		return err
 	}
-	if found := finder.Found(); len(found) > 0 {
+	if found := subject.Finder().Found(); len(found) > 0 {
 		return fmt.Errorf("a later reading found %v", found)
 	}
 	return nil

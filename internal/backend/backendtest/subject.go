@@ -84,6 +84,12 @@ type Rememberer interface {
 	JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]Outcome, error)
 }
 
+// Finding is a Subject whose backend can tell which frontends the process before it left.
+type Finding interface {
+	// Finder returns that of the backend; after Restart that of the new one.
+	Finder() backend.Finder
+}
+
 // Deviating is a Subject whose kernel cannot do all that a table asks. What it does instead is on the list of differences
 // that its backend documents.
 type Deviating interface {

@@ -51,6 +51,7 @@ type simulation struct {
 	options FamilyOptions
 	tables  map[fwd.Family]*simTables
 	backend backend.Backend
+	found   *backend.Found
 	foreign string
 	writes  int
 	fail    int
@@ -69,6 +70,11 @@ func (s *simulation) Backend() backend.Backend { return s.backend }
 func (s *simulation) Writes() int              { return s.writes }
 func (s *simulation) Fail(n int)               { s.fail = n }
 
+// Finder implements backendtest.Finding.
+func (s *simulation) Finder() backend.Finder { return s.found }
+
+var _ backendtest.Finding = (*simulation)(nil)
+
 func (s *simulation) Restart() backend.Backend {
 	opts := make(map[fwd.Family]FamilyOptions)
 	for f, t := range s.tables {
@@ -76,7 +82,8 @@ func (s *simulation) Restart() backend.Backend {
 		o.Tables = t
 		opts[f] = o
 	}
-	s.backend = New(opts)
+	b := New(opts)
+	s.backend, s.found = b, b.Found
 	return s.backend
 }
 

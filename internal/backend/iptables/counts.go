@@ -8,10 +8,11 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend is what a node has of the mode: Backends that count their rules, and a backend.Finder.
+// Backend is what a node has of the mode: Backends that count their rules.
 type Backend struct {
 	backend.Families
-	*backend.Found
+	// Found tells which frontends an earlier process left.
+	Found  *backend.Found
 	counts []*counts
 }
 

@@ -39,10 +39,11 @@ func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger
 	return b
 }
 
-// Backend is what a node has of the mode: Backends, and a backend.Finder.
+// Backend is what a node has of the mode.
 type Backend struct {
 	backend.Families
-	*backend.Found
+	// Found tells which frontends an earlier process left.
+	Found *backend.Found
 }
 
 // Plane is the mode on this node's kernel.

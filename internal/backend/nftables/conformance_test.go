@@ -30,6 +30,7 @@ type simulation struct {
 	strictly bool
 	tables   map[fwd.Family]*nftsim.Table
 	backend  backend.Backend
+	found    *backend.Found
 	writes   int
 	fail     int
 }
@@ -58,12 +59,18 @@ func (s *simulation) Fail(n int)               { s.fail = n }
 func (s *simulation) Foreign()                 {}
 func (s *simulation) ForeignIntact() error     { return nil }
 
+// Finder implements backendtest.Finding.
+func (s *simulation) Finder() backend.Finder { return s.found }
+
+var _ backendtest.Finding = (*simulation)(nil)
+
 func (s *simulation) Restart() backend.Backend {
 	tables := make(map[fwd.Family]nft.Interface)
 	for f, t := range s.tables {
 		tables[f] = t
 	}
-	s.backend = New(tables, s.chunk)
+	b := New(tables, s.chunk)
+	s.backend, s.found = b, b.Found
 	if s.strictly {
 		s.backend = strict{s.backend}
 	}
