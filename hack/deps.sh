@@ -2,7 +2,8 @@
 # Installs what the kernel tests and the demo run besides Go: iptables in both userlands, nft, conntrack, iproute2's and util-linux's
 # everyday tools, and Prometheus. It does nothing, quickly, where all of it is there, and starts no service.
 #
-# Usage: hack/deps.sh [demo|uml]     "demo" leaves nft, conntrack and Prometheus out; "uml" adds user-mode Linux, a kernel that has IPVS.
+# Usage: hack/deps.sh [demo|uml|vm]     "demo" leaves nft, conntrack and Prometheus out; "uml" adds user-mode Linux, a kernel that has
+# IPVS; "vm" adds an emulator for a kernel that has everything.
 set -euo pipefail
 
 declare -A package=(
@@ -19,6 +20,7 @@ declare -A package=(
 [[ ${1:-} == demo ]] && unset 'package[nft]' 'package[conntrack]' 'package[prometheus]' 'package[promtool]'
 # modprobe loads the modules of that kernel; the compiler is for a library that it needs on some processors.
 [[ ${1:-} == uml ]] && package+=([linux.uml]=user-mode-linux [modprobe]=kmod [gcc]=gcc [/usr/include/stdio.h]=libc6-dev)
+[[ ${1:-} == vm ]] && package+=([qemu-system-x86_64]=qemu-system-x86 [modprobe]=kmod)
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=()
