@@ -16,6 +16,9 @@ IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host
 	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=45m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m
 # A guest of user-mode Linux is too slow to build anything.
 IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
+# What needs IPVS and nf_tables at once is tested on an emulated machine, which is as slow.
+VM_PACKAGES = ./internal/host/hosttest ./internal/backend/ipvs -test.run='^TestKernelRulesAreAsSavedByNFT$$' \
+	./e2e $(IPVS_BINARY) -test.run='^TestSwitchesOfIPVS$$' -test.timeout=15m
 STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
 
 .PHONY: help
@@ -50,7 +53,7 @@ lint-format:
 
 .PHONY: test
 test: ## Run lint and all tests; as root those with the kernel, too; say at the end what failed
-	@go run ./hack/suite lint test-unit test-kernel test-ipvs
+	@go run ./hack/suite lint test-unit test-kernel test-ipvs test-vm
 
 .PHONY: test-unit
 test-unit: ## Run what needs neither root nor a kernel feature
@@ -73,6 +76,10 @@ endif
 test-ipvs: build ## Run the tests with IPVS, on this kernel or in user-mode Linux
 	hack/build-servers.sh >/dev/null
 	hack/uml/ipvs-tests $(IPVS_PACKAGES)
+
+.PHONY: test-vm
+test-vm: build ## Run the tests that need IPVS and nf_tables on one kernel, in an emulated machine
+	hack/vm/tests $(VM_PACKAGES)
 
 .PHONY: bench
 bench: ## Measure Fairlead beside kube-proxy in all modes (root); FORM=short, half an hour, or full, hours

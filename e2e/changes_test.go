@@ -169,19 +169,25 @@ func (c *cluster) sliceToSlice(t *testing.T) {
 // dialOn dials again and again, and fails the test for what is not answered, until stop is called, at the latest by the end
 // of the test. stop returns how often it has dialled.
 func (c *cluster) dialOn(t *testing.T, from string, to probe.Target) (stop func() int) {
+	const most = 5 // failures to tell one by one
 	done, count := make(chan struct{}), make(chan int)
 	go func() {
-		n := 0
+		n, lost := 0, 0
 		for {
 			select {
 			case <-done:
+				if lost > most {
+					t.Errorf("from %s: %s: %d of %d connections failed", from, to, lost, n)
+				}
 				count <- n
 				return
 			default:
 			}
 			n++
 			if r := c.dialers[from].Dial(context.Background(), to); r.Verdict != probe.Answered {
-				t.Errorf("connection %d from %s: %s: %s", n, from, to, r)
+				if lost++; lost <= most {
+					t.Errorf("connection %d from %s: %s: %s", n, from, to, r)
+				}
 			}
 		}
 	}()

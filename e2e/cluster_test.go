@@ -80,7 +80,7 @@ func TestCluster(t *testing.T) {
 		{"ipvs", "ipvs", "legacy", []hosttest.Feature{hosttest.IPVS, hosttest.Dummy}},
 	} {
 		t.Run(plane.name, func(t *testing.T) {
-			if plane.mode != "ipvs" && os.Getenv(hosttest.EnvIPVS) == "1" {
+			if plane.mode != "ipvs" && hosttest.Current() == hosttest.WithIPVS {
 				t.Skip("runs in make test-kernel")
 			}
 			hosttest.Need(t, plane.needs...)
@@ -205,27 +205,35 @@ func (c *cluster) addHosts(t *testing.T) {
 
 func (c *cluster) addNodes(t *testing.T) {
 	t.Helper()
-	for i, n := range c.lab.Nodes {
-		node := &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: n.Label, Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprintf("zone%d", i+1)}},
-			Spec:       corev1.NodeSpec{PodCIDR: n.PodCIDRs[0].String(), PodCIDRs: []string{n.PodCIDRs[0].String(), n.PodCIDRs[1].String()}},
-		}
-		node, err := c.client.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{})
+	for i := range c.lab.Nodes {
+		want := c.node(i)
+		node, err := c.client.CoreV1().Nodes().Create(t.Context(), want.DeepCopy(), metav1.CreateOptions{})
 		must(t, err)
-		for _, a := range n.Addrs {
-			node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
-		}
+		node.Status.Addresses = want.Status.Addresses
 		_, err = c.client.CoreV1().Nodes().UpdateStatus(t.Context(), node, metav1.UpdateOptions{})
 		must(t, err)
 	}
 }
 
+// node is one of the lab's nodes as an object.
+func (c *cluster) node(i int) *corev1.Node {
+	n := c.lab.Nodes[i]
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Label, Labels: map[string]string{corev1.LabelTopologyZone: fmt.Sprintf("zone%d", i+1)}},
+		Spec:       corev1.NodeSpec{PodCIDR: n.PodCIDRs[0].String(), PodCIDRs: []string{n.PodCIDRs[0].String(), n.PodCIDRs[1].String()}},
+	}
+	for _, a := range n.Addrs {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: a.String()})
+	}
+	return node
+}
+
 // settleTimeout is how long daemons may take to serve what has been written. In user-mode Linux a process starts in 20 ms
-// and more, and a daemon starts many at its start.
+// and more, in an emulated machine in 50 ms, and a daemon starts many at its start.
 var settleTimeout = 20 * time.Second
 
 func init() {
-	if os.Getenv(hosttest.EnvIPVS) == "1" {
+	if hosttest.Current().Slow() {
 		settleTimeout = 90 * time.Second
 	}
 }

@@ -16,4 +16,5 @@
 // Run: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e, as root, after hack/deps.sh path; "make test" does. E2E_SEED=n repeats a random
 // cluster. Mode ipvs runs in "make test-ipvs" where this kernel has no IPVS; one group of it by
 // hack/uml/ipvs-tests ./e2e FAIRLEAD_BINARY=$PWD/bin/fairlead -test.v -test.timeout=20m -test.run=TestCluster/ipvs/paths.
+// Switches between that mode and the others with the nft userland run in "make test-vm".
 package e2e

@@ -93,10 +93,18 @@ func (c *cluster) endpoints(t *testing.T, svc *corev1.Service, eps ...endpoint) 
 	c.endpointsOf(t, svc, names, eps...)
 }
 
-// endpointsOf writes the endpoints of these ports of a Service, as one slice of each family. The i-th port of the Service
-// leads to the i-th of podPorts.
+// endpointsOf writes the endpoints of these ports of a Service, as one slice of each family.
 func (c *cluster) endpointsOf(t *testing.T, svc *corev1.Service, ports []string, eps ...endpoint) {
 	t.Helper()
+	for _, slice := range c.slices(svc, ports, eps...) {
+		c.putSlice(t, slice)
+	}
+}
+
+// slices are the endpoints of these ports of a Service, as one slice of each family. The i-th port of the Service leads to
+// the i-th of podPorts.
+func (c *cluster) slices(svc *corev1.Service, ports []string, eps ...endpoint) []*discoveryv1.EndpointSlice {
+	var out []*discoveryv1.EndpointSlice
 	for f, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
 		slice := &discoveryv1.EndpointSlice{
 			ObjectMeta: metav1.ObjectMeta{
@@ -117,8 +125,9 @@ func (c *cluster) endpointsOf(t *testing.T, svc *corev1.Service, ports []string,
 		for _, e := range eps {
 			slice.Endpoints = append(slice.Endpoints, c.apiEndpoint(e, f))
 		}
-		c.putSlice(t, slice)
+		out = append(out, slice)
 	}
+	return out
 }
 
 func (c *cluster) apiEndpoint(e endpoint, family int) discoveryv1.Endpoint {

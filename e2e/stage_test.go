@@ -42,7 +42,7 @@ func onPlanes(t *testing.T, modes string, run func(*testing.T, *stage)) {
 			continue
 		}
 		t.Run(p.name, func(t *testing.T) {
-			if p.mode != "ipvs" && os.Getenv(hosttest.EnvIPVS) == "1" {
+			if p.mode != "ipvs" && hosttest.Current() == hosttest.WithIPVS {
 				t.Skip("runs in make test-kernel")
 			}
 			hosttest.Need(t, p.needs...)

@@ -1,15 +1,27 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/fairlead/fairlead/e2e/daemon"
+	"github.com/fairlead/fairlead/e2e/lab"
 	"github.com/fairlead/fairlead/e2e/probe"
+	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/backend/nftables"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 // testSwitch restarts a daemon in the other mode and back while connections are made. None is lost, one that is open goes
@@ -29,20 +41,7 @@ func testSwitch(t *testing.T, c *cluster) {
 	defer func() { c.flags = original }()
 	modes := map[string][]string{"iptables": {"nftables", "iptables"}, "nftables": {"iptables", "nftables"}, "ipvs": {"iptables", "ipvs"}}[c.mode]
 	for _, mode := range modes {
-		var stops []func() int
-		for f := range families {
-			stops = append(stops, c.dialOn(t, guest, c.target(svc, path{to: "cluster"}, f)), c.dialOn(t, "client", c.target(svc, path{to: "node1"}, f)))
-		}
-		check(t, c.stop(c.daemons[0]))
-		c.flags = append(slices.DeleteFunc(slices.Clone(original), func(s string) bool { return strings.HasPrefix(s, "--proxy-mode=") }), "--proxy-mode="+mode)
-		c.startDaemon(t, 0)
-		must(t, c.daemons[0].AwaitLog(t.Context(), "msg=synced"))
-		c.settle(t)
-		for _, stop := range stops {
-			if n := stop(); n < 10 {
-				t.Errorf("to %s: only %d connections meanwhile", mode, n)
-			}
-		}
+		c.switchTo(t, svc, guest, append(withoutMode(original), "--proxy-mode="+mode), c.settle)
 		if r := open.Ask(t.Context()); r.Verdict != probe.Answered {
 			t.Errorf("to %s: the open connection: %s", mode, r)
 		}
@@ -67,6 +66,31 @@ func testSwitch(t *testing.T, c *cluster) {
 			}
 		}
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node1-p1", "node2-p1"}})
+	}
+}
+
+// withoutMode are the flags without that for the mode.
+func withoutMode(flags []string) []string {
+	return slices.DeleteFunc(slices.Clone(flags), func(s string) bool { return strings.HasPrefix(s, "--proxy-mode=") })
+}
+
+// switchTo restarts the first node's daemon with other flags while connections are made to the Service, from a pod and from
+// outside. None is lost. served returns when the daemon serves everything.
+func (c *cluster) switchTo(t *testing.T, svc *corev1.Service, from string, flags []string, served func(*testing.T)) {
+	t.Helper()
+	var stops []func() int
+	for f := range families {
+		stops = append(stops, c.dialOn(t, from, c.target(svc, path{to: "cluster"}, f)), c.dialOn(t, "client", c.target(svc, path{to: "node1"}, f)))
+	}
+	check(t, c.stop(c.daemons[0]))
+	c.flags = flags
+	c.startDaemon(t, 0)
+	must(t, c.daemons[0].AwaitLog(t.Context(), "msg=synced"))
+	served(t)
+	for _, stop := range stops {
+		if n := stop(); n < 10 {
+			t.Errorf("with %v: only %d connections meanwhile", flags, n)
+		}
 	}
 }
 
@@ -99,4 +123,192 @@ func (c *cluster) removeNFTables(t *testing.T) int {
 		return nil
 	}))
 	return n
+}
+
+// TestSwitchesOfIPVS restarts a daemon from mode ipvs in each other mode and from each other mode in mode ipvs, with the nft
+// userland of iptables, which takes a kernel that has IPVS and nf_tables. New connections are made meanwhile and none is lost,
+// one that is open goes on, and what the old mode had goes when its connections have ended. The daemon reads files, for where
+// this runs an API server takes minutes to start.
+func TestSwitchesOfIPVS(t *testing.T) {
+	lab.RequireKernel(t)
+	hosttest.Need(t, hosttest.IPVS, hosttest.Dummy, hosttest.NFTables)
+	command := daemonCommand(t)
+	for _, tt := range []struct{ from, to, vips string }{
+		{"nftables", "ipvs", "address"},
+		{"ipvs", "nftables", "address"},
+		{"nftables", "ipvs", "mark"},
+		{"ipvs", "nftables", "mark"},
+		{"iptables", "ipvs", "address"},
+		{"ipvs", "iptables", "mark"},
+	} {
+		t.Run(tt.from+" to "+tt.to+" with "+tt.vips, func(t *testing.T) {
+			start := time.Now()
+			s := newSwitched(t, command[0], "--ipvs-vip="+tt.vips)
+			s.run(t, tt.from, tt.to)
+			t.Logf("took %v", time.Since(start).Round(time.Second))
+			if t.Failed() {
+				s.logState(t)
+			}
+		})
+	}
+}
+
+// switched is a cluster whose first node has a daemon that reads files, with one Service.
+type switched struct {
+	*cluster
+	svc *corev1.Service
+	by  []string // the pods that serve
+	// common are the flags but that for the mode.
+	common []string
+}
+
+func newSwitched(t *testing.T, binary string, flags ...string) *switched {
+	t.Helper()
+	s := &switched{by: []string{"node1-p1", "node2-p1"}, cluster: &cluster{
+		lab: lab.ForTest(t, 2, 2), userland: "nft", binary: binary,
+		hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{}, daemons: make([]*daemon.Daemon, 1),
+	}}
+	s.addHosts(t)
+	must(t, daemon.Hint(t.Context(), s.lab.Nodes[0], s.userland))
+	s.svc = &corev1.Service{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Service"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "switched"},
+		Spec: corev1.ServiceSpec{
+			ClusterIP: "10.96.0.60", ClusterIPs: []string{"10.96.0.60", "fd00:10:96::60"}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol},
+			Ports: []corev1.ServicePort{{Name: "web", Protocol: corev1.ProtocolTCP, Port: 80, NodePort: 30060}},
+		},
+	}
+	balanced(60, corev1.ServiceExternalTrafficPolicyCluster)(s.svc)
+	s.common = append([]string{
+		"--objects=" + s.writeObjects(t, s.svc, readyAll(s.by...)), "--cluster-cidr=" + lab.PodCIDRs[0].String() + "," + lab.PodCIDRs[1].String(),
+		"--nodeport-addresses=primary,localhost", "--ipvs-tcpfin-timeout=" + shortFin.String(), "--iptables-sync-period=3s", "--ipvs-sync-period=3s",
+		"--conntrack-max-per-core=0",
+	}, flags...)
+	return s
+}
+
+// run starts the daemon in one mode and restarts it in another.
+func (s *switched) run(t *testing.T, from, to string) {
+	const pod = "node1-p2"
+	flags := func(mode string) []string { return append(slices.Clone(s.common), "--proxy-mode="+mode) }
+	served := func(t *testing.T) {
+		t.Helper()
+		for f := range families {
+			s.becomes(t, pod, s.target(s.svc, path{to: "cluster"}, f), probe.Answered)
+		}
+	}
+	s.mode, s.flags = from, flags(from)
+	s.startDaemon(t, 0)
+	t.Cleanup(func() { check(t, s.daemons[0].Kill()) })
+	s.synced(t, 0)
+	served(t)
+	var open []*probe.Conn
+	for f := range families {
+		open = append(open, s.openTo(t, pod, s.target(s.svc, path{to: "cluster"}, f), s.by[1]))
+	}
+	// Connections are made until nothing of the old mode is left. The daemon removes it after it has read back what it wrote,
+	// and what mode ipvs left when no connection needs it.
+	s.switchTo(t, s.svc, pod, flags(to), func(t *testing.T) {
+		t.Helper()
+		served(t)
+		for f, o := range open {
+			if r := o.Ask(t.Context()); r.Server != s.by[1] {
+				t.Errorf("%s: the open connection: %s", families[f], r)
+			}
+			check(t, o.Close())
+		}
+		s.awaitNothingOf(t, from, s.svc)
+	})
+	s.mode = to
+	for _, p := range []path{
+		{from: pod, to: "cluster", by: s.by}, {from: "client", to: "node1", by: s.by, saw: "node1"}, {from: "client", to: "balancer", by: s.by, saw: "node1"},
+	} {
+		s.expect(t, s.svc, p)
+	}
+}
+
+// awaitNothingOf waits until the first node has nothing of a mode that it was in before.
+func (c *cluster) awaitNothingOf(t *testing.T, mode string, svc *corev1.Service) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*drained)
+	defer cancel()
+	for {
+		left := c.leftOf(t, mode, svc)
+		if left == "" {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("left of mode %s:\n%s", mode, left)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// leftOf is what the first node has of a mode, as text, where the Service was served.
+func (c *cluster) leftOf(t *testing.T, mode string, svc *corev1.Service) string {
+	t.Helper()
+	node := c.lab.Nodes[0]
+	var left []string
+	lines := func(texts []string, command string, args ...string) {
+		t.Helper()
+		out, err := node.Run(t.Context(), command, args...)
+		must(t, err)
+		for line := range strings.Lines(out) {
+			if slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(line, s) }) {
+				left = append(left, command+": "+line)
+			}
+		}
+	}
+	switch mode {
+	case "nftables":
+		lines([]string{"fairlead"}, "nft", "list", "tables")
+	case "iptables":
+		// Mode iptables names the Service's addresses in its rules.
+		lines([]string{clusterIP(svc, 0).String()}, "iptables-"+c.userland+"-save")
+		lines([]string{clusterIP(svc, 1).String()}, "ip6tables-"+c.userland+"-save")
+	case "ipvs":
+		// Chains that mode iptables does not have.
+		own := []string{":FAIRLEAD-FROM-POD ", ":FAIRLEAD-GUARD ", ":FAIRLEAD-DIVERT "}
+		lines(own, "iptables-"+c.userland+"-save")
+		lines(own, "ip6tables-"+c.userland+"-save")
+		lines([]string{ipvs.Device}, "ip", "-o", "link")
+		must(t, node.Do(func() error {
+			found, closeAll, err := ipvs.Leftovers(t.Context(), nil)
+			defer closeAll()
+			for _, l := range found {
+				left = append(left, fmt.Sprintf("%s: %d virtual servers, %d VIPs, %d sets, %d chains, %d other\n", l.Family, l.Servers, l.VIPs, l.Sets, l.Chains, l.Other))
+			}
+			return err
+		}))
+	}
+	return strings.Join(left, "")
+}
+
+// writeObjects writes a Service, its endpoints and all nodes to a file and returns its path.
+func (c *cluster) writeObjects(t *testing.T, svc *corev1.Service, eps []endpoint) string {
+	t.Helper()
+	var names []string
+	for _, p := range svc.Spec.Ports {
+		names = append(names, p.Name)
+	}
+	objects := []any{svc}
+	for _, s := range c.slices(svc, names, eps...) {
+		s.TypeMeta = metav1.TypeMeta{APIVersion: discoveryv1.SchemeGroupVersion.String(), Kind: "EndpointSlice"}
+		objects = append(objects, s)
+	}
+	for i := range c.lab.Nodes {
+		n := c.node(i)
+		n.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}
+		objects = append(objects, n)
+	}
+	var text []byte
+	for _, o := range objects {
+		one, err := json.Marshal(o)
+		must(t, err)
+		text = append(append(text, one...), '\n')
+	}
+	file := filepath.Join(t.TempDir(), "objects.json")
+	must(t, os.WriteFile(file, text, 0o644))
+	return file
 }

@@ -2,8 +2,9 @@
 # Knows every program that the kernel tests, the demo and the benchmark run besides Go, installs what is missing, and starts no
 # service. It does nothing, quickly, where all of it is there.
 #
-# Usage: hack/deps.sh [demo|uml]     without an argument what the benchmark runs; "demo" leaves out what only looks at what Fairlead
-#                                    did; "uml" adds user-mode Linux, a kernel that has IPVS.
+# Usage: hack/deps.sh [demo|uml|vm]  without an argument what the benchmark runs; "demo" leaves out what only looks at what Fairlead
+#                                    did; "uml" adds user-mode Linux, a kernel that has IPVS; "vm" an emulator for a kernel that has
+#                                    everything.
 #        hack/deps.sh path           what the kernel tests run; makes bin/path, a directory with a link to each program and to go, and
 #                                    prints its name.
 #
@@ -48,12 +49,16 @@ uml='
 	gcc             gcc
 	libc6-dev       /usr/include/stdio.h
 '
+vm='
+	qemu-system-x86 qemu-system-x86_64
+'
 case ${1:-} in
 '') list=$everywhere$looks ;;
 path) list=$everywhere$looks$tests ;;
 demo) list=$everywhere ;;
 uml) list=$everywhere$looks$uml ;;
-*) echo "hack/deps.sh: want demo, uml or path" >&2; exit 2 ;;
+vm) list=$everywhere$looks$vm ;;
+*) echo "hack/deps.sh: want demo, uml, vm or path" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -48,6 +48,7 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 		if err != nil {
 			return dataplane{}, err
 		}
+		narrow(ctx, log)
 		old := newRetirement(cfg, log)
 		return dataplane{Families: b.Families, finder: b.Found, rules: b.Rules, run: old.run, verified: func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
@@ -60,6 +61,7 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 		if err != nil {
 			return dataplane{}, err
 		}
+		narrow(ctx, log)
 		old := newRetirement(cfg, log)
 		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: hints(ctx, p.Drift, p.Families), written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
 			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
@@ -103,6 +105,9 @@ func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, 
 	return dataplane{Families: p.Families, drift: hints(ctx, p.Drift, p.Families), run: p.Run, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
 		iptables.RemoveOthers(ctx, p.Flavour, f, nil, log)
 		removeNFTables(ctx, f, log)
+		if err := p.Widen(ctx, f); err != nil {
+			log.Warn("packets with the mark are routed by the addresses of virtual servers, as in a change of modes", "family", f.String(), "error", err)
+		}
 	}}, nil
 }
 
@@ -124,6 +129,13 @@ func hints(ctx context.Context, changed <-chan struct{}, served backend.Families
 		}
 	}()
 	return out
+}
+
+// narrow keeps what --ipvs-vip=mark left from bringing to this node what the rules of another mode send to endpoints.
+func narrow(ctx context.Context, log *slog.Logger) {
+	if err := ipvs.Narrow(ctx); err != nil {
+		log.Warn("until what mode ipvs left is removed, new connections may fail", "error", err)
+	}
 }
 
 // retirement removes what mode ipvs left, now that other rules are complete. Connections by way of virtual servers may end

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"testing"
 
 	"github.com/fairlead/fairlead/e2e/daemon"
@@ -17,7 +16,7 @@ func TestDemo(t *testing.T) {
 		t.Fatal(err)
 	}
 	mode := "iptables"
-	if os.Getenv(hosttest.EnvIPVS) == "1" {
+	if hosttest.Current() == hosttest.WithIPVS {
 		hosttest.Need(t, hosttest.IPVS, hosttest.Dummy)
 		mode = "ipvs"
 	}

@@ -2,123 +2,58 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"os"
-	"os/signal"
+	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"time"
+
+	"github.com/fairlead/fairlead/hack/guest"
 )
 
-// What the exit codes of this program mean beside the command's own.
-const (
-	exitUsage   = 2
-	exitTime    = 124
-	exitBroken  = 125
-	exitSignals = 128 // plus the signal's number
-)
-
-// words is a flag that may be given more than once.
-type words []string
-
-func (w *words) String() string     { return strings.Join(*w, " ") }
-func (w *words) Set(s string) error { *w = append(*w, s); return nil }
+// kernel is user-mode Linux as Debian calls it.
+const kernel = "linux.uml"
 
 func main() {
-	if path := os.Getenv(jobEnv); path != "" && os.Getpid() == 1 {
-		guest(path)
-		return
-	}
-	os.Exit(host())
+	guest.Init()
+	guest.Main(uml)
 }
 
-func host() int {
-	var env, writable words
-	memory := flag.String("mem", "2G", "the guest's `memory`; what the command writes counts, too")
-	limit := flag.Duration("timeout", 10*time.Minute, "the `time` after which the guest is killed")
-	flag.Var(&env, "env", "`NAME` of a variable to carry over, or NAME=VALUE; may be repeated")
-	flag.Var(&writable, "rw", "`directory` in which what the command writes stays; may be repeated")
-	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "Usage: hack/uml/run [flags] COMMAND [ARGUMENT...]")
-		flag.PrintDefaults()
-	}
-	flag.Parse()
-	if flag.NArg() == 0 {
-		flag.Usage()
-		return exitUsage
-	}
-	// A reader that goes away must not end this process before the guest's.
-	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+var uml = guest.Kernel{Name: "uml", Timeout: 10 * time.Minute, Command: newGuest}
 
-	j, err := newJob(flag.Args(), env, writable)
+// newGuest is the process of a guest, not yet started.
+func newGuest(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, error) {
+	program, err := exec.LookPath(kernel)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "uml:", err)
-		return exitBroken
+		return nil, fmt.Errorf("%w; install it with hack/deps.sh uml", err)
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, *limit, fmt.Errorf("not done after %v: %w", *limit, errTime))
-	defer cancel()
-	code, err := run(ctx, *memory, j, os.Stdout, os.Stderr)
-	switch {
-	case err == nil:
-		return code
-	case errors.Is(err, errTime):
-		code = exitTime
-	case ctx.Err() != nil:
-		code = exitSignals + int(syscall.SIGINT)
-	default:
-		code = exitBroken
-	}
-	fmt.Fprintln(os.Stderr, "uml:", err)
-	return code
-}
-
-// newJob says what the guest shall run, seen from this process.
-func newJob(command, env, writable []string) (job, error) {
-	dir, err := os.Getwd()
+	self, err := os.Executable()
 	if err != nil {
-		return job{}, err
+		return nil, err
 	}
-	j := job{Command: command, Dir: dir, Env: environ(os.Environ(), env)}
-	for _, w := range writable {
-		path, err := filepath.Abs(w)
-		if err == nil {
-			path, err = filepath.EvalSymlinks(path)
-		}
-		if err != nil {
-			return job{}, fmt.Errorf("-rw %s: %w", w, err)
-		}
-		j.Writable = append(j.Writable, path)
+	j.Host, j.Modules = "uml", "/usr/lib/uml/modules"
+	j.Stdout, j.Stderr, j.Verdict = "/dev/tty1", "/dev/tty2", "/dev/tty3"
+	for _, w := range j.Writable {
+		j.Shares = append(j.Shares, guest.Mount{Kind: "hostfs", Dir: w, Options: w})
 	}
-	return j, nil
-}
-
-// environ chooses from the variables of this process those that the command gets. A later one wins.
-func environ(have, wanted []string) []string {
-	var out []string
-	for _, kv := range have {
-		name, value, _ := strings.Cut(kv, "=")
-		switch {
-		case name == "PATH":
-			out = append(out, "PATH="+value+":/usr/sbin:/sbin")
-		case name == "HOME", name == "CI", strings.HasPrefix(name, "FAIRLEAD_"):
-			out = append(out, kv)
-		}
+	path := filepath.Join(dir, "job")
+	if err := j.Write(path); err != nil {
+		return nil, err
 	}
-	for _, w := range wanted {
-		if strings.Contains(w, "=") {
-			out = append(out, w)
-			continue
-		}
-		for _, kv := range have {
-			if name, _, _ := strings.Cut(kv, "="); name == w {
-				out = append(out, kv)
-			}
-		}
+	g := exec.Command(program, "mem="+memory, "rootfstype=hostfs", "rootflags=/", "ro", "init="+self, guest.EnvJob+"="+path,
+		// A panic ends the guest at once; an oops is one, for what a kernel does after it proves nothing.
+		"panic=-1", "oops=panic",
+		// Warnings and worse. What it says about each link and module hides them.
+		"loglevel=5",
+		"uml_dir="+dir, "umid=guest",
+		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
+	// The guest's memory is a file that the kernel creates and unlinks; it prefers a tmpfs if no variable says otherwise.
+	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
+	// The kernel's own environment does not reach the guest, so that the library is in no program there.
+	if library, err := preload(ctx); err != nil {
+		return nil, err
+	} else if library != "" {
+		g.Env = append(g.Env, "LD_PRELOAD="+library)
 	}
-	return out
+	return g, nil
 }

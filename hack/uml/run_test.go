@@ -11,52 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/fairlead/fairlead/hack/guest"
 )
 
 // TestMain is process 1 of the guests that the tests boot, for they take this binary.
 func TestMain(m *testing.M) {
-	if path := os.Getenv(jobEnv); path != "" && os.Getpid() == 1 {
-		guest(path)
-	}
+	guest.Init()
 	os.Exit(m.Run())
-}
-
-func TestEnviron(t *testing.T) {
-	have := []string{"PATH=/bin", "HOME=/root", "LANG=C", "CI=true", "FAIRLEAD_X=1", "FAIRLEAD=2", "GOFLAGS=-v=1"}
-	got := environ(have, []string{"GOFLAGS", "NOPE", "A=b=c", "HOME=/h"})
-	want := []string{"PATH=/bin:/usr/sbin:/sbin", "HOME=/root", "CI=true", "FAIRLEAD_X=1", "GOFLAGS=-v=1", "A=b=c", "HOME=/h"}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-}
-
-func TestConsole(t *testing.T) {
-	long := strings.Repeat("x\n", 3*tail)
-	for _, tt := range []struct {
-		name, before, after string
-		mark                bool
-		want                string
-	}{
-		{"no start", "a\r\nb\r\n", "", false, "kernel: a\nkernel: b\n"},
-		{"only since the start", "a\n", "b\n", true, "kernel: b\n"},
-		{"nothing since the start", "a\n", "", true, ""},
-		{"the last lines", long, "end", false, strings.Repeat("kernel: x\n", tail-1) + "kernel: end\n"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			var c console
-			_, _ = c.Write([]byte(tt.before))
-			if tt.mark {
-				c.mark()
-			}
-			_, _ = c.Write([]byte(tt.after))
-			var got bytes.Buffer
-			if c.print(&got); got.String() != tt.want {
-				t.Errorf("got %q, want %q", got.String(), tt.want)
-			}
-		})
-	}
 }
 
 // closed is a reader that went away.
@@ -106,14 +69,14 @@ func TestGuest(t *testing.T) {
 	layer := t.TempDir()
 	boot := func(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
 		t.Helper()
-		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, errTime)
+		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, guest.ErrTime)
 		defer cancel()
-		j, err := newJob([]string{"bash", "-c", script, "name", shared, other}, []string{"COLOUR=red and blue"}, []string{shared})
+		j, err := guest.NewJob([]string{"bash", "-c", script, "name", shared, other}, []string{"COLOUR=red and blue"}, []string{shared})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var out, errs bytes.Buffer
-		code, err = run(ctx, "512M", j, &out, &errs)
+		code, err = uml.Run(ctx, "512M", j, &out, &errs)
 		if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) != 0 {
 			t.Errorf("left behind: %v", left)
 		}
@@ -145,7 +108,7 @@ func TestGuest(t *testing.T) {
 	t.Run("the preloaded library stays outside", func(t *testing.T) {
 		script := "tr '\\0' '\\n' </proc/1/environ; env; cat /proc/1/maps /proc/self/maps"
 		code, stdout, _, err := boot(t, 5*time.Minute, script)
-		if code != 0 || err != nil || !strings.Contains(stdout, jobEnv) || !strings.Contains(stdout, "[stack]") {
+		if code != 0 || err != nil || !strings.Contains(stdout, guest.EnvJob) || !strings.Contains(stdout, "[stack]") {
 			t.Errorf("got %d, %v, output %q", code, err, stdout)
 		}
 		if strings.Contains(stdout, "LD_PRELOAD") || strings.Contains(stdout, "xstate") {
@@ -182,16 +145,16 @@ func TestGuest(t *testing.T) {
 		}
 	})
 	t.Run("a hang", func(t *testing.T) {
-		if _, _, _, err := boot(t, 5*time.Second, "sleep 1000 & sleep 1000"); !errors.Is(err, errTime) {
+		if _, _, _, err := boot(t, 5*time.Second, "sleep 1000 & sleep 1000"); !errors.Is(err, guest.ErrTime) {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("a reader that goes away", func(t *testing.T) {
-		j, err := newJob([]string{"yes"}, nil, nil)
+		j, err := guest.NewJob([]string{"yes"}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := run(t.Context(), "512M", j, closed{}, os.Stderr); !errors.Is(err, errClosed) {
+		if _, err := uml.Run(t.Context(), "512M", j, closed{}, os.Stderr); !errors.Is(err, errClosed) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -86,7 +86,7 @@ func (l *Leftover) any() bool { return l.Servers+l.VIPs+l.Sets+l.Other+l.Chains 
 // leftover reads one family.
 func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 	l := Leftover{Family: f, host: h}
-	t := h.backend(f, 0).families[0].target
+	t := h.backend(f, 0, 0).families[0].target
 	found, err := t.Read(ctx)
 	if err != nil {
 		return l, fmt.Errorf("read what mode ipvs left, %s: %w", f, err)
@@ -117,11 +117,12 @@ func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 	return l, nil
 }
 
-// backend is one whose rules are not its business, for objects with our tag alone.
-func (h host) backend(f fwd.Family, longest time.Duration) *Backend {
+// backend is one whose rules are not its business, for objects with our tag alone. The times are those of FamilyOptions.
+func (h host) backend(f fwd.Family, fin, longest time.Duration) *Backend {
 	b := New(map[fwd.Family]FamilyOptions{f: {
 		RenderOptions: RenderOptions{Exclude: h.exclude},
-		Servers:       h.servers, Sets: h.sets, Links: h.links, Tables: noTables{}, DrainTimeout: longest,
+		Servers:       h.servers, Sets: h.sets, Links: h.links, Tables: noTables{},
+		FinTimeout: fin, DrainTimeout: longest,
 	}})
 	b.families[0].target.taggedOnly = true
 	return b
@@ -135,7 +136,7 @@ func (l Leftover) Remove(ctx context.Context) error {
 			return fmt.Errorf("clean up table mangle, %s: %w", l.Family, err)
 		}
 	}
-	if err := l.host.backend(l.Family, 0).Cleanup(ctx); err != nil {
+	if err := l.host.backend(l.Family, 0, 0).Cleanup(ctx); err != nil {
 		return err
 	}
 	return l.host.removeDevice(ctx)
@@ -144,7 +145,12 @@ func (l Leftover) Remove(ctx context.Context) error {
 // Retire is Remove for a node on which other rules serve by now: connections of virtual servers may end first, for so
 // long at most.
 func (l Leftover) Retire(ctx context.Context, longest time.Duration) error {
-	b := l.host.backend(l.Family, longest)
+	// Mode ipvs may have set how long the kernel remembers a connection that is being closed.
+	t, err := l.host.servers.Timeouts(ctx)
+	if err != nil {
+		return err
+	}
+	b := l.host.backend(l.Family, t.TCPFin, longest)
 	if err := b.families[0].Engine.Cleanup(ctx); err != nil {
 		// What is not gone yet goes below.
 		b.families[0].target.opts.Logger.Debug("not everything can be removed yet", "error", err)
@@ -247,6 +253,10 @@ func (noTables) Restore(_ context.Context, input []byte) error {
 type noServers struct{ hostipvs.Interface }
 
 func (noServers) Read(context.Context) (hostipvs.Content, error) { return hostipvs.Content{}, nil }
+
+func (noServers) Timeouts(context.Context) (hostipvs.Timeouts, error) {
+	return hostipvs.Timeouts{}, nil
+}
 
 // noSets is the sets of a kernel without them.
 type noSets struct{ ipset.Sets }

@@ -100,6 +100,11 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 	if err != nil {
 		return nil, err
 	}
+	if o.VIPs == VIPMark {
+		if err := beginNarrow(ctx, links, servers, opts); err != nil {
+			return nil, err
+		}
+	}
 	if p.Drift, err = link.WatchLoss(ctx, Device); err != nil {
 		return nil, err
 	}
@@ -109,6 +114,25 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 			"udpTimeout", t.UDP, "drainTimeout", common.DrainTimeout)
 	}
 	return p, nil
+}
+
+// beginNarrow lets those families begin with a narrow table that have no other, for there another mode may serve until now.
+func beginNarrow(ctx context.Context, links link.Host, servers hostipvs.Interface, opts map[fwd.Family]FamilyOptions) error {
+	routes, err := links.Routes(ctx)
+	if err != nil {
+		return err
+	}
+	for f, o := range opts {
+		if wide(routes, f) {
+			continue
+		}
+		if err := narrowServers(ctx, links, servers, f); err != nil {
+			return err
+		}
+		o.Narrow = true
+		opts[f] = o
+	}
+	return nil
 }
 
 // seed is a number of the node's own.

@@ -24,7 +24,7 @@ import (
 // What has an address in an excluded network belongs to others, tagged or not. What drains is not told.
 func (t *target) Read(ctx context.Context) (map[Key]Value, error) {
 	hidden, writes := t.hidden()
-	var s snapshot
+	s := snapshot{narrow: t.isNarrow()}
 	if err := s.take(ctx, t); err != nil {
 		return nil, err
 	}
@@ -59,7 +59,9 @@ type snapshot struct {
 	addrs   []link.Addr
 	routes  []link.Route
 	rules   []link.Rule
-	sets    []ipset.Content
+	// narrow says that the table for packets with the mark has no default route.
+	narrow bool
+	sets   []ipset.Content
 	// chains are by table and name.
 	chains map[string]xtables.Table
 }
@@ -250,9 +252,10 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 		}
 	}
 	route := link.MarkRoute(t.family == fwd.IPv6, divertTable)
-	diverts := false
+	diverts := s.narrow
 	for _, r := range s.routes {
 		switch {
+		case s.narrow && isNarrow(r):
 		case fwd.FamilyOf(r.Dst.Addr()) != t.family || t.excluded(r.Dst.Addr()):
 		case r == route && t.opts.VIPs == VIPMark:
 			diverts = true

@@ -67,7 +67,13 @@ func TestKernelRulesAreAsSaved(t *testing.T) {
 	asSaved(t, []xtables.Flavour{xtables.Legacy}, func(string) bool { return true })
 }
 
-// The same with the other userland too, where the kernel has it; IPVS it need not have.
+// The same with the other userland.
+func TestKernelRulesAreAsSavedByNFT(t *testing.T) {
+	hosttest.Need(t, hosttest.IPVS, hosttest.NFTables)
+	asSaved(t, []xtables.Flavour{xtables.NFT}, func(string) bool { return true })
+}
+
+// The same with both userlands on a kernel without IPVS, but for the rules that need it.
 func TestKernelRulesWithoutIPVS(t *testing.T) {
 	hosttest.Need(t, hosttest.NFTables)
 	asSaved(t, []xtables.Flavour{xtables.Legacy, xtables.NFT}, func(rule string) bool { return !strings.Contains(rule, "-m ipvs") })

@@ -39,6 +39,8 @@ type FamilyOptions struct {
 	// FinTimeout is after what time the kernel forgets a connection that is being closed, DrainTimeout how long a real
 	// server may drain; 0 stands for the kernel's defaults of 2 and 15 minutes.
 	FinTimeout, DrainTimeout time.Duration
+	// Narrow says that rules of another mode may be in force until Widen is called, see narrow.go. It is for VIPMark alone.
+	Narrow bool
 	// Warn tells users about a Service; nil if there is nobody to tell.
 	Warn func(s fwd.Service, reason, message string)
 	// Now is the clock; nil stands for time.Now.
@@ -93,6 +95,8 @@ type target struct {
 	replaced map[Key]*Server
 	// complete says that the last Write had no failure, so that what is wanted is there.
 	complete bool
+	// narrow is FamilyOptions.Narrow until Widen.
+	narrow bool
 	// stray are VIPs as another --ipvs-vip made them.
 	stray []link.Object
 }
@@ -102,7 +106,7 @@ type plan = backend.Plan[Key, Value]
 func newTarget(f fwd.Family, o FamilyOptions) *target {
 	o = o.withDefaults()
 	return &target{
-		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(),
+		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(), narrow: o.Narrow,
 		drains: make(map[Key]*drainingServer), held: make(map[Key]Value), replaced: make(map[Key]*Server),
 		leaving: make(map[Key]struct{}),
 	}

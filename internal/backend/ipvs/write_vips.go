@@ -100,10 +100,16 @@ func (t *target) divert(v Value) []link.Object {
 // makeDivert makes the route before the rule that leads to it.
 func (w *writer) makeDivert(ctx context.Context) {
 	keys := w.upserts[KindDivert]
+	narrow := w.isNarrow()
+	if narrow {
+		w.makeNarrow(ctx)
+	}
 	var c linkChanges
 	for _, k := range keys {
 		for _, o := range w.divert(w.plan.Upserts[k]) {
-			c.add(k, o)
+			if _, route := o.(link.Route); !route || !narrow {
+				c.add(k, o)
+			}
 		}
 		if have, there := w.plan.Actual(k); there && have.Mark != 0 && have.Mark != w.plan.Upserts[k].Mark {
 			c.remove(k, w.divert(have)[1])

@@ -1,4 +1,4 @@
-package main
+package guest
 
 import (
 	"bufio"
@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -19,31 +18,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// errTime says that the time limit ended the guest.
-var errTime = errors.New("time limit")
+// ErrTime is the cause of a context that ends because its time is up. It says that the time limit ended the guest.
+var ErrTime = errors.New("time limit")
 
-const (
-	// kernel is user-mode Linux as Debian calls it.
-	kernel = "linux.uml"
-	// tail is how many lines of the console a failure shows.
-	tail = 60
-)
+// tail is how many lines of the console a failure shows.
+const tail = 60
 
-// run boots a guest, lets it run the job and returns the exit code of the command. An error says why there is none; it is
+// Run boots a guest, lets it run the job and returns the exit code of the command. An error says why there is none; it is
 // the context's cause if that ended first. What the kernel had to say about a failure goes to stderr.
-func run(ctx context.Context, memory string, j job, stdout, stderr io.Writer) (int, error) {
+func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io.Writer) (int, error) {
 	// The kernel dies with the thread that starts it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("become the parent of orphans: %w", err)
 	}
-	dir, err := os.MkdirTemp("", "fairlead-uml-")
+	dir, err := os.MkdirTemp("", "fairlead-"+k.Name+"-")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	g, err := newGuest(ctx, dir, memory, j)
+	g, err := k.Command(ctx, dir, memory, j)
 	if err != nil {
 		return 0, err
 	}
@@ -88,6 +83,8 @@ func run(ctx context.Context, memory string, j job, stdout, stderr io.Writer) (i
 		theirs = append(theirs, w)
 		readers.Go(func() { defer r.Close(); read(r) })
 	}
+	// One group, so that one signal reaches the kernel and all its processes, and the terminal's SIGINT none of them.
+	g.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	g.Stdout, g.Stderr, g.ExtraFiles = theirs[0], theirs[0], theirs[1:]
 	err = g.Start()
 	for _, w := range theirs {
@@ -122,46 +119,16 @@ func run(ctx context.Context, memory string, j job, stdout, stderr io.Writer) (i
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	return 0, fmt.Errorf("the guest ended before its command did: %s: %v", kernel, g.ProcessState)
+	return 0, fmt.Errorf("the guest ended before its command did: %s: %v", filepath.Base(g.Path), g.ProcessState)
 }
 
-// newGuest is the process of a guest, not yet started, that has its files in dir and its streams, after standard output and
-// error for the kernel, from file descriptor 3 on: the command's output, its errors, and what the guest says about it.
-func newGuest(ctx context.Context, dir, memory string, j job) (*exec.Cmd, error) {
-	program, err := exec.LookPath(kernel)
-	if err != nil {
-		return nil, fmt.Errorf("%w; install it with hack/deps.sh uml", err)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
+// Write writes the job to a file, which the kernel parameter EnvJob names to the guest.
+func (j Job) Write(path string) error {
 	text, err := json.Marshal(j)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	path := filepath.Join(dir, "job")
-	if err := os.WriteFile(path, text, 0o600); err != nil {
-		return nil, err
-	}
-	g := exec.Command(program, "mem="+memory, "rootfstype=hostfs", "rootflags=/", "ro", "init="+self, jobEnv+"="+path,
-		// A panic ends the guest at once; an oops is one, for what a kernel does after it proves nothing.
-		"panic=-1", "oops=panic",
-		// Warnings and worse. What it says about each link and module hides them.
-		"loglevel=5",
-		"uml_dir="+dir, "umid=guest",
-		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
-	// The guest's memory is a file that the kernel creates and unlinks; it prefers a tmpfs if no variable says otherwise.
-	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
-	// The kernel's own environment does not reach the guest, so that the library is in no program there.
-	if library, err := preload(ctx); err != nil {
-		return nil, err
-	} else if library != "" {
-		g.Env = append(g.Env, "LD_PRELOAD="+library)
-	}
-	// One group, so that one signal reaches the kernel and all its processes, and the terminal's SIGINT none of them.
-	g.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	return g, nil
+	return os.WriteFile(path, text, 0o600)
 }
 
 // reap waits for the guest's processes, which outlive their kernel by a moment and are then children of this process.

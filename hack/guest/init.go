@@ -1,0 +1,327 @@
+package guest
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// EnvJob is the kernel parameter, and thereby the variable of process 1, that holds the path of the job.
+const EnvJob = "FAIRLEAD_GUEST_JOB"
+
+// The guest's words on the console for its verdict.
+const (
+	saysStart = "start"
+	saysEnd   = "end" // followed by the exit code
+)
+
+// Job is what the guest shall do. It travels as JSON.
+type Job struct {
+	Command  []string
+	Dir      string
+	Env      []string
+	Writable []string // directories of the host, absolute and without symbolic links
+
+	// What follows depends on the kernel: Kernel.Command fills it in.
+
+	// Host is the guest's name as a host.
+	Host string
+	// Stdout, Stderr and Verdict are the consoles for the command's output, its errors, and what the guest says about it.
+	Stdout, Stderr, Verdict string
+	// Insert are files of modules to load first, in this order.
+	Insert []string
+	// Root is the machine's files for a kernel that starts with a file system in memory and not with those.
+	Root *Mount
+	// Modules is the directory with the kernel's modules, below the name of its release.
+	Modules string
+	// Shares are the writable directories.
+	Shares []Mount
+}
+
+// Mount is the arguments of mount(2).
+type Mount struct {
+	Kind, Source, Dir, Options string
+	Flags                      uintptr
+}
+
+func (m Mount) mount(below string) error {
+	dir := below + m.Dir
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(m.Source, dir, m.Kind, m.Flags, m.Options); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", m.Kind, dir, err)
+	}
+	return nil
+}
+
+// Init is process 1 of a guest and does not return there; everywhere else it does nothing. A program that starts guests calls
+// it first.
+func Init() {
+	path := os.Getenv(EnvJob)
+	if path == "" || os.Getpid() != 1 {
+		return
+	}
+	// Process 1 must not end before the machine is off, for that is a panic.
+	if err := work(path); err != nil {
+		fmt.Println("in the guest:", err) // to the console of the kernel
+	} else {
+		// With the verdict the host ends the guest. What the kernel says when it powers off is not about the command.
+		time.Sleep(time.Minute)
+	}
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	select {}
+}
+
+func work(path string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var j Job
+	if err := json.Unmarshal(text, &j); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	for _, module := range j.Insert {
+		if err := load(module); err != nil {
+			return err
+		}
+	}
+	if j.Root != nil {
+		if err := enter(*j.Root); err != nil {
+			return err
+		}
+	}
+	verdict, err := open(j.Verdict)
+	if err != nil {
+		return err
+	}
+	code, err := prepareAndRun(j, verdict)
+	if err != nil {
+		return err
+	}
+	unix.Sync()
+	fmt.Fprintln(verdict, saysEnd, code)
+	drain(verdict)
+	return nil
+}
+
+func prepareAndRun(j Job, verdict *os.File) (int, error) {
+	if err := root(j); err != nil {
+		return 0, err
+	}
+	if err := network(j.Host); err != nil {
+		return 0, err
+	}
+	stdout, err := open(j.Stdout)
+	if err != nil {
+		return 0, err
+	}
+	stderr, err := open(j.Stderr)
+	if err != nil {
+		return 0, err
+	}
+	fmt.Fprintln(verdict, saysStart)
+	code := execute(j, stdout, stderr)
+	drain(stdout)
+	drain(stderr)
+	return code, nil
+}
+
+// open opens a console as a pipe would be: without the line discipline's changes to what is written, and without making it
+// the terminal of process 1.
+func open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	mode, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	mode.Oflag &^= unix.OPOST
+	mode.Lflag = 0
+	if err := unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, mode); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
+}
+
+// drain waits until the host has taken what was written.
+func drain(f *os.File) { _ = unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) }
+
+// enter makes a file system the root, in place of the one in memory from which nobody can pivot_root.
+func enter(m Mount) error {
+	if err := m.mount(""); err != nil {
+		return err
+	}
+	// Devices are needed before everything that root mounts is there.
+	if err := (Mount{Kind: "devtmpfs", Source: "devtmpfs", Dir: "/dev"}).mount(m.Dir); err != nil {
+		return err
+	}
+	if err := os.Chdir(m.Dir); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move %s to /: %w", m.Dir, err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("chroot: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// root puts a layer of memory over the machine's files, makes that the root, and mounts what a system has.
+func root(j Job) error {
+	var release unix.Utsname
+	if err := unix.Uname(&release); err != nil {
+		return err
+	}
+	modules := filepath.Join(j.Modules, unix.ByteSliceToString(release.Release[:]))
+	// The kernel finds its modules only below the new root.
+	if err := load(modules + "/kernel/fs/overlayfs/overlay.ko"); err != nil {
+		return err
+	}
+	const memory, newRoot = "/mnt", "/mnt/root"
+	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: memory}).mount(""); err != nil {
+		return err
+	}
+	for _, dir := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(memory, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	// Mounts below take the place of what the host has there.
+	mounts := []Mount{
+		{Kind: "overlay", Options: "lowerdir=/,upperdir=" + memory + "/upper,workdir=" + memory + "/work"},
+		{Kind: "proc", Dir: "/proc"},
+		{Kind: "sysfs", Dir: "/sys"},
+		{Kind: "bpf", Dir: "/sys/fs/bpf"},
+		{Kind: "cgroup2", Dir: "/sys/fs/cgroup"},
+		{Kind: "devtmpfs", Dir: "/dev"},
+		{Kind: "devpts", Dir: "/dev/pts", Options: "ptmxmode=666"},
+		{Kind: "tmpfs", Dir: "/dev/shm"},
+		{Kind: "tmpfs", Dir: "/run", Options: "mode=755"},
+	}
+	for _, m := range append(mounts, j.Shares...) {
+		if m.Source == "" {
+			m.Source = m.Kind
+		}
+		if err := m.mount(newRoot); err != nil {
+			return err
+		}
+	}
+	if err := os.Chdir(newRoot); err != nil {
+		return err
+	}
+	// Kernel threads, which start modprobe, must follow: pivot_root takes them along, chroot does not.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the old root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return err
+	}
+	// In place of the machine's own modules, which another kernel cannot load even if they are of the same version.
+	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: "/lib/modules", Options: "mode=755"}).mount(""); err != nil {
+		return err
+	}
+	for name, to := range map[string]string{
+		"/lib/modules/" + filepath.Base(modules): modules,
+		// What a device manager adds to the kernel's nodes.
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2",
+	} {
+		if err := os.Symlink(to, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load loads a module whose dependencies are there.
+func load(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil {
+		return fmt.Errorf("load %s: %w", path, err)
+	}
+	return nil
+}
+
+// network gives the guest what every system has from its start on: a name, IPv6, which may be a module here, and lo.
+func network(host string) error {
+	if err := unix.Sethostname([]byte(host)); err != nil {
+		return fmt.Errorf("set the host's name: %w", err)
+	}
+	if out, err := exec.Command("/sbin/modprobe", "ipv6").CombinedOutput(); err != nil {
+		return fmt.Errorf("modprobe ipv6: %w: %s", err, out)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// execute runs the command and returns what a shell would: its exit code, or 128 and the signal that ended it, or 127 if
+// there is no such program. Orphans become children of process 1 and are waited for, too.
+func execute(j Job, stdout, stderr *os.File) int {
+	fail := func(err error) int {
+		fmt.Fprintf(stderr, "%s: %v\n", j.Command[0], err)
+		return 127
+	}
+	os.Clearenv()
+	for _, kv := range j.Env {
+		name, value, _ := strings.Cut(kv, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return fail(err)
+		}
+	}
+	if err := os.Chdir(j.Dir); err != nil {
+		return fail(err)
+	}
+	program, err := exec.LookPath(j.Command[0])
+	if err != nil {
+		return fail(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return fail(err)
+	}
+	pid, err := syscall.ForkExec(program, j.Command, &syscall.ProcAttr{
+		Env:   os.Environ(),
+		Files: []uintptr{null.Fd(), stdout.Fd(), stderr.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return fail(err)
+	}
+	for {
+		var status unix.WaitStatus
+		switch done, err := unix.Wait4(-1, &status, 0, nil); {
+		case err == unix.EINTR, err == nil && done != pid:
+		case err != nil:
+			return fail(err)
+		case status.Signaled():
+			return exitSignals + int(status.Signal())
+		default:
+			return status.ExitStatus()
+		}
+	}
+}

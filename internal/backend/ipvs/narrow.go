@@ -1,0 +1,130 @@
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/link"
+)
+
+// In mode VIPMark a packet with the mark is delivered to this node whatever its destination. While rules of another mode are in
+// force as well, in a change of modes, they translate new connections after the mark is set, and the first packet to an
+// endpoint would end here. So meanwhile the table that packets with the mark look into is narrow: it has a local route for
+// each address of a virtual server and no default route. A translated packet finds no route there and goes on to the main table.
+
+// narrowRoute delivers packets with the mark to this node if this is their destination.
+func narrowRoute(a netip.Addr) link.Route {
+	return link.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Dev: link.Loopback, Table: divertTable}
+}
+
+func isNarrow(r link.Route) bool { return r == narrowRoute(r.Dst.Addr()) }
+
+// Narrow prepares this node for the rules of another mode: what mode VIPMark left goes on serving, and does not get in the way of
+// connections that these rules translate. Where there is nothing of that mode it does nothing.
+func Narrow(ctx context.Context) error {
+	links, err := link.Open()
+	if err != nil {
+		return err
+	}
+	defer links.Close()
+	routes, err := links.Routes(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(fwd.Families[:], func(f fwd.Family) bool { return wide(routes, f) }) {
+		return nil
+	}
+	servers, err := hostipvs.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer servers.Close()
+	return narrow(ctx, links, servers, routes)
+}
+
+// wide says whether packets of a family that have the mark are delivered to this node whatever their destination.
+func wide(routes []link.Route, f fwd.Family) bool {
+	return slices.Contains(routes, link.MarkRoute(f == fwd.IPv6, divertTable))
+}
+
+func narrow(ctx context.Context, links link.Host, servers hostipvs.Interface, routes []link.Route) error {
+	for _, f := range fwd.Families {
+		if !wide(routes, f) {
+			continue
+		}
+		// The default route goes only when the others are there.
+		if err := narrowServers(ctx, links, servers, f); err != nil {
+			return err
+		}
+		var c linkChanges
+		c.remove(Key{}, link.MarkRoute(f == fwd.IPv6, divertTable))
+		if err := c.apply(ctx, links)[Key{}]; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// narrowServers makes the routes of virtual servers of ours that are there.
+func narrowServers(ctx context.Context, links link.Host, servers hostipvs.Interface, f fwd.Family) error {
+	content, err := servers.Read(ctx)
+	if err != nil {
+		return err
+	}
+	var c linkChanges
+	for _, s := range content.Servers {
+		if a := s.VirtualServer.Addr.Addr(); fwd.FamilyOf(a) == f && uint32(s.Settings.Flags)&flagTag != 0 {
+			c.add(serverKey(s.VirtualServer), narrowRoute(a))
+		}
+	}
+	return errors.Join(slices.Collect(maps.Values(c.apply(ctx, links)))...)
+}
+
+// Widen ends what FamilyOptions.Narrow began, when no other mode's rules are in force any more.
+func (b *Backend) Widen(ctx context.Context, f fwd.Family) error {
+	for _, fam := range b.families {
+		if fam.target.family == f {
+			return fam.target.widen(ctx)
+		}
+	}
+	return nil
+}
+
+// widen makes the default route. The routes that it takes the place of go with the next reading, as what nobody wants.
+func (t *target) widen(ctx context.Context) error {
+	if !t.isNarrow() {
+		return nil
+	}
+	t.touch()
+	defer t.touch()
+	var c linkChanges
+	k := Key{Kind: KindDivert}
+	c.add(k, link.MarkRoute(t.family == fwd.IPv6, divertTable))
+	if err := c.apply(ctx, t.opts.Links)[k]; err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.narrow = false
+	return nil
+}
+
+func (t *target) isNarrow() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.narrow
+}
+
+// makeNarrow makes the routes of virtual servers that are new.
+func (w *writer) makeNarrow(ctx context.Context) {
+	var c linkChanges
+	for _, k := range w.upserts[KindServer] {
+		c.add(Key{Kind: KindDivert}, narrowRoute(k.Addr.Addr()))
+	}
+	c.run(ctx, w)
+}
