@@ -275,3 +275,20 @@ func (f *Fragment) Pool(k PoolKey) *Pool {
 	}
 	return &f.Pools[i]
 }
+
+// KeepsAddress says that a connection to the frontend, one of the fragment's, may be masqueraded although its destination stays as
+// it is, since an endpoint has the frontend's own address and port. The kernel's connection tracking then sees no translation of the
+// destination (IPS_DST_NAT). A frontend for node ports does not count: there the endpoint is on this host and nothing leaves it.
+func (f *Fragment) KeepsAddress(fe *Frontend) bool {
+	if fe.Key.IsNodePort() {
+		return false
+	}
+	own := netip.AddrPortFrom(fe.Key.Addr, fe.Key.Port)
+	return slices.ContainsFunc(fe.Routes[:], func(r Route) bool {
+		if r.Action != Forward || !r.Masquerade {
+			return false
+		}
+		p := f.Pool(fe.Pool(r))
+		return p != nil && slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.Addr == own })
+	})
+}

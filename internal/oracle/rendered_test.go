@@ -74,9 +74,9 @@ func TestRenderedRulesAgree(t *testing.T) {
 				if h := rules.table.Header(); p.InInterface != "" && h.IsLocal(e.Addr()) {
 					want.Masquerade[e] = false
 				}
-				// Nothing is rewritten where the endpoint is what was dialled, and the source's own address: connection tracking
-				// then does not count the connection as translated, and there is no need.
-				if p.Src == e.Addr() && p.Dst == e {
+				// Nothing is rewritten where the endpoint is what was dialled, and the source's own address or another one of this
+				// node: connection tracking then does not count the connection as translated, and there is no need.
+				if h := rules.table.Header(); p.Dst == e && (p.Src == e.Addr() || h.IsLocal(e.Addr())) {
 					want.Masquerade[e] = false
 				}
 			}

@@ -29,6 +29,7 @@ type check struct {
 var checks = []check{
 	{"Lookup", 12, checkLookup},
 	{"NodeKeepsItsAddresses", 8, checkOwnAddresses},
+	{"ForeignMarks", 4, checkForeignMarks},
 	{"Affinity", 6, checkAffinity},
 	{"IncrementalEqualsScratch", 12, checkIncremental},
 	{"LoadInPieces", 6, checkPieces},
@@ -78,6 +79,38 @@ func checkLookup(seed uint64, newSubject func(fwd.Header) Subject) error {
 		return fmt.Errorf("after a change of the header: %w", err)
 	}
 	return w.subject.ForeignIntact()
+}
+
+// checkForeignMarks sends packets that are marked as ours are: nothing becomes of those that are for no Service.
+func checkForeignMarks(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 20, newSubject)
+	if err != nil {
+		return err
+	}
+	s, ok := w.subject.(Marked)
+	if !ok {
+		return errNotApplicable
+	}
+	passed := 0
+	for _, p := range randomPackets(r, w.table, 1000) {
+		o := w.table.Lookup(p)
+		if o.Verdict != fwd.VerdictPass {
+			continue
+		}
+		passed++
+		got, err := s.JudgeMarked(p, w.header.Mark())
+		if err != nil {
+			return fmt.Errorf("packet %+v: %w", p, err)
+		}
+		if err := w.compare(p, o, got); err != nil {
+			return fmt.Errorf("packet %+v with the mark %#x:\n%w", p, w.header.Mark(), err)
+		}
+	}
+	if passed < 10 {
+		return fmt.Errorf("only %d packets are for no Service", passed)
+	}
+	return nil
 }
 
 // checkAffinity gives a client a history and looks where its next connection goes.

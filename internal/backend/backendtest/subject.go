@@ -78,6 +78,12 @@ type Drifter interface {
 	Drift(*rand.Rand) string
 }
 
+// Marked is a Subject that can judge packets that others have marked.
+type Marked interface {
+	// JudgeMarked is Judge for a packet that comes with the mark.
+	JudgeMarked(p fwd.Packet, mark uint32) ([]Outcome, error)
+}
+
 // Rememberer is a Subject that can judge by session affinity.
 type Rememberer interface {
 	// JudgeAfter is Judge for p where ageSec seconds ago the connection of the earlier packet went to chosen.

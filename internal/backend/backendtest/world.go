@@ -116,10 +116,11 @@ func (w *world) agree(packets []fwd.Packet) error {
 	return nil
 }
 
-// unseen says that the source of a packet from elsewhere is not rewritten, whatever the table says, since it is delivered
-// on this host: such a packet never leaves the host, where source addresses are rewritten, and the reply needs no detour.
+// unseen says that it does not matter whether the source of a packet is rewritten, whatever the table says, since it stays on
+// this host. One from elsewhere never comes to where source addresses are rewritten, and the reply needs no detour. One of this
+// host that is sent where it was to go anyway has nothing translated.
 func (w *world) unseen(p fwd.Packet, endpoint netip.AddrPort) bool {
-	return p.InInterface != "" && w.header.IsLocal(endpoint.Addr())
+	return w.header.IsLocal(endpoint.Addr()) && (p.InInterface != "" || endpoint == p.Dst)
 }
 
 // outcomes lists what Lookup says may happen to a packet.

@@ -88,12 +88,17 @@ func (s *simulation) Restart() backend.Backend {
 }
 
 func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) {
-	return s.judge(p, nil)
+	return s.judge(p, rulesim.Host{})
 }
 
-func (s *simulation) judge(p fwd.Packet, recent rulesim.RecentState) ([]backendtest.Outcome, error) {
+func (s *simulation) JudgeMarked(p fwd.Packet, mark uint32) ([]backendtest.Outcome, error) {
+	return s.judge(p, rulesim.Host{Mark: mark})
+}
+
+func (s *simulation) judge(p fwd.Packet, h rulesim.Host) ([]backendtest.Outcome, error) {
 	t := s.tables[fwd.FamilyOf(p.Dst.Addr())]
-	results, err := t.rules.Run(rulesim.Host{Local: s.header.LocalAddrs, Recent: recent}, p)
+	h.Local = s.header.LocalAddrs
+	results, err := t.rules.Run(h, p)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +123,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 			}
 		}
 	}
-	return s.judge(p, recent)
+	return s.judge(p, rulesim.Host{Recent: recent})
 }
 
 func (s *simulation) Dump() string {

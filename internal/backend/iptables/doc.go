@@ -7,7 +7,7 @@
 //	                                             └─ local address ─► FAIRLEAD-NODEPORTS, tree by port ─► F ─► …
 //	filter INPUT, FORWARD, OUTPUT ─► FAIRLEAD-INPUT/-FORWARD/-OUTPUT ─► FAIRLEAD-FILTER: not DNATed but to a frontend?
 //	                                 trees as in nat, only of what is rejected or dropped ─► REJECT, DROP
-//	nat POSTROUTING ─► FAIRLEAD-POSTROUTING: mark set, or source = destination after DNAT ─► MASQUERADE
+//	nat POSTROUTING ─► FAIRLEAD-POSTROUTING: after DNAT, mark set or source = destination ─► MASQUERADE
 //
 // Trees (tree.go) split by four bits of address, protocol and port, so that no chain is longer than sixteen dispatch
 // rules. A packet for no Service is usually done after one comparison in each table.

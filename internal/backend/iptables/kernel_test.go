@@ -113,7 +113,20 @@ func everyShape() *fwd.Table {
 		f.HealthCheck.Port = uint16(31000 + i)
 		t.Put(f)
 	}
+	t.Put(unmovedFragment())
 	return t
+}
+
+// unmovedFragment is a Service that has an endpoint with the address and port of its frontend.
+func unmovedFragment() *fwd.Fragment {
+	f := sampleFragment(60, 2)
+	f.Frontends = slices.DeleteFunc(f.Frontends, func(f fwd.Frontend) bool { return f.Key.IsNodePort() })
+	for i, k := range f.Frontends {
+		p := &f.Pools[i]
+		p.Endpoints[0].Addr = netip.AddrPortFrom(k.Key.Addr, k.Key.Port)
+		slices.SortFunc(p.Endpoints, func(a, b fwd.Endpoint) int { return a.Addr.Compare(b.Addr) })
+	}
+	return f
 }
 
 // sampleFragment is a Service with a ClusterIP in both families and, for every fourth, a node port.

@@ -46,6 +46,8 @@ const (
 	chainOutput        = chainPrefix + "OUTPUT"
 	chainFilter        = chainPrefix + "FILTER"
 	chainHealth        = chainPrefix + "HEALTHCHECKS"
+	chainHealthReplies = chainPrefix + "HEALTHREPLIES"
+	chainUnmoved       = chainPrefix + "UNMOVED"
 )
 
 // The letters of chains that there are many of: FAIRLEAD-<letter>-<hash>. A chain goes to chains of later letters, so
@@ -56,7 +58,9 @@ const (
 	letterPortTree  = "D" // both: dispatch by node port
 	letterAdmit     = "E" // nat: source ranges, then F
 	letterFrontend  = "F" // nat: routes by class of source, then the pool
+	letterUnmoved   = "G" // both: dispatch of frontends that keep their address
 	letterHealth    = "H" // filter: dispatch of health-check node ports
+	letterReplies   = "I" // filter: the same for replies
 	letterPool      = "P" // nat: a pool that more than one place goes to
 	letterUnadmit   = "Q" // filter: source ranges, then R
 	letterVerdict   = "R" // filter: reject or drop by class of source
@@ -103,6 +107,10 @@ func dport(p fwd.Proto, lo, hi uint16) string {
 		return fmt.Sprintf("-p %s -m %s --dport %d", p, p, lo)
 	}
 	return fmt.Sprintf("-p %s -m %s --dport %d:%d", p, p, lo, hi)
+}
+
+func sport(p fwd.Proto, lo, hi uint16) string {
+	return strings.Replace(dport(p, lo, hi), "--dport", "--sport", 1)
 }
 
 const matchHostSource = "-m addrtype --src-type LOCAL"

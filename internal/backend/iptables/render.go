@@ -33,9 +33,14 @@ func newRenderer(family fwd.Family, opt options) *renderer {
 			treePortFilter: newTree(Filter, chainNodePorts, letterPortTree, 0),
 			treeHealth:     newTree(Filter, chainHealth, letterHealth, 0),
 			treeHairpin:    newTree(NAT, chainHairpin, letterLocalTree, digits),
+
+			treeHealthReplies: newTree(Filter, chainHealthReplies, letterReplies, 0),
+			treeUnmoved:       newTree(NAT, chainUnmoved, letterUnmoved, digits),
+			treeUnmovedFilter: newTree(Filter, chainUnmoved, letterUnmoved, digits),
 		},
 		shared: make(map[treePlace]int),
 	}
+	r.trees[treeHealthReplies].port = sport
 	r.trees[treeVIPFilter].head = []string{forwarded}
 	return r
 }

@@ -57,12 +57,15 @@ type treePlace struct {
 
 // The shared trees of a family.
 const (
-	treeVIP        = iota // nat, by virtual IP
-	treePort              // nat, by node port
-	treeVIPFilter         // filter, by virtual IP: what is rejected or dropped
-	treePortFilter        // filter, by node port: what is rejected or dropped
-	treeHealth            // filter, by health-check node port: what is accepted
-	treeHairpin           // nat, by endpoint address: what is masqueraded, where xt_bpf is missing
+	treeVIP           = iota // nat, by virtual IP
+	treePort                 // nat, by node port
+	treeVIPFilter            // filter, by virtual IP: what is rejected or dropped
+	treePortFilter           // filter, by node port: what is rejected or dropped
+	treeHealth               // filter, by health-check node port: what is accepted
+	treeHealthReplies        // filter, by health-check node port as the source: what is accepted
+	treeUnmoved              // nat, by virtual IP: what is masqueraded although connection tracking sees no translation
+	treeUnmovedFilter        // filter, by virtual IP: the same is accepted
+	treeHairpin              // nat, by endpoint address: what is masqueraded, where xt_bpf is missing
 	numTrees
 )
 
@@ -89,6 +92,7 @@ func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment) 
 	}
 	if p := f.HealthCheck.Port; p != 0 {
 		w.share(treeHealth, portKey(fwd.TCP, p), and(dport(fwd.TCP, p, p), "-j ACCEPT"))
+		w.share(treeHealthReplies, portKey(fwd.TCP, p), and(sport(fwd.TCP, p, p), "-j ACCEPT"))
 	}
 	return w.out
 }
@@ -294,6 +298,12 @@ func (w *writer) nat(port fwd.ServicePort, g *group, uses map[fwd.Scope]int) {
 			target = "-g " + w.gate(NAT, letterAdmit, port, g, f, "-g "+name, stop)
 		}
 		w.dispatch(treeVIP, treePort, f, target)
+		if forwards && w.frag.KeepsAddress(f) {
+			k := f.Key
+			match := and("-d "+hostPrefix(k.Addr), dport(k.Proto, k.Port, k.Port))
+			w.enter(treeUnmoved, frontendKey(k), and(match, "-g "+chainMasquerade))
+			w.enter(treeUnmovedFilter, frontendKey(k), and(match, "-j ACCEPT"))
+		}
 	}
 }
 

@@ -67,7 +67,9 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	if opt.bpf { // the chain is empty then
 		hairpin = and(dnat, xtables.SourceIsDestination(family == fwd.IPv6), "-g "+chainMasquerade)
 	}
-	set(NAT, chainPostrouting, and(mark, "-g "+chainMasquerade), hairpin)
+	// Others use the bit too: what we masquerade has been translated as well. Connection tracking does not say so of what was
+	// sent to an endpoint with the frontend's own address.
+	set(NAT, chainPostrouting, and(mark, dnat, "-g "+chainMasquerade), and(mark, "-j "+chainUnmoved), hairpin)
 	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
 	set(NAT, chainMasquerade, fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", h.Mark()), masquerade)
 
@@ -83,9 +85,14 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	if opt.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP"
 	}
-	set(Filter, chainInput, isNew, martian, "-p tcp -m conntrack --ctstate NEW -j "+chainHealth)
-	set(Filter, chainForward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", invalid, isNew, and(mark, "-j ACCEPT"))
-	set(Filter, chainOutput, isNew, martian)
+	set(Filter, chainInput, isNew, martian, "-p tcp -m conntrack --ctstate NEW,ESTABLISHED -j "+chainHealth)
+	// The mark is set in the nat table, which sees the first packet of a connection alone; until there is a reply the next ones
+	// are not ESTABLISHED either. They are known by the source that POSTROUTING has rewritten, which is after FORWARD: the first
+	// packet has been accepted here, so no connection is that somebody's rules have dropped.
+	snat := "-m conntrack --ctstate SNAT"
+	set(Filter, chainForward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", invalid, isNew,
+		and(mark, dnat, "-j ACCEPT"), and(dnat, snat, "-j ACCEPT"), and(mark, "-j "+chainUnmoved), and(snat, "-j "+chainUnmoved))
+	set(Filter, chainOutput, isNew, martian, "-p tcp -m conntrack --ctstate ESTABLISHED -j "+chainHealthReplies)
 	s.filterEnd = nodePortMatches(family, np)
 	return s
 }

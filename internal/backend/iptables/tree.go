@@ -57,6 +57,8 @@ type tree struct {
 	letter string // of the other chains
 	// addrDigits is the number of digits of the address in each key: 0, 8 or 32.
 	addrDigits int
+	// port is the match of a range of ports: dport or sport.
+	port func(p fwd.Proto, lo, hi uint16) string
 	// head and tail are the rules before and after those of the tree in the root chain.
 	head, tail []string
 
@@ -67,7 +69,7 @@ type tree struct {
 }
 
 func newTree(table Table, root, letter string, addrDigits int) *tree {
-	return &tree{table: table, root: root, letter: letter, addrDigits: addrDigits, dirty: make(map[treeKey]struct{})}
+	return &tree{table: table, root: root, letter: letter, addrDigits: addrDigits, port: dport, dirty: make(map[treeKey]struct{})}
 }
 
 // treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and prefix its key.
@@ -345,7 +347,7 @@ func (t *tree) match(p treeKey) string {
 	if len(rest) == 1 {
 		return and(addr, "-p "+proto.String())
 	}
-	return and(addr, dport(proto, lo, hi))
+	return and(addr, t.port(proto, lo, hi))
 }
 
 // digitsPrefix is the CIDR of addresses that begin with the digits.

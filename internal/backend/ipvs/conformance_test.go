@@ -144,6 +144,17 @@ func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) {
 	return outcomes(results), err
 }
 
+func (s *simulation) JudgeMarked(p fwd.Packet, mark uint32) ([]backendtest.Outcome, error) {
+	m, err := s.machine(fwd.FamilyOf(p.Dst.Addr()))
+	if err != nil {
+		return nil, err
+	}
+	h := m.Host
+	h.Mark = mark
+	results, err := m.Rules.Run(h, p)
+	return outcomes(results), err
+}
+
 // machine is what packets of a family meet.
 func (s *simulation) machine(f fwd.Family) (*ipvssim.Machine, error) {
 	if m := s.machines[f]; m != nil {

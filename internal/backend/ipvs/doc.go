@@ -11,7 +11,7 @@
 //	nat PREROUTING, OUTPUT ─► FAIRLEAD-SERVICES ─► FAIRLEAD-FROM-<class>: mark for masquerade; redirect to another virtual server
 //	filter INPUT ─► FAIRLEAD-INPUT: accept frontends, reject all else on virtual IPs       (not for packets of this node)
 //	IPVS ─► real server
-//	filter OUTPUT ─► accept what IPVS sends on; nat POSTROUTING ─► mark set, or source = destination ─► MASQUERADE
+//	filter OUTPUT ─► accept what IPVS sends on; nat POSTROUTING ─► mark set, or source = destination ─► MASQUERADE (only of those)
 //
 // A virtual server has one list of real servers: the pool of its frontend's first class that is forwarded at all (Outside,
 // Pod, Host). A class with another pool is redirected (DNAT) to a virtual server that has it: the cluster IP's, or an

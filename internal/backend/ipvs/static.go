@@ -163,7 +163,8 @@ func (s *statics) nat() {
 	if s.opt.HairpinBPF {
 		hairpin = and(byIPVS, xtables.SourceIsDestination(s.family == fwd.IPv6), "-g "+chainMasquerade)
 	}
-	s.chain(tableNAT, chainPostrouting, fmt.Sprintf("-m mark --mark 0x%x/0x%x -g %s", mark, mark, chainMasquerade), hairpin)
+	// Others use the bit too: what we masquerade has been sent on by IPVS as well.
+	s.chain(tableNAT, chainPostrouting, and(fmt.Sprintf("-m mark --mark 0x%x/0x%x", mark, mark), byIPVS, "-g "+chainMasquerade), hairpin)
 	masquerade := "-j MASQUERADE"
 	if s.opt.RandomFully {
 		masquerade += " --random-fully"
@@ -200,9 +201,14 @@ func (s *statics) filter() {
 	}
 	forward := []string{
 		"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-		fmt.Sprintf("-m mark --mark 0x%x/0x%x -j ACCEPT", s.header.Mark(), s.header.Mark()),
+		// What IPVS sends on does not come by here, except for the packets after the first of a connection that was redirected and
+		// masqueraded: until there is a reply they are not ESTABLISHED.
+		redirected + " -m conntrack --ctstate SNAT -j ACCEPT",
 	}
-	output := []string{"-m ipvs --vdir ORIGINAL --vmethod MASQ -j ACCEPT"}
+	output := []string{
+		"-m ipvs --vdir ORIGINAL --vmethod MASQ -j ACCEPT",
+		and("-p tcp -m conntrack --ctstate ESTABLISHED", s.in(setHealth, "src,src"), "-j ACCEPT"),
+	}
 	if s.opt.VIPs != VIPMark {
 		input = append(input, s.refuse("", and(s.in(setVIPs, "dst"), isNew))...)
 	} else {

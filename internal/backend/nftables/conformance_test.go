@@ -97,10 +97,17 @@ func strictHeader(h fwd.Header) fwd.Header {
 	return h
 }
 
-func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) { return s.judge(p, nil) }
+func (s *simulation) Judge(p fwd.Packet) ([]backendtest.Outcome, error) {
+	return s.judge(p, nftsim.Host{})
+}
 
-func (s *simulation) judge(p fwd.Packet, remembered map[string]map[string]bool) ([]backendtest.Outcome, error) {
-	results, err := s.tables[fwd.FamilyOf(p.Dst.Addr())].Run(nftsim.Host{Local: s.header.LocalAddrs, Remembered: remembered}, p)
+func (s *simulation) JudgeMarked(p fwd.Packet, mark uint32) ([]backendtest.Outcome, error) {
+	return s.judge(p, nftsim.Host{Mark: mark})
+}
+
+func (s *simulation) judge(p fwd.Packet, h nftsim.Host) ([]backendtest.Outcome, error) {
+	h.Local = s.header.LocalAddrs
+	results, err := s.tables[fwd.FamilyOf(p.Dst.Addr())].Run(h, p)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +131,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 			}
 		}
 	}
-	return s.judge(p, remembered)
+	return s.judge(p, nftsim.Host{Remembered: remembered})
 }
 
 // Deviate says what Lookup says with the strict header.

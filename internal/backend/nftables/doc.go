@@ -9,7 +9,7 @@
 //	                                        └─ service-cidrs: no Service's address ─► drop
 //	chain of a shape, e.g. CcC_pool-10:       not from a pod: set the mark ─► pool-10
 //	chain of a pool's size, e.g. pool-10:     dnat to (address, protocol, port, random mod 10) map @endpoints
-//	nat-postrouting ─► mark set, or translated to its own source ─► masquerade
+//	nat-postrouting ─► translated, and the mark set or to its own source ─► masquerade
 //
 // A packet for a Service meets two look-ups, one for no Service one, however many Services there are. In the name of a
 // shape a letter stands for each class of source, outside, pod and host: c and l for the pools of the cluster and of this

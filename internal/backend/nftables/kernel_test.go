@@ -121,7 +121,20 @@ func everyShape() *fwd.Table {
 		slices.SortFunc(f.Pools, func(a, b fwd.Pool) int { return a.Key.Compare(b.Key) })
 		t.Put(f)
 	}
+	t.Put(unmovedFragment())
 	return t
+}
+
+// unmovedFragment is a Service that has an endpoint with the address and port of its frontend.
+func unmovedFragment() *fwd.Fragment {
+	f := sampleFragment(60, 2)
+	f.Frontends = slices.DeleteFunc(f.Frontends, func(f fwd.Frontend) bool { return f.Key.IsNodePort() })
+	for i, k := range f.Frontends {
+		p := &f.Pools[i]
+		p.Endpoints[0].Addr = netip.AddrPortFrom(k.Key.Addr, k.Key.Port)
+		slices.SortFunc(p.Endpoints, func(a, b fwd.Endpoint) int { return a.Addr.Compare(b.Addr) })
+	}
+	return f
 }
 
 // special gives a frontend routes of a kind of their own.

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -12,7 +13,7 @@ import (
 type renderer struct {
 	family fwd.Family
 	header fwd.Header
-	// owners tell whose a frontend is, or a chain of session affinity: where a frontend passes from one Service to another,
+	// owners tell whose a frontend is, an element of "unmoved", or a chain of session affinity: where a frontend passes from one Service to another,
 	// the one that loses it may come last.
 	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
@@ -106,6 +107,16 @@ func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 	}
 	for id := range was.frontends {
 		if _, stays := is.frontends[id]; !stays && r.owners[id] == owner {
+			out.gone(id)
+			delete(r.owners, id)
+		}
+	}
+	for _, id := range is.unmoved {
+		out.set(id, Object{})
+		r.owners[id] = owner
+	}
+	for _, id := range was.unmoved {
+		if !slices.Contains(is.unmoved, id) && r.owners[id] == owner {
 			out.gone(id)
 			delete(r.owners, id)
 		}

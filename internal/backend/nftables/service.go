@@ -24,6 +24,8 @@ type part struct {
 type program struct {
 	// frontends with their verdicts and endpoints.
 	frontends map[ID]targets
+	// unmoved are elements of the set of that name.
+	unmoved []ID
 	// own are chains of the Service's own, for session affinity.
 	own map[ID]*chain
 	// parts are what the elements and own chains refer to; one part can be in it several times.
@@ -139,7 +141,11 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 			list = append(list, c.pool(fwd.PoolKey{Port: f.Owner, Family: f.Key.Family, Scope: fwd.Scope(s)}).list...)
 		}
 	}
-	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: string(frontendKey(nil, f.Key))}] = newTargets(v, list)
+	key := string(frontendKey(nil, f.Key))
+	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: key}] = newTargets(v, list)
+	if c.frag.KeepsAddress(f) {
+		c.out.unmoved = append(c.out.unmoved, elementID(setUnmoved, key))
+	}
 }
 
 // route returns the verdict for a frontend with these actions by class of source, and the parts that it refers to.

@@ -19,6 +19,7 @@ const (
 	setAffinity          = "affinity"           // clients that have an endpoint: (client, two words that name port and endpoint)
 	setEqualBytes        = "equal-bytes"        // (byte, byte) for each byte
 	setClusterIPs        = "cluster-ips"
+	setUnmoved           = "unmoved" // (virtual IP, protocol, port) that is an endpoint too: a connection keeps its destination
 
 	setServiceCIDRs = "service-cidrs-" // and a hash of them
 )
@@ -39,6 +40,7 @@ var staticSets = []nft.Set{
 	{Name: setAffinity, Key: []nft.Field{nft.SourceAddr, nft.Number, nft.Number}, Dynamic: true, Size: affinitySize},
 	{Name: setEqualBytes, Key: []nft.Field{nft.SourceLast, nft.DestLast}},
 	{Name: setClusterIPs, Key: []nft.Field{nft.DestAddr}},
+	{Name: setUnmoved, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort}},
 }
 
 // beside is the map of endpoints that belongs to a map to verdicts.
@@ -118,8 +120,11 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
 	set(chainRefuse, all(isProto(fwd.TCP), reset()), all(l.reject()))
 	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
-		// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
-		all(hasMark(mark), clearMark(mark), masquerade()),
+		// Others use the bit too: what we masquerade has been translated as well. Connection tracking does not say so of what was
+		// sent to an endpoint with the frontend's own address. The bit is cleared, so that a packet which comes by again is not
+		// masqueraded twice.
+		all(hasMark(mark), ctIsDNAT(), clearMark(mark), masquerade()),
+		all(hasMark(mark), in(setUnmoved, l.dest(), protocol(), destPort()), clearMark(mark), masquerade()),
 		// Who redirects a host's connections to its own loopback address is somebody else.
 		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade()))
 

@@ -57,7 +57,7 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		}
 		out[ID{Kind: KindSet, Name: name}] = Object{Value: setValue(sh, ranges)}
 	}
-	for _, name := range []string{setClusterIPs, setEqualBytes} {
+	for _, name := range []string{setClusterIPs, setEqualBytes, setUnmoved} {
 		els := c.Elements[name]
 		for i := range els.Len() {
 			out[elementID(name, els.At(i).Key)] = Object{}

@@ -19,6 +19,8 @@ type Host struct {
 	// DivertMark is a bit of the packet mark by which packets are delivered to this host, whatever their destination, as a
 	// routing rule does it; 0 for none.
 	DivertMark uint32
+	// Mark is what others have marked the packet with.
+	Mark uint32
 	// Recent are the lists of xt_recent.
 	Recent RecentState
 	// Sets are the sets of ip_set by name.
@@ -190,7 +192,7 @@ func (rs *Ruleset) walks(h Host, p fwd.Packet, end func(*walk, fwd.Verdict)) err
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != rs.family || fwd.FamilyOf(p.Dst.Addr()) != rs.family {
 		return fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, rs.family)
 	}
-	first := &walk{rs: rs, host: &h, src: p.Src, origDst: p.Dst, dst: p.Dst, proto: p.Proto, arrivedOn: p.InInterface, stages: wayIn, prob: 1}
+	first := &walk{rs: rs, host: &h, src: p.Src, origDst: p.Dst, dst: p.Dst, proto: p.Proto, mark: h.Mark, arrivedOn: p.InInterface, stages: wayIn, prob: 1}
 	if p.InInterface == "" {
 		first.stages = wayOut
 	}

@@ -147,7 +147,7 @@ func (w *walk) ct(a map[uint16]nft.Attr) error {
 	case unix.NFT_CT_STATE:
 		v = 1 << 3 // new: only first packets are simulated
 	case unix.NFT_CT_STATUS:
-		if w.dnat {
+		if w.dnat && w.dst != w.p.Dst { // what stays as it is counts as not translated
 			v = 1 << 5
 		}
 	default:
@@ -296,7 +296,7 @@ func (w *walk) nat(a map[uint16]nft.Attr) error {
 	}
 	addr, _ := netip.AddrFromSlice(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8))
 	port := binary.BigEndian.Uint16(w.at(a[unix.NFTA_NAT_REG_PROTO_MIN], 2))
-	// Conntrack does not see a translation in what stays as it is; the verdict of this simulation is forward all the same.
+	// The verdict of this simulation is forward also where the destination stays as it is.
 	w.dst, w.dnat = netip.AddrPortFrom(addr, port), true
 	return nil
 }

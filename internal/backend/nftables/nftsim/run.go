@@ -19,6 +19,8 @@ import (
 type Host struct {
 	// Local are the addresses of type LOCAL; loopback ones need not be named.
 	Local []netip.Addr
+	// Mark is what others have marked the packet with.
+	Mark uint32
 	// Remembered are the keys of dynamic sets, by the name of the set, that have not expired.
 	Remembered map[string]map[string]bool
 }
@@ -97,7 +99,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != t.family || fwd.FamilyOf(p.Dst.Addr()) != t.family {
 		return nil, fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, t.family)
 	}
-	first := walk{t: t, host: &h, p: p, dst: p.Dst, hooks: wayIn, prob: 1}
+	first := walk{t: t, host: &h, p: p, dst: p.Dst, mark: h.Mark, hooks: wayIn, prob: 1}
 	if p.InInterface == "" {
 		first.hooks = wayOut
 	}
