@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -33,6 +34,7 @@ var checks = []check{
 	{"Affinity", 6, checkAffinity},
 	{"IncrementalEqualsScratch", 12, checkIncremental},
 	{"LoadInPieces", 6, checkPieces},
+	{"UnreadFamily", 6, checkUnread},
 	{"RestartWritesNothing", 4, checkRestart},
 	{"RestartFindsFrontends", 4, checkFound},
 	{"DriftIsRepaired", 6, checkDrift},
@@ -199,7 +201,7 @@ func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 			return fmt.Errorf("step %d: %w", step, err)
 		}
 	}
-	w.subject.Fail(0)
+	h.failNothing()
 	if _, err := w.apply(); err != nil {
 		return fmt.Errorf("last Apply, nothing fails any more: %w", err)
 	}
@@ -281,8 +283,12 @@ func randomStep(r *rand.Rand, w *world, h *halfWritten) error {
 	case n < 70:
 		return w.restart(r)
 	case n < 73:
+		if one(r, 3) {
+			w.subject.FailReads(pick(r, fwd.Families[:]...), 1)
+		}
 		_, err := w.backend.Observe(context.Background())
-		return err
+		h.failNothing()
+		return mayPass(err)
 	default:
 		return h.apply(r)
 	}
@@ -315,14 +321,26 @@ func (h *halfWritten) allow() {
 	}
 }
 
-// apply applies once with up to two failing writes, one time in five.
+// failNothing ends what was made to fail.
+func (h *halfWritten) failNothing() {
+	h.w.subject.Fail(0)
+	for _, f := range fwd.Families {
+		h.w.subject.FailReads(f, 0)
+	}
+}
+
+// apply applies once with up to two failing writes, one time in five, and fails to read a family where that is needed, as
+// often.
 func (h *halfWritten) apply(r *rand.Rand) error {
 	if one(r, 5) {
 		h.w.subject.Fail(1 + r.IntN(2))
 	}
+	if one(r, 5) {
+		h.w.subject.FailReads(pick(r, fwd.Families[:]...), 1)
+	}
 	h.allow()
 	_, err := h.w.apply()
-	h.w.subject.Fail(0)
+	h.failNothing()
 	if err == nil {
 		if err := h.w.idle("Apply after a successful one"); err != nil {
 			return err
@@ -347,8 +365,11 @@ func (h *halfWritten) apply(r *rand.Rand) error {
 	return nil
 }
 
-// mayPass checks that an error consists of FamilyErrors that are not refusals.
+// mayPass checks that an error, if there is one, consists of FamilyErrors that are not refusals.
 func mayPass(err error) error {
+	if err == nil {
+		return nil
+	}
 	found := 0
 	var visit func(error) error
 	visit = func(e error) error {
@@ -377,6 +398,67 @@ func mayPass(err error) error {
 		return fmt.Errorf("the failure of a write is not reported as a FamilyError: %w", err)
 	}
 	return nil
+}
+
+// checkUnread starts a new process that cannot read one family. The other one is brought up to date; what the first one had in
+// the kernel stays, until it can be read.
+func checkUnread(seed uint64, newSubject func(fwd.Header) Subject) error {
+	r := random(seed)
+	w, err := populated(r, 15, newSubject)
+	if err != nil {
+		return err
+	}
+	ctx, broken := context.Background(), fwd.Families[seed%2]
+	w.backend = w.subject.Restart()
+	w.subject.FailReads(broken, 1000)
+	for i, f := range fwd.Families {
+		_, err := w.backend[i].Observe(ctx)
+		var fe *backend.FamilyError
+		switch {
+		case f != broken && err != nil:
+			return fmt.Errorf("%s cannot be read, and %s cannot either: %w", broken, f, err)
+		case f == broken && (!errors.As(err, &fe) || fe.Family != f || fe.Refused):
+			return fmt.Errorf("reading %s failed, and the error is %w", f, err)
+		}
+	}
+	before := w.table
+	w.table = &fwd.Table{}
+	w.backend.Update(w.table.SetHeader(w.header))
+	for _, o := range slices.SortedFunc(maps.Keys(w.frags), fwd.Service.Compare) {
+		w.backend.Update(w.table.Put(w.frags[o]))
+	}
+	for i := range 8 {
+		w.put(randomFragment(r, 2*i))
+		w.remove(serviceName(2*i + 1))
+	}
+	for i, f := range fwd.Families {
+		if f != broken {
+			if _, err := w.backend[i].Apply(ctx); err != nil {
+				return fmt.Errorf("%s cannot be read, and %s cannot be written: %w", broken, f, err)
+			}
+		}
+	}
+	now := w.table
+	for _, t := range []*fwd.Table{before, now} {
+		w.table = t
+		packets := slices.DeleteFunc(slices.Concat(randomPackets(r, before, 200), randomPackets(r, now, 200)), func(p fwd.Packet) bool {
+			return (fwd.FamilyOf(p.Dst.Addr()) == broken) != (t == before)
+		})
+		if err := w.agree(packets); err != nil {
+			return fmt.Errorf("while %s cannot be read: %w", broken, err)
+		}
+	}
+	w.subject.FailReads(broken, 0)
+	if _, err := w.backend[broken.Index()].Observe(ctx); err != nil {
+		return fmt.Errorf("%s can be read again: %w", broken, err)
+	}
+	if _, err := w.apply(); err != nil {
+		return err
+	}
+	if err := w.asFromScratch(newSubject); err != nil {
+		return err
+	}
+	return w.subject.ForeignIntact()
 }
 
 // checkRestart restarts without a change, with the Services in another order, and then with a change in between.
@@ -413,11 +495,11 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if err != nil {
 		return err
 	}
-	subject, ok := w.subject.(Finding)
+	s, ok := w.subject.(Finding)
 	if !ok {
 		return errNotApplicable
 	}
-	if found := subject.Finder().Found(); len(found) > 0 {
+	if found := s.Finder().Found(); len(found) > 0 {
 		return fmt.Errorf("in an empty kernel it found %v", found)
 	}
 	var want []fwd.Key
@@ -432,7 +514,8 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if err := w.restart(r); err != nil {
 		return err
 	}
-	got := slices.SortedFunc(slices.Values(subject.Finder().Found()), fwd.Key.Compare)
+	finder := s.Finder()
+	got := slices.SortedFunc(slices.Values(finder.Found()), fwd.Key.Compare)
 	if !slices.Equal(want, got) {
 		return fmt.Errorf("a new process found %v, want %v", got, want)
 	}
@@ -443,7 +526,7 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	if _, err := w.subject.Backend().Observe(context.Background()); err != nil {
 		return err
 	}
-	if found := subject.Finder().Found(); len(found) > 0 {
+	if found := s.Finder().Found(); len(found) > 0 {
 		return fmt.Errorf("a later reading found %v", found)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package backendtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,13 +41,15 @@ type bugs struct {
 	losesLast          bool // the last endpoint of a large pool is never chosen
 	straysWhenFailing  bool // after a failed write packets go astray
 	alwaysBare         bool // what an earlier run left counts for nothing
+	failsTogether      bool // one family that cannot be read keeps the other from being read
 	forgetsClients     bool // no session affinity
 	remembersForever   bool // session affinity does not end
 	remembersByService bool // session affinity is not per port
 }
 
-// object keys what the reference kernel holds: the header, or the effective fragment of a Service.
+// object keys what the reference kernel holds: for each family the header, and what effective fragments have of it.
 type object struct {
+	family  fwd.Family
 	service fwd.Service
 	header  bool
 }
@@ -65,48 +68,56 @@ func (v value) equal(o value) bool {
 
 // reference is a Subject whose kernel is a map, and which judges by Lookup over it.
 type reference struct {
-	bugs     bugs
-	first    fwd.Header
-	kernel   map[object]value
-	foreign  bool
-	intact   bool
-	writes   int
-	failing  int
-	astray   bool
-	backend  *refBackend
-	cached   *fwd.Table
-	cachedAt int
+	bugs    bugs
+	first   fwd.Header
+	kernel  map[object]value
+	foreign bool
+	intact  bool
+	writes  int
+	failing int
+	astray  bool
+	// failReads is, by fwd.Family.Index, how many readings are to fail.
+	failReads [2]int
+	backend   backend.Families
+	cached    [2]*fwd.Table
+	cachedAt  [2]int
 }
 
 func newReference(b bugs) func(fwd.Header) Subject {
 	return func(h fwd.Header) Subject {
-		s := &reference{bugs: b, first: h, kernel: make(map[object]value), cachedAt: -1}
+		s := &reference{bugs: b, first: h, kernel: make(map[object]value), cachedAt: [2]int{-1, -1}}
 		s.Restart()
 		return s
 	}
 }
 
-// refBackend is the Engine over the reference kernel.
+// refBackend is the Engine over one family of the reference kernel.
 type refBackend struct {
 	s      *reference
+	family fwd.Family
 	engine *backend.Engine[object, value]
 	// headers counts how many were seen.
 	headers int
 	all     map[object]value
 }
 
-func (s *reference) Backend() backend.Backend { return s.backend }
+func (s *reference) Backend() backend.Families { return s.backend }
 
-func (s *reference) Restart() backend.Backend {
-	b := &refBackend{s: s, all: make(map[object]value)}
-	b.engine = backend.NewEngine(fwd.IPv4, b, s, value.equal)
-	s.backend = b
-	return b
+func (s *reference) Restart() backend.Families {
+	for i, f := range fwd.Families {
+		b := &refBackend{s: s, family: f, all: make(map[object]value)}
+		b.engine = backend.NewEngine(f, b, b, value.equal)
+		s.backend[i] = b
+	}
+	return s.backend
 }
 
 func (s *reference) Writes() int { return s.writes }
 func (s *reference) Fail(n int)  { s.failing = n }
-func (s *reference) Foreign()    { s.foreign, s.intact = true, true }
+
+func (s *reference) FailReads(f fwd.Family, n int) { s.failReads[f.Index()] = n }
+
+func (s *reference) Foreign() { s.foreign, s.intact = true, true }
 
 func (s *reference) ForeignIntact() error {
 	if s.foreign && !s.intact {
@@ -119,9 +130,9 @@ func (s *reference) Dump() string {
 	var lines []string
 	for k, v := range s.kernel {
 		if v.header != nil {
-			lines = append(lines, fmt.Sprintf("header %+v", *v.header))
+			lines = append(lines, fmt.Sprintf("%s header %+v", k.family, *v.header))
 		} else {
-			lines = append(lines, fmt.Sprintf("service %s %+v", k.service, *v.frag))
+			lines = append(lines, fmt.Sprintf("%s service %s %+v", k.family, k.service, *v.frag))
 		}
 	}
 	slices.Sort(lines)
@@ -129,32 +140,35 @@ func (s *reference) Dump() string {
 }
 
 func (s *reference) Drift(r *rand.Rand) string {
-	keys := slices.SortedFunc(maps.Keys(s.kernel), func(a, b object) int { return a.service.Compare(b.service) })
+	keys := slices.SortedFunc(maps.Keys(s.kernel), func(a, b object) int { return cmp.Or(a.service.Compare(b.service), cmp.Compare(a.family, b.family)) })
 	k := keys[r.IntN(len(keys))]
 	delete(s.kernel, k)
 	s.writes++
 	return "removed " + k.service.String()
 }
 
-// table is what the kernel holds as a forwarding table.
-func (s *reference) table() *fwd.Table {
-	if s.cachedAt == s.writes {
-		return s.cached
+// table is what the kernel holds of a family as a forwarding table.
+func (s *reference) table(f fwd.Family) *fwd.Table {
+	if s.cachedAt[f.Index()] == s.writes {
+		return s.cached[f.Index()]
 	}
 	t := &fwd.Table{}
-	for _, v := range s.kernel {
+	for k, v := range s.kernel {
+		if k.family != f {
+			continue
+		}
 		if v.header != nil {
 			t.SetHeader(*v.header)
 		} else {
 			t.Put(v.frag)
 		}
 	}
-	s.cached, s.cachedAt = t, s.writes
+	s.cached[f.Index()], s.cachedAt[f.Index()] = t, s.writes
 	return t
 }
 
 func (s *reference) lookup(p fwd.Packet) fwd.Outcome {
-	t, b := s.table(), s.bugs
+	t, b := s.table(fwd.FamilyOf(p.Dst.Addr())), s.bugs
 	h := t.Header()
 	if b.ignoresClass && h.IsLocal(p.Src) {
 		p.Src, p.InInterface = netip.MustParseAddr("198.51.100.1"), "eth0"
@@ -211,24 +225,46 @@ func (s *reference) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, age
 	return s.judge(p, o), nil
 }
 
+// only is what a fragment has of a family, nil if nothing.
+func only(f *fwd.Fragment, family fwd.Family) *fwd.Fragment {
+	if f == nil {
+		return nil
+	}
+	out := &fwd.Fragment{Owner: f.Owner, CreatedUnix: f.CreatedUnix}
+	for _, fe := range f.Frontends {
+		if fe.Key.Family == family {
+			out.Frontends = append(out.Frontends, fe)
+		}
+	}
+	for _, p := range f.Pools {
+		if p.Key.Family == family {
+			out.Pools = append(out.Pools, p)
+		}
+	}
+	if out.Empty() {
+		return nil
+	}
+	return out
+}
+
 // Render implements backend.Renderer.
 func (b *refBackend) Render(ch fwd.Changes) []backend.Edit[object, value] {
 	var out []backend.Edit[object, value]
 	if ch.Header != nil {
 		b.headers++
 		if b.headers == 1 || !b.s.bugs.ignoresHeader {
-			out = append(out, backend.Edit[object, value]{Key: object{header: true}, Value: value{header: ch.Header}})
+			out = append(out, backend.Edit[object, value]{Key: object{family: b.family, header: true}, Value: value{header: ch.Header}})
 		}
 	}
 	for i, c := range ch.Services {
 		if i > 0 && b.s.bugs.forgetsOthers {
 			break
 		}
-		k := object{service: c.Owner}
-		switch {
-		case c.New != nil:
-			out = append(out, backend.Edit[object, value]{Key: k, Value: value{frag: c.New}})
-			b.all[k] = value{frag: c.New}
+		k := object{family: b.family, service: c.Owner}
+		switch frag := only(c.New, b.family); {
+		case frag != nil:
+			out = append(out, backend.Edit[object, value]{Key: k, Value: value{frag: frag}})
+			b.all[k] = value{frag: frag}
 		case !b.s.bugs.forgetsRemovals:
 			out = append(out, backend.Edit[object, value]{Key: k, Delete: true})
 			delete(b.all, k)
@@ -254,7 +290,12 @@ func (b *refBackend) Apply(ctx context.Context) (backend.Result, error) {
 	return res, err
 }
 
-func (b *refBackend) Observe(ctx context.Context) (int, error) { return b.engine.Observe(ctx) }
+func (b *refBackend) Observe(ctx context.Context) (int, error) {
+	if b.s.bugs.failsTogether && b.s.failReads != [2]int{} {
+		return 0, errors.New("one family cannot be read")
+	}
+	return b.engine.Observe(ctx)
+}
 
 func (b *refBackend) Bare() bool { return b.s.bugs.alwaysBare || b.engine.Bare() }
 
@@ -268,13 +309,19 @@ func (b *refBackend) Cleanup(ctx context.Context) error {
 }
 
 // Read implements backend.Target.
-func (s *reference) Read(context.Context) (map[object]value, error) {
+func (b *refBackend) Read(context.Context) (map[object]value, error) {
+	s, i := b.s, b.family.Index()
+	if s.failReads[i] > 0 {
+		s.failReads[i]--
+		return nil, errors.New("made to fail")
+	}
 	out := maps.Clone(s.kernel)
+	maps.DeleteFunc(out, func(k object, _ value) bool { return k.family != b.family })
 	if s.bugs.blind {
 		clear(out)
 	}
 	for k, v := range out {
-		if s.bugs.misreadsOne && v.frag != nil && len(v.frag.Frontends) > 3 {
+		if s.bugs.misreadsOne && v.frag != nil && len(v.frag.Frontends) > 2 {
 			f := *v.frag
 			f.Frontends = f.Frontends[1:]
 			out[k] = value{frag: &f}
@@ -284,7 +331,8 @@ func (s *reference) Read(context.Context) (map[object]value, error) {
 }
 
 // Write implements backend.Target: each object is a write call.
-func (s *reference) Write(_ context.Context, p backend.Plan[object, value], done func(object)) error {
+func (b *refBackend) Write(_ context.Context, p backend.Plan[object, value], done func(object)) error {
+	s := b.s
 	s.astray = false
 	left := 0
 	write := func(k object, do func()) error {
@@ -296,7 +344,7 @@ func (s *reference) Write(_ context.Context, p backend.Plan[object, value], done
 				done(k)
 				return nil
 			}
-			return &backend.FamilyError{Family: fwd.IPv4, Refused: s.bugs.refuses, Err: errors.New("try again")}
+			return &backend.FamilyError{Family: b.family, Refused: s.bugs.refuses, Err: errors.New("try again")}
 		}
 		do()
 		done(k)
@@ -443,6 +491,7 @@ func TestBugsAreCaught(t *testing.T) {
 		{"loses an endpoint of large pools", bugs{losesLast: true}, []string{"Lookup", "PoolGrowthIsCheap"}},
 		{"sends packets astray after a failure", bugs{straysWhenFailing: true}, []string{"IncrementalEqualsScratch"}},
 		{"takes any kernel for empty", bugs{alwaysBare: true}, []string{"LoadInPieces"}},
+		{"fails together", bugs{failsTogether: true}, []string{"UnreadFamily"}},
 		{"forgets clients", bugs{forgetsClients: true}, []string{"Affinity"}},
 		{"remembers clients for ever", bugs{remembersForever: true}, []string{"Affinity"}},
 		{"remembers clients across ports", bugs{remembersByService: true}, []string{"Affinity"}},

@@ -40,8 +40,8 @@ func (o Outcome) String() string {
 // Subject is a backend under test with its kernel, real or simulated. The kernel's own addresses are the LocalAddrs of
 // the header that the Subject is made with; the suite never changes these.
 type Subject interface {
-	// Backend returns the backend; after Restart the new one.
-	Backend() backend.Backend
+	// Backend returns the backends, both families; after Restart the new ones.
+	Backend() backend.Families
 	// Judge says what the programmed kernel does with the first packet of a connection: all that is possible.
 	Judge(p fwd.Packet) ([]Outcome, error)
 	// Dump is a stable text of everything in the kernel that is ours.
@@ -50,8 +50,11 @@ type Subject interface {
 	Writes() int
 	// Fail makes the next n writes fail in a way that may pass; it replaces what an earlier call asked for.
 	Fail(n int)
-	// Restart returns a new Backend on the same kernel, as a new process would have it.
-	Restart() backend.Backend
+	// FailReads makes the next n calls that read one family's kernel fail in a way that may pass; it replaces what an earlier
+	// call asked for in that family.
+	FailReads(f fwd.Family, n int)
+	// Restart returns new backends on the same kernel, as a new process would have them.
+	Restart() backend.Families
 	// Foreign puts objects into the kernel that are not ours, of the kinds that ours could be confused with.
 	Foreign()
 	// ForeignIntact says how the foreign objects are otherwise than Foreign made them.

@@ -17,7 +17,7 @@ import (
 // world is a Subject with the table that it is meant to follow.
 type world struct {
 	subject Subject
-	backend backend.Backend
+	backend backend.Families
 	table   *fwd.Table
 	header  fwd.Header
 	// frags are the fragments as they were put.

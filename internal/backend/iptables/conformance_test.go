@@ -21,9 +21,15 @@ import (
 type simTables struct {
 	rules *rulesim.Ruleset
 	sim   *simulation
+	// failReads is how many calls that read are to fail.
+	failReads int
 }
 
 func (s *simTables) Read(_ context.Context, table string) (xtables.Table, error) {
+	if s.failReads > 0 {
+		s.failReads--
+		return nil, errors.New("made to fail")
+	}
 	return xtables.ParseTable(strings.NewReader(s.rules.Save(table)), table)
 }
 
@@ -50,8 +56,8 @@ type simulation struct {
 	header  fwd.Header
 	options FamilyOptions
 	tables  map[fwd.Family]*simTables
-	backend backend.Backend
-	found   *backend.Found
+	backend backend.Families
+	mode    *Backend
 	foreign string
 	writes  int
 	fail    int
@@ -60,22 +66,24 @@ type simulation struct {
 func newSimulation(h fwd.Header, o FamilyOptions) *simulation {
 	s := &simulation{header: h, options: o, tables: make(map[fwd.Family]*simTables)}
 	for _, f := range fwd.Families {
-		s.tables[f] = &simTables{rulesim.New(f), s}
+		s.tables[f] = &simTables{rules: rulesim.New(f), sim: s}
 	}
 	s.Restart()
 	return s
 }
 
-func (s *simulation) Backend() backend.Backend { return s.backend }
-func (s *simulation) Writes() int              { return s.writes }
-func (s *simulation) Fail(n int)               { s.fail = n }
+func (s *simulation) Backend() backend.Families { return s.backend }
+func (s *simulation) Writes() int               { return s.writes }
+func (s *simulation) Fail(n int)                { s.fail = n }
 
 // Finder implements backendtest.Finding.
-func (s *simulation) Finder() backend.Finder { return s.found }
+func (s *simulation) Finder() backend.Finder { return s.mode.Found }
 
 var _ backendtest.Finding = (*simulation)(nil)
 
-func (s *simulation) Restart() backend.Backend {
+func (s *simulation) FailReads(f fwd.Family, n int) { s.tables[f].failReads = n }
+
+func (s *simulation) Restart() backend.Families {
 	opts := make(map[fwd.Family]FamilyOptions)
 	for f, t := range s.tables {
 		o := s.options
@@ -83,7 +91,7 @@ func (s *simulation) Restart() backend.Backend {
 		opts[f] = o
 	}
 	b := New(opts)
-	s.backend, s.found = b, b.Found
+	s.backend, s.mode = b.Families, b
 	return s.backend
 }
 

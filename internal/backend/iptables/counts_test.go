@@ -13,7 +13,7 @@ func TestRules(t *testing.T) {
 	var table fwd.Table
 	header := fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}, {All: true}}}
 	s := newSimulation(header, FamilyOptions{HairpinBPF: true, MaxChains: 3})
-	b := s.backend.(*Backend)
+	b := s.mode
 	step := func(name string, ch fwd.Changes) {
 		t.Helper()
 		b.Update(ch)

@@ -27,7 +27,7 @@ import (
 type simulation struct {
 	header  fwd.Header
 	options RenderOptions
-	backend backend.Backend
+	backend backend.Families
 
 	servers hostipvs.Fake
 	sets    ipset.Fake
@@ -46,6 +46,8 @@ type simTables struct {
 	sim   *simulation
 	// sets are those that rules may name.
 	sets map[string]bool
+	// failReads is how many calls that read are to fail.
+	failReads int
 }
 
 func newSimulation(h fwd.Header, o RenderOptions) *simulation {
@@ -81,6 +83,10 @@ func (s *simulation) write(writes bool, err error) error {
 }
 
 func (t *simTables) Read(_ context.Context, table string) (xtables.Table, error) {
+	if t.failReads > 0 {
+		t.failReads--
+		return nil, errors.New("made to fail")
+	}
 	return xtables.ParseTable(strings.NewReader(t.rules.Save(table)), table)
 }
 
@@ -122,16 +128,18 @@ func (t *simTables) Restore(_ context.Context, input []byte) error {
 	return failed
 }
 
-func (s *simulation) Backend() backend.Backend { return s.backend }
-func (s *simulation) Writes() int              { return s.writes }
-func (s *simulation) Fail(n int)               { s.fail = n }
+func (s *simulation) Backend() backend.Families { return s.backend }
+func (s *simulation) Writes() int               { return s.writes }
+func (s *simulation) Fail(n int)                { s.fail = n }
 
-func (s *simulation) Restart() backend.Backend {
+func (s *simulation) FailReads(f fwd.Family, n int) { s.tables[f].failReads = n }
+
+func (s *simulation) Restart() backend.Families {
 	opts := make(map[fwd.Family]FamilyOptions)
 	for f, t := range s.tables {
 		opts[f] = FamilyOptions{RenderOptions: s.options, Servers: &s.servers, Sets: &s.sets, Links: &s.links, Tables: t}
 	}
-	s.backend = New(opts)
+	s.backend = New(opts).Families
 	return s.backend
 }
 

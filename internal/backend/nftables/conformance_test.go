@@ -29,14 +29,16 @@ type simulation struct {
 	// strictly makes every header strict, which the suite leaves alone.
 	strictly bool
 	tables   map[fwd.Family]*nftsim.Table
-	backend  backend.Backend
-	found    *backend.Found
-	writes   int
-	fail     int
+	backend  backend.Families
+	mode     *Backend
+	// failReads is how many calls that read a family are to fail.
+	failReads map[fwd.Family]int
+	writes    int
+	fail      int
 }
 
 func newSimulation(h fwd.Header, chunk int, strictly bool) *simulation {
-	s := &simulation{header: h, chunk: chunk, strictly: strictly, tables: make(map[fwd.Family]*nftsim.Table)}
+	s := &simulation{header: h, chunk: chunk, strictly: strictly, tables: make(map[fwd.Family]*nftsim.Table), failReads: make(map[fwd.Family]int)}
 	for _, f := range fwd.Families {
 		t := nftsim.New(f)
 		t.Before = func() error {
@@ -53,28 +55,47 @@ func newSimulation(h fwd.Header, chunk int, strictly bool) *simulation {
 	return s
 }
 
-func (s *simulation) Backend() backend.Backend { return s.backend }
-func (s *simulation) Writes() int              { return s.writes }
-func (s *simulation) Fail(n int)               { s.fail = n }
-func (s *simulation) Foreign()                 {}
-func (s *simulation) ForeignIntact() error     { return nil }
+func (s *simulation) Backend() backend.Families     { return s.backend }
+func (s *simulation) Writes() int                   { return s.writes }
+func (s *simulation) Fail(n int)                    { s.fail = n }
+func (s *simulation) FailReads(f fwd.Family, n int) { s.failReads[f] = n }
+func (s *simulation) Foreign()                      {}
+func (s *simulation) ForeignIntact() error          { return nil }
 
 // Finder implements backendtest.Finding.
-func (s *simulation) Finder() backend.Finder { return s.found }
+func (s *simulation) Finder() backend.Finder { return s.mode.Found }
 
 var _ backendtest.Finding = (*simulation)(nil)
 
-func (s *simulation) Restart() backend.Backend {
+func (s *simulation) Restart() backend.Families {
 	tables := make(map[fwd.Family]nft.Interface)
 	for f, t := range s.tables {
-		tables[f] = t
+		tables[f] = failingReads{t, s, f}
 	}
 	b := New(tables, s.chunk)
-	s.backend, s.found = b, b.Found
-	if s.strictly {
-		s.backend = strict{s.backend}
+	s.backend, s.mode = b.Families, b
+	for i, b := range s.backend {
+		if s.strictly {
+			s.backend[i] = strict{b}
+		}
 	}
 	return s.backend
+}
+
+// failingReads is the table of a family that fails to be read as often as it is asked for.
+type failingReads struct {
+	*nftsim.Table
+	sim    *simulation
+	family fwd.Family
+}
+
+// Read implements nft.Interface.
+func (t failingReads) Read(ctx context.Context) (nft.Content, error) {
+	if t.sim.failReads[t.family] > 0 {
+		t.sim.failReads[t.family]--
+		return nft.Content{}, &nft.Error{Errno: unix.EINTR, Text: "made to fail"}
+	}
+	return t.Table.Read(ctx)
 }
 
 // strict is a backend that is told to reject other ports, and to drop what is sent to addresses that no Service has.
