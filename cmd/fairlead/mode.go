@@ -94,7 +94,7 @@ func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, 
 	}
 	// The rules of mode iptables go when those of this mode are written, and with them the guard of loopback addresses.
 	if loopbackOpen() {
-		left, err := iptables.Leftovers(ctx)
+		left, err := iptables.Leftovers(ctx, fwd.IPv4)
 		if err != nil {
 			log.Debug("not all flavours of iptables can be read", "error", err)
 		}

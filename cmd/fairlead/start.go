@@ -111,7 +111,7 @@ func openLoopback(ctx context.Context, cfg *config.Config, plane dataplane, log 
 	if !h.NodePorts[fwd.IPv4.Index()].Loopback {
 		return nil
 	}
-	left, err := iptables.Leftovers(ctx)
+	left, err := iptables.Leftovers(ctx, fwd.IPv4)
 	if err != nil {
 		return fmt.Errorf("look for rules that guard loopback addresses: %w", err)
 	}

@@ -11,15 +11,17 @@
 // A Backend that is a Tender too has work that time makes due: virtual servers keep an endpoint that is gone until its
 // connections are.
 //
-// A Backend has one Engine for each address family, so that the failure of one family does not stop the other.
+// A Backend, and its Engine, is of one address family, and the loop drives each by itself: what fails in one family does not stop
+// the other. Families are both of a node.
 //
 // Invariants:
 //
 //  1. Update never touches the kernel; Apply writes only what differs from what is believed to be there.
-//  2. What could not be written stays pending and is written by a later Apply.
+//  2. What could not be written stays pending and is written by a later Apply. What a failed write may have left is
+//     read before it is written again.
 //  3. A second Apply without an Update between writes nothing.
 //  4. Only objects that the Target's Read returned or that the Engine wrote are ever deleted.
 //
-// A Backend belongs to one goroutine; a Reading's Read alone may run in another. Tested by package backendtest, whose suite
+// A Backend belongs to one goroutine; only a Reading's Read may run in another. Tested by package backendtest, whose suite
 // every backend passes.
 package backend

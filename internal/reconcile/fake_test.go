@@ -105,6 +105,7 @@ func (k *fakeKernel) Read(ctx context.Context) (map[fwd.Service]string, error) {
 	defer func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
+		turn.Load()
 		for s := range objects {
 			if k.lose > 0 {
 				k.lose--

@@ -628,7 +628,9 @@ func TestNotVerifiedWhatIsMissing(t *testing.T) {
 		h.feed.put(service(1, 0))
 		h.sync()
 		h.after(1100 * time.Millisecond) // the second reading has begun, and sees what is there by now
+		k[0].mu.Lock()
 		k[0].lose = 1
+		k[0].mu.Unlock()
 		h.after(time.Second)
 		if len(h.verified) != 1 || h.verified[0] != fwd.IPv6 {
 			t.Fatalf("verified %v, want IPv6 alone", h.verified)

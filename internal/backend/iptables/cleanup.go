@@ -26,9 +26,13 @@ type Leftover struct {
 }
 
 // Leftovers finds all that Fairlead has written, in every flavour of iptables that is installed: a node can have changed
-// from one to the other. It changes nothing. What cannot be read is in the error, which may come beside a result.
-func Leftovers(ctx context.Context) ([]Leftover, error) {
-	return leftovers(ctx, xtables.Installed(), fwd.Families[:])
+// from one to the other; in the families that are named, or in both. It changes nothing. What cannot be read is in the error,
+// which may come with a result.
+func Leftovers(ctx context.Context, families ...fwd.Family) ([]Leftover, error) {
+	if len(families) == 0 {
+		families = fwd.Families[:]
+	}
+	return leftovers(ctx, xtables.Installed(), families)
 }
 
 // leftovers is Leftovers for some flavours and families. Each costs two runs of a program, and reads all rules of all programs.
