@@ -18,9 +18,9 @@
 //     the daemon with these flags does. They need no network and change nothing; trace reads the kernel in mode ipvs, where it may,
 //     to tell which endpoints drain.
 //  3. Ending the daemon leaves the rules in force.
-//  4. The first SIGTERM or SIGINT ends the process, whatever it waits for: what no context can interrupt is left after stopTimeout. It
-//     is no failure of a daemon, and exit code 1 for who waited for such a thing. A second signal ends the process at once. SIGHUP is
-//     logged and has no effect.
+//  4. The first SIGTERM or SIGINT ends the process, whatever it waits for. What no context can interrupt is left after stopTimeout, with
+//     exit code 1; an orderly end of the daemon is exit code 0. A second signal ends the process at once. SIGHUP is logged and has no
+//     effect on the daemon.
 //
 // Tested by golden files (objects and a command line in, output out), by the test binary running as the program in network
 // namespaces, and by package e2e.

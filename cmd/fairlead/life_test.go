@@ -147,6 +147,7 @@ func TestTheFirstSignalEndsWhatReadsAPipe(t *testing.T) {
 		"render, node not given": {"render", "--objects"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			pipe := filepath.Join(t.TempDir(), "pipe")
 			if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 				t.Fatal(err)

@@ -27,8 +27,9 @@ func main() {
 	os.Exit(code)
 }
 
-// stopTimeout is how long a command may go on after a signal. It is longer than what the daemon's parts have to end.
-const stopTimeout = 2 * grace
+// stopTimeout is how long a command may go on after a signal. The daemon's parts have much less to end (grace), so that an orderly end
+// is not cut off on a busy machine, and the kubelet gives 10 s or more.
+const stopTimeout = 5 * time.Second
 
 // endOf returns the exit code of a command that runs. After a signal it does not wait for what no context can interrupt: the
 // command may be reading from a pipe that nobody writes to, or from a file system whose server is gone.
