@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/e2e/probe"
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
 const guest = "node1-p3"
@@ -183,7 +184,9 @@ func (c *cluster) dialOn(t *testing.T, from string, to probe.Target) (stop func(
 				return
 			default:
 			}
-			n++
+			if n++; hosttest.Current().Slow() {
+				time.Sleep(50 * time.Millisecond) // leaves the daemon some of the processor
+			}
 			if r := c.dialers[from].Dial(context.Background(), to); r.Verdict != probe.Answered {
 				if lost++; lost <= most {
 					t.Errorf("connection %d from %s: %s: %s", n, from, to, r)

@@ -34,7 +34,7 @@ var fetch string
 
 func main() {
 	guest.Init()
-	var m machine
+	var m machine // its methods are called when the flags are parsed
 	flag.StringVar(&m.release, "kernel", defaultRelease, "the `release` of the kernel, of those that hack/vm/kernel knows")
 	flag.StringVar(&m.accel, "accel", defaultAccel, "qemu's `accelerator`")
 	guest.Main(m.kernel())
@@ -43,12 +43,12 @@ func main() {
 // machine is an emulated machine.
 type machine struct{ release, accel string }
 
-func (m machine) kernel() guest.Kernel {
+func (m *machine) kernel() guest.Kernel {
 	return guest.Kernel{Name: "vm", Timeout: 20 * time.Minute, Command: m.command}
 }
 
 // command is the process of a guest, not yet started.
-func (m machine) command(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, error) {
+func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, error) {
 	qemu, err := exec.LookPath(program)
 	if err != nil {
 		return nil, fmt.Errorf("%w; install it with hack/deps.sh vm", err)
@@ -136,7 +136,7 @@ func static() (string, error) {
 }
 
 // tree is the directory of the kernel and its modules, which are fetched if need be.
-func (m machine) tree(ctx context.Context) (string, error) {
+func (m *machine) tree(ctx context.Context) (string, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "bash", "-c", fetch, "hack/vm/kernel", m.release)
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr

@@ -69,7 +69,7 @@ func TestGuest(t *testing.T) {
 	// The kernel is in the user's own cache.
 	t.Setenv("TMPDIR", t.TempDir())
 	shared, other := t.TempDir(), t.TempDir()
-	vm := machine{release: defaultRelease, accel: defaultAccel}.kernel()
+	vm := (&machine{release: defaultRelease, accel: defaultAccel}).kernel()
 	boot := func(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
 		t.Helper()
 		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, guest.ErrTime)
