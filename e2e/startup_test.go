@@ -29,10 +29,10 @@ type startup struct {
 	args []string
 }
 
-func newStartup(t *testing.T) *startup {
+func newStartup(t *testing.T, needs ...hosttest.Feature) *startup {
 	t.Helper()
 	lab.RequireKernel(t)
-	hosttest.Need(t, hosttest.NFTables)
+	hosttest.Need(t, needs...)
 	binary, err := daemon.Build(t.Context(), t.TempDir())
 	must(t, err)
 	s := &startup{cluster: &cluster{lab: lab.ForTest(t, 1, 2), binary: binary, hosts: map[string]lab.Host{}, dialers: map[string]*probe.Dialer{}}}
@@ -78,7 +78,7 @@ func said(t *testing.T, d *daemon.Daemon, text string) {
 
 // TestStartup starts daemons on a node on which something is missing or in the way.
 func TestStartup(t *testing.T) {
-	s := newStartup(t)
+	s := newStartup(t, hosttest.NFTables)
 	t.Run("named proxy", s.testProxyName)
 	t.Run("kube-proxy beside", s.testKubeProxy)
 	t.Run("the Node comes and goes", s.testNode)
@@ -136,7 +136,10 @@ func (s *startup) testKubeProxy(t *testing.T) {
 		l, err = net.Listen("tcp", "127.0.0.1:10249")
 		return err
 	}))
-	peer := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ipvs")) })}
+	peer := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer := map[string]string{"/proxyMode": "ipvs", "/metrics": "kubeproxy_sync_proxy_rules_iptables_total 1\n"}[r.URL.Path]
+		_, _ = w.Write([]byte(answer))
+	})}
 	go func() { _ = peer.Serve(l) }()
 	defer peer.Close()
 	d := s.run(t, "--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String())

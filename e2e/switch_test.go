@@ -112,7 +112,7 @@ func (c *cluster) removeNFTables(t *testing.T) int {
 	n := 0
 	must(t, c.lab.Nodes[0].Do(func() error {
 		for _, f := range fwd.Families {
-			there, err := nftables.Remove(t.Context(), f, false)
+			there, err := nftables.Remove(t.Context(), f, 0)
 			if err != nil {
 				return err
 			}

@@ -45,7 +45,7 @@ func costs(t *testing.T, table *fwd.Table) map[string]int {
 	var ipt, nft, vs bytes.Buffer
 	for _, err := range []error{
 		iptables.Render(&ipt, fwd.IPv4, iptables.FamilyOptions{HairpinBPF: true, RandomFully: true}, table),
-		nftables.Render(&nft, fwd.IPv4, table),
+		nftables.Render(&nft, fwd.IPv4, 0, table),
 		ipvs.Render(&vs, fwd.IPv4, ipvs.RenderOptions{VIPs: ipvs.VIPRoute, HairpinBPF: true, Scheduler: "rr"}, table),
 	} {
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,13 +20,13 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/sysctl"
+	"github.com/fairlead/fairlead/internal/instance"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/localport"
 	"github.com/fairlead/fairlead/internal/reconcile"
@@ -56,7 +57,11 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 		return writeConfig(cfg, log)
 	}
 	if cfg.Cleanup {
-		return errors.Join(runCleanup(ctx, nil, s), cleanupKubeProxy(ctx, cfg.IPVS.ExcludeCIDRs, false, s))
+		var only []string
+		if cfg.ServiceProxyName != "" {
+			only = []string{"--service-proxy-name=" + cfg.ServiceProxyName}
+		}
+		return errors.Join(runCleanup(ctx, only, s), cleanupKubeProxy(ctx, cfg.IPVS.ExcludeCIDRs, false, s))
 	}
 	if cfg.InitOnly {
 		return initOnly(ctx, cfg, log)
@@ -118,11 +123,16 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	}
 	var plane dataplane
 	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
-	near := newNeighbour(recorder, log)
-	watch := newObservers(cfg, feed, source, recorder, &plane, local, near, level, log)
+	near, wait := newNeighbour(recorder, log), &standby{}
+	watch := newObservers(cfg, feed, source, recorder, &plane, local, near, wait, level, log)
 	g := group{cancel: cancel}
 	// The objects come while the dataplane opens, which may mean to run programs and to load modules.
 	g.run("source", func() error { return source.Run(ctx) })
+	lock, err := claim(ctx, cfg, wait, func() { watch.serveHealth(ctx, &g) }, recorder, log)
+	if err != nil { // we were told to end
+		return g.wait(ctx, log)
+	}
+	cfg.NodeShared = sharedNode(ctx, instance.Of(cfg.ServiceProxyName), log)
 	if plane, err = prepare(ctx, cfg, recorder, log); err != nil {
 		cancel(err)
 		failed := g.wait(ctx, log)
@@ -132,14 +142,16 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 		}
 		return cmp.Or(failed, err)
 	}
+	wait.holder.Store(nil)
 	near.Start(ctx)
 	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
 	flows := &flowAdapter{worker: worker, local: local, finder: plane.finder}
 	configs := make(chan *config.Config)
+	settings := &applied{store: watch.config.Store, to: configs, current: cfg}
 	loop := reconcile.New(reconcile.Options{
 		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backends: plane.Families, Flows: flows, Events: eventAdapter{recorder},
 		Checks: watch.checks, Monitor: watch,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(ipvs.Device) }, AddrChanges: addrs, Drift: plane.drift,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(isVIPDevice) }, AddrChanges: addrs, Drift: plane.drift,
 		OnWritten: func(f fwd.Family) {
 			started()
 			if plane.written != nil {
@@ -152,15 +164,15 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 
 	g.run("loop", func() error { return loop.Run(ctx) })
 	g.run("configuration file", func() error {
-		watchConfig(ctx, cfg, level, log, func(c *config.Config) {
-			watch.config.Store(c)
-			select {
-			case configs <- c:
-			case <-ctx.Done():
-			}
-		})
+		watchConfig(ctx, cfg, level, log, func(c *config.Config) { settings.set(ctx, c) })
 		return nil
 	})
+	if lock != nil {
+		g.run("other instances", func() error {
+			meetOthers(ctx, cfg, lock, func() { settings.share(ctx) }, log)
+			return nil
+		})
+	}
 	if plane.run != nil {
 		g.run("dataplane", func() error { plane.run(ctx); return nil })
 	}
@@ -234,9 +246,16 @@ func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 }
 
 // closeLoopback takes route_localnet back before the rules go that guard loopback addresses: the kernel is then the guard
-// again. What interfaces have set for themselves stays in force.
-func closeLoopback(l iptables.Leftover, log *slog.Logger) {
+// again. What interfaces have set for themselves stays in force. Where another instance has such rules, it needs the parameter.
+func closeLoopback(ctx context.Context, l iptables.Leftover, log *slog.Logger) {
 	if !l.Guard {
+		return
+	}
+	all, err := iptables.Leftovers(ctx)
+	if err != nil {
+		log.Debug("not all flavours of iptables can be read", "error", err)
+	}
+	if slices.ContainsFunc(all, func(o iptables.Leftover) bool { return o.Guard && o.Instance != l.Instance }) {
 		return
 	}
 	changed, err := sysctl.FS{}.Ensure(localnet, "0")

@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // dataplane is the backends of a mode with what belongs to them outside of the loop.
@@ -42,44 +43,45 @@ type dataplane struct {
 
 // openDataplane opens the dataplane of a mode on this node's kernel. warn tells users about their Services.
 func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
+	id := instance.Of(cfg.ServiceProxyName)
 	switch cfg.Mode {
 	case config.ModeIPTables:
-		b, flavour, err := iptables.Open(ctx, log, dropInvalid(log))
+		b, flavour, err := iptables.Open(ctx, log, id, dropInvalid(log))
 		if err != nil {
 			return dataplane{}, err
 		}
-		narrow(ctx, log)
+		narrow(ctx, id, log)
 		old := newRetirement(cfg, log)
 		return dataplane{Families: b.Families, finder: b.Found, rules: b.Rules, run: old.run, verified: func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
-			iptables.RemoveOthers(ctx, flavour, f, nil, log)
-			removeNFTables(ctx, f, log)
+			iptables.RemoveOthers(ctx, id, flavour, f, nil, log)
+			removeNFTables(ctx, f, id, log)
 			old.begin(f)
 		}}, nil
 	case config.ModeNFTables:
-		p, err := nftables.Open(ctx, log)
+		p, err := nftables.Open(ctx, log, id)
 		if err != nil {
 			return dataplane{}, err
 		}
-		narrow(ctx, log)
+		narrow(ctx, id, log)
 		old := newRetirement(cfg, log)
 		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: hints(ctx, p.Drift, p.Families), written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
-			iptables.RemoveOthers(ctx, "", f, func(l iptables.Leftover) { closeLoopback(l, log) }, log)
+			iptables.RemoveOthers(ctx, id, "", f, func(l iptables.Leftover) { closeLoopback(ctx, l, log) }, log)
 			old.begin(f)
 		}}, nil
 	case config.ModeIPVS:
-		return openIPVS(ctx, cfg, warn, log)
+		return openIPVS(ctx, cfg, id, warn, log)
 	}
 	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
 }
 
-func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
+func openIPVS(ctx context.Context, cfg *config.Config, id instance.ID, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
 	vips, err := ipvs.ParseVIPMode(string(cfg.IPVS.VIP))
 	if err != nil {
 		return dataplane{}, fmt.Errorf("--ipvs-vip: %w", err)
 	}
 	o := ipvs.Options{
-		NodeName: cfg.NodeName, VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs,
+		Instance: id, NodeName: cfg.NodeName, VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs,
 		Timeouts:     hostipvs.Timeouts{TCP: cfg.IPVS.TCPTimeout, TCPFin: cfg.IPVS.TCPFinTimeout, UDP: cfg.IPVS.UDPTimeout},
 		DrainTimeout: cfg.IPVS.DrainTimeout, StrictARP: cfg.IPVS.StrictARP, Warn: warn,
 	}
@@ -99,12 +101,14 @@ func openIPVS(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, 
 			log.Debug("not all flavours of iptables can be read", "error", err)
 		}
 		for _, l := range left {
-			closeLoopback(l, log)
+			if l.Instance == id {
+				closeLoopback(ctx, l, log)
+			}
 		}
 	}
 	return dataplane{Families: p.Families, drift: hints(ctx, p.Drift, p.Families), run: p.Run, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
-		iptables.RemoveOthers(ctx, p.Flavour, f, nil, log)
-		removeNFTables(ctx, f, log)
+		iptables.RemoveOthers(ctx, id, p.Flavour, f, nil, log)
+		removeNFTables(ctx, f, id, log)
 		if err := p.Widen(ctx, f); err != nil {
 			log.Warn("packets with the mark are routed by the addresses of virtual servers, as in a change of modes", "family", f.String(), "error", err)
 		}
@@ -132,8 +136,8 @@ func hints(ctx context.Context, changed <-chan struct{}, served backend.Families
 }
 
 // narrow keeps what --ipvs-vip=mark left from bringing to this node what the rules of another mode send to endpoints.
-func narrow(ctx context.Context, log *slog.Logger) {
-	if err := ipvs.Narrow(ctx); err != nil {
+func narrow(ctx context.Context, id instance.ID, log *slog.Logger) {
+	if err := ipvs.Narrow(ctx, id); err != nil {
 		log.Warn("until what mode ipvs left is removed, new connections may fail", "error", err)
 	}
 }
@@ -172,7 +176,7 @@ func (r *retirement) run(ctx context.Context) {
 }
 
 func (r *retirement) retire(ctx context.Context, f fwd.Family) error {
-	left, closeAll, err := ipvs.Leftovers(ctx, r.cfg.IPVS.ExcludeCIDRs)
+	left, closeAll, err := ipvs.Leftovers(ctx, r.cfg.IPVS.ExcludeCIDRs, instance.Of(r.cfg.ServiceProxyName))
 	defer closeAll()
 	errs := []error{err}
 	for _, l := range left {
@@ -194,8 +198,8 @@ func (r *retirement) retire(ctx context.Context, f fwd.Family) error {
 const retireTimeout = 15 * time.Minute
 
 // removeNFTables takes out what mode nftables left, now that other rules are complete.
-func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
-	switch removed, err := nftables.Remove(ctx, f, false); {
+func removeNFTables(ctx context.Context, f fwd.Family, id instance.ID, log *slog.Logger) {
+	switch removed, err := nftables.Remove(ctx, f, id); {
 	case err != nil:
 		log.Warn("the table of mode nftables stays in force", "family", f.String(), "error", err)
 	case removed:
@@ -205,11 +209,12 @@ func removeNFTables(ctx context.Context, f fwd.Family, log *slog.Logger) {
 
 // render prints the program of one family as a kernel with all features gets it.
 func render(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) error {
+	id := instance.Of(cfg.ServiceProxyName)
 	switch cfg.Mode {
 	case config.ModeIPTables:
-		return iptables.Render(w, f, iptables.FamilyOptions{HairpinBPF: true, RandomFully: true, DropInvalid: true}, t)
+		return iptables.Render(w, f, iptables.FamilyOptions{Instance: id, HairpinBPF: true, RandomFully: true, DropInvalid: true}, t)
 	case config.ModeNFTables:
-		return nftables.Render(w, f, t)
+		return nftables.Render(w, f, id, t)
 	case config.ModeIPVS:
 		return renderIPVS(w, cfg, f, t)
 	}
@@ -221,7 +226,7 @@ func renderIPVS(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) err
 	if err != nil {
 		return fmt.Errorf("--ipvs-vip: %w", err)
 	}
-	o := ipvs.RenderOptions{VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs, HairpinBPF: true, RandomFully: true}
+	o := ipvs.RenderOptions{Instance: instance.Of(cfg.ServiceProxyName), VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs, HairpinBPF: true, RandomFully: true}
 	if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
 		o.NodeIP = a
 	}

@@ -30,13 +30,17 @@ type observers struct {
 	config atomic.Pointer[config.Config]
 	level  *slog.LevelVar
 	log    *slog.Logger
+	// waiting says that this process is on standby.
+	waiting func() bool
+	// healthServed says that serveHealth was called.
+	healthServed bool
 }
 
 // newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run, so that the
 // dataplane may be opened until then.
 func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane *dataplane, local *localport.Forwarder,
-	near *neighbour, level *slog.LevelVar, log *slog.Logger) *observers {
-	o := &observers{recorder: recorder, level: level, log: log}
+	near *neighbour, wait *standby, level *slog.LevelVar, log *slog.Logger) *observers {
+	o := &observers{recorder: recorder, waiting: wait.waiting, level: level, log: log}
 	o.config.Store(cfg)
 	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
 		total, waiting := feed.Changes()
@@ -44,7 +48,7 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 		return metrics.Changes{Services: total.Services, Slices: total.Slices, ServicesWaiting: waiting.Services, SlicesWaiting: waiting.Slices, Last: last}
 	}}
 	mo.KubeProxy, mo.Served = near.present.Load, func() [2]bool { return plane.Served() }
-	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near) }, Served: mo.Served, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
+	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near, wait) }, Standby: wait.waiting, Served: mo.Served, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
 	if api, ok := source.(*kube.APISource); ok {
 		mo.APIServer = api.Host()
 		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
@@ -98,11 +102,7 @@ func contacts[W ~struct {
 func (o *observers) run(ctx context.Context, g *group, source kube.Source) error {
 	cfg := o.config.Load()
 	g.run("health-check node ports", func() error { o.checks.Run(ctx); return nil })
-	if a := cfg.HealthzAddress; a.IsValid() {
-		s := health.Server{Name: "health", Addr: a, Handler: o.health.Handler(), HardFail: cfg.BindAddressHardFail,
-			Failed: o.failed("FailedToStartProxierHealthcheck"), Log: o.log}
-		g.run("health server", func() error { return s.Run(ctx) })
-	}
+	o.serveHealth(ctx, g)
 	if a := cfg.MetricsAddress; a.IsValid() {
 		so := metrics.ServerOptions{
 			Configz: func() any { return o.config.Load().Configz() }, Flagz: func() map[string]string { return o.config.Load().Flagz() },
@@ -115,12 +115,26 @@ func (o *observers) run(ctx context.Context, g *group, source kube.Source) error
 			}
 			so.Reviewer = reviewer
 		}
-		s := health.Server{Name: "metrics", Addr: a, Handler: o.metrics.Handler(so), HardFail: cfg.BindAddressHardFail,
+		s := health.Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: a, Handler: o.metrics.Handler(so), HardFail: cfg.BindAddressHardFail,
 			Failed: o.failed("FailedToStartMetricServer"), Log: o.log}
 		g.run("metrics server", func() error { return s.Run(ctx) })
 	}
 	o.recorder.Node(false, "Starting", "fairlead "+version()+" starts in mode "+string(cfg.Mode)) // kube-proxy's reason
 	return nil
+}
+
+// serveHealth starts the health server, once: a process on standby has it before anything else.
+func (o *observers) serveHealth(ctx context.Context, g *group) {
+	cfg := o.config.Load()
+	a := cfg.HealthzAddress
+	if o.healthServed || !a.IsValid() {
+		return
+	}
+	o.healthServed = true
+	s := health.Server{Name: "health", Flag: "--healthz-bind-address", Addr: a, Handler: o.health.Handler(),
+		HardFail: cfg.BindAddressHardFail && !o.waiting(), // then the other process has the port, until it ends
+		Failed:   o.failed("FailedToStartProxierHealthcheck"), Log: o.log}
+	g.run("health server", func() error { return s.Run(ctx) })
 }
 
 // failed makes an Event on the node, with the reasons of kube-proxy.

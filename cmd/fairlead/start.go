@@ -18,6 +18,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/sysctl"
+	"github.com/fairlead/fairlead/internal/instance"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/kubeproxy"
 	"github.com/fairlead/fairlead/internal/tuning"
@@ -117,6 +118,9 @@ func openLoopback(ctx context.Context, cfg *config.Config, plane dataplane, log 
 	}
 	guarded, ours := false, false
 	for _, l := range left {
+		if l.Instance != instance.Of(cfg.ServiceProxyName) {
+			continue
+		}
 		ours = ours || l.Family == fwd.IPv4
 		guarded = guarded || l.Guard
 	}
@@ -218,7 +222,7 @@ func newNeighbour(recorder *kube.Recorder, log *slog.Logger) *neighbour {
 	n := &neighbour{}
 	n.Watcher = &kubeproxy.Watcher{
 		Signs:   kubeproxy.Signs,
-		Running: func(ctx context.Context) string { return kubeproxy.Running(ctx, kubeproxy.Address) },
+		Running: func(ctx context.Context) kubeproxy.Neighbour { return kubeproxy.Running(ctx, kubeproxy.Address) },
 		Warn:    func(reason, message string) { recorder.Node(true, reason, message) },
 		Present: n.present.Store,
 		Log:     log,
@@ -227,8 +231,11 @@ func newNeighbour(recorder *kube.Recorder, log *slog.Logger) *neighbour {
 }
 
 // notes are sentences for /readyz.
-func notes(source kube.Source, n *neighbour) []string {
+func notes(source kube.Source, n *neighbour, wait *standby) []string {
 	var out []string
+	if why := wait.note(); why != "" {
+		out = append(out, why)
+	}
 	if api, ok := source.(*kube.APISource); ok {
 		if why := api.NodeLack(); why != "" {
 			out = append(out, why)

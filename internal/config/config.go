@@ -127,6 +127,10 @@ type Config struct {
 	// ServiceProxyName is the value of the label service.kubernetes.io/service-proxy-name of the Services that are served;
 	// empty for the Services without the label.
 	ServiceProxyName string
+
+	// NodeShared says that another instance of Fairlead works on the node, so that what no Service of ours has may be a Service's all the
+	// same. It is no setting: whoever runs the daemon finds it out.
+	NodeShared bool
 	// Resync is the period after which informers repeat what they know; it is positive.
 	Resync time.Duration
 	// NodePortAddresses says on which addresses node ports are served.

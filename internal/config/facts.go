@@ -25,15 +25,19 @@ func (c *Config) Facts(node cluster.Node) compile.Facts {
 	return f
 }
 
-// WatchesServiceCIDRs says whether the mode makes use of service CIDRs.
-func (c *Config) WatchesServiceCIDRs() bool { return c.Mode == ModeNFTables || c.Mode == ModeIPVS }
+// WatchesServiceCIDRs says whether the mode makes use of service CIDRs. An instance with a name does not: what is in them is
+// another's as a rule.
+func (c *Config) WatchesServiceCIDRs() bool {
+	return (c.Mode == ModeNFTables || c.Mode == ModeIPVS) && c.ServiceProxyName == ""
+}
 
-// SetServiceCIDRs puts the service CIDRs of both families into a header, where the mode makes use of them.
+// SetServiceCIDRs puts the service CIDRs of both families into a header, where the mode makes use of them and no other instance's
+// cluster IPs can be among them: without, nothing is done to an address that no Service of ours has.
 func (c *Config) SetServiceCIDRs(h *fwd.Header, cidrs []netip.Prefix) {
-	h.DropUnallocated = c.Mode == ModeNFTables
-	if !c.WatchesServiceCIDRs() {
+	if !c.WatchesServiceCIDRs() || c.NodeShared {
 		return
 	}
+	h.DropUnallocated = c.Mode == ModeNFTables
 	for _, p := range cidrs {
 		i := fwd.FamilyOf(p.Addr()).Index()
 		h.ServiceCIDRs[i] = append(h.ServiceCIDRs[i], p)

@@ -13,14 +13,32 @@ import (
 func TestServiceCIDRs(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/112")
 	for flags, want := range map[string]fwd.Header{
-		"--proxy-mode nftables": {DropUnallocated: true, ServiceCIDRs: [2][]netip.Prefix{{four}, {six}}},
-		"--proxy-mode iptables": {},
+		"--proxy-mode nftables":                          {DropUnallocated: true, ServiceCIDRs: [2][]netip.Prefix{{four}, {six}}},
+		"--proxy-mode iptables":                          {},
+		"--proxy-mode nftables --service-proxy-name two": {}, // others' Services are there
+		"--proxy-mode ipvs --service-proxy-name two":     {},
 	} {
 		c := parse(t, flags)
 		var got fwd.Header
 		c.SetServiceCIDRs(&got, []netip.Prefix{four, six})
 		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b fwd.Header) bool { return a.Equal(&b) })); diff != "" || c.WatchesServiceCIDRs() != want.DropUnallocated {
 			t.Errorf("%s: watches %v (-want +got):\n%s", flags, c.WatchesServiceCIDRs(), diff)
+		}
+	}
+}
+
+// TestOtherInstancesAddressesAreLeftAlone: beside another instance nothing is done to what no Service of ours has.
+func TestOtherInstancesAddressesAreLeftAlone(t *testing.T) {
+	for _, flags := range []string{"--proxy-mode nftables", "--proxy-mode ipvs", "--proxy-mode iptables"} {
+		c := parse(t, flags)
+		c.NodeShared = true
+		var got fwd.Header
+		c.SetServiceCIDRs(&got, []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")})
+		if got.DropUnallocated || len(got.ServiceCIDRs[0]) > 0 {
+			t.Errorf("%s: the header is %+v", flags, got)
+		}
+		if alone := parse(t, flags); c.WatchesServiceCIDRs() != alone.WatchesServiceCIDRs() {
+			t.Errorf("%s: whether service CIDRs are watched depends on the neighbour", flags)
 		}
 	}
 }

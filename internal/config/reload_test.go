@@ -78,7 +78,7 @@ func texts(changes []Change) []string {
 
 // Every field of Config that can be said is compared and applied: a new one needs a setting.
 func TestSettingsCoverConfig(t *testing.T) {
-	derived := []string{"NodeName", "MasqueradeAll", "MasqueradeBit", "SyncPeriod", "MinSyncPeriod", "Gates", "UnknownGates", "LogJSON"}
+	derived := []string{"NodeName", "MasqueradeAll", "MasqueradeBit", "SyncPeriod", "MinSyncPeriod", "Gates", "UnknownGates", "LogJSON", "NodeShared"}
 	bound := make(map[string]bool)
 	usual := leaves(reflect.ValueOf(Default()).Elem(), "")
 	// Setting each setting to another text must change each field.

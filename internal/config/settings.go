@@ -182,7 +182,7 @@ func (c *Config) sourceSettings() []*setting {
 			with(also("Nothing is lost that would have to be repeated.")),
 		of(&c.ServiceProxyName, "name", parseLabelValue).
 			names("service-proxy-name", "", "serve the Services with this value of the label service.kubernetes.io/service-proxy-name, and no others").
-			with(also("Without it, the Services that do not have the label.")),
+			with(also("Without it, the Services that do not have the label. Each value is an [instance](operations.md#several-proxies-on-purpose) with names of its own in the kernel.")),
 	}
 }
 

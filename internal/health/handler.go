@@ -114,7 +114,7 @@ func (s *State) judge(endpoint string, now time.Time) (answer, bool) {
 func (s *State) ready(at moment) *readiness {
 	r := &readiness{Written: covers(s.written, at.served), Verified: covers(s.verified, at.served), Quarantined: s.quarantined, Notes: at.notes,
 		Families: make(map[string]familyReadiness)}
-	r.Ready = r.Written && r.Verified
+	r.Ready = at.standby || r.Written && r.Verified
 	for i, f := range fwd.Families {
 		if at.served[i] {
 			r.Families[f.String()] = familyReadiness{Written: s.written[i], Verified: s.verified[i]}

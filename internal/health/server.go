@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"syscall"
 	"time"
 )
 
@@ -20,8 +21,9 @@ const eventTime = time.Second
 
 // Server answers requests on one address.
 type Server struct {
-	// Name is for the log, such as "health".
+	// Name is for the log, such as "health", and so is Flag, by which the address can be changed.
 	Name    string
+	Flag    string
 	Addr    netip.AddrPort
 	Handler http.Handler
 	// HardFail ends Run where the address cannot be listened on; otherwise it is tried again every five seconds, since
@@ -83,7 +85,7 @@ func (s Server) listen(ctx context.Context) (net.Listener, error) {
 			return nil, nil
 		}
 		if s.HardFail {
-			err = fmt.Errorf("listen on %s: %w", s.Addr, err)
+			err = fmt.Errorf("listen on %s: %w", s.Addr, s.explain(err))
 			if s.Failed != nil {
 				s.Failed(err)
 				rest(ctx, eventTime)
@@ -91,13 +93,21 @@ func (s Server) listen(ctx context.Context) (net.Listener, error) {
 			return nil, err
 		}
 		if !failed {
-			s.Log.Error("cannot listen, trying again every 5s", "server", s.Name, "address", s.Addr.String(), "error", err)
+			s.Log.Error("cannot listen, trying again every 5s", "server", s.Name, "address", s.Addr.String(), "error", s.explain(err))
 			failed = true
 		}
 		if !rest(ctx, cmp.Or(s.retry, bindRetry)) {
 			return nil, nil
 		}
 	}
+}
+
+// explain says what to do where another process has the port, as a kube-proxy or another instance of Fairlead on the node.
+func (s Server) explain(err error) error {
+	if s.Flag == "" || !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	return fmt.Errorf("%w: another process on the node has the port, choose another one with %s", err, s.Flag)
 }
 
 // rest waits; it returns false when the context ends.

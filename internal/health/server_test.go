@@ -225,3 +225,16 @@ func TestManyConnectionsDoNotKeepAProbeOut(t *testing.T) {
 		}
 	})
 }
+
+// TestServerNamesTheFlagOfItsPort: beside another instance or a kube-proxy the port is taken as a rule.
+func TestServerNamesTheFlagOfItsPort(t *testing.T) {
+	_, addr := taken(t)
+	err := Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: addr, HardFail: true, Log: quiet()}.Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "another process on the node has the port, choose another one with --metrics-bind-address") {
+		t.Errorf("got %v", err)
+	}
+	bad := Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: netip.MustParseAddrPort("192.0.2.1:1"), HardFail: true, Log: quiet()}
+	if err := bad.Run(t.Context()); err == nil || strings.Contains(err.Error(), "another process") {
+		t.Errorf("an address that is not the node's: %v", err)
+	}
+}

@@ -33,6 +33,9 @@ type Options struct {
 	Served func() [2]bool
 	// Notes are sentences that /readyz shows to people; nil for none.
 	Notes func() []string
+	// Standby says that another process does the work, and this one waits to take over: then it is healthy and ready as it is. nil for
+	// never.
+	Standby func() bool
 	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
 	Answered func(endpoint string, code int)
 }
@@ -146,11 +149,15 @@ type moment struct {
 	watches []Watch
 	notes   []string
 	served  [2]bool
+	standby bool
 }
 
 // look asks those who know.
 func (s *State) look(now time.Time) moment {
 	at := moment{now: now, served: s.served()}
+	if s.o.Standby != nil {
+		at.standby = s.o.Standby()
+	}
 	if s.o.Waiting != nil {
 		at.waiting = s.o.Waiting()
 	}
@@ -174,7 +181,7 @@ func (s *State) fresh(at moment) bool {
 
 // familyFresh says that no change waits for too long, neither with the loop nor before it.
 func (s *State) familyFresh(f fwd.Family, at moment) bool {
-	if !at.served[f.Index()] {
+	if !at.served[f.Index()] || at.standby { // on standby changes wait on purpose
 		return true
 	}
 	for _, since := range []time.Time{s.pendingSince[f.Index()], at.waiting} {

@@ -42,6 +42,7 @@ func TestEndpoints(t *testing.T) {
 	leaving := func(yes bool) step { return func(s *State, _ *Watch) { s.Node(yes) } }
 	heard := func(_ *State, w *Watch) { w.Heard = time.Now() }
 	open := func(yes bool) step { return func(_ *State, w *Watch) { w.Open = yes } }
+	standby := func(yes bool) step { return func(s *State, _ *Watch) { s.o.Standby = func() bool { return yes } } }
 	day := func(s *State, w *Watch) { // of a quiet cluster, whose server sends no bookmarks
 		for range 144 {
 			time.Sleep(10 * time.Minute)
@@ -67,6 +68,10 @@ func TestEndpoints(t *testing.T) {
 		{"another period", []step{written, verified, queued, period(time.Minute), wait(2*time.Minute - 1)}, [3]int{ok, ok, ok}},
 		{"the loop takes no change", []step{written, verified, untaken, wait(time.Minute)}, [3]int{bad, bad, bad}},
 		{"the loop takes changes", []step{written, verified, untaken, wait(time.Minute), taken}, [3]int{ok, ok, ok}},
+		// A rolling update waits for the new process to be ready, and that one for the old one to end.
+		{"on standby changes wait", []step{standby(true), untaken, queued, wait(time.Hour), heard}, [3]int{ok, ok, ok}},
+		{"on standby, node about to be deleted", []step{standby(true), leaving(true)}, [3]int{bad, ok, ok}},
+		{"on standby no more", []step{standby(true), untaken, wait(time.Hour), heard, standby(false), taken}, [3]int{ok, ok, bad}},
 		{"the oldest change counts", []step{queued, wait(40 * time.Second), queued, wait(30 * time.Second)}, [3]int{bad, bad, bad}},
 		{"written late", []step{queued, wait(14 * time.Minute), written, verified}, [3]int{ok, ok, ok}},
 		{"one family fails", []step{queued, synced(false, true), wait(time.Minute)}, [3]int{bad, bad, bad}},

@@ -16,8 +16,8 @@
 // Connections through iptables and nf_tables go on, since connection tracking knows where they go; those through IPVS end with
 // their virtual server.
 //
-// A Watcher tells when a kube-proxy works on the node beside us: Running asks for its mode at its port, Signs looks at one object
-// for each mode. What comes while we run was written by somebody who runs.
+// A Watcher tells when a kube-proxy works on the node beside us: Running asks for mode and metrics at its port, where another
+// Fairlead may answer as well, Signs looks at one object for each mode. What comes while we run was written by somebody who runs.
 //
 // Only commands import it. Tested on fakes, and by the end-to-end tests on what a real kube-proxy leaves.
 package kubeproxy

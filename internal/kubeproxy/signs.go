@@ -1,11 +1,13 @@
 package kubeproxy
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,28 +96,61 @@ const Address = "127.0.0.1:10249"
 // probeTimeout bounds a question to another process on this node.
 const probeTimeout = 2 * time.Second
 
-// Running asks at an address (Address, but for tests) whether a kube-proxy runs there, and returns its mode; empty for none.
-// Fairlead answers as kube-proxy does, so that it has to be asked before a server of this process listens there.
-func Running(ctx context.Context, address string) (mode string) {
+// Neighbour is who answers at kube-proxy's address.
+type Neighbour struct {
+	// Mode is its mode, empty where there is neither a kube-proxy nor a Fairlead.
+	Mode string
+	// Fairlead says that it is no kube-proxy but another Fairlead.
+	Fairlead bool
+}
+
+// Running asks at an address (Address, but for tests) who runs there. That somebody tells a mode there is no proof that it is a
+// kube-proxy, since Fairlead does so too: its metrics tell. It has to be asked before a server of this process listens there.
+func Running(ctx context.Context, address string) Neighbour {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/proxyMode", nil)
+	var mode string
+	ask(ctx, address, "/proxyMode", func(body io.Reader) {
+		text, err := io.ReadAll(io.LimitReader(body, 64))
+		if err == nil {
+			mode = strings.TrimSpace(string(text))
+		}
+	})
+	if !slices.Contains([]string{"iptables", "ipvs", "nftables", "userspace"}, mode) {
+		return Neighbour{}
+	}
+	var n Neighbour
+	ask(ctx, address, "/metrics", func(body io.Reader) {
+		lines := bufio.NewScanner(io.LimitReader(body, maxMetrics))
+		for lines.Scan() {
+			switch line := lines.Text(); {
+			case strings.HasPrefix(line, "fairlead_"): // which has kube-proxy's metrics too
+				n = Neighbour{mode, true}
+				return
+			case strings.HasPrefix(line, "kubeproxy_"):
+				n = Neighbour{mode, false}
+			}
+		}
+	})
+	return n
+}
+
+// maxMetrics is how much is read of somebody's metrics.
+const maxMetrics = 8 << 20
+
+// ask reads an answer, if there is a good one.
+func ask(ctx context.Context, address, path string, read func(io.Reader)) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
-		return ""
+		return
 	}
 	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: the question is for this node
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return ""
+		return
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64))
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return ""
+	if resp.StatusCode == http.StatusOK {
+		read(resp.Body)
 	}
-	switch m := strings.TrimSpace(string(body)); m {
-	case "iptables", "ipvs", "nftables", "userspace":
-		return m
-	}
-	return ""
 }

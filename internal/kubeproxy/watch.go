@@ -23,7 +23,7 @@ const period = 5 * time.Minute
 type Watcher struct {
 	// Signs and Running are the functions of that name, Running for Address.
 	Signs   func(context.Context) ([]string, error)
-	Running func(context.Context) (mode string)
+	Running func(context.Context) Neighbour
 	// Warn makes a Warning event on the Node.
 	Warn func(reason, message string)
 	// Present is told whether there is anything of kube-proxy's on the node, at the start and after each change.
@@ -41,11 +41,14 @@ type Watcher struct {
 
 // Start asks for a kube-proxy that runs. It is called before our own servers listen, which would answer in its place.
 func (w *Watcher) Start(ctx context.Context) {
-	mode := w.Running(ctx)
-	w.runs = mode != ""
+	n := w.Running(ctx)
+	w.runs = n.Mode != "" && !n.Fairlead
 	w.Present(w.runs)
+	if n.Fairlead {
+		w.Log.Info("another Fairlead answers at kube-proxy's address on this node, no kube-proxy", "address", Address, "mode", n.Mode)
+	}
 	if w.runs {
-		w.warn(ReasonRunning, "a kube-proxy runs on this node, and both write rules: end it (without --cleanup), then run fairlead cleanup --kube-proxy", "kubeProxyMode", mode)
+		w.warn(ReasonRunning, "a kube-proxy runs on this node, and both write rules: end it (without --cleanup), then run fairlead cleanup --kube-proxy", "kubeProxyMode", n.Mode)
 	}
 }
 

@@ -27,22 +27,23 @@ func TestWatcher(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		name    string
-		running string
+		running Neighbour
 		looks   []look
 		// events and logged are those after each look, present what was told after all.
 		events  []string
 		logged  int
 		present []bool
 	}{
-		{"nothing", "", []look{{}, {}, {}}, nil, 0, []bool{false, false}},
-		{"left behind", "", []look{{signs: []string{chain}}, {signs: []string{chain}}, {}, {}}, []string{ReasonRules}, 2, []bool{false, true, false}},
-		{"runs", "ipvs", []look{{signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRunning}, 1, []bool{true, true}},
-		{"comes", "", []look{{}, {signs: []string{table}}, {signs: []string{table}}}, []string{ReasonRunning}, 1, []bool{false, false, true}},
-		{"comes back", "", []look{{signs: []string{chain}}, {}, {signs: []string{chain}}}, []string{ReasonRules, ReasonRunning}, 3, []bool{false, true, false, true}},
-		{"changes its mode", "", []look{{signs: []string{chain}}, {signs: []string{table}}}, []string{ReasonRules, ReasonRunning}, 2, []bool{false, true, true}},
-		{"one family goes", "", []look{{signs: []string{chain, table}}, {signs: []string{table}}}, []string{ReasonRules}, 1, []bool{false, true, true}},
-		{"cannot be looked at first", "", []look{{err: errors.New("no")}, {signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRules}, 2, []bool{false, true}},
-		{"cannot be looked at", "", []look{{}, {err: errors.New("no")}, {err: errors.New("no")}, {}}, nil, 1, []bool{false, false}},
+		{"nothing", Neighbour{}, []look{{}, {}, {}}, nil, 0, []bool{false, false}},
+		{"left behind", Neighbour{}, []look{{signs: []string{chain}}, {signs: []string{chain}}, {}, {}}, []string{ReasonRules}, 2, []bool{false, true, false}},
+		{"another Fairlead runs", Neighbour{"ipvs", true}, []look{{}, {}}, nil, 1, []bool{false, false}},
+		{"runs", Neighbour{"ipvs", false}, []look{{signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRunning}, 1, []bool{true, true}},
+		{"comes", Neighbour{}, []look{{}, {signs: []string{table}}, {signs: []string{table}}}, []string{ReasonRunning}, 1, []bool{false, false, true}},
+		{"comes back", Neighbour{}, []look{{signs: []string{chain}}, {}, {signs: []string{chain}}}, []string{ReasonRules, ReasonRunning}, 3, []bool{false, true, false, true}},
+		{"changes its mode", Neighbour{}, []look{{signs: []string{chain}}, {signs: []string{table}}}, []string{ReasonRules, ReasonRunning}, 2, []bool{false, true, true}},
+		{"one family goes", Neighbour{}, []look{{signs: []string{chain, table}}, {signs: []string{table}}}, []string{ReasonRules}, 1, []bool{false, true, true}},
+		{"cannot be looked at first", Neighbour{}, []look{{err: errors.New("no")}, {signs: []string{chain}}, {signs: []string{chain}}}, []string{ReasonRules}, 2, []bool{false, true}},
+		{"cannot be looked at", Neighbour{}, []look{{}, {err: errors.New("no")}, {err: errors.New("no")}, {}}, nil, 1, []bool{false, false}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -56,7 +57,7 @@ func TestWatcher(t *testing.T) {
 						n++
 						return l.signs, l.err
 					},
-					Running: func(context.Context) string { return tt.running },
+					Running: func(context.Context) Neighbour { return tt.running },
 					Warn:    func(reason, _ string) { events = append(events, reason) },
 					Present: func(is bool) { present = append(present, is) },
 					Log:     slog.New(slog.NewTextHandler(&log, nil)),
@@ -87,30 +88,36 @@ func TestWatcher(t *testing.T) {
 }
 
 func TestRunning(t *testing.T) {
+	const theirs, ours = "# TYPE go_goroutines gauge\ngo_goroutines 9\nkubeproxy_sync_proxy_rules_no_local_endpoints_total 0\n", "fairlead_services 3\nkubeproxy_sync_full_proxy_rules_duration_seconds_sum 1\n"
 	for _, tt := range []struct {
-		name, body, want string
-		code             int
+		name, mode, metrics string
+		want                Neighbour
+		code                int
 	}{
-		{"kube-proxy", "iptables", "iptables", 200},
-		{"with a line break", "nftables\n", "nftables", 200},
-		{"somebody else", "<html>", "", 200},
-		{"without the path", "iptables", "", 404},
+		{"kube-proxy", "iptables", theirs, Neighbour{"iptables", false}, 200},
+		{"with a line break", "nftables\n", theirs, Neighbour{"nftables", false}, 200},
+		{"another Fairlead", "iptables", ours, Neighbour{"iptables", true}, 200},
+		{"another Fairlead that has kube-proxy's metrics first", "iptables", theirs + ours, Neighbour{"iptables", true}, 200},
+		{"a mode alone is no proof", "iptables", "some_proxy_rules 1\n", Neighbour{}, 200},
+		{"somebody else", "<html>", theirs, Neighbour{}, 200},
+		{"without the path", "iptables", theirs, Neighbour{}, 404},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != "/proxyMode" {
+				body, ok := map[string]string{"/proxyMode": tt.mode, "/metrics": tt.metrics}[r.URL.Path]
+				if !ok {
 					t.Errorf("asked for %s", r.URL.Path)
 				}
 				w.WriteHeader(tt.code)
-				fmt.Fprint(w, tt.body)
+				fmt.Fprint(w, body)
 			}))
 			defer s.Close()
 			if got := Running(t.Context(), s.Listener.Addr().String()); got != tt.want {
-				t.Errorf("got %q, want %q", got, tt.want)
+				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 			s.Close()
-			if got := Running(t.Context(), s.Listener.Addr().String()); got != "" {
-				t.Errorf("nobody listens: %q", got)
+			if got := Running(t.Context(), s.Listener.Addr().String()); got != (Neighbour{}) {
+				t.Errorf("nobody listens: %+v", got)
 			}
 		})
 	}

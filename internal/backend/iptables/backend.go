@@ -10,10 +10,13 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // FamilyOptions is what the backend needs to know of one family.
 type FamilyOptions struct {
+	// Instance is whose rules these are.
+	Instance instance.ID
 	// Tables are the kernel's tables.
 	Tables xtables.Interface
 	// HairpinBPF says that the kernel has xt_bpf (xtables.NeedBPF). Without it hairpin connections are
@@ -44,7 +47,7 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 		r := newRenderer(f, o.options())
 		n := &counts{family: f}
 		b.counts = append(b.counts, n)
-		t := &target{family: f, tables: o.Tables, maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: b.Found}
+		t := &target{family: f, tables: xtables.Exchanged(o.Tables, names(o.Instance)), maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: b.Found}
 		b.Families[f.Index()] = backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules)
 	}
 	return b
@@ -54,9 +57,9 @@ func (o FamilyOptions) options() options {
 	return options{bpf: o.HairpinBPF, randomFully: o.RandomFully, dropInvalid: o.DropInvalid}
 }
 
-// Open finds out which iptables the node uses and returns a Backend on it, for the families that the kernel and the
+// Open finds out which iptables the node uses and returns a Backend of an instance on it, for the families that the kernel and the
 // tools offer; at least one. The error says what is missing and what to do.
-func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, xtables.Flavour, error) {
+func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid bool) (*Backend, xtables.Flavour, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
 		return nil, "", err
@@ -70,13 +73,14 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, xt
 		}
 		affinity, bpf := true, false
 		if err == nil {
-			affinity, bpf, err = tryKernel(ctx, tables)
+			affinity, bpf, err = tryKernel(ctx, tables, names(id))
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", f, err))
 			continue
 		}
 		o := FamilyOptions{
+			Instance:    id,
 			Tables:      tables,
 			HairpinBPF:  bpf,
 			RandomFully: tables.RandomFully(),
@@ -90,7 +94,7 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, xt
 			log.Warn("Services with session affinity cannot be served: load the module "+affinityNeed.Module+" on the host", "family", f.String())
 		}
 		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
-			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully)
+			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully, "chains", id.Prefix())
 	}
 	if len(opts) == 0 {
 		return nil, "", errors.Join(errs...)
@@ -105,6 +109,6 @@ func Open(ctx context.Context, log *slog.Logger, dropInvalid bool) (*Backend, xt
 // tools with everything that FamilyOptions asks for would get it. The same table gives the same bytes.
 func Render(w io.Writer, family fwd.Family, o FamilyOptions, t *fwd.Table) error {
 	p := plan{Upserts: chainsOf(family, o.options(), t), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
-	_, err := w.Write(switchOver(p).input())
+	_, err := io.WriteString(w, names(o.Instance).Text(string(switchOver(p).input())))
 	return err
 }

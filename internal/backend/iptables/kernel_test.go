@@ -246,7 +246,7 @@ func TestKernelLeftovers(t *testing.T) {
 		t.Fatal(diff)
 	}
 	guarded := false
-	RemoveOthers(ctx, xtables.NFT, fwd.IPv4, func(l Leftover) { guarded = l.Guard }, slog.New(slog.DiscardHandler))
+	RemoveOthers(ctx, 0, xtables.NFT, fwd.IPv4, func(l Leftover) { guarded = l.Guard }, slog.New(slog.DiscardHandler))
 	if !guarded {
 		t.Error("the rules that guard loopback addresses were not noticed")
 	}
@@ -344,7 +344,7 @@ func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			affinity, bpf, err := tryKernel(t.Context(), tables)
+			affinity, bpf, err := tryKernel(t.Context(), tables, names(0))
 			if err != nil || !affinity || !bpf {
 				t.Fatalf("affinity %v, BPF %v, %v", affinity, bpf, err)
 			}
@@ -355,7 +355,7 @@ func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
 				if _, err := b.Apply(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				if affinity, bpf, err := tryKernel(t.Context(), tables); err != nil || !affinity || bpf != want {
+				if affinity, bpf, err := tryKernel(t.Context(), tables, names(0)); err != nil || !affinity || bpf != want {
 					t.Errorf("with rules: affinity %v, BPF %v, %v; want BPF %v", affinity, bpf, err, want)
 				}
 				if err := b.Cleanup(t.Context()); err != nil {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // Table is an iptables table that Fairlead uses.
@@ -29,8 +31,12 @@ type ChainID struct {
 
 func (c ChainID) String() string { return c.Table.String() + "/" + c.Name }
 
-// chainPrefix begins the name of every chain that is ours; no other chain is ever written.
+// chainPrefix begins the name of every chain that is ours; no other chain is ever written. The chains of an instance with a name
+// begin otherwise in the kernel (names), with as many bytes, so that whatever depends on lengths and order holds for them, too.
 const chainPrefix = "FAIRLEAD-"
+
+// names translates between the names in this package and those of an instance in the kernel.
+func names(id instance.ID) xtables.Exchange { return xtables.NewExchange(chainPrefix, id.Prefix()) }
 
 // The chains that every node has. What jumps to them from the built-in chains is in static.go.
 const (

@@ -29,12 +29,12 @@ var (
 // tryKernel says what of session affinity and hairpin by BPF the kernel has; the error is tryNeeds'. A kernel that holds the
 // rules of an earlier run has what they need, and is not written to: in the legacy userland each try would copy the whole table,
 // and a restart with nothing changed writes nothing.
-func tryKernel(ctx context.Context, t *xtables.Tables) (affinity, bpf bool, err error) {
+func tryKernel(ctx context.Context, t *xtables.Tables, names xtables.Exchange) (affinity, bpf bool, err error) {
 	// Mode ipvs has a chain of the one name, too, but none of the other.
-	if rules := t.Rules(ctx, NAT.String(), chainPostrouting); len(t.Rules(ctx, Filter.String(), chainFilter)) > 0 && len(rules) > 0 {
+	if rules := t.Rules(ctx, NAT.String(), names.Name(chainPostrouting)); len(t.Rules(ctx, Filter.String(), names.Name(chainFilter))) > 0 && len(rules) > 0 {
 		return true, strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 	}
-	return tryNeeds(ctx, t)
+	return tryNeeds(ctx, xtables.Exchanged(t, names))
 }
 
 // tryNeeds says what of the modules userland and kernel lack: the error names those without which there is no mode

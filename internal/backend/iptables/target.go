@@ -40,16 +40,7 @@ func (t *target) Read(ctx context.Context) (map[ChainID]Chain, error) {
 		if err != nil {
 			return nil, err
 		}
-		for name, c := range chains {
-			rules := c.Rules
-			if builtin(name) {
-				rules = slices.DeleteFunc(rules, func(r string) bool { return !jumpsToOurs(r) })
-				if len(rules) == 0 {
-					continue
-				}
-			}
-			out[ChainID{table, name}] = Chain{Rules: strings.Join(rules, "\n")}
-		}
+		addOurs(out, table, chains)
 	}
 	if t.found != nil {
 		t.found.Record(t.family, func(yield func(fwd.Key)) {
@@ -90,6 +81,20 @@ func parseFrontend(fam fwd.Family, rule string) (k fwd.Key, ok bool) {
 		return k, err == nil
 	}
 	return k, false
+}
+
+// addOurs adds what is ours of a table that was read.
+func addOurs(out map[ChainID]Chain, table Table, chains xtables.Table) {
+	for name, c := range chains {
+		rules := c.Rules
+		if builtin(name) {
+			rules = slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !jumpsToOurs(r) })
+			if len(rules) == 0 {
+				continue
+			}
+		}
+		out[ChainID{table, name}] = Chain{Rules: strings.Join(rules, "\n")}
+	}
 }
 
 // jumpsToOurs says whether a rule of a built-in chain leads to a chain of ours.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -15,12 +16,14 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Leftover is what mode ipvs left in one family, without what is in the tables nat and filter, which are cleaned together
+// Leftover is what mode ipvs left of one instance in one family, without what is in the tables nat and filter, which are cleaned together
 // with those of mode iptables.
 type Leftover struct {
-	Family fwd.Family
+	Instance instance.ID
+	Family   fwd.Family
 	// Servers, VIPs and Sets count virtual servers, local addresses and sets of ours; Other routes and rules for routing,
 	// and the device if nothing would be left on it. Chains counts those of table mangle, in all flavours of iptables.
 	Servers, VIPs, Sets, Other, Chains int
@@ -35,12 +38,13 @@ type host struct {
 	links   link.Host
 	mangle  []xtables.Interface
 	exclude []netip.Prefix
+	id      instance.ID
 }
 
-// Leftovers finds all that mode ipvs has left, except what has an address in one of the networks. It changes nothing, and
+// Leftovers finds all that mode ipvs has left of the instances, or of every one if none is given, except what has an address in one of the networks. It changes nothing, and
 // loads no module. The function closes what the Leftovers need; it is never nil. What cannot be read is in the error, which
 // may come beside a result.
-func Leftovers(ctx context.Context, exclude []netip.Prefix) ([]Leftover, func(), error) {
+func Leftovers(ctx context.Context, exclude []netip.Prefix, ids ...instance.ID) ([]Leftover, func(), error) {
 	var closers []func() error
 	closeAll := func() {
 		for _, c := range closers {
@@ -62,30 +66,77 @@ func Leftovers(ctx context.Context, exclude []netip.Prefix) ([]Leftover, func(),
 		}
 		h.sets, closers = k, append(closers, k.Close)
 	}
-	links, err := link.Open()
-	if err != nil {
-		return nil, closeAll, err
-	}
-	h.links, closers = links, append(closers, links.Close)
-	var out []Leftover
 	var errs []error
+	mangle := make(map[fwd.Family][]xtables.Interface)
 	for _, f := range fwd.Families {
-		h.mangle, err = mangleTables(f)
+		tables, err := mangleTables(f)
 		errs = append(errs, err)
-		l, err := h.leftover(ctx, f)
+		mangle[f] = tables
+	}
+	if len(ids) == 0 {
+		found, err := h.instances(ctx, mangle)
 		errs = append(errs, err)
-		if l.any() {
-			out = append(out, l)
+		ids = found
+	}
+	var out []Leftover
+	for _, id := range ids {
+		links, err := link.OpenFor(id.Routing())
+		if err != nil {
+			return nil, closeAll, err
+		}
+		closers = append(closers, links.Close)
+		for _, f := range fwd.Families {
+			h := h
+			h.id, h.links = id, links
+			for _, tables := range mangle[f] {
+				h.mangle = append(h.mangle, xtables.Exchanged(tables, names(id)))
+			}
+			l, err := h.leftover(ctx, f)
+			errs = append(errs, err)
+			if l.any() {
+				out = append(out, l)
+			}
 		}
 	}
 	return out, closeAll, errors.Join(errs...)
+}
+
+// instances are those that have sets, virtual servers or chains of table mangle, and the one without a name.
+func (h host) instances(ctx context.Context, mangle map[fwd.Family][]xtables.Interface) ([]instance.ID, error) {
+	ids := map[instance.ID]bool{0: true}
+	note := func(name string) {
+		if id, ok := instance.OfObject(name); ok {
+			ids[id] = true
+		}
+	}
+	var errs []error
+	sets, err := h.sets.List(ctx, instance.NamedPrefix)
+	errs = append(errs, err)
+	for _, s := range sets {
+		note(s.Name)
+	}
+	content, err := h.servers.List(ctx)
+	errs = append(errs, err)
+	for _, s := range content.Servers {
+		if id, ok := ownerOf(uint32(s.Settings.Flags)); ok {
+			ids[id] = true
+		}
+	}
+	for _, tables := range slices.Concat(slices.Collect(maps.Values(mangle))...) {
+		chains, err := tables.Read(ctx, tableMangle)
+		errs = append(errs, err)
+		for name := range chains {
+			note(name)
+		}
+	}
+	return slices.Sorted(maps.Keys(ids)), errors.Join(errs...)
 }
 
 func (l *Leftover) any() bool { return l.Servers+l.VIPs+l.Sets+l.Other+l.Chains > 0 }
 
 // leftover reads one family.
 func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
-	l := Leftover{Family: f, host: h}
+	l := Leftover{Instance: h.id, Family: f, host: h}
 	t := h.backend(f, 0, 0).families[0].target
 	found, err := t.Read(ctx)
 	if err != nil {
@@ -102,8 +153,8 @@ func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 		}
 	}
 	l.Other = len(t.stray)
-	if on, _, err := h.links.Addrs(ctx, Device); err == nil && f == fwd.IPv4 && empty(on) {
-		if d, err := h.links.Device(ctx, Device); err == nil && d.Dummy {
+	if on, _, err := h.links.Addrs(ctx, h.id.Device()); err == nil && f == fwd.IPv4 && empty(on) {
+		if d, err := h.links.Device(ctx, h.id.Device()); err == nil && d.Dummy {
 			l.Other++
 		}
 	}
@@ -120,7 +171,7 @@ func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 // backend is one whose rules are not its business, for objects with our tag alone. The times are those of FamilyOptions.
 func (h host) backend(f fwd.Family, fin, longest time.Duration) *Backend {
 	b := New(map[fwd.Family]FamilyOptions{f: {
-		RenderOptions: RenderOptions{Exclude: h.exclude},
+		RenderOptions: RenderOptions{Instance: h.id, Exclude: h.exclude},
 		Servers:       h.servers, Sets: h.sets, Links: h.links, Tables: noTables{},
 		FinTimeout: fin, DrainTimeout: longest,
 	}})
@@ -167,11 +218,11 @@ func (l Leftover) Retire(ctx context.Context, longest time.Duration) error {
 
 // removeDevice removes the device if there is nothing on it but what the kernel itself puts on a device that is up.
 func (h host) removeDevice(ctx context.Context) error {
-	on, _, err := h.links.Addrs(ctx, Device)
+	on, _, err := h.links.Addrs(ctx, h.id.Device())
 	if err != nil || !empty(on) {
 		return err
 	}
-	err = h.links.RemoveDummy(ctx, Device)
+	err = h.links.RemoveDummy(ctx, h.id.Device())
 	if errors.Is(err, link.ErrNoDevice) || errors.Is(err, link.ErrNotDummy) {
 		return nil
 	}
@@ -253,6 +304,8 @@ func (noTables) Restore(_ context.Context, input []byte) error {
 type noServers struct{ hostipvs.Interface }
 
 func (noServers) Read(context.Context) (hostipvs.Content, error) { return hostipvs.Content{}, nil }
+
+func (noServers) List(context.Context) (hostipvs.Content, error) { return hostipvs.Content{}, nil }
 
 func (noServers) Timeouts(context.Context) (hostipvs.Timeouts, error) {
 	return hostipvs.Timeouts{}, nil

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // The tables of iptables.
@@ -15,8 +17,12 @@ const (
 	tableFilter = "filter"
 )
 
-// chainPrefix begins the name of every chain that is ours; in built-in chains only rules that lead to these are ours.
+// chainPrefix begins the name of every chain that is ours; in built-in chains only rules that lead to these are ours. The chains and
+// sets of an instance with a name begin otherwise in the kernel (names), with as many bytes.
 const chainPrefix = "FAIRLEAD-"
+
+// names translates between the names in this package and those of an instance in the kernel.
+func names(id instance.ID) xtables.Exchange { return xtables.NewExchange(chainPrefix, id.Prefix()) }
 
 // The chains. What jumps to them from the built-in chains is in static.go.
 const (

@@ -10,6 +10,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // In mode VIPMark a packet with the mark is delivered to this node whatever its destination. While rules of another mode are in
@@ -18,16 +19,16 @@ import (
 // each address of a virtual server and no default route. A translated packet finds no route there and goes on to the main table.
 
 // narrowRoute delivers packets with the mark to this node if this is their destination.
-func narrowRoute(a netip.Addr) link.Route {
-	return link.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Dev: link.Loopback, Table: divertTable}
+func narrowRoute(id instance.ID, a netip.Addr) link.Route {
+	return link.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Dev: link.Loopback, Table: divertTableOf(id)}
 }
 
-func isNarrow(r link.Route) bool { return r == narrowRoute(r.Dst.Addr()) }
+func isNarrow(id instance.ID, r link.Route) bool { return r == narrowRoute(id, r.Dst.Addr()) }
 
-// Narrow prepares this node for the rules of another mode: what mode VIPMark left goes on serving, and does not get in the way of
+// Narrow prepares this node for the rules of another mode of an instance: what mode VIPMark left goes on serving, and does not get in the way of
 // connections that these rules translate. Where there is nothing of that mode it does nothing.
-func Narrow(ctx context.Context) error {
-	links, err := link.Open()
+func Narrow(ctx context.Context, id instance.ID) error {
+	links, err := link.OpenFor(id.Routing())
 	if err != nil {
 		return err
 	}
@@ -36,7 +37,7 @@ func Narrow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(fwd.Families[:], func(f fwd.Family) bool { return wide(routes, f) }) {
+	if !slices.ContainsFunc(fwd.Families[:], func(f fwd.Family) bool { return wide(id, routes, f) }) {
 		return nil
 	}
 	servers, err := hostipvs.Open(ctx)
@@ -44,25 +45,25 @@ func Narrow(ctx context.Context) error {
 		return err
 	}
 	defer servers.Close()
-	return narrow(ctx, links, servers, routes)
+	return narrow(ctx, id, links, servers, routes)
 }
 
 // wide says whether packets of a family that have the mark are delivered to this node whatever their destination.
-func wide(routes []link.Route, f fwd.Family) bool {
-	return slices.Contains(routes, link.MarkRoute(f == fwd.IPv6, divertTable))
+func wide(id instance.ID, routes []link.Route, f fwd.Family) bool {
+	return slices.Contains(routes, link.MarkRoute(f == fwd.IPv6, divertTableOf(id)))
 }
 
-func narrow(ctx context.Context, links link.Host, servers hostipvs.Interface, routes []link.Route) error {
+func narrow(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, routes []link.Route) error {
 	for _, f := range fwd.Families {
-		if !wide(routes, f) {
+		if !wide(id, routes, f) {
 			continue
 		}
 		// The default route goes only when the others are there.
-		if err := narrowServers(ctx, links, servers, f); err != nil {
+		if err := narrowServers(ctx, id, links, servers, f); err != nil {
 			return err
 		}
 		var c linkChanges
-		c.remove(Key{}, link.MarkRoute(f == fwd.IPv6, divertTable))
+		c.remove(Key{}, link.MarkRoute(f == fwd.IPv6, divertTableOf(id)))
 		if err := c.apply(ctx, links)[Key{}]; err != nil {
 			return err
 		}
@@ -71,15 +72,16 @@ func narrow(ctx context.Context, links link.Host, servers hostipvs.Interface, ro
 }
 
 // narrowServers makes the routes of virtual servers of ours that are there.
-func narrowServers(ctx context.Context, links link.Host, servers hostipvs.Interface, f fwd.Family) error {
+func narrowServers(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, f fwd.Family) error {
 	content, err := servers.Read(ctx)
 	if err != nil {
 		return err
 	}
 	var c linkChanges
 	for _, s := range content.Servers {
-		if a := s.VirtualServer.Addr.Addr(); fwd.FamilyOf(a) == f && uint32(s.Settings.Flags)&flagTag != 0 {
-			c.add(serverKey(s.VirtualServer), narrowRoute(a))
+		owner, tagged := ownerOf(uint32(s.Settings.Flags))
+		if a := s.VirtualServer.Addr.Addr(); fwd.FamilyOf(a) == f && tagged && owner == id {
+			c.add(serverKey(s.VirtualServer), narrowRoute(id, a))
 		}
 	}
 	return errors.Join(slices.Collect(maps.Values(c.apply(ctx, links)))...)
@@ -104,7 +106,7 @@ func (t *target) widen(ctx context.Context) error {
 	defer t.touch()
 	var c linkChanges
 	k := Key{Kind: KindDivert}
-	c.add(k, link.MarkRoute(t.family == fwd.IPv6, divertTable))
+	c.add(k, link.MarkRoute(t.family == fwd.IPv6, divertTableOf(t.opts.Instance)))
 	if err := c.apply(ctx, t.opts.Links)[k]; err != nil {
 		return err
 	}
@@ -124,7 +126,7 @@ func (t *target) isNarrow() bool {
 func (w *writer) makeNarrow(ctx context.Context) {
 	var c linkChanges
 	for _, k := range w.upserts[KindServer] {
-		c.add(Key{Kind: KindDivert}, narrowRoute(k.Addr.Addr()))
+		c.add(Key{Kind: KindDivert}, narrowRoute(w.opts.Instance, k.Addr.Addr()))
 	}
 	c.run(ctx, w)
 }

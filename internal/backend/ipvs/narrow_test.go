@@ -24,7 +24,7 @@ func TestMarkIsNarrowUntilNoOtherModeServes(t *testing.T) {
 	b := newBench(t, mark, func(o *FamilyOptions) { o.Narrow = true })
 	b.put(web)
 	b.apply()
-	route := narrowRoute(webV.Addr.Addr()).String()
+	route := narrowRoute(0, webV.Addr.Addr()).String()
 	if got := b.links.Dump(); strings.Contains(got, wide) || !strings.Contains(got, route) {
 		t.Errorf("while another mode serves:\n%s", got)
 	}
@@ -32,7 +32,7 @@ func TestMarkIsNarrowUntilNoOtherModeServes(t *testing.T) {
 	added := service{name: "added", vip: "10.96.0.12", endpoints: web.endpoints}
 	b.put(added)
 	b.apply()
-	if got := b.links.Dump(); !strings.Contains(got, narrowRoute(vs(fwd.TCP, "10.96.0.12:80").Addr.Addr()).String()) {
+	if got := b.links.Dump(); !strings.Contains(got, narrowRoute(0, vs(fwd.TCP, "10.96.0.12:80").Addr.Addr()).String()) {
 		t.Errorf("with a Service more:\n%s", got)
 	}
 	b.remove(added)
@@ -62,14 +62,14 @@ func TestNarrowBeforeAnotherMode(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time there is nothing to do
-		if err := narrow(t.Context(), &b.links, &b.servers, routes); err != nil {
+		if err := narrow(t.Context(), 0, &b.links, &b.servers, routes); err != nil {
 			t.Fatal(err)
 		}
 		if routes, err = b.links.Routes(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		got := b.links.Dump()
-		if strings.Contains(got, link.MarkRoute(false, divertTable).String()) || !strings.Contains(got, narrowRoute(webV.Addr.Addr()).String()) {
+		if strings.Contains(got, link.MarkRoute(false, divertTable).String()) || !strings.Contains(got, narrowRoute(0, webV.Addr.Addr()).String()) {
 			t.Errorf("got\n%s", got)
 		}
 	}
@@ -89,7 +89,7 @@ func TestNarrowBeforeAnotherMode(t *testing.T) {
 	if routes, err = b.links.Routes(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := narrow(t.Context(), &b.links, &b.servers, routes); err != nil {
+	if err := narrow(t.Context(), 0, &b.links, &b.servers, routes); err != nil {
 		t.Fatal(err)
 	}
 	l := Leftover{Family: fwd.IPv4, host: host{servers: &b.servers, sets: &b.sets, links: &b.links}}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // Kind tells the kernel objects apart.
@@ -33,6 +34,14 @@ const (
 	divertTable    = 9650
 	divertPriority = 9650
 )
+
+// divertTableOf is divertTable, or the one of an instance with a name.
+func divertTableOf(id instance.ID) uint32 {
+	if id == 0 {
+		return divertTable
+	}
+	return id.Routing()
+}
 
 // Key identifies an object of one family.
 type Key struct {

@@ -18,10 +18,13 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // Options are what the operator decides.
 type Options struct {
+	// Instance is whose objects these are.
+	Instance instance.ID
 	// NodeName decides in which order this node adds endpoints.
 	NodeName string
 	// VIPs says how packets to VIPs come to be delivered to this node.
@@ -73,11 +76,11 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the kernel has no ipset: load the module ip_set (%w)", err)
 	}
-	links, err := link.Open()
+	links, err := link.OpenFor(o.Instance.Routing())
 	if err != nil {
 		return nil, err
 	}
-	if _, err := links.EnsureDummy(ctx, Device); err != nil {
+	if _, err := links.EnsureDummy(ctx, o.Instance.Device()); err != nil {
 		return nil, fmt.Errorf("the device of VIPs cannot be made: load the module dummy, and let no other device have the name (%w)", err)
 	}
 	if err := setSysctls(log, o.StrictARP); err != nil {
@@ -95,17 +98,17 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 	if o.DrainTimeout > 0 {
 		common.DrainTimeout = o.DrainTimeout
 	}
-	common.RenderOptions = RenderOptions{VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude}
+	common.RenderOptions = RenderOptions{Instance: o.Instance, VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude}
 	opts, err := openFamilies(ctx, log, p, common, o)
 	if err != nil {
 		return nil, err
 	}
 	if o.VIPs == VIPMark {
-		if err := beginNarrow(ctx, links, servers, opts); err != nil {
+		if err := beginNarrow(ctx, o.Instance, links, servers, opts); err != nil {
 			return nil, err
 		}
 	}
-	if p.Drift, err = link.WatchLoss(ctx, Device); err != nil {
+	if p.Drift, err = links.WatchLoss(ctx, o.Instance.Device()); err != nil {
 		return nil, err
 	}
 	p.Backend = New(opts)
@@ -117,16 +120,16 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 }
 
 // beginNarrow lets those families begin with a narrow table that have no other, for there another mode may serve until now.
-func beginNarrow(ctx context.Context, links link.Host, servers hostipvs.Interface, opts map[fwd.Family]FamilyOptions) error {
+func beginNarrow(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, opts map[fwd.Family]FamilyOptions) error {
 	routes, err := links.Routes(ctx)
 	if err != nil {
 		return err
 	}
 	for f, o := range opts {
-		if wide(routes, f) {
+		if wide(id, routes, f) {
 			continue
 		}
-		if err := narrowServers(ctx, links, servers, f); err != nil {
+		if err := narrowServers(ctx, id, links, servers, f); err != nil {
 			return err
 		}
 		o.Narrow = true
@@ -188,7 +191,7 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 		}
 		for _, f := range fwd.Families {
 			if fo, ok := opts[f]; ok {
-				log.Info("using iptables", "family", f.String(), "flavour", string(fl), "why", why, "hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully)
+				log.Info("using iptables", "family", f.String(), "flavour", string(fl), "why", why, "hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully, "chains", o.Instance.Prefix())
 			}
 		}
 		return opts, nil
@@ -210,7 +213,7 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 		}
 		var bpf bool
 		if err == nil {
-			bpf, err = tryKernel(ctx, f, tables, common.Sets)
+			bpf, err = tryKernel(ctx, f, tables, common.Sets, o.Instance)
 		}
 		if err != nil {
 			failed = append(failed, fmt.Errorf("%s, iptables %s: %w", f, fl, err))
@@ -225,13 +228,13 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 
 // tryKernel says whether the kernel has what the rules need, and xt_bpf beside. One that holds the rules of an earlier run has
 // it, and is not written to.
-func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets ipset.Sets) (bpf bool, err error) {
-	if len(tables.Rules(ctx, tableMangle, chainGuard)) > 0 {
-		if rules := tables.Rules(ctx, tableNAT, chainPostrouting); len(rules) > 0 {
+func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets ipset.Sets, id instance.ID) (bpf bool, err error) {
+	if len(tables.Rules(ctx, tableMangle, names(id).Name(chainGuard))) > 0 {
+		if rules := tables.Rules(ctx, tableNAT, names(id).Name(chainPostrouting)); len(rules) > 0 {
 			return strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 		}
 	}
-	return probe(ctx, f, tables, sets)
+	return probe(ctx, f, xtables.Exchanged(tables, names(id)), ipset.Renamed(sets, names(id).Name))
 }
 
 // probeName is the chain and the set that a probe makes.

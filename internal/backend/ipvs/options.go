@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // VIPMode says how packets to the addresses of Services come to be delivered to this node, where IPVS waits for them.
@@ -36,6 +37,8 @@ func ParseVIPMode(s string) (VIPMode, error) {
 
 // RenderOptions is what the wanted objects of one family depend on beside the table. The zero RenderOptions is possible.
 type RenderOptions struct {
+	// Instance is whose objects these are.
+	Instance instance.ID
 	// VIPs says how packets come to be delivered to this node.
 	VIPs VIPMode
 	// Scheduler is for pools that name none; empty means rr.

@@ -17,7 +17,7 @@ import (
 
 // Read implements backend.Target. What is ours:
 //
-//   - virtual servers with our tag, and those without on an address of the device, which are kube-proxy's;
+//   - virtual servers with the instance's tag, and those without any on an address of the device, which are kube-proxy's;
 //   - the addresses on the device, and routes and rules with our protocol number;
 //   - sets whose names begin with our prefix; chains whose names begin with FAIRLEAD-, and the jumps to them.
 //
@@ -72,7 +72,7 @@ func (s *snapshot) take(ctx context.Context, t *target) error {
 		return err
 	}
 	s.servers = content.Servers
-	if s.addrs, _, err = t.opts.Links.Addrs(ctx, Device); err != nil {
+	if s.addrs, _, err = t.opts.Links.Addrs(ctx, t.device()); err != nil {
 		return err
 	}
 	if s.routes, err = t.opts.Links.Routes(ctx); err != nil {
@@ -121,8 +121,7 @@ func (t *target) readServers(s snapshot, out map[Key]Value) (found map[Key][]net
 	found = make(map[Key][]netip.AddrPort)
 	for _, srv := range s.servers {
 		a := srv.VirtualServer.Addr.Addr()
-		tagged := uint32(srv.Settings.Flags)&flagTag != 0
-		if fwd.FamilyOf(a) != t.family || t.excluded(a) || !tagged && !bound[a] {
+		if fwd.FamilyOf(a) != t.family || t.excluded(a) || !t.owns(srv.Settings.Flags, bound[a]) {
 			continue
 		}
 		k := serverKey(srv.VirtualServer)
@@ -133,6 +132,13 @@ func (t *target) readServers(s snapshot, out map[Key]Value) (found map[Key][]net
 		}
 	}
 	return found
+}
+
+// owns says whether a virtual server is ours; bound that its address is such that one without a tag is kube-proxy's, and taken
+// over.
+func (t *target) owns(flags hostipvs.Flags, bound bool) bool {
+	id, tagged := ownerOf(uint32(flags))
+	return tagged && id == t.opts.Instance || !tagged && bound
 }
 
 // actual is a virtual server as it is, and its real servers without weight.
@@ -237,7 +243,7 @@ func leadsToOurs(rule string) bool {
 func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) {
 	others := make(map[netip.Addr]bool)
 	for _, srv := range s.servers {
-		if t.taggedOnly && uint32(srv.Settings.Flags)&flagTag == 0 {
+		if _, tagged := ownerOf(uint32(srv.Settings.Flags)); t.taggedOnly && !tagged {
 			others[srv.VirtualServer.Addr.Addr()] = true
 		}
 	}
@@ -251,11 +257,12 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 			stray = append(stray, a)
 		}
 	}
-	route := link.MarkRoute(t.family == fwd.IPv6, divertTable)
+	table := divertTableOf(t.opts.Instance)
+	route := link.MarkRoute(t.family == fwd.IPv6, table)
 	diverts := s.narrow
 	for _, r := range s.routes {
 		switch {
-		case s.narrow && isNarrow(r):
+		case s.narrow && isNarrow(t.opts.Instance, r):
 		case fwd.FamilyOf(r.Dst.Addr()) != t.family || t.excluded(r.Dst.Addr()):
 		case r == route && t.opts.VIPs == VIPMark:
 			diverts = true
@@ -269,7 +276,7 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 	for _, r := range s.rules {
 		switch {
 		case r.IPv6 != (t.family == fwd.IPv6):
-		case t.opts.VIPs == VIPMark && !seen && r.Table == divertTable && r.Priority == divertPriority && r.Mask == r.Mark:
+		case t.opts.VIPs == VIPMark && !seen && r.Table == table && r.Priority == divertPriority && r.Mask == r.Mark:
 			seen = true
 			v := Value{Mark: r.Mark}
 			if !diverts {

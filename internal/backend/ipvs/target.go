@@ -18,8 +18,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// Device is the dummy device that VIPs are on. Kube-proxy uses the same; other programs know it by its name and leave it
-// alone.
+// Device is the dummy device that VIPs are on, of the instance without a name. Kube-proxy uses the same; other programs know it by
+// its name and leave it alone.
 const Device = "kube-ipvs0"
 
 // FamilyOptions is what the backend needs to know of one family.
@@ -101,10 +101,16 @@ type target struct {
 	stray []link.Object
 }
 
+// device is the instance's device.
+func (t *target) device() string { return t.opts.Instance.Device() }
+
 type plan = backend.Plan[Key, Value]
 
 func newTarget(f fwd.Family, o FamilyOptions) *target {
 	o = o.withDefaults()
+	if id := o.Instance; id != 0 {
+		o.Tables, o.Sets = xtables.Exchanged(o.Tables, names(id)), ipset.Renamed(o.Sets, names(id).Name)
+	}
 	return &target{
 		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(), narrow: o.Narrow,
 		drains: make(map[Key]*drainingServer), held: make(map[Key]Value), replaced: make(map[Key]*Server),

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
 // compare orders keys as they are printed: by kind, names, address, protocol and prefix.
@@ -23,29 +25,35 @@ func (k Key) compare(o Key) int {
 // it is made: sets for ipset restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore,
 // addresses, routes and rules for ip -batch. The same table gives the same bytes.
 func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
-	return writeText(w, f, o.VIPs, objectsOf(f, o, t))
+	return writeText(w, f, &o, objectsOf(f, o, t))
 }
 
-func writeText(w io.Writer, f fwd.Family, mode VIPMode, objects map[Key]Value) error {
+func writeText(w io.Writer, f fwd.Family, o *RenderOptions, objects map[Key]Value) error {
 	by := make(map[Kind][]Key)
 	for _, k := range slices.SortedFunc(maps.Keys(objects), Key.compare) {
 		by[k.Kind] = append(by[k.Kind], k)
 	}
-	p := &printer{bufio.NewWriter(w), f, objects}
+	p := &printer{bufio.NewWriter(w), f, o.Instance, names(o.Instance), objects}
 	p.sets(by[KindSet], by[KindEntry])
 	p.rules(by[KindChain])
 	p.servers(by[KindServer])
-	p.addresses(mode, by[KindDivert], by[KindVIP])
+	p.addresses(o.VIPs, by[KindDivert], by[KindVIP])
 	return p.Flush()
 }
 
 type printer struct {
 	*bufio.Writer
-	family  fwd.Family
-	objects map[Key]Value
+	family   fwd.Family
+	instance instance.ID
+	names    xtables.Exchange
+	objects  map[Key]Value
 }
 
-func (p *printer) line(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
+func (p *printer) line(format string, args ...any) {
+	// The line break before is for the names of chains that are declared (xtables.Exchange).
+	text := p.names.Text("\n" + fmt.Sprintf(format, args...))
+	fmt.Fprintln(p, text[1:]) // an error shows in Flush
+}
 
 func (p *printer) sets(sets, entries []Key) {
 	p.line("# ipset restore")
@@ -143,16 +151,16 @@ func (p *printer) addresses(mode VIPMode, divert, vips []Key) {
 		v6 = "-6 "
 	}
 	if mode != VIPMark {
-		p.line("link add %s type dummy", Device)
+		p.line("link add %s type dummy", p.instance.Device())
 	}
 	for _, k := range divert {
 		m := p.objects[k].Mark
-		p.line("%srule add fwmark 0x%x/0x%x lookup %d priority %d", v6, m, m, divertTable, divertPriority)
-		p.line("%sroute add local default dev lo table %d", v6, divertTable)
+		p.line("%srule add fwmark 0x%x/0x%x lookup %d priority %d", v6, m, m, divertTableOf(p.instance), divertPriority)
+		p.line("%sroute add local default dev lo table %d", v6, divertTableOf(p.instance))
 	}
 	for _, k := range vips {
 		if mode == VIPAddress {
-			p.line("address add %s dev %s scope link", k.Prefix, Device)
+			p.line("address add %s dev %s scope link", k.Prefix, p.instance.Device())
 			continue
 		}
 		src := ""

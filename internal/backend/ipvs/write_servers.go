@@ -121,7 +121,7 @@ func (t *target) settingsFor(k Key, s *Server) hostipvs.Settings {
 func (t *target) substitute(s *Server) hostipvs.Settings {
 	out := settings(s)
 	out.Scheduler = t.opts.Scheduler
-	out.Flags &= hostipvs.Persistent | hostipvs.Flags(flagTag)
+	out.Flags &= hostipvs.Persistent | hostipvs.Flags(ownerMask)
 	if out.Scheduler == "sh" || out.Scheduler == "mh" {
 		out.Flags |= hostipvs.Fallback
 	}
@@ -186,8 +186,8 @@ func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpo
 	var take batch
 	for _, f := range exist {
 		a := f.key.Addr.Addr()
-		if fl, there := flags[f.key]; there && uint32(fl)&flagTag == 0 && !bound[a] || w.excluded(a) {
-			err := fmt.Errorf("%v belongs to another program: %w", f.key, f.err)
+		if fl, there := flags[f.key]; there && !w.owns(fl, bound[a]) || w.excluded(a) {
+			err := fmt.Errorf("%v belongs to another program, or to another instance: %w", f.key, f.err)
 			w.refuse(f.key, err)
 			w.taken[a] = err
 			continue
@@ -215,7 +215,7 @@ func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpo
 
 // localAddrs are the addresses of the device and of the node.
 func (t *target) localAddrs(ctx context.Context) (map[netip.Addr]bool, error) {
-	on, others, err := t.opts.Links.Addrs(ctx, Device)
+	on, others, err := t.opts.Links.Addrs(ctx, t.device())
 	if err != nil {
 		return nil, err
 	}

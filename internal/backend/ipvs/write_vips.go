@@ -23,7 +23,7 @@ func (t *target) vip(k Key, v Value) link.Object {
 	if t.opts.VIPs == VIPRoute {
 		return link.Route{Dst: k.Prefix, Dev: routeDevice, Src: v.Source, Table: link.LocalTable}
 	}
-	return link.Addr{Dev: Device, Prefix: k.Prefix}
+	return link.Addr{Dev: t.device(), Prefix: k.Prefix}
 }
 
 // makeVIPs makes addresses the node's. A route whose source changes is replaced.
@@ -32,7 +32,7 @@ func (w *writer) makeVIPs(ctx context.Context) {
 	if len(keys) == 0 {
 		return
 	}
-	if _, err := w.opts.Links.EnsureDummy(ctx, Device); err != nil {
+	if _, err := w.opts.Links.EnsureDummy(ctx, w.device()); err != nil {
 		w.failAll(keys, err)
 		return
 	}
@@ -52,9 +52,9 @@ func (w *writer) makeVIPs(ctx context.Context) {
 			continue
 		case there:
 			c.remove(k, w.vip(k, have))
-		case w.opts.VIPs == VIPRoute && k.Prefix.IsSingleIP() && w.isStray(link.Addr{Dev: Device, Prefix: k.Prefix}):
+		case w.opts.VIPs == VIPRoute && k.Prefix.IsSingleIP() && w.isStray(link.Addr{Dev: w.device(), Prefix: k.Prefix}):
 			// The kernel takes no route beside the one that it made itself for the address.
-			c.remove(k, link.Addr{Dev: Device, Prefix: k.Prefix})
+			c.remove(k, link.Addr{Dev: w.device(), Prefix: k.Prefix})
 		}
 		c.add(k, w.vip(k, want))
 	}
@@ -90,9 +90,10 @@ func (w *writer) deleteVIPs(ctx context.Context) {
 // divert is what a KindDivert stands for. Without a mark it is the route alone.
 func (t *target) divert(v Value) []link.Object {
 	six := t.family == fwd.IPv6
-	out := []link.Object{link.MarkRoute(six, divertTable)}
+	table := divertTableOf(t.opts.Instance)
+	out := []link.Object{link.MarkRoute(six, table)}
 	if v.Mark != 0 {
-		out = append(out, link.Rule{IPv6: six, Priority: divertPriority, Mark: v.Mark, Mask: v.Mark, Table: divertTable})
+		out = append(out, link.Rule{IPv6: six, Priority: divertPriority, Mark: v.Mark, Mask: v.Mark, Table: table})
 	}
 	return out
 }

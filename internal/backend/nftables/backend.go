@@ -10,9 +10,10 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// TableName is the name of our table, in the families ip and ip6.
+// TableName is the name of our table, in the families ip and ip6; that of an instance with a name is instance.ID.Table.
 const TableName = "fairlead"
 
 // defaultChunk is how many elements a transaction writes at most, where it can be split. The kernel holds its lock for
@@ -57,13 +58,14 @@ type Plane struct {
 	Listen func()
 }
 
-// Open returns a Plane with the families in which the kernel has nf_tables; at least one. The error says what is missing.
-func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
+// Open returns a Plane of an instance with the families in which the kernel has nf_tables; at least one. The error says what is missing.
+func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error) {
+	table := id.Table()
 	tables := make(map[fwd.Family]nft.Interface)
 	var conns []*nft.Conn
 	var errs []error
 	for _, f := range fwd.Families {
-		c, err := nft.Open(f, TableName)
+		c, err := nft.Open(f, table)
 		if err == nil {
 			err = c.Usable(ctx)
 		}
@@ -73,7 +75,7 @@ func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 		}
 		tables[f] = c
 		conns = append(conns, c)
-		log.Info("using nf_tables", "family", f.String(), "table", TableName)
+		log.Info("using nf_tables", "family", f.String(), "table", table)
 	}
 	if len(tables) == 0 {
 		return nil, errors.Join(errs...)
@@ -83,7 +85,7 @@ func Open(ctx context.Context, log *slog.Logger) (*Plane, error) {
 	}
 	drift := make(chan struct{}, 1)
 	p := &Plane{Backend: newBackend(tables, 0, log), Drift: drift, Listen: sync.OnceFunc(func() {
-		if err := nft.Watch(ctx, drift, TableName, conns...); err != nil {
+		if err := nft.Watch(ctx, drift, table, conns...); err != nil {
 			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
 		}
 	})}

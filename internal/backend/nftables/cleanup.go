@@ -4,25 +4,47 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Remove takes our table of one family out of the kernel, with everything in it, in one transaction. It says whether there
-// is one; with dryRun it does no more. A kernel without nf_tables has none.
-func Remove(ctx context.Context, f fwd.Family, dryRun bool) (there bool, err error) {
+// Leftovers returns the instances that have a table of one family, sorted. A kernel without nf_tables has none.
+func Leftovers(ctx context.Context, f fwd.Family) (ids []instance.ID, err error) {
 	c, err := nft.Open(f, TableName)
+	if err != nil {
+		return nil, fmt.Errorf("open nf_tables, %s: %w", f, err)
+	}
+	defer func() { err = errors.Join(err, c.Close()) }()
+	names, err := c.Tables(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for our tables, %s: %w", f, err)
+	}
+	for _, name := range names {
+		if id, ok := instance.OfTable(name); ok {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+// Remove takes an instance's table of one family out of the kernel, with everything in it, in one transaction. It says whether
+// there was one. A kernel without nf_tables has none.
+func Remove(ctx context.Context, f fwd.Family, id instance.ID) (there bool, err error) {
+	c, err := nft.Open(f, id.Table())
 	if err != nil {
 		return false, fmt.Errorf("open nf_tables, %s: %w", f, err)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	there, err = c.Exists(ctx)
-	if err != nil || !there || dryRun {
+	if err != nil || !there {
 		return there, err
 	}
 	if err := c.Commit(ctx, []nft.Op{{Kind: nft.DelTable}}); err != nil {
-		return true, fmt.Errorf("delete table %s, %s: %w", TableName, f, err)
+		return true, fmt.Errorf("delete table %s, %s: %w", id.Table(), f, err)
 	}
 	return true, nil
 }

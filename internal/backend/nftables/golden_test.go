@@ -29,7 +29,7 @@ func withoutIdle(fam fwd.Family, text string) string {
 func TestGolden(t *testing.T) {
 	backendtest.Golden(t, func(t *testing.T, f fwd.Family, _ string, table *fwd.Table) string {
 		var b bytes.Buffer
-		if err := Render(&b, f, table); err != nil {
+		if err := Render(&b, f, 0, table); err != nil {
 			t.Fatal(err)
 		}
 		return withoutIdle(f, b.String())

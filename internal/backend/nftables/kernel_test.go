@@ -242,7 +242,7 @@ func TestKernelRoundTrip(t *testing.T) {
 			file := listed
 			if how == "rendered" {
 				var text bytes.Buffer
-				if err := Render(&text, fam, table); err != nil {
+				if err := Render(&text, fam, 0, table); err != nil {
 					t.Fatal(err)
 				}
 				file = filepath.Join(t.TempDir(), "rendered.nft")
@@ -421,7 +421,7 @@ func TestKernelListen(t *testing.T) {
 	}
 	open := func() *Plane {
 		t.Helper()
-		p, err := Open(t.Context(), slog.New(slog.DiscardHandler))
+		p, err := Open(t.Context(), slog.New(slog.DiscardHandler), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -472,7 +472,7 @@ func TestKernelInterfaceNames(t *testing.T) {
 			t.Fatalf("%+v: %v", d, err)
 		}
 		var text bytes.Buffer
-		if err := Render(&text, fwd.IPv4, table); err != nil {
+		if err := Render(&text, fwd.IPv4, 0, table); err != nil {
 			t.Fatal(err)
 		}
 		file := filepath.Join(t.TempDir(), "rendered.nft")

@@ -12,18 +12,20 @@ import (
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
+	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Render prints the whole table of one family as input for nft -f, which it replaces the table by. The same table gives
+// Render prints the whole table of one family and instance as input for nft -f, which it replaces the table by. The same table gives
 // the same bytes.
-func Render(w io.Writer, fam fwd.Family, t *fwd.Table) error {
-	p := printer{lang: lang{fam}, objects: objectsOf(fam, t), out: bufio.NewWriter(w)}
+func Render(w io.Writer, fam fwd.Family, id instance.ID, t *fwd.Table) error {
+	p := printer{lang: lang{fam}, table: id.Table(), objects: objectsOf(fam, t), out: bufio.NewWriter(w)}
 	p.print()
 	return p.out.Flush()
 }
 
 type printer struct {
 	lang
+	table   string
 	objects map[ID]Object
 	out     *bufio.Writer
 }
@@ -33,7 +35,7 @@ func (p *printer) printf(format string, args ...any) {
 }
 
 func (p *printer) print() {
-	p.printf("add table %s %s\ndelete table %s %s\ntable %s %s {\n", p.ip(), TableName, p.ip(), TableName, p.ip(), TableName)
+	p.printf("add table %s %s\ndelete table %s %s\ntable %s %s {\n", p.ip(), p.table, p.ip(), p.table, p.ip(), p.table)
 	elements := p.elements()
 	for _, s := range staticSets {
 		p.set(&s, elements[s.Name])

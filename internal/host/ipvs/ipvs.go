@@ -85,6 +85,8 @@ const (
 	Sched2 Flags = 0x10
 	// Sched3 is used by no scheduler of the kernel.
 	Sched3 Flags = 0x20
+	// Free are bits that the kernel keeps with the virtual server and gives no meaning (5.10 to 6.18).
+	Free = ^Flags(0x3f)
 
 	// Fallback makes the schedulers sh and mh choose another real server if the one that a client's address leads to has weight 0.
 	Fallback = Sched1
@@ -289,7 +291,7 @@ func (s Settings) check(server netip.AddrPort) error {
 	switch {
 	case s.Scheduler == "" || len(s.Scheduler) > maxScheduler || strings.ContainsAny(s.Scheduler, "\x00 \n"):
 		return fmt.Errorf("name of a scheduler %q: %w", s.Scheduler, unix.EINVAL)
-	case s.Flags&^allFlags != 0:
+	case s.Flags&^(allFlags|Free) != 0:
 		return fmt.Errorf("flags %v: %w", s.Flags, unix.EINVAL)
 	case s.Prefix < 0 || int(s.Prefix) >= server.Addr().BitLen():
 		return fmt.Errorf("prefix of %d bits: %w", s.Prefix, unix.EINVAL)

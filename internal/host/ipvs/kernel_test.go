@@ -94,6 +94,7 @@ func everything() (ops []Op) {
 		add := func(v VirtualServer, s Settings) { ops = append(ops, Op{Verb: AddServer, Server: v, Settings: s}) }
 		for _, name := range schedulers {
 			add(server(unix.IPPROTO_TCP), Settings{Scheduler: name, Flags: Sched3})
+			add(server(unix.IPPROTO_TCP), Settings{Scheduler: name, Flags: Sched3 | Free})
 		}
 		for flags := range allFlags + 1 {
 			if flags&hashed == 0 {

@@ -14,7 +14,8 @@
 //  2. A failing subscription is made anew; only the end of the context ends a watch.
 //  3. An IPv4 address that is written has scope link: the kernel takes no such address as the source of packets to others,
 //     as it would one of scope global, so that pods would see a Service as their client.
-//  4. Routes and rules are recognised by their protocol number and never taken for somebody else's.
+//  4. Routes and rules are recognised by their protocol number, and by the owner's where there is one, and never taken for
+//     somebody else's.
 //  5. The device stays down, which is enough for its addresses: on a device that is up the kernel looks for others that
 //     have an IPv6 address, and makes routes and addresses of its own.
 //

@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -563,15 +564,15 @@ route local 0.0.0.0/0 dev lo table 71
 func FuzzDecode(f *testing.F) {
 	for _, c := range add(vip("10.96.0.1"), vip("fd00::1"), route("10.97.0.0/16", vipDev, "192.0.2.1"), MarkRoute(true, 71),
 		Rule{IPv6: true, Priority: 100, Mark: 1, Mask: 1, Table: 71}) {
-		f.Add(request(c, 5).Type, request(c, 5).Body)
+		f.Add(owner(0).request(c, 5).Type, owner(0).request(c, 5).Body)
 	}
 	f.Fuzz(func(t *testing.T, typ uint16, body []byte) {
 		m := netlink.Message{Type: typ, Body: body}
 		_, err1 := decodeAddr(m)
-		_, _, _, err2 := decodeRoute(m)
-		_, _, err3 := decodeRule(m)
+		_, _, _, err2 := owner(0).decodeRoute(m)
+		_, _, err3 := owner(0).decodeRule(m)
 		err := errors.Join(err1, err2, err3)
-		if got := isLoss(m, vipDev); err != nil && !got && (typ == unix.RTM_DELADDR || typ == unix.RTM_DELROUTE || typ == unix.RTM_DELRULE) {
+		if got := owner(0).isLoss(m, vipDev); err != nil && !got && (typ == unix.RTM_DELADDR || typ == unix.RTM_DELROUTE || typ == unix.RTM_DELRULE) {
 			t.Errorf("%v is no loss", err)
 		}
 	})
@@ -580,15 +581,81 @@ func FuzzDecode(f *testing.F) {
 // TestDecodeOwnMessages reads objects as they are written: the kernel uses the same attributes both ways.
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, r := range []Route{route("10.97.0.0/16", vipDev, "192.0.2.1"), route("fd00:97::/112", vipDev, ""), MarkRoute(true, 100000), MarkRoute(false, 71)} {
-		got, oif, ours, err := decodeRoute(netlink.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5)})
+		got, oif, ours, err := owner(0).decodeRoute(netlink.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5, 0)})
 		got.Dev = r.Dev
 		if err != nil || got != r || oif != 5 || !ours {
 			t.Errorf("%v: got %v, %d, %v, %v", r, got, oif, ours, err)
 		}
 	}
 	for _, r := range []Rule{{Priority: 100, Mark: 1, Mask: 3, Table: 100000}, {IPv6: true, Priority: 100, Mark: 1, Mask: 3, Table: 7}} {
-		if got, ours, err := decodeRule(netlink.Message{Type: unix.RTM_NEWRULE, Body: r.body()}); err != nil || got != r || !ours {
+		if got, ours, err := owner(0).decodeRule(netlink.Message{Type: unix.RTM_NEWRULE, Body: r.body(0)}); err != nil || got != r || !ours {
 			t.Errorf("%v: got %v, %v, %v", r, got, ours, err)
 		}
+	}
+}
+
+// TestKernelOwnersDoNotMeet makes the same routes and rules for three owners: each sees its own, and what one removes, also twice,
+// the others keep.
+func TestKernelOwnersDoNotMeet(t *testing.T) {
+	open(t)
+	numbers := []uint32{0, 1<<25 | 7, 1<<26 - 1}
+	owned := func(n uint32) []Object {
+		table := max(n, 71)
+		return []Object{
+			route("10.97.0.0/16", Loopback, ""), route("fd00:97::/112", Loopback, ""), route("10.98.0.1/32", Loopback, "192.0.2.1"),
+			MarkRoute(false, table), MarkRoute(true, table),
+			Rule{Priority: 100, Mark: 1, Mask: 1, Table: table}, Rule{IPv6: true, Priority: 100, Mark: 1, Mask: 1, Table: table},
+		}
+	}
+	kernels := make(map[uint32]*Kernel)
+	for _, n := range numbers {
+		k, err := OpenFor(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close()
+		kernels[n] = k
+		if failed := apply(t, k, add(owned(n)...)); len(failed) > 0 {
+			t.Fatalf("owner %d: %v", n, failed)
+		}
+	}
+	check := func(gone ...uint32) {
+		t.Helper()
+		for _, n := range numbers {
+			routes, err := kernels[n].Routes(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			rules, err := kernels[n].Rules(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := make(map[Object]bool)
+			if !slices.Contains(gone, n) {
+				for _, o := range owned(n) {
+					want[o] = true
+				}
+			}
+			got := make(map[Object]bool)
+			for _, r := range routes {
+				got[r] = true
+			}
+			for _, r := range rules {
+				got[r] = true
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("with %v gone, owner %d has\n%v\nwant\n%v", gone, n, got, want)
+			}
+		}
+	}
+	check()
+	for i, n := range numbers {
+		apply(t, kernels[n], remove(owned(n)...))
+		for j, err := range apply(t, kernels[n], remove(owned(n)[:3]...)) {
+			if !Missing(err) {
+				t.Errorf("owner %d, removed again, change %d: %v", n, j, err)
+			}
+		}
+		check(numbers[:i+1]...)
 	}
 }

@@ -19,12 +19,17 @@ type Kernel struct {
 	conn *netlink.Conn
 	// handle is for single calls.
 	handle *library.Handle
+	owner  owner
 }
 
 var _ Host = (*Kernel)(nil)
 
 // Open connects to the kernel.
-func Open() (*Kernel, error) {
+func Open() (*Kernel, error) { return OpenFor(0) }
+
+// OpenFor is Open for one of several programs like this one on a node, each of which has a number of its own: it sees no routes and
+// rules but its own. The table of its rules is to be that number, and no other program's. 0 stands for the one that has no number.
+func OpenFor(number uint32) (*Kernel, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("addresses and routes: %w", err)
@@ -33,7 +38,7 @@ func Open() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("addresses and routes: %w", errors.Join(err, c.Close()))
 	}
-	return &Kernel{conn: c, handle: h}, nil
+	return &Kernel{conn: c, handle: h, owner: owner(number)}, nil
 }
 
 // Close gives the sockets back; what was written stays.
@@ -129,12 +134,12 @@ func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
 		if family == unix.AF_INET6 && !HasIPv6() {
 			continue
 		}
-		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETROUTE, Body: header{family: family, protocol: Protocol}.bytes()})
+		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETROUTE, Body: header{family: family, protocol: k.owner.protocol()}.bytes()})
 		if err != nil {
 			return nil, fmt.Errorf("list routes: %w", err)
 		}
 		for _, m := range msgs {
-			r, oif, ours, err := decodeRoute(m)
+			r, oif, ours, err := k.owner.decodeRoute(m)
 			if err != nil {
 				return nil, fmt.Errorf("list routes: %w", err)
 			}
@@ -184,7 +189,7 @@ func (k *Kernel) Rules(ctx context.Context) ([]Rule, error) {
 			return nil, fmt.Errorf("list routing rules: %w", err)
 		}
 		for _, m := range msgs {
-			switch r, ours, err := decodeRule(m); {
+			switch r, ours, err := k.owner.decodeRule(m); {
 			case err != nil:
 				return nil, fmt.Errorf("list routing rules: %w", err)
 			case ours:
@@ -241,7 +246,7 @@ func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error)
 				continue
 			}
 		}
-		reqs, index = append(reqs, request(c, dev)), append(index, i)
+		reqs, index = append(reqs, k.owner.request(c, dev)), append(index, i)
 	}
 	errs, err := k.conn.Do(ctx, reqs)
 	for i, e := range errs {

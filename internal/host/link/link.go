@@ -14,17 +14,8 @@ import (
 const dumpTries = 5
 
 // LocalAddrs returns the addresses of all interfaces, loopback and link-local ones included, of both families, sorted and
-// without duplicates. Interfaces that are named in except are left out: kube-ipvs0 has addresses that are Services'.
-func LocalAddrs(except ...string) ([]netip.Addr, error) {
-	skip := make(map[int]bool)
-	for _, name := range except {
-		switch l, err := library.LinkByName(name); {
-		case err == nil:
-			skip[l.Attrs().Index] = true
-		case !errors.As(err, &library.LinkNotFoundError{}):
-			return nil, fmt.Errorf("find interface %s: %w", name, err)
-		}
-	}
+// without duplicates. Interfaces whose names except chooses are left out: kube-ipvs0 has addresses that are Services'.
+func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 	list, err := library.AddrList(nil, library.FAMILY_ALL)
 	for i := 1; errors.Is(err, library.ErrDumpInterrupted) && i < dumpTries; i++ {
 		list, err = library.AddrList(nil, library.FAMILY_ALL)
@@ -33,12 +24,29 @@ func LocalAddrs(except ...string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("list the addresses of the node: %w", err)
 	}
 	var out []netip.Addr
+	skip := make(map[int]bool)
 	for _, a := range list {
-		if a.IPNet == nil || skip[a.LinkIndex] {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if !ok || a.IPNet == nil {
 			continue
 		}
-		if ip, ok := netip.AddrFromSlice(a.IP); ok {
-			out = append(out, ip.Unmap())
+		if ip = ip.Unmap(); ip.Is6() && ip.IsLinkLocalUnicast() {
+			// Each pod's interface has one, and the kernel made it: none of these is worth a question.
+			out = append(out, ip)
+			continue
+		}
+		if _, asked := skip[a.LinkIndex]; !asked {
+			switch l, err := library.LinkByIndex(a.LinkIndex); {
+			case err == nil:
+				skip[a.LinkIndex] = except(l.Attrs().Name)
+			case errors.As(err, &library.LinkNotFoundError{}): // gone, and the address with it
+				skip[a.LinkIndex] = true
+			default:
+				return nil, fmt.Errorf("find interface %d: %w", a.LinkIndex, err)
+			}
+		}
+		if !skip[a.LinkIndex] {
+			out = append(out, ip)
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)

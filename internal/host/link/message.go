@@ -38,8 +38,18 @@ func familyOf(ipv6 bool) byte {
 	return unix.AF_INET
 }
 
+// owner is the number of OpenFor.
+type owner uint32
+
+func (o owner) protocol() byte {
+	if o == 0 {
+		return Protocol
+	}
+	return OwnedProtocol
+}
+
 // request is that of a change that is valid; dev is the index of the object's device.
-func request(c Change, dev int) netlink.Request {
+func (own owner) request(c Change, dev int) netlink.Request {
 	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
 	if c.Del {
 		flags = 0
@@ -54,9 +64,9 @@ func request(c Change, dev int) netlink.Request {
 	case Addr:
 		return netlink.Request{Type: pick(unix.RTM_NEWADDR, unix.RTM_DELADDR), Flags: flags, Body: o.body(dev)}
 	case Route:
-		return netlink.Request{Type: pick(unix.RTM_NEWROUTE, unix.RTM_DELROUTE), Flags: flags, Body: o.body(dev)}
+		return netlink.Request{Type: pick(unix.RTM_NEWROUTE, unix.RTM_DELROUTE), Flags: flags, Body: o.body(dev, own)}
 	case Rule:
-		return netlink.Request{Type: pick(unix.RTM_NEWRULE, unix.RTM_DELRULE), Flags: flags, Body: o.body()}
+		return netlink.Request{Type: pick(unix.RTM_NEWRULE, unix.RTM_DELRULE), Flags: flags, Body: o.body(own)}
 	}
 	panic("BUG: a change of an unknown kind of object")
 }
@@ -78,28 +88,31 @@ func (a Addr) body(dev int) []byte {
 	return b
 }
 
-func (r Route) body(dev int) []byte {
+func (r Route) body(dev int, own owner) []byte {
 	b := header{
-		family: familyOf(r.Dst.Addr().Is6()), dstLen: byte(r.Dst.Bits()), protocol: Protocol, scope: unix.RT_SCOPE_HOST, kind: unix.RTN_LOCAL,
+		family: familyOf(r.Dst.Addr().Is6()), dstLen: byte(r.Dst.Bits()), protocol: own.protocol(), scope: unix.RT_SCOPE_HOST, kind: unix.RTN_LOCAL,
 	}.bytes()
 	if r.Dst.Bits() > 0 {
 		b = netlink.AppendAttr(b, unix.RTA_DST, r.Dst.Addr().AsSlice()...)
 	}
 	b = netlink.AppendUint32(b, unix.RTA_OIF, uint32(dev))
 	b = netlink.AppendUint32(b, unix.RTA_TABLE, r.Table)
+	if own != 0 {
+		b = netlink.AppendUint32(b, unix.RTA_PRIORITY, uint32(own))
+	}
 	if r.Src.IsValid() {
 		b = netlink.AppendAttr(b, unix.RTA_PREFSRC, r.Src.AsSlice()...)
 	}
 	return b
 }
 
-func (r Rule) body() []byte {
+func (r Rule) body(own owner) []byte {
 	b := header{family: familyOf(r.IPv6), kind: ruleToTable}.bytes()
 	b = netlink.AppendUint32(b, fraPriority, r.Priority)
 	b = netlink.AppendUint32(b, fraFwmark, r.Mark)
 	b = netlink.AppendUint32(b, fraFwmask, r.Mask)
 	b = netlink.AppendUint32(b, fraTable, r.Table)
-	return netlink.AppendAttr(b, fraProtocol, Protocol)
+	return netlink.AppendAttr(b, fraProtocol, own.protocol())
 }
 
 // address is an address as it was read.
@@ -147,14 +160,14 @@ func decodeAddr(m netlink.Message) (address, error) {
 }
 
 // decodeRoute reads RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package would not make.
-func decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
+func (o owner) decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 	if m.Type != unix.RTM_NEWROUTE && m.Type != unix.RTM_DELROUTE {
 		return Route{}, 0, false, nil
 	}
 	if len(m.Body) < unix.SizeofRtMsg {
 		return Route{}, 0, false, netlink.ErrMalformed
 	}
-	if m.Body[5] != Protocol || m.Body[7] != unix.RTN_LOCAL {
+	if m.Body[5] != o.protocol() || m.Body[7] != unix.RTN_LOCAL {
 		return Route{}, 0, false, nil
 	}
 	dst := netip.IPv4Unspecified()
@@ -162,6 +175,7 @@ func decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 		dst = netip.IPv6Unspecified()
 	}
 	r.Table = uint32(m.Body[4])
+	metric := owner(0)
 	for a, err := range netlink.Attrs(m.Body[unix.SizeofRtMsg:]) {
 		if err != nil {
 			return Route{}, 0, false, err
@@ -175,14 +189,16 @@ func decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 			oif = int(a.Host32())
 		case a.Type == unix.RTA_TABLE:
 			r.Table = a.Host32()
+		case a.Type == unix.RTA_PRIORITY:
+			metric = owner(a.Host32())
 		}
 	}
 	r.Dst = netip.PrefixFrom(dst, int(m.Body[1]))
-	return r, oif, r.Dst.IsValid(), nil
+	return r, oif, r.Dst.IsValid() && (o == 0 || metric == o), nil
 }
 
 // decodeRule reads RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would not make.
-func decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
+func (o owner) decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 	if m.Type != unix.RTM_NEWRULE && m.Type != unix.RTM_DELRULE {
 		return Rule{}, false, nil
 	}
@@ -204,8 +220,8 @@ func decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 		case fraTable:
 			r.Table = a.Host32()
 		case fraProtocol:
-			ours = len(a.Data) > 0 && a.Data[0] == Protocol && m.Body[7] == ruleToTable
+			ours = len(a.Data) > 0 && a.Data[0] == o.protocol() && m.Body[7] == ruleToTable
 		}
 	}
-	return r, ours, nil
+	return r, ours && (o == 0 || r.Table == uint32(o)), nil
 }

@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Protocol is the number by which routes and rules of this program are recognised: ip route show proto 102.
-const Protocol = 102
+// Protocol is the number by which routes and rules of this program are recognised: ip route show proto 102. Those of an owner
+// (OpenFor) have OwnedProtocol, and the routes have the owner's number as their metric, the rules as their table.
+const (
+	Protocol      = 102
+	OwnedProtocol = 103
+)
 
 // LocalTable is the kernel's routing table of local addresses.
 const LocalTable uint32 = unix.RT_TABLE_LOCAL

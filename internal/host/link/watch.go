@@ -18,15 +18,15 @@ func Watch(ctx context.Context) (<-chan struct{}, error) {
 // WatchLoss signals after something that Apply made may be gone or changed: the device was removed or changed, or the
 // loopback device was; an address, or one of our routes or rules, was removed, whoever did it. The kernel says nothing of
 // IPv4 routes that it removes with their device or its last address, but it tells of those. The channel is like Watch's.
-func WatchLoss(ctx context.Context, dev string) (<-chan struct{}, error) {
+func (k *Kernel) WatchLoss(ctx context.Context, dev string) (<-chan struct{}, error) {
 	return watch(ctx, []int{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
-	}, func(m netlink.Message) bool { return isLoss(m, dev) })
+	}, func(m netlink.Message) bool { return k.owner.isLoss(m, dev) })
 }
 
 // isLoss says whether a notification is one for WatchLoss.
-func isLoss(m netlink.Message, dev string) bool {
+func (o owner) isLoss(m netlink.Message, dev string) bool {
 	switch m.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		if len(m.Body) < unix.SizeofIfInfomsg {
@@ -43,10 +43,10 @@ func isLoss(m netlink.Message, dev string) bool {
 		a, err := decodeAddr(m)
 		return err != nil || !a.prefix.Addr().IsLinkLocalUnicast()
 	case unix.RTM_DELROUTE:
-		_, _, ours, err := decodeRoute(m)
+		_, _, ours, err := o.decodeRoute(m)
 		return err != nil || ours
 	case unix.RTM_DELRULE:
-		_, ours, err := decodeRule(m)
+		_, ours, err := o.decodeRule(m)
 		return err != nil || ours
 	}
 	return false

@@ -25,7 +25,7 @@ func TestKernelWatchLoss(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	w, err := WatchLoss(ctx, vipDev)
+	w, err := k.WatchLoss(ctx, vipDev)
 	if err != nil {
 		t.Fatal(err)
 	}
