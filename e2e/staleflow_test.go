@@ -201,19 +201,22 @@ func testAddressGone(t *testing.T, c *cluster) {
 	c.endpoints(t, svc, ready("node2-p1"))
 	c.settle(t)
 	node := c.lab.Nodes[0]
-	// As --nodeport-addresses may be "primary", the address that goes is on the list of a daemon of its own.
 	extra := [2]string{"198.51.100.77/32", "2001:db8:100::77/128"}
-	c.restart(t, 0, "--nodeport-addresses="+extra[0]+","+extra[1])
-	t.Cleanup(func() { c.restart(t, 0) })
 	ip := func(t *testing.T, args ...string) {
 		out, err := node.Run(context.WithoutCancel(t.Context()), "ip", args...)
 		if err != nil {
 			t.Errorf("ip %v: %v\n%s", args, err, out)
 		}
 	}
+	for _, a := range extra {
+		ip(t, "addr", "add", a, "dev", "lo")
+	}
+	// As --nodeport-addresses may be "primary", the addresses that go are on the list of a daemon of its own. It knows them from
+	// its start: one that comes and goes before a daemon has noticed leaves flows behind.
+	c.restart(t, 0, "--nodeport-addresses="+extra[0]+","+extra[1])
+	t.Cleanup(func() { c.restart(t, 0) })
 	var flows []*flow
 	for f := range families {
-		ip(t, "addr", "add", extra[f], "dev", "lo")
 		to := netip.AddrPortFrom(netip.MustParsePrefix(extra[f]).Addr(), uint16(svc.Spec.Ports[0].NodePort))
 		fl := &flow{name: "client to " + to.String()}
 		var err error
