@@ -81,6 +81,7 @@ func TestStartup(t *testing.T) {
 	s := newStartup(t, hosttest.NFTables)
 	t.Run("named proxy", s.testProxyName)
 	t.Run("kube-proxy beside", s.testKubeProxy)
+	t.Run("a family cannot be read", s.testUnreadFamily)
 	t.Run("the Node comes and goes", s.testNode)
 }
 
