@@ -46,15 +46,15 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 	id := instance.Of(cfg.ServiceProxyName)
 	switch cfg.Mode {
 	case config.ModeIPTables:
-		b, flavour, err := iptables.Open(ctx, log, id, dropInvalid(log))
+		p, err := iptables.Open(ctx, log, id, dropInvalid(log))
 		if err != nil {
 			return dataplane{}, err
 		}
 		narrow(ctx, id, log)
 		old := newRetirement(cfg, log)
-		return dataplane{Families: b.Families, finder: b.Found, rules: b.Rules, run: old.run, verified: func(ctx context.Context, f fwd.Family) {
+		return dataplane{Families: p.Families, finder: p.Found, rules: p.Rules, run: old.run, drift: p.Drift, written: p.Listen, verified: func(ctx context.Context, f fwd.Family) {
 			routeLocalnet(cfg, f, log)
-			iptables.RemoveOthers(ctx, id, flavour, f, nil, log)
+			iptables.RemoveOthers(ctx, id, p.Flavour, f, nil, log)
 			removeNFTables(ctx, f, id, log)
 			old.begin(f)
 		}}, nil
@@ -65,7 +65,7 @@ func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Serv
 		}
 		narrow(ctx, id, log)
 		old := newRetirement(cfg, log)
-		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: hints(ctx, p.Drift, p.Families), written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
+		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: p.Drift, written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
 			iptables.RemoveOthers(ctx, id, "", f, func(l iptables.Leftover) { closeLoopback(ctx, l, log) }, log)
 			old.begin(f)
 		}}, nil
@@ -106,33 +106,13 @@ func openIPVS(ctx context.Context, cfg *config.Config, id instance.ID, warn func
 			}
 		}
 	}
-	return dataplane{Families: p.Families, drift: hints(ctx, p.Drift, p.Families), run: p.Run, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
+	return dataplane{Families: p.Families, drift: p.Drift, run: p.Run, written: p.Listen, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
 		iptables.RemoveOthers(ctx, id, p.Flavour, f, nil, log)
 		removeNFTables(ctx, f, id, log)
 		if err := p.Widen(ctx, f); err != nil {
 			log.Warn("packets with the mark are routed by the addresses of virtual servers, as in a change of modes", "family", f.String(), "error", err)
 		}
 	}}, nil
-}
-
-// hints makes one for each family of what a kernel tells without saying in which. The channel is closed when the other is.
-func hints(ctx context.Context, changed <-chan struct{}, served backend.Families) <-chan backend.Drift {
-	out := make(chan backend.Drift)
-	go func() {
-		defer close(out)
-		for range changed {
-			for i, f := range fwd.Families {
-				if served[i] == nil {
-					continue
-				}
-				select {
-				case out <- backend.Drift{Family: f}:
-				case <-ctx.Done():
-				}
-			}
-		}
-	}()
-	return out
 }
 
 // narrow keeps what --ipvs-vip=mark left from bringing to this node what the rules of another mode send to endpoints.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -34,6 +35,8 @@ type observers struct {
 	waiting func() bool
 	// healthServed says that serveHealth was called.
 	healthServed bool
+	// driftReported is, by fwd.Family.Index, when the last Event about drift was made. Only the loop's goroutine uses it.
+	driftReported [2]time.Time
 }
 
 // newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run, so that the
@@ -165,6 +168,34 @@ func (o *observers) Synced(s reconcile.Sync) {
 	}
 	o.health.Synced(s.Start, s.End, tried, failed, s.Quarantined)
 	o.metrics.Synced(s)
+	o.reportDrift(s)
+}
+
+// driftReportPause is the least time between two Events about drift of one family: a fight with another program is one story.
+const driftReportPause = 10 * time.Minute
+
+// reportDrift makes an Event on the Node of what others have changed.
+func (o *observers) reportDrift(s reconcile.Sync) {
+	for i, part := range s.Families {
+		if last := &o.driftReported[i]; part.Drifted > 0 && (last.IsZero() || s.End.Sub(*last) >= driftReportPause) {
+			*last = s.End
+			o.recorder.Node(true, reasonDrift, driftMessage(fwd.Families[i], part))
+		}
+	}
+}
+
+// driftMessage says what was changed and, where the kernel tells, by whom.
+func driftMessage(f fwd.Family, part reconcile.FamilySync) string {
+	what, who := "", "another program"
+	if d := part.Drift; d != nil {
+		if d.What != "" {
+			what = " (" + d.What + ")"
+		}
+		if d.Process != "" {
+			who = d.Process
+		}
+	}
+	return fmt.Sprintf("%s changed %d objects of the %s dataplane%s; fairlead has repaired them", who, part.Drifted, f, what)
 }
 
 func (o *observers) Verified(f fwd.Family, at time.Time) {

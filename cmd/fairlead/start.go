@@ -29,6 +29,7 @@ const (
 	reasonMode      = "ModeUnusable"
 	reasonConntrack = "ConntrackSettings"
 	reasonNode      = "NodeSettings"
+	reasonDrift     = "DriftRepaired"
 )
 
 // prepare brings the kernel into the state that the mode needs and opens its dataplane.

@@ -47,6 +47,8 @@ var rooms = []room{
 	{path: "internal/backend/...", inside: []string{"internal/backend", "internal/fwd", "internal/delta", "internal/host/...", "internal/instance"}},
 	{path: "internal/host/hosttest", outside: []string{"github.com/vishvananda/", "golang.org/x/sys"}, effects: []string{"net", "os/exec", "syscall"}, test: true},
 	{path: "internal/host/nft", inside: []string{"internal/fwd", "internal/host/netlink"}, outside: []string{"golang.org/x/sys"}},
+	{path: "internal/host/xtables", inside: []string{"internal/fwd", "internal/host/nft"}, outside: []string{"github.com/coreos/go-iptables", "golang.org/x/sys"},
+		effects: []string{"os/exec", "syscall", "unsafe"}},
 	{path: "internal/host/...",
 		outside: []string{"github.com/coreos/go-iptables", "github.com/moby/ipvs", "github.com/vishvananda/", "golang.org/x/sys"},
 		effects: []string{"net", "os/exec", "syscall", "unsafe"}},

@@ -47,13 +47,6 @@ type Reading interface {
 	Accept() (drifted int, ok bool)
 }
 
-// Drift is a hint that somebody else may have changed what a Backend wrote.
-type Drift struct {
-	Family fwd.Family
-	// What was changed and Process, the program that did it, are for the log; empty where the kernel does not tell.
-	What, Process string
-}
-
 // Result counts what an Apply wrote: objects of the backend's own kind (a chain, a virtual server).
 type Result struct {
 	Written, Deleted int

@@ -47,11 +47,10 @@ type FamilySync struct {
 	Triggers []time.Time
 	// Result counts what was written.
 	Result backend.Result
-	// Drifted counts objects that others had changed.
+	// Drifted counts objects that others had changed, Drift is the hint that led to finding them, nil if none did.
 	Drifted int
+	Drift   *backend.Drift
 
-	// drift is the hint that led to finding that, nil if none did.
-	drift *backend.Drift
 	// verified says that everything written before was found in the kernel.
 	verified bool
 }
@@ -172,8 +171,8 @@ func (l *Loop) logSync(rep *Sync, first bool) {
 		if part.Drifted > 0 {
 			drifted = append(drifted, f.String())
 			objects += part.Drifted
-			if part.drift != nil {
-				drift = *part.drift
+			if part.Drift != nil {
+				drift = *part.Drift
 			}
 		}
 	}

@@ -150,7 +150,7 @@ func (l *Loop) endReading(ctx context.Context, r *reading) {
 	written := f.written
 	part.Full = true
 	if written {
-		part.Drifted, part.drift = drifted, r.drift
+		part.Drifted, part.Drift = drifted, r.drift
 	}
 	l.write(ctx, &rep, []*family{f}, l.writable())
 	if written && drifted == 0 && f.read {

@@ -57,14 +57,26 @@ func (o FamilyOptions) options() options {
 	return options{bpf: o.HairpinBPF, randomFully: o.RandomFully, dropInvalid: o.DropInvalid}
 }
 
-// Open finds out which iptables the node uses and returns a Backend of an instance on it, for the families that the kernel and the
-// tools offer; at least one. The error says what is missing and what to do.
-func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid bool) (*Backend, xtables.Flavour, error) {
+// Plane is the mode on this node's kernel.
+type Plane struct {
+	*Backend
+	// Flavour is the one of iptables that is in use.
+	Flavour xtables.Flavour
+	// Drift receives when somebody else has changed rules of a family, since Listen was called for it.
+	Drift backend.Hints
+	// Listen is to be called once for each family, when everything was written for the first time.
+	Listen func(fwd.Family)
+}
+
+// Open finds out which iptables the node uses and returns a Plane of an instance on it, for the families that the kernel
+// and the tools offer; at least one. The error says what is missing and what to do.
+func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid bool) (*Plane, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	opts := make(map[fwd.Family]FamilyOptions)
+	kernel := make(map[fwd.Family]*xtables.Tables)
 	var errs []error
 	for _, f := range fwd.Families {
 		tables, err := xtables.New(flavour, f == fwd.IPv6)
@@ -89,7 +101,7 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 		if flavour != xtables.Legacy {
 			o.MaxChains = nftMaxChains
 		}
-		opts[f] = o
+		opts[f], kernel[f] = o, tables
 		if !affinity {
 			log.Warn("Services with session affinity cannot be served: load the module "+affinityNeed.Module+" on the host", "family", f.String())
 		}
@@ -97,12 +109,21 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully, "chains", id.Prefix())
 	}
 	if len(opts) == 0 {
-		return nil, "", errors.Join(errs...)
+		return nil, errors.Join(errs...)
 	}
 	for _, err := range errs {
 		log.Warn("one address family is left out", "error", err)
 	}
-	return New(opts), flavour, nil
+	p := &Plane{Backend: New(opts), Flavour: flavour, Drift: backend.NewHints()}
+	p.Listen = func(f fwd.Family) {
+		err := kernel[f].Watch(ctx, []string{NAT.String(), Filter.String()}, id.Prefix(), func(table, process string) {
+			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
+		})
+		if err != nil {
+			log.Warn("what others do to the rules is not noticed before the next verification", "family", f.String(), "error", err)
+		}
+	}
+	return p, nil
 }
 
 // Render prints the whole program of a table for one family as input for iptables-restore --noflush, as a kernel and

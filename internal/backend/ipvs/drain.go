@@ -343,6 +343,10 @@ func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostip
 			b.add(k, delReal(a), func() { t.undrain(k, a) })
 		}
 	}
+	if len(b.ops) == 0 {
+		return nil
+	}
+	defer t.changing()()
 	return b.run(ctx, t.opts.Servers)
 }
 

@@ -102,8 +102,7 @@ func (t *target) widen(ctx context.Context) error {
 	if !t.isNarrow() {
 		return nil
 	}
-	t.touch()
-	defer t.touch()
+	defer t.changing()()
 	var c linkChanges
 	k := Key{Kind: KindDivert}
 	c.add(k, link.MarkRoute(t.family == fwd.IPv6, divertTableOf(t.opts.Instance)))

@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 	"github.com/fairlead/fairlead/internal/host/ipset"
@@ -50,14 +52,24 @@ type Plane struct {
 	*Backend
 	// Flavour is the one of iptables that is in use.
 	Flavour xtables.Flavour
-	// Drift receives when something that the backend wrote may be gone; it is closed when the context of Open ends.
-	Drift <-chan struct{}
+	// Drift receives when something that the backend wrote may have been changed by others.
+	Drift backend.Hints
+	// Listen is to be called once for each family, when everything was written for the first time: from then on changes of
+	// rules are noticed. Those of addresses and routes are noticed at once, those of virtual servers and sets by Run.
+	Listen func(fwd.Family)
 
 	sweeper *sweeper
+	looker  *looker
 }
 
-// Run removes connection-tracking entries from before their virtual server, until the context ends.
-func (p *Plane) Run(ctx context.Context) { p.sweeper.run(ctx) }
+// Run removes connection-tracking entries from before their virtual server, and looks whether others have changed virtual
+// servers or sets, until the context ends.
+func (p *Plane) Run(ctx context.Context) {
+	var both sync.WaitGroup
+	both.Go(func() { p.sweeper.run(ctx) })
+	both.Go(func() { p.looker.run(ctx) })
+	both.Wait()
+}
 
 // Open prepares this node's kernel and returns a Backend on it, for the families that kernel and tools offer; at least
 // one. The error says what is missing and what to do.
@@ -99,7 +111,7 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 		common.DrainTimeout = o.DrainTimeout
 	}
 	common.RenderOptions = RenderOptions{Instance: o.Instance, VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude}
-	opts, err := openFamilies(ctx, log, p, common, o)
+	opts, kernel, err := openFamilies(ctx, log, p, common, o)
 	if err != nil {
 		return nil, err
 	}
@@ -108,10 +120,27 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 			return nil, err
 		}
 	}
-	if p.Drift, err = links.WatchLoss(ctx, o.Instance.Device()); err != nil {
+	p.Backend, p.Drift = New(opts), backend.NewHints()
+	lost, err := links.WatchLoss(ctx, o.Instance.Device())
+	if err != nil {
 		return nil, err
 	}
-	p.Backend = New(opts)
+	go func() {
+		for range lost {
+			for f := range opts {
+				p.Drift.Send(backend.Drift{Family: f, What: "addresses, routes or routing rules"})
+			}
+		}
+	}()
+	p.Listen = func(f fwd.Family) {
+		err := kernel[f].Watch(ctx, tables, o.Instance.Prefix(), func(table, process string) {
+			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
+		})
+		if err != nil {
+			log.Warn("what others do to the rules is not noticed before the next verification", "family", f.String(), "error", err)
+		}
+	}
+	p.looker = newLooker(servers, sets.Sizes, p.targets(), p.Drift)
 	if size, err := servers.ConnTableSize(ctx); err == nil {
 		log.Info("using IPVS", "scheduler", o.Scheduler, "vips", o.VIPs.String(), "connectionBuckets", size, "tcpTimeout", t.TCP, "finTimeout", t.TCPFin,
 			"udpTimeout", t.UDP, "drainTimeout", common.DrainTimeout)
@@ -164,10 +193,10 @@ func setTimeouts(ctx context.Context, servers hostipvs.Interface, t hostipvs.Tim
 }
 
 // openFamilies finds the flavour of iptables and the families that can be used.
-func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common FamilyOptions, o Options) (map[fwd.Family]FamilyOptions, error) {
+func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common FamilyOptions, o Options) (map[fwd.Family]FamilyOptions, map[fwd.Family]*xtables.Tables, error) {
 	detected, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	flavours := []xtables.Flavour{detected}
 	for _, fl := range []xtables.Flavour{xtables.NFT, xtables.Legacy} {
@@ -181,7 +210,7 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 			why = fmt.Sprintf("the kernel does not take the rules from %s", detected)
 		}
 		p.Flavour = fl
-		opts, failed := openFlavour(ctx, fl, common, o)
+		opts, kernel, failed := openFlavour(ctx, fl, common, o)
 		if len(opts) == 0 {
 			errs = append(errs, failed...)
 			continue
@@ -194,14 +223,14 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 				log.Info("using iptables", "family", f.String(), "flavour", string(fl), "why", why, "hairpinByBPF", fo.HairpinBPF, "randomFully", fo.RandomFully, "chains", o.Instance.Prefix())
 			}
 		}
-		return opts, nil
+		return opts, kernel, nil
 	}
-	return nil, errors.Join(errs...)
+	return nil, nil, errors.Join(errs...)
 }
 
 // openFlavour finds the families that can be used with a flavour.
-func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, o Options) (opts map[fwd.Family]FamilyOptions, failed []error) {
-	opts = make(map[fwd.Family]FamilyOptions)
+func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, o Options) (opts map[fwd.Family]FamilyOptions, kernel map[fwd.Family]*xtables.Tables, failed []error) {
+	opts, kernel = make(map[fwd.Family]FamilyOptions), make(map[fwd.Family]*xtables.Tables)
 	for _, f := range fwd.Families {
 		if f == fwd.IPv6 && !link.HasIPv6() {
 			failed = append(failed, fmt.Errorf("%s: the kernel does not speak it", f))
@@ -221,9 +250,9 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 		}
 		fo := common
 		fo.Tables, fo.HairpinBPF, fo.RandomFully, fo.NodeIP = tables, bpf, tables.RandomFully(), o.NodeIP[f.Index()]
-		opts[f] = fo
+		opts[f], kernel[f] = fo, tables
 	}
-	return opts, failed
+	return opts, kernel, failed
 }
 
 // tryKernel says whether the kernel has what the rules need, and xt_bpf beside. One that holds the rules of an earlier run has

@@ -91,6 +91,8 @@ type target struct {
 	leaving map[Key]struct{}
 	// writes counts Writes and Tends that may have changed something, so that Read can tell that it was alone.
 	writes uint64
+	// writing counts those that go on.
+	writing int
 	// replaced are the schedulers of virtual servers which have the default one, since the kernel lacks theirs.
 	replaced map[Key]*Server
 	// complete says that the last Write had no failure, so that what is wanted is there.
@@ -144,6 +146,13 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 func (b *Backend) Draining() (out [2]Draining) {
 	for _, f := range b.families {
 		out[f.target.family.Index()] = f.target.draining(b.now())
+	}
+	return out
+}
+
+func (b *Backend) targets() (out []*target) {
+	for _, f := range b.families {
+		out = append(out, f.target)
 	}
 	return out
 }

@@ -26,8 +26,7 @@ import (
 // Real servers that would be met by others with the new chains go before these. If something of the first half fails, only what
 // does not depend on it goes.
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
-	t.touch()
-	defer t.touch()
+	defer t.changing()()
 	t.leave(p)
 	w := &writer{target: t, plan: p, done: func(k Key) { done(k); t.left(k) }, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
 	w.sortKeys()
@@ -91,11 +90,18 @@ func (t *target) left(k Key) {
 	delete(t.leaving, k)
 }
 
-// touch notes that the kernel changes.
-func (t *target) touch() {
+// changing notes that the kernel changes from now on, until the function that it returns is called.
+func (t *target) changing() (done func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.writes++
+	t.writing++
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.writes++
+		t.writing--
+	}
 }
 
 // writer carries out one plan.

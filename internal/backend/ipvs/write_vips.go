@@ -299,8 +299,7 @@ func (t *target) release(ctx context.Context) error {
 	if len(links.changes)+len(entries) == 0 {
 		return nil
 	}
-	t.touch()
-	defer t.touch()
+	defer t.changing()()
 	failed := links.apply(ctx, t.opts.Links)
 	maps.Copy(failed, t.releaseEntries(ctx, entries))
 	t.mu.Lock()

@@ -50,9 +50,8 @@ type Backend struct {
 // Plane is the mode on this node's kernel.
 type Plane struct {
 	*Backend
-	// Drift receives when somebody else has changed a table of ours, since Listen was called; it is closed when the context of
-	// Open ends.
-	Drift <-chan struct{}
+	// Drift receives when somebody else has changed a table of ours, since Listen was called.
+	Drift backend.Hints
 	// Listen is to be called when all was written for the first time, since it makes that take longer. Where there is a table
 	// already Open has called it; more than one call is harmless.
 	Listen func()
@@ -83,9 +82,12 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error)
 	for _, err := range errs {
 		log.Warn("one address family is left out", "error", err)
 	}
-	drift := make(chan struct{}, 1)
+	drift := backend.NewHints()
 	p := &Plane{Backend: newBackend(tables, 0, log), Drift: drift, Listen: sync.OnceFunc(func() {
-		if err := nft.Watch(ctx, drift, table, conns...); err != nil {
+		report := func(f fwd.Family, process string) {
+			drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
+		}
+		if err := nft.WatchTable(ctx, table, conns, report, func() {}); err != nil {
 			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
 		}
 	})}

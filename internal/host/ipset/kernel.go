@@ -84,6 +84,25 @@ func (k *Kernel) Exists(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// Sizes returns the numbers of entries of the sets whose names begin with prefix, by name, without reading the entries.
+func (k *Kernel) Sizes(ctx context.Context, prefix string) (map[string]uint32, error) {
+	msgs, err := k.conn.List(ctx, listRequest("", flagListHeader))
+	if err != nil {
+		return nil, fmt.Errorf("list the sizes of sets: %w", named(err))
+	}
+	all, err := decodeList(msgs)
+	if err != nil {
+		return nil, fmt.Errorf("list the sizes of sets: %w", err)
+	}
+	sizes := make(map[string]uint32)
+	for _, c := range all {
+		if strings.HasPrefix(c.Name, prefix) {
+			sizes[c.Name] = c.size
+		}
+	}
+	return sizes, nil
+}
+
 // Create implements Sets.
 func (k *Kernel) Create(ctx context.Context, s Set) error {
 	if err := s.Validate(); err != nil {

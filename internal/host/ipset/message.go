@@ -52,6 +52,7 @@ const (
 	attrNetmask   = 20
 	attrIP2       = 20
 	attrCIDR2     = 21
+	attrElements  = 24
 
 	attrIPv4 = 1
 	attrIPv6 = 2
@@ -191,6 +192,8 @@ type listed struct {
 	Content
 	// options are settings that this package never makes.
 	options []string
+	// size is how many entries the kernel says that the set has.
+	size uint32
 }
 
 // decodeList reads the messages of a list. A large set comes in several, of which the first has the settings.
@@ -242,6 +245,8 @@ func (c *listed) decodeSettings(b []byte) error {
 		switch n := number(a); a.Type {
 		case attrMaxelem:
 			c.MaxElem = n
+		case attrElements:
+			c.size = n
 		case attrTimeout:
 			c.options = append(c.options, fmt.Sprintf("timeout %d", n))
 		case attrCADTFlags:

@@ -2,50 +2,121 @@ package nft
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Watch reports from now on that somebody else has changed the table of a family: it sends to the channel, without waiting,
-// after each transaction of others in which the table occurs, and where something of that kind may have been missed. conns
-// are those whose own transactions are left out. The channel is closed when the context ends, unless Watch fails.
+// Change is what the kernel tells of one object that a transaction made, changed or removed.
+type Change struct {
+	// Kind is the type of the message, such as unix.NFT_MSG_DELRULE.
+	Kind uint16
+	// Family and Table are those of the object. Tables of other families are left out.
+	Family fwd.Family
+	Table  string
+	// Message is the whole notification. It is valid until the function that gets it returns.
+	Message netlink.Message
+}
+
+// Watch reports, from when it returns until the context ends, which tables of nf_tables somebody else changes. foreign says
+// which changes count. report is called once for each family that has some, after each transaction, with the process that
+// committed it, such as "nft (pid 4711)": its name, and its ID as the first PID namespace of the machine sees it. Where
+// notifications may have been lost, report is called for both families, without a process. Neither function may wait. ended
+// is called
+// last.
 //
-// The kernel tells of each element that anybody writes, ours too: while there is somebody to tell, that takes a quarter of
+// The kernel tells of each object that anybody writes, ours too: while there is somebody to tell, that takes a quarter of
 // the time of writing very many.
-func Watch(ctx context.Context, changed chan<- struct{}, table string, conns ...*Conn) error {
-	signal := func() {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	}
+func Watch(ctx context.Context, foreign func(Change) bool, report func(f fwd.Family, process string), ended func()) error {
+	w := &watch{foreign: foreign, report: report}
 	return netlink.Subscribe(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, netlink.Listener{
-		Messages: func(ms []netlink.Message) {
-			if slices.ContainsFunc(ms, func(m netlink.Message) bool {
-				own := slices.ContainsFunc(conns, func(c *Conn) bool { return c.writes.Sent(m) })
-				return !own && concerns(m, table)
-			}) {
-				signal()
-			}
+		Messages: w.messages,
+		Missed: func(error) {
+			w.changed = [2]bool{true, true}
+			w.commit("")
 		},
-		Missed: func(error) { signal() },
-		Ended:  func() { close(changed) },
+		Ended: ended,
 	})
 }
 
-// concerns says whether a message is about the table. In all of nf_tables' messages that name a table the attribute for it
-// is the first kind.
-func concerns(m netlink.Message, table string) bool {
-	if m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || m.Type&0xff == unix.NFT_MSG_NEWGEN || len(m.Body) < sizeofGenmsg {
-		return false
+// WatchTable is Watch for a table that only the transactions of conns may change.
+func WatchTable(ctx context.Context, table string, conns []*Conn, report func(f fwd.Family, process string), ended func()) error {
+	return Watch(ctx, func(c Change) bool {
+		return c.Table == table && !slices.ContainsFunc(conns, func(own *Conn) bool { return own.writes.Sent(c.Message) })
+	}, report, ended)
+}
+
+// watch puts together what belongs to one transaction: the kernel tells of each object, then of the commit.
+type watch struct {
+	foreign func(Change) bool
+	report  func(f fwd.Family, process string)
+	// changed says by fwd.Family.Index whether the present transaction has a change that counts.
+	changed [2]bool
+}
+
+func (w *watch) messages(ms []netlink.Message) {
+	for _, m := range ms {
+		if m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Body) < sizeofGenmsg {
+			continue
+		}
+		if m.Type&0xff == unix.NFT_MSG_NEWGEN {
+			w.commit(committer(m))
+			continue
+		}
+		if c, ok := changeIn(m); ok && !w.changed[c.Family.Index()] && w.foreign(c) {
+			w.changed[c.Family.Index()] = true
+		}
+	}
+}
+
+func (w *watch) commit(process string) {
+	for _, f := range fwd.Families {
+		if w.changed[f.Index()] {
+			w.report(f, process)
+		}
+	}
+	w.changed = [2]bool{}
+}
+
+// changeIn reads a notification. In all that name a table the attribute for it is the first kind.
+func changeIn(m netlink.Message) (Change, bool) {
+	c := Change{Kind: m.Type & 0xff, Message: m}
+	switch m.Body[0] {
+	case unix.NFPROTO_IPV4:
+		c.Family = fwd.IPv4
+	case unix.NFPROTO_IPV6:
+		c.Family = fwd.IPv6
+	default:
+		return c, false
 	}
 	for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
 		if err == nil && a.Type == unix.NFTA_TABLE_NAME {
-			return a.Text() == table
+			c.Table = a.Text()
+			return c, true
 		}
 	}
-	return false
+	return c, false
+}
+
+// committer names the process that committed a transaction, by the notification of its end (enum nft_gen_attributes).
+func committer(m netlink.Message) string {
+	const procPID, procName = 2, 3
+	name, pid := "", uint32(0)
+	for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
+		switch {
+		case err != nil:
+		case a.Type == procPID:
+			pid = a.Net32()
+		case a.Type == procName:
+			name = a.Text()
+		}
+	}
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s (pid %d)", name, pid)
 }

@@ -2,9 +2,13 @@ package nft
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -26,10 +30,15 @@ func TestKernelWatch(t *testing.T) {
 		return c
 	}
 	ours, theirs, other := open("fl-test"), open("fl-test"), open("fl-other")
-	changed := make(chan struct{}, 1)
-	if err := Watch(ctx, changed, "fl-test", ours); err != nil {
+	type report struct {
+		family  fwd.Family
+		process string
+	}
+	changed := make(chan report, 10)
+	if err := WatchTable(ctx, "fl-test", []*Conn{ours}, func(f fwd.Family, process string) { changed <- report{f, process} }, func() { close(changed) }); err != nil {
 		t.Fatal(err)
 	}
+	us := report{fwd.IPv4, fmt.Sprintf("%s (pid %d)", programName(t), os.Getpid())}
 	commit := func(c *Conn, ops ...Op) {
 		t.Helper()
 		if err := c.Commit(ctx, ops); err != nil {
@@ -40,7 +49,10 @@ func TestKernelWatch(t *testing.T) {
 	commit(other, Op{Kind: AddTable}, Op{Kind: AddChain, Name: "c"})
 	commit(theirs, Op{Kind: AddRules, Name: "c", Rules: []Rule{{Masquerade()}}})
 	select {
-	case <-changed:
+	case got := <-changed:
+		if got != us {
+			t.Errorf("heard of %v, want %v", got, us)
+		}
 	case <-time.After(hosttest.Patience):
 		t.Fatal("a foreign rule in the table is not heard")
 	}
@@ -64,27 +76,57 @@ func TestKernelWatch(t *testing.T) {
 	}
 }
 
-func TestConcerns(t *testing.T) {
-	w := writer{buf: []byte{2, 0, 0, 0}}
-	w.text(1, "fairlead")
+// programName is the name that the kernel knows this program by.
+func programName(t *testing.T) string {
+	t.Helper()
+	comm, err := os.ReadFile("/proc/thread-self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(comm))
+}
+
+func TestWatchTransactions(t *testing.T) {
+	body := func(family byte, table string) []byte {
+		w := writer{buf: []byte{family, 0, 0, 0}}
+		w.text(unix.NFTA_TABLE_NAME, table)
+		return w.buf
+	}
+	message := func(kind uint16, body []byte) netlink.Message {
+		return netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | kind, Body: body}
+	}
+	rule := func(family byte, table string) netlink.Message {
+		return message(unix.NFT_MSG_NEWRULE, body(family, table))
+	}
+	var gen writer
+	gen.buf = []byte{0, 0, 0, 0}
+	gen.bytes(2, "\x00\x00\x10\xe1")
+	gen.text(3, "nft")
+	end := message(unix.NFT_MSG_NEWGEN, gen.buf)
 	tests := []struct {
 		name string
-		kind uint16
-		body []byte
-		want bool
+		in   []netlink.Message
+		want []string
 	}{
-		{"a rule of the table", 6, w.buf, true},
-		{"the end of a transaction", 15, w.buf, false},
-		{"cut short", 6, w.buf[:12], false},
-		{"nothing", 6, nil, false},
-		{"of another subsystem", 6 | 1<<8, w.buf, false},
+		{"two rules of the table", []netlink.Message{rule(2, "fairlead"), rule(2, "fairlead"), end}, []string{"IPv4 nft (pid 4321)"}},
+		{"both families", []netlink.Message{rule(10, "fairlead"), rule(2, "fairlead"), end}, []string{"IPv4 nft (pid 4321)", "IPv6 nft (pid 4321)"}},
+		{"a family that is neither", []netlink.Message{rule(unix.NFPROTO_INET, "fairlead"), end}, nil},
+		{"another table", []netlink.Message{rule(2, "fairlea"), end}, nil},
+		{"a transaction that has not ended", []netlink.Message{rule(2, "fairlead")}, nil},
+		{"a transaction each", []netlink.Message{end, rule(2, "fairlead"), end, end}, []string{"IPv4 nft (pid 4321)"}},
+		{"a commit by nobody", []netlink.Message{rule(2, "fairlead"), message(unix.NFT_MSG_NEWGEN, []byte{0, 0, 0, 0})}, []string{"IPv4 "}},
+		{"cut short", []netlink.Message{message(unix.NFT_MSG_NEWRULE, body(2, "fairlead")[:10]), message(unix.NFT_MSG_NEWRULE, nil), message(unix.NFT_MSG_NEWGEN, nil), end}, nil},
+		{"another subsystem", []netlink.Message{{Type: 1<<8 | unix.NFT_MSG_NEWRULE, Body: body(2, "fairlead")}, end}, nil},
 	}
 	for _, tt := range tests {
-		if got := concerns(netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 ^ tt.kind, Body: tt.body}, "fairlead"); got != tt.want {
-			t.Errorf("%s: %v", tt.name, got)
+		var got []string
+		w := &watch{
+			foreign: func(c Change) bool { return c.Table == "fairlead" },
+			report:  func(f fwd.Family, process string) { got = append(got, f.String()+" "+process) },
 		}
-	}
-	if concerns(netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | 6, Body: w.buf}, "fairlea") {
-		t.Error("another table's name")
+		w.messages(tt.in)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
 	}
 }

@@ -2,7 +2,8 @@
 // iptables-save, and writes them with iptables-restore. It knows nothing of Services and holds no rules.
 //
 //	Detect ─► Flavour ─► New(flavour, family) ─► Tables ─┬─ Read(table)    ─► iptables-save ─► ParseTable ─► chains
-//	                                                     └─ Restore(input) ─► one iptables-restore --noflush
+//	                                                     ├─ Restore(input) ─► one iptables-restore --noflush
+//	                                                     └─ Watch(tables)  ─► notifications of nf_tables, or a look each second
 //	tests: Fake, which keeps tables in memory and refuses what the kernel refuses
 //
 // Invariants:
@@ -11,7 +12,8 @@
 //     order of the input, so that an error may leave the earlier ones written.
 //  2. The xtables lock is awaited, never broken. A lock that is not to be had is an error that may pass.
 //  3. Nothing is written by Detect and Read; Lacking writes nothing that remains.
-//  4. Legacy tables are never asked for by name in Detect: asking makes the kernel create them.
+//  4. What Restore writes is never reported by Watch.
+//  5. Legacy tables are never asked for by name in Detect: asking makes the kernel create them.
 //
 // Only backends and commands import the package. It is tested with scripts in place of the binaries, by fuzzing the
 // parser, and, with FAIRLEAD_KERNEL_TESTS=1 as root, by running the same inputs through both real flavours in a network

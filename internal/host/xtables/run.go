@@ -43,6 +43,11 @@ func (r result) err() error {
 
 // run runs a child to its end; the end of the context kills it.
 func run(ctx context.Context, stdin io.Reader, stdout io.Writer, path string, args ...string) result {
+	return runNoted(ctx, nil, stdin, stdout, path, args...)
+}
+
+// runNoted is run for a child that writes: its process ID is noted in w, if that is not nil.
+func runNoted(ctx context.Context, w *writers, stdin io.Reader, stdout io.Writer, path string, args ...string) result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
@@ -57,7 +62,10 @@ func run(ctx context.Context, stdin io.Reader, stdout io.Writer, path string, ar
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	// A grandchild could keep the pipes open after the child was killed.
 	cmd.WaitDelay = 5 * time.Second
-	err := cmd.Run()
+	err := w.start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -25,12 +26,15 @@ type Interface interface {
 	Restore(ctx context.Context, input []byte) error
 }
 
-// Tables are the tables of one family in this network namespace, as one flavour sees them. It is immutable and safe for
-// concurrent use; the kernel and the xtables lock serialise writers.
+// Tables are the tables of one family in this network namespace, as one flavour sees them. It is safe for concurrent use;
+// the kernel and the xtables lock serialise writers.
 type Tables struct {
 	flavour             Flavour
 	main, save, restore string // paths
 	info                *iptables.IPTables
+	// writers are the processes of Restore; looker is there while legacy tables are watched.
+	writers writers
+	looker  atomic.Pointer[looker]
 }
 
 // ErrNotFound says that a program of a flavour is not installed.
@@ -61,6 +65,8 @@ func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 	}
 	return t, nil
 }
+
+func (t *Tables) ipv6() bool { return t.info.Proto() == iptables.ProtocolIPv6 }
 
 // Flavour returns the flavour.
 func (t *Tables) Flavour() Flavour { return t.flavour }
@@ -110,7 +116,7 @@ func (t *Tables) exists(table string) bool {
 		return true
 	}
 	names := "/proc/thread-self/net/ip_tables_names"
-	if t.info.Proto() == iptables.ProtocolIPv6 {
+	if t.ipv6() {
 		names = "/proc/thread-self/net/ip6_tables_names"
 	}
 	list, err := os.ReadFile(names)
@@ -122,7 +128,15 @@ func (t *Tables) exists(table string) bool {
 // Restore runs iptables-restore --noflush once. The lock is awaited for 5 seconds; the end of the context kills the
 // child, which leaves each table either written or not.
 func (t *Tables) Restore(ctx context.Context, input []byte) error {
-	res := run(ctx, bytes.NewReader(input), nil, t.restore, "--noflush", "--wait=5")
+	var res result
+	write := func() {
+		res = runNoted(ctx, &t.writers, bytes.NewReader(input), nil, t.restore, "--noflush", "--wait=5")
+	}
+	if l := t.looker.Load(); l != nil {
+		l.around(write)
+	} else {
+		write()
+	}
 	if res.cause == nil {
 		return nil
 	}
