@@ -30,10 +30,12 @@ func TestDriftIsNoticed(t *testing.T) {
 			t.Run(damage.name, func(t *testing.T) {
 				before := len(repairs(d))
 				damage.do(t)
+				done := time.Now()
 				line := awaitRepair(t, d, before)
 				if damage.by != "" && !strings.Contains(line, `by="`+damage.by) {
 					t.Errorf("the log does not name %s: %s", damage.by, line)
 				}
+				t.Logf("repaired after %v", time.Since(done).Round(time.Millisecond))
 				for f := range families {
 					to := svc.target(svc.clusterIP(f))
 					deadline := time.Now().Add(hosttest.Patience)
