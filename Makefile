@@ -14,7 +14,10 @@ IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host
 	./internal/host/conntrack ./internal/host/xtables ./internal/backend/ipvs -test.run=Kernel -test.timeout=10m \
 	./e2e/demo $(IPVS_BINARY) ./e2e $(IPVS_BINARY) -test.run='^TestLeftovers$$/^ipvs$$' -test.timeout=10m \
 	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=45m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m \
-	./e2e $(IPVS_BINARY) -test.run='^TestInstancesIPVS$$' -test.timeout=30m
+	./e2e $(IPVS_BINARY) -test.run='^TestInstancesIPVS$$' -test.timeout=30m \
+	./e2e $(IPVS_BINARY) -test.run='^Test($(PLANE_TESTS))$$' -test.timeout=30m
+# The tests of e2e/stage_test.go run on every dataplane that a kernel has.
+PLANE_TESTS := DriftIsNoticed|ForeignMarks|ForwardPolicyDrop|HealthChecksPastAFirewall|MasqueradeSource|RefusedAtOnce
 # A guest of user-mode Linux is too slow to build anything.
 IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
 # What needs IPVS and nf_tables at once is tested on an emulated machine, which is as slow.

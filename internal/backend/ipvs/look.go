@@ -29,8 +29,9 @@ type looker struct {
 	targets []*target
 	hints   backend.Hints
 	seed    maphash.Seed
-	// last is what was seen of each target.
-	last []sight
+	// last is what was seen of each target by the last of so many looks.
+	last  []sight
+	looks int
 }
 
 // sight is what a look saw of one family.
@@ -61,7 +62,7 @@ func (l *looker) run(ctx context.Context) {
 }
 
 // look looks once, and gives hints where something is not as it was at the last look though the target wrote nothing. Where
-// it fails, or the target wrote, the next look is one to compare with.
+// the target wrote since then, or a look failed, nobody knows whether others wrote as well, which only a reading can tell.
 func (l *looker) look(ctx context.Context) {
 	now := make([]sight, len(l.targets))
 	for i, t := range l.targets {
@@ -80,16 +81,17 @@ func (l *looker) look(ctx context.Context) {
 		}
 		writes, quiet := t.quiet()
 		s.known = s.known && quiet && writes == s.writes && err == nil && serr == nil
-		old := l.last[i]
-		if !old.known || !s.known || old.writes != s.writes {
-			continue
-		}
-		if old.servers != s.servers {
+		switch old := l.last[i]; {
+		case !s.known || l.looks == 0:
+		case !old.known || old.writes != s.writes:
+			l.hints.Send(backend.Drift{Family: t.family, What: "virtual servers or sets"})
+		case old.servers != s.servers:
 			l.hints.Send(backend.Drift{Family: t.family, What: "virtual servers"})
-		} else if old.sets != s.sets {
+		case old.sets != s.sets:
 			l.hints.Send(backend.Drift{Family: t.family, What: "sets"})
 		}
 	}
+	l.looks++
 	l.last = now
 }
 
