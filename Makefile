@@ -22,7 +22,8 @@ PLANE_TESTS := DriftIsNoticed|ForeignMarks|ForwardPolicyDrop|HealthChecksPastAFi
 IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
 # What needs IPVS and nf_tables at once is tested on an emulated machine, which is as slow.
 VM_PACKAGES = ./internal/host/hosttest ./internal/backend/ipvs -test.run='^TestKernelRulesAreAsSavedByNFT$$' \
-	./e2e $(IPVS_BINARY) -test.run='^TestSwitchesOfIPVS$$' -test.timeout=15m
+	./e2e $(IPVS_BINARY) -test.run='^TestSwitchesOfIPVS$$' -test.timeout=15m \
+	./e2e $(IPVS_BINARY) -test.run='^TestInstancesNFTablesAndIPVS$$' -test.timeout=15m
 STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
 
 .PHONY: help

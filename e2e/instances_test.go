@@ -55,6 +55,7 @@ func TestInstances(t *testing.T) {
 
 func TestInstancesIPVS(t *testing.T) {
 	s := newStartup(t, hosttest.IPVS, hosttest.Dummy)
+	must(t, daemon.Hint(t.Context(), s.node, "legacy")) // user-mode Linux has no other userland
 	for _, p := range []pair{
 		{mode("ipvs"), mode("ipvs")}, {mode("ipvs", "--ipvs-vip=route"), mode("ipvs", "--ipvs-vip=route")}, {mode("ipvs", "--ipvs-vip=mark"), mode("ipvs", "--ipvs-vip=mark")},
 		{mode("ipvs", "--ipvs-vip=mark"), mode("ipvs")}, {mode("iptables"), mode("ipvs")}, {mode("ipvs", "--ipvs-vip=route"), mode("iptables")},
