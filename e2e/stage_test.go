@@ -2,12 +2,14 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fairlead/fairlead/e2e/daemon"
 	"github.com/fairlead/fairlead/e2e/lab"
@@ -202,5 +204,24 @@ func (s *stage) iptables(t *testing.T, rule string) {
 	t.Helper()
 	for _, tool := range []string{"iptables-", "ip6tables-"} {
 		s.onNode(t, tool+s.userland+" -w "+rule)
+	}
+}
+
+// await dials until the result is right.
+func (s *stage) await(t *testing.T, from lab.Host, to probe.Target, right func(probe.Result) bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
+	defer cancel()
+	to.Timeout = 2 * time.Second // one that gets lost is only one of many
+	for {
+		r := probe.NewDialer(from).Dial(ctx, to)
+		if right(r) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("from %s to %s: still %s, saw %s", from.Label, to, r, r.Saw)
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }

@@ -43,6 +43,19 @@ const (
 
 var vipModes = []VIPMode{VIPAddress, VIPRoute, VIPMark}
 
+// MasqueradeSource says which address the source of masqueraded connections is rewritten to.
+type MasqueradeSource string
+
+// The ways to choose a source.
+const (
+	// SourceAuto: the kernel takes an address of the interface by which the connection leaves.
+	SourceAuto MasqueradeSource = "auto"
+	// SourceNode: the node's own address of the family.
+	SourceNode MasqueradeSource = "node"
+)
+
+var masqueradeSources = []MasqueradeSource{SourceAuto, SourceNode}
+
 // DetectMode says how a connection from a pod of the cluster is recognised.
 type DetectMode string
 
@@ -113,6 +126,8 @@ type Config struct {
 	MasqueradeAll bool
 	// MasqueradeBit is the bit of the packet mark that asks for masquerade, from 0 to 31.
 	MasqueradeBit uint8
+	// MasqueradeSource is what sources are rewritten to.
+	MasqueradeSource MasqueradeSource
 	// LocalhostNodePorts serves node ports on 127.0.0.0/8 to the node itself.
 	LocalhostNodePorts bool
 	// SyncPeriod is the time between two verifications of the kernel and the longest wait before a retry; it is positive.
@@ -257,6 +272,7 @@ func Default() *Config {
 		MetricsAddress:     netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), metricsPort),
 		DetectMode:         DetectClusterCIDR,
 		MasqueradeBit:      14,
+		MasqueradeSource:   SourceAuto,
 		LocalhostNodePorts: true,
 		SyncPeriod:         30 * time.Second,
 		MinSyncPeriod:      time.Second,

@@ -31,7 +31,7 @@ func TestDefaults(t *testing.T) {
 		Mode: "iptables", ContentType: "application/vnd.kubernetes.protobuf", QPS: 5, Burst: 10, NodeName: "host.example",
 		BindAddress:    netip.MustParseAddr("0.0.0.0"),
 		HealthzAddress: netip.MustParseAddrPort("0.0.0.0:10256"), MetricsAddress: netip.MustParseAddrPort("127.0.0.1:10249"),
-		DetectMode: "ClusterCIDR", MasqueradeBit: 14, LocalhostNodePorts: true,
+		DetectMode: "ClusterCIDR", MasqueradeBit: 14, MasqueradeSource: "auto", LocalhostNodePorts: true,
 		SyncPeriod: 30 * time.Second, MinSyncPeriod: time.Second, Resync: 15 * time.Minute,
 		Gates: Gates{true, true, true}, OOMScoreAdj: -999, LogFlushFrequency: 5 * time.Second,
 		IPVS:      IPVS{Scheduler: "rr", VIP: "address"},
@@ -104,6 +104,7 @@ func TestFlags(t *testing.T) {
 		{"mark and masquerading of mode nftables", "--proxy-mode nftables --masquerade-all --iptables-masquerade-bit=3", func(c *Config) {
 			c.Mode, c.MasqueradeAll, c.MasqueradeBit = ModeNFTables, true, 3
 		}},
+		{"the node's address as the source", "--masquerade-source=node", func(c *Config) { c.MasqueradeSource = SourceNode }},
 		{"deprecated ports", "--healthz-port=9 --metrics-port=0", func(c *Config) {
 			c.HealthzAddress, c.MetricsAddress = netip.MustParseAddrPort("0.0.0.0:9"), netip.AddrPort{}
 		}},
@@ -176,6 +177,7 @@ func TestRefusals(t *testing.T) {
 		{"interface with a blank", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni 0"}, []string{`"cni 0"`, "' '"}},
 		{"interface beyond ASCII", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=br\u00a00"}, []string{"--pod-bridge-interface", `'\u00a0'`}},
 		{"scheduler", []string{"--mode=ipvs", "--ipvs-scheduler=0123456789abcdef"}, []string{"--ipvs-scheduler", "at most 15"}},
+		{"masquerade source", []string{"--masquerade-source=eth0"}, []string{"--masquerade-source", `"eth0"`, "want auto, node"}},
 		{"masquerade bit", []string{"--iptables-masquerade-bit=32"}, []string{"--iptables-masquerade-bit", `"32"`, "0 to 31"}},
 		{"bool", []string{"--masquerade-all=maybe"}, []string{"--masquerade-all", `"maybe"`, "true or false"}},
 		{"sync period", []string{"--iptables-sync-period=0s"}, []string{"--iptables-sync-period", `"0s"`, "above 0"}},

@@ -26,19 +26,31 @@ func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
 	}
 	slices.SortFunc(h.LocalAddrs, netip.Addr.Compare)
 	h.LocalAddrs = slices.Compact(h.LocalAddrs)
+	if c.MasqueradeSource == SourceNode {
+		for _, f := range fwd.Families {
+			// Replies to an address that the node does not have would never come back.
+			if a := c.primary(node, f); a.IsValid() && !a.IsLoopback() && h.IsLocal(a) {
+				h.MasqueradeSource[f.Index()] = a
+			}
+		}
+	}
 	return h
 }
 
 // Warnings lists what the operator probably did not mean, one sentence each. It says nothing about defaults, nor about a
-// family that the cluster does not use.
-func (c *Config) Warnings(node cluster.Node) []string {
+// family that the cluster does not use. local are the addresses of the node's interfaces.
+func (c *Config) Warnings(node cluster.Node, local []netip.Addr) []string {
 	var out []string
+	h := c.Header(node, local)
 	if len(c.UnknownGates) > 0 {
 		out = append(out, "feature gates without a meaning here are ignored: "+strings.Join(slices.Sorted(maps.Keys(c.UnknownGates)), ", "))
 	}
 	for _, f := range fwd.Families {
 		if !c.detector(node, f).Implemented() && c.hasPods(node, f) {
 			out = append(out, c.noDetector(f))
+		}
+		if a := h.MasqueradeSource[f.Index()]; c.MasqueradeSource == SourceNode && !a.IsValid() && c.uses(node, f) {
+			out = append(out, c.noSource(node, f))
 		}
 		_, w := c.nodePorts(node, f)
 		out = append(out, w...)
@@ -117,6 +129,15 @@ func (c *Config) noDetector(f fwd.Family) string {
 		why = fmt.Sprintf("the Node has no %s podCIDR", f)
 	}
 	return fmt.Sprintf("%s: %s pods are not told from other sources, so nothing is masqueraded for coming from outside of the cluster", why, f)
+}
+
+// noSource says why there is no address of the family to rewrite sources to.
+func (c *Config) noSource(node cluster.Node, f fwd.Family) string {
+	why := fmt.Sprintf("no %s address of the node is known", f)
+	if a := c.primary(node, f); a.IsValid() {
+		why = fmt.Sprintf("the node's address %s is on none of its interfaces", a)
+	}
+	return fmt.Sprintf("%s is %s, but %s: the kernel chooses the source of masqueraded %s connections", c.nameOf("masquerade-source"), c.MasqueradeSource, why, f)
 }
 
 // nodePorts works out where node ports of a family are served, and what to warn of.

@@ -80,7 +80,7 @@ func TestNodePorts(t *testing.T) {
 			if d := cmp.Diff(tt.want, c.Header(tt.node, nil).NodePorts, compare); d != "" {
 				t.Error(d)
 			}
-			warnings := strings.Join(c.Warnings(tt.node), "\n")
+			warnings := strings.Join(c.Warnings(tt.node, tt.node.Addrs), "\n")
 			if tt.warn == "" && warnings != "" || !strings.Contains(warnings, tt.warn) {
 				t.Errorf("warnings %q, want %q", warnings, tt.warn)
 			}
@@ -109,7 +109,7 @@ func TestDetectors(t *testing.T) {
 			if d := cmp.Diff(tt.want, c.Header(node, nil).Detector, compare); d != "" {
 				t.Error(d)
 			}
-			if w := c.Warnings(node); len(w) != tt.warns {
+			if w := c.Warnings(node, nil); len(w) != tt.warns {
 				t.Errorf("got %d warnings, want %d: %q", len(w), tt.warns, w)
 			}
 		})
@@ -145,7 +145,7 @@ func TestNoWarningsAboutWhatNobodySaid(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			warnings := parse(t, tt.args).Warnings(tt.node)
+			warnings := parse(t, tt.args).Warnings(tt.node, tt.node.Addrs)
 			if want := tt.warn != ""; len(warnings) > 1 || want != (len(warnings) == 1) || !strings.Contains(strings.Join(warnings, ""), tt.warn) {
 				t.Errorf("warnings %q, want %q", warnings, tt.warn)
 			}
@@ -197,5 +197,40 @@ func TestFacts(t *testing.T) {
 	}
 	if f := parse(t, "").Facts(cluster.Node{}); f.MasqueradeAll || f.IgnoreExternalIPs || f.IgnoreNodeHints || f.NodeName != "host.example" {
 		t.Errorf("unexpected facts by default: %+v", f)
+	}
+}
+
+// TestMasqueradeSource: sources are rewritten to the node's own address where that is known and the node has it; otherwise the
+// kernel chooses, and the operator is told.
+func TestMasqueradeSource(t *testing.T) {
+	node := cluster.Node{Addrs: addrs("192.0.2.1", "2001:db8::1", "192.0.2.7")}
+	local := addrs("127.0.0.1", "10.0.0.1", "192.0.2.1", "192.0.2.9", "2001:db8::1", "::1")
+	none := netip.Addr{}
+	for _, tt := range []struct {
+		name  string
+		args  string
+		node  cluster.Node
+		local []netip.Addr
+		want  [2]netip.Addr
+		warn  string
+	}{
+		{"by default", "", node, local, [2]netip.Addr{}, ""},
+		{"auto", "--masquerade-source=auto", node, local, [2]netip.Addr{}, ""},
+		{"node", "--masquerade-source=node", node, local, [2]netip.Addr{addrs("192.0.2.1")[0], addrs("2001:db8::1")[0]}, ""},
+		{"bind address", "--masquerade-source=node --bind-address=192.0.2.9", node, local, [2]netip.Addr{addrs("192.0.2.9")[0], addrs("2001:db8::1")[0]}, ""},
+		{"one family", "--masquerade-source=node", cluster.Node{Addrs: addrs("192.0.2.1")}, local, [2]netip.Addr{addrs("192.0.2.1")[0], none}, "no IPv6 address of the node is known: the kernel chooses"},
+		{"no Node", "--masquerade-source=node", cluster.Node{}, local, [2]netip.Addr{}, "no IPv4 address of the node is known"},
+		{"an address that the node has not", "--masquerade-source=node --bind-address=2001:db8::2", node, local, [2]netip.Addr{addrs("192.0.2.1")[0], none}, "2001:db8::2 is on none of its interfaces"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := parse(t, strings.TrimSpace("--nodeport-addresses=all --cluster-cidr=10.0.0.0/8,fd00::/8 "+tt.args))
+			if got := c.Header(tt.node, tt.local).MasqueradeSource; got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+			warnings := strings.Join(c.Warnings(tt.node, tt.local), "\n")
+			if tt.warn == "" && warnings != "" || !strings.Contains(warnings, tt.warn) {
+				t.Errorf("warnings %q, want %q", warnings, tt.warn)
+			}
+		})
 	}
 }

@@ -83,7 +83,7 @@ func TestSettingsCoverConfig(t *testing.T) {
 	usual := leaves(reflect.ValueOf(Default()).Elem(), "")
 	// Setting each setting to another text must change each field.
 	others := map[string]string{"mode": "ipvs", "detect-local-mode": "NodeCIDR", "bind-address": "10.0.0.9", "healthz-bind-address": "10.0.0.9", "metrics-bind-address": "10.0.0.9",
-		"cluster-cidr": "10.0.0.0/8", "ipvs-exclude-cidrs": "10.0.0.0/8", "nodeport-addresses": "primary", "ipvs-vip": "mark", "logging-format": "json", "vmodule": "a=1", "feature-gates": "A=true"}
+		"cluster-cidr": "10.0.0.0/8", "ipvs-exclude-cidrs": "10.0.0.0/8", "nodeport-addresses": "primary", "ipvs-vip": "mark", "masquerade-source": "node", "logging-format": "json", "vmodule": "a=1", "feature-gates": "A=true"}
 	for i := range Default().settings {
 		c := Default()
 		s := c.settings[i]

@@ -221,6 +221,9 @@ func (c *Config) datapathSettings() []*setting {
 		of(&ipt.masqueradeBit, "bit", parseBit).names("iptables-masquerade-bit", "iptables.masqueradeBit", bitUsage),
 		of(&nft.masqueradeBit, "bit", parseBit).
 			names("iptables-masquerade-bit", "nftables.masqueradeBit", bitUsage).with(in(ModeNFTables)),
+		of(&c.MasqueradeSource, "source", choice(masqueradeSources)).
+			names("masquerade-source", "", "what sources are rewritten to: auto leaves it to the kernel, node is the node's own address").
+			with(also("See [4.1](datapath.md#41-who-is-masqueraded).")),
 		of(&c.LocalhostNodePorts, boolean, parseBool).
 			names("iptables-localhost-nodeports", "iptables.localhostNodePorts", "serve node ports on 127.0.0.1 to the node itself").
 			with(serving).

@@ -80,6 +80,9 @@ type Header struct {
 	NodePorts [2]NodePortAddrs
 	// MasqueradeBit is the bit of the packet mark that asks for masquerade, from 0 to 31.
 	MasqueradeBit uint8
+	// MasqueradeSource is what the source of masqueraded connections is rewritten to, by Family.Index; with the zero Addr the
+	// kernel chooses an address of the interface by which they leave.
+	MasqueradeSource [2]netip.Addr
 	// RejectOtherPorts rejects what is sent to a cluster IP but to none of its ports (modes nftables and ipvs). Otherwise it passes.
 	RejectOtherPorts bool
 	// ServiceCIDRs are the networks that cluster IPs are taken from, by Family.Index, as far as they are known: masked,
@@ -109,7 +112,7 @@ func (h *Header) inServiceCIDR(a netip.Addr) bool {
 
 // Equal compares all fields.
 func (h *Header) Equal(o *Header) bool {
-	return h.Detector == o.Detector && h.MasqueradeBit == o.MasqueradeBit && h.RejectOtherPorts == o.RejectOtherPorts &&
+	return h.Detector == o.Detector && h.MasqueradeBit == o.MasqueradeBit && h.MasqueradeSource == o.MasqueradeSource && h.RejectOtherPorts == o.RejectOtherPorts &&
 		h.DropUnallocated == o.DropUnallocated && slices.Equal(h.ServiceCIDRs[0], o.ServiceCIDRs[0]) && slices.Equal(h.ServiceCIDRs[1], o.ServiceCIDRs[1]) &&
 		h.NodePorts[0].Equal(o.NodePorts[0]) && h.NodePorts[1].Equal(o.NodePorts[1]) && slices.Equal(h.LocalAddrs, o.LocalAddrs)
 }

@@ -76,6 +76,11 @@ func writeHeader(w io.Writer, h *Header) {
 			fmt.Fprintf(w, " nodeports%d=%s", fam, strings.Join(on, ","))
 		}
 	}
+	for i, fam := range Families {
+		if h.MasqueradeSource[i].IsValid() {
+			fmt.Fprintf(w, " masqueradesource%d=%s", fam, h.MasqueradeSource[i])
+		}
+	}
 	if h.RejectOtherPorts {
 		fmt.Fprint(w, " otherports=reject")
 	}

@@ -306,6 +306,18 @@ func (f *fields) header() (h Header) {
 		f.fail("masqueradebit: %w", err)
 	}
 	h.MasqueradeBit = uint8(bit)
+	for i, fam := range Families {
+		h.MasqueradeSource[i] = read(f, fmt.Sprintf("masqueradesource%d", fam), func(s string) (netip.Addr, error) {
+			a, err := netip.ParseAddr(s)
+			if err == nil {
+				err = plain(a)
+			}
+			if err == nil && FamilyOf(a) != fam {
+				err = fmt.Errorf("%s: want an address of %s", a, fam)
+			}
+			return a, err
+		})
+	}
 	if s, there := f.take("otherports"); there {
 		h.RejectOtherPorts = s == "reject"
 		if !h.RejectOtherPorts {

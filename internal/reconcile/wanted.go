@@ -70,7 +70,7 @@ func (l *Loop) refreshHeader(all bool) bool {
 	}
 	l.news.addrs, l.news.header = false, !all
 	node := l.node()
-	l.reportWarnings(l.Config.Warnings(node))
+	l.reportWarnings(l.Config.Warnings(node, w.addrs))
 	if facts := l.Config.Facts(node); facts != w.facts {
 		w.facts = facts
 		w.store.MarkAllDirty()

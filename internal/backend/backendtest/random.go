@@ -92,6 +92,11 @@ func randomHeader(r *rand.Rand) fwd.Header {
 		h.NodePorts[i] = pick(r, fwd.NodePortAddrs{All: true}, fwd.NodePortAddrs{All: true}, some, fwd.NodePortAddrs{})
 	}
 	h.NodePorts[fwd.IPv4.Index()].Loopback = one(r, 2)
+	for i, p := range plans {
+		if one(r, 3) {
+			h.MasqueradeSource[i] = p.local[0]
+		}
+	}
 	slices.SortFunc(h.LocalAddrs, netip.Addr.Compare)
 	return h
 }

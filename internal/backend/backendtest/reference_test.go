@@ -211,6 +211,9 @@ func (s *reference) judge(p fwd.Packet, o fwd.Outcome) []Outcome {
 		if s.bugs.ignoresHairpin && out[i].Endpoint.Addr() == p.Src {
 			out[i].Masquerade = o.Masquerade
 		}
+		if h := s.table(fwd.FamilyOf(p.Dst.Addr())).Header(); out[i].Masquerade {
+			out[i].Source = h.MasqueradeSource[fwd.FamilyOf(p.Src).Index()]
+		}
 	}
 	return out
 }

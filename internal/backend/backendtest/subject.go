@@ -17,6 +17,8 @@ type Outcome struct {
 	// from elsewhere to an endpoint on one of the node's own addresses: no packet of that leaves the node.
 	Endpoint   netip.AddrPort
 	Masquerade bool
+	// Source is what the source is rewritten to; the zero Addr where that is the kernel's choice.
+	Source netip.Addr
 	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
 	Reset bool
 	// Probability is above 0 and at most 1; negative where the backend cannot tell.
@@ -33,6 +35,9 @@ func (o Outcome) String() string {
 	}
 	if o.Masquerade {
 		s += " masquerade"
+	}
+	if o.Source.IsValid() {
+		s += " as " + o.Source.String()
 	}
 	return s + fmt.Sprintf(" p=%.7f", o.Probability)
 }

@@ -93,8 +93,15 @@ func (w *world) idle(when string) error {
 }
 
 // want is what the kernel must do with a packet, given what the table says.
-func (w *world) want(p fwd.Packet, o fwd.Outcome) []Outcome {
-	out := outcomes(p, o)
+func (w *world) want(p fwd.Packet, o fwd.Outcome) (out []Outcome) {
+	out = outcomes(p, o)
+	defer func() {
+		for i := range out {
+			if out[i].Masquerade {
+				out[i].Source = w.header.MasqueradeSource[fwd.FamilyOf(p.Src).Index()]
+			}
+		}
+	}()
 	if d, ok := w.subject.(Deviating); ok {
 		out = d.Deviate(w.table, p, out)
 	}
@@ -149,10 +156,15 @@ func (w *world) compare(p fwd.Packet, o fwd.Outcome, got []Outcome) error {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		source     netip.Addr
 		reset      bool
 	}
 	keyOf := func(o Outcome) key {
-		return key{o.Verdict, o.Endpoint, o.Masquerade && !w.unseen(p, o.Endpoint), o.Reset}
+		k := key{verdict: o.Verdict, endpoint: o.Endpoint, reset: o.Reset}
+		if !w.unseen(p, o.Endpoint) {
+			k.masquerade, k.source = o.Masquerade, o.Source
+		}
+		return k
 	}
 	wanted := make(map[key]Outcome)
 	for _, o := range want {

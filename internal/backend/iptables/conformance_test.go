@@ -112,7 +112,7 @@ func (s *simulation) judge(p fwd.Packet, h rulesim.Host) ([]backendtest.Outcome,
 	}
 	out := make([]backendtest.Outcome, len(results))
 	for i, r := range results {
-		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Reset: r.Reset, Probability: r.Probability}
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Source: r.Source, Reset: r.Reset, Probability: r.Probability}
 	}
 	return out, nil
 }

@@ -57,7 +57,8 @@ func everyShape() *fwd.Table {
 			{All: true, Loopback: true},
 			{Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::/64")}},
 		},
-		MasqueradeBit: 14,
+		MasqueradeSource: [2]netip.Addr{{}, netip.MustParseAddr("fd00:1::2")},
+		MasqueradeBit:    14,
 	})
 	for i := range 40 {
 		t.Put(sampleFragment(i, 1+i%3))

@@ -33,6 +33,9 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	mark := fmt.Sprintf("-m mark --mark 0x%x/0x%x", h.Mark(), h.Mark())
 	setMark := fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", h.Mark(), h.Mark())
 	masquerade := "-j MASQUERADE"
+	if a := h.MasqueradeSource[family.Index()]; a.IsValid() {
+		masquerade = "-j SNAT --to-source " + a.String()
+	}
 	if opt.randomFully {
 		masquerade += " --random-fully"
 	}

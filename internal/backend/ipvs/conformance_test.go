@@ -242,7 +242,7 @@ func (s *simulation) routing(ctx context.Context, f fwd.Family, h *rulesim.Host)
 func outcomes(results []rulesim.Result) []backendtest.Outcome {
 	out := make([]backendtest.Outcome, len(results))
 	for i, r := range results {
-		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Reset: r.Reset, Probability: r.Probability}
+		out[i] = backendtest.Outcome{Verdict: r.Verdict, Endpoint: r.Endpoint, Masquerade: r.Masquerade, Source: r.Source, Reset: r.Reset, Probability: r.Probability}
 	}
 	return out
 }
@@ -255,7 +255,7 @@ func simOptions(o RenderOptions) ipvssim.Options {
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
 	want := make([]rulesim.Result, len(lookup))
 	for i, o := range lookup {
-		want[i] = rulesim.Result{Verdict: o.Verdict, Endpoint: o.Endpoint, Masquerade: o.Masquerade, Reset: o.Reset, Probability: o.Probability}
+		want[i] = rulesim.Result{Verdict: o.Verdict, Endpoint: o.Endpoint, Masquerade: o.Masquerade, Source: o.Source, Reset: o.Reset, Probability: o.Probability}
 	}
 	return outcomes(simOptions(s.options).Expect(t, p, want))
 }

@@ -166,6 +166,9 @@ func (s *statics) nat() {
 	// Others use the bit too: what we masquerade has been sent on by IPVS as well.
 	s.chain(tableNAT, chainPostrouting, and(fmt.Sprintf("-m mark --mark 0x%x/0x%x", mark, mark), byIPVS, "-g "+chainMasquerade), hairpin)
 	masquerade := "-j MASQUERADE"
+	if a := s.header.MasqueradeSource[s.family.Index()]; a.IsValid() {
+		masquerade = "-j SNAT --to-source " + a.String()
+	}
 	if s.opt.RandomFully {
 		masquerade += " --random-fully"
 	}

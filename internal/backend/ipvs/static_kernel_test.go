@@ -29,6 +29,9 @@ func everyRule(f func(fam fwd.Family, name string, o RenderOptions, objects map[
 		for n, d := range detectors {
 			h := fwd.Header{MasqueradeBit: uint8(11 + n), LocalAddrs: []netip.Addr{netip.MustParseAddr(node)}}
 			h.Detector[i], h.ServiceCIDRs[i], h.NodePorts[i].All = d, []netip.Prefix{netip.MustParsePrefix(cidr)}, true
+			if n%2 == 1 {
+				h.MasqueradeSource[i] = h.LocalAddrs[0]
+			}
 			t := &fwd.Table{}
 			t.SetHeader(h)
 			t.Put(localPolicies(fam, netip.MustParseAddr(cluster)))

@@ -87,7 +87,8 @@ func everyShape() *fwd.Table {
 			{All: true, Loopback: true},
 			{Prefixes: []netip.Prefix{netip.MustParsePrefix("fd00:1::/64"), netip.MustParsePrefix("fd00:2::5/128")}},
 		},
-		MasqueradeBit: 14, RejectOtherPorts: true, DropUnallocated: true,
+		MasqueradeSource: [2]netip.Addr{{}, netip.MustParseAddr("fd00:1::2")},
+		MasqueradeBit:    14, RejectOtherPorts: true, DropUnallocated: true,
 		ServiceCIDRs: [2][]netip.Prefix{
 			{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.97.0.0/16")}, {netip.MustParsePrefix("fd00::/112")}},
 	})

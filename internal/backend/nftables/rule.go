@@ -249,7 +249,13 @@ func hasMark(bit uint32) clause {
 		nft.Bitwise(0, nft.HostUint32(bit), nft.HostUint32(0)), nft.Compare(unix.NFT_CMP_EQ, 0, nft.HostUint32(bit))}}
 }
 
-func masquerade() clause { return clause{"masquerade fully-random", nft.Rule{nft.Masquerade()}} }
+// masquerade rewrites the source to the address, or to one that the kernel chooses if it is the zero Addr.
+func (l lang) masquerade(source netip.Addr) clause {
+	if !source.IsValid() {
+		return clause{"masquerade fully-random", nft.Rule{nft.Masquerade()}}
+	}
+	return clause{fmt.Sprintf("snat to %s fully-random", source), nft.Rule{nft.Immediate(string(source.AsSlice()), 0), nft.SNAT(l.nfproto(), 0)}}
+}
 
 // The bits of conntrack's states and status (linux/netfilter/nf_conntrack_common.h, nf_tables.h).
 const (

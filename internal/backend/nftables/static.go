@@ -95,7 +95,7 @@ const (
 func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	l := lang{fam}
 	np := h.NodePorts[fam.Index()]
-	mark := h.Mark()
+	mark, masquerade := h.Mark(), l.masquerade(h.MasqueradeSource[fam.Index()])
 	out := make(map[string]*chain)
 	set := func(name string, rules ...rule) { out[name] = &chain{rules: rules} }
 	base := func(name, typ string, hook nft.Hook, priority int32, rules ...rule) {
@@ -123,10 +123,10 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 		// Others use the bit too: what we masquerade has been translated as well. Connection tracking does not say so of what was
 		// sent to an endpoint with the frontend's own address. The bit is cleared, so that a packet which comes by again is not
 		// masqueraded twice.
-		all(hasMark(mark), ctIsDNAT(), clearMark(mark), masquerade()),
-		all(hasMark(mark), in(setUnmoved, l.dest(), protocol(), destPort()), clearMark(mark), masquerade()),
+		all(hasMark(mark), ctIsDNAT(), clearMark(mark), masquerade),
+		all(hasMark(mark), in(setUnmoved, l.dest(), protocol(), destPort()), clearMark(mark), masquerade),
 		// Who redirects a host's connections to its own loopback address is somebody else.
-		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade()))
+		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade))
 
 	if np.Loopback {
 		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.

@@ -198,6 +198,13 @@ func DNAT(family uint32, addr, port int) Expr {
 		num(unix.NFTA_NAT_FLAGS, NatMapIPs|NatProtoPorts).expr()
 }
 
+// SNAT gives the connection the source address in the registers and a random source port; the family is as for DNAT.
+func SNAT(family uint32, addr int) Expr {
+	return build("nat").num(unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT).num(unix.NFTA_NAT_FAMILY, family).
+		reg(unix.NFTA_NAT_REG_ADDR_MIN, addr).reg(unix.NFTA_NAT_REG_ADDR_MAX, addr).
+		num(unix.NFTA_NAT_FLAGS, NatMapIPs|NatFullyRandom).expr()
+}
+
 // Masquerade gives the connection a source address of this host and a random source port.
 func Masquerade() Expr {
 	return build("masq").num(unix.NFTA_MASQ_FLAGS, NatFullyRandom).expr()

@@ -44,6 +44,8 @@ type Result struct {
 	// Endpoint is the new destination, for forward alone.
 	Endpoint   netip.AddrPort
 	Masquerade bool
+	// Source is what the source is rewritten to; the zero Addr where the kernel chooses.
+	Source netip.Addr
 	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
 	Reset bool
 	// Probability is above 0 and at most 1.
@@ -109,6 +111,8 @@ type walk struct {
 	arrivedOn        string
 	mark             uint32
 	dnat, masquerade bool
+	// source is what a rule rewrites the source to.
+	source netip.Addr
 	// reset says that the packet is rejected with a TCP reset.
 	reset bool
 	// byIPVS says that IPVS rewrote the destination, lost that it then threw the packet away.
@@ -133,6 +137,7 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		source     netip.Addr
 		reset      bool
 	}
 	at := make(map[key]int)
@@ -143,13 +148,13 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 			k.endpoint = w.dst
 		}
 		if v == fwd.VerdictForward || v == fwd.VerdictPass {
-			k.masquerade = w.masquerade
+			k.masquerade, k.source = w.masquerade, w.source
 		}
 		i, seen := at[k]
 		if !seen {
 			i = len(out)
 			at[k] = i
-			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Reset: k.reset, Trace: w.trace})
+			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Source: k.source, Reset: k.reset, Trace: w.trace})
 		}
 		out[i].Probability += w.prob
 		for _, n := range w.recent {

@@ -40,6 +40,8 @@ func newTarget(name string) target {
 		return &dnatTarget{}
 	case "MASQUERADE":
 		return &masqueradeTarget{}
+	case "SNAT":
+		return &snatTarget{}
 	case "MARK":
 		return &markTarget{}
 	}
@@ -191,6 +193,45 @@ func (t *masqueradeTarget) hooks() []string { return []string{"POSTROUTING"} }
 func (t *masqueradeTarget) apply(w *walk) fate {
 	w.masquerade = true
 	return accept
+}
+
+// snatTarget is -j SNAT to one address, without a port.
+type snatTarget struct {
+	addr netip.Addr
+	masqueradeTarget
+}
+
+func (t *snatTarget) option(a *args, opt string, neg bool) error {
+	if opt != "--to-source" {
+		return t.masqueradeTarget.option(a, opt, neg)
+	}
+	s, err := a.next(opt)
+	if err != nil {
+		return err
+	}
+	if neg || t.addr.IsValid() {
+		return errors.New("--to-source: once, without !")
+	}
+	if t.addr, err = parseAddr(a.family, s); err != nil {
+		return fmt.Errorf("--to-source: %w", err)
+	}
+	return nil
+}
+
+func (t *snatTarget) done(*rule) error {
+	if !t.addr.IsValid() {
+		return errors.New("target SNAT: --to-source missing")
+	}
+	return nil
+}
+
+func (t *snatTarget) String() string {
+	return strings.Replace(t.masqueradeTarget.String(), "MASQUERADE", "SNAT --to-source "+t.addr.String(), 1)
+}
+
+func (t *snatTarget) apply(w *walk) fate {
+	w.source = t.addr
+	return t.masqueradeTarget.apply(w)
 }
 
 // markTarget is -j MARK: mark = (mark &^ mask) ^ value.

@@ -291,6 +291,14 @@ func (w *walk) dynset(a map[uint16]nft.Attr) error {
 }
 
 func (w *walk) nat(a map[uint16]nft.Attr) error {
+	if a[unix.NFTA_NAT_TYPE].Net32() == unix.NFT_NAT_SNAT {
+		if a[unix.NFTA_NAT_FLAGS].Net32() != nft.NatMapIPs|nft.NatFullyRandom {
+			return fmt.Errorf("only snat to one address and a random port is simulated")
+		}
+		w.source, _ = netip.AddrFromSlice(slices.Clone(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8)))
+		w.masquerade = true
+		return nil
+	}
 	if a[unix.NFTA_NAT_TYPE].Net32() != unix.NFT_NAT_DNAT || a[unix.NFTA_NAT_FLAGS].Net32() != nft.NatMapIPs|nft.NatProtoPorts {
 		return fmt.Errorf("only dnat to one address and port is simulated")
 	}

@@ -36,6 +36,8 @@ type Result struct {
 	Verdict    fwd.Verdict
 	Endpoint   netip.AddrPort
 	Masquerade bool
+	// Source is what the source is rewritten to; the zero Addr where the kernel chooses.
+	Source netip.Addr
 	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
 	Reset       bool
 	Probability float64
@@ -80,6 +82,7 @@ type walk struct {
 	in               string
 	mark             uint32
 	dnat, masquerade bool
+	source           netip.Addr
 	reset            bool // rejected with a TCP reset
 	notes            []Note
 
@@ -107,6 +110,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		verdict    fwd.Verdict
 		endpoint   netip.AddrPort
 		masquerade bool
+		source     netip.Addr
 		reset      bool
 	}
 	at := make(map[key]*Result)
@@ -120,14 +124,14 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		}
 		k := key{verdict: v, reset: w.reset}
 		if v == fwd.VerdictForward || v == fwd.VerdictPass {
-			k.masquerade = w.masquerade
+			k.masquerade, k.source = w.masquerade, w.source
 		}
 		if v == fwd.VerdictForward {
 			k.endpoint = w.dst
 		}
 		r := at[k]
 		if r == nil {
-			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Reset: k.reset}
+			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Source: k.source, Reset: k.reset}
 			at[k] = r
 		}
 		r.Probability += w.prob

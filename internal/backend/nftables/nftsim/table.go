@@ -365,7 +365,8 @@ var allowed = map[string]struct {
 	typ   string
 	hooks []nft.Hook
 }{
-	"nat":    {"nat", []nft.Hook{nft.Prerouting, nft.Output}},
+	"dnat":   {"nat", []nft.Hook{nft.Prerouting, nft.Output}},
+	"snat":   {"nat", []nft.Hook{nft.Postrouting}},
 	"masq":   {"nat", []nft.Hook{nft.Postrouting}},
 	"reject": {"", []nft.Hook{nft.Prerouting, nft.Input, nft.Forward, nft.Output}},
 }
@@ -402,7 +403,14 @@ func (s *state) reach(b nft.Base, c *chain, seen map[string]bool, depth int) (un
 	}
 	for _, r := range c.rules {
 		for _, x := range r {
-			if a, limited := allowed[x.name]; limited && (a.typ != "" && a.typ != b.Type || !slices.Contains(a.hooks, b.Hook)) {
+			name := x.name
+			if name == "nat" {
+				name = "dnat"
+				if x.attrs[unix.NFTA_NAT_TYPE].Net32() == unix.NFT_NAT_SNAT {
+					name = "snat"
+				}
+			}
+			if a, limited := allowed[name]; limited && (a.typ != "" && a.typ != b.Type || !slices.Contains(a.hooks, b.Hook)) {
 				return unix.EOPNOTSUPP, "chain " + c.Name + ": " + x.name
 			}
 			if no, what := follow(x.verdict); no != 0 {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -124,7 +125,7 @@ func TestRun(t *testing.T) {
 		{Verdict: fwd.VerdictDrop, Probability: 0.75},
 		{Verdict: fwd.VerdictForward, Endpoint: netip.MustParseAddrPort("10.1.0.1:8080"), Probability: 0.25},
 	}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" || err != nil {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
 	}
 	p.Dst = netip.MustParseAddrPort("10.0.0.1:81")
