@@ -14,7 +14,8 @@ IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host
 	./internal/host/conntrack ./internal/host/xtables ./internal/backend/ipvs -test.run=Kernel -test.timeout=10m \
 	./e2e/demo $(IPVS_BINARY) ./e2e $(IPVS_BINARY) -test.run='^TestLeftovers$$/^ipvs$$' -test.timeout=10m \
 	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=45m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m \
-	./e2e $(IPVS_BINARY) -test.run='^TestInstancesIPVS$$' -test.timeout=30m
+	./e2e $(IPVS_BINARY) -test.run='^TestInstancesIPVS$$' -test.timeout=30m \
+	./e2e $(IPVS_BINARY) -test.run='^(TestRefusedAtOnce|TestForwardPolicyDrop|TestForeignMarks|TestHealthChecksPastAFirewall|TestMasqueradeSource)$$' -test.timeout=15m
 # A guest of user-mode Linux is too slow to build anything.
 IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
 # What needs IPVS and nf_tables at once is tested on an emulated machine, which is as slow.
