@@ -7,7 +7,8 @@
 // How it is laid out: cluster_test.go makes the cluster, objects_test.go writes objects, and the rest are groups of cases
 // that TestCluster runs against a cluster of each dataplane; in mode ipvs with each way in which packets come to IPVS, and
 // ipvs_corners_test.go has what has gone wrong with IPVS and Services before. Where that mode does otherwise than the others
-// the tests name the entry of docs/ipvs.md. prometheus_test.go has a Prometheus scrape a daemon. The packages below are useful without it: lab
+// the tests name the entry of docs/ipvs.md. prometheus_test.go has a Prometheus scrape a daemon. stage_test.go has a lab whose
+// daemons read their objects from a file, for what is about packets alone: firewalls, refusals, sources. The packages below are useful without it: lab
 // (namespaces), probe (packets), apiserver, daemon.
 //
 // A test never sleeps to let the daemon catch up. After it has written objects it calls settle, which adds a Service and

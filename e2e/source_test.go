@@ -51,7 +51,7 @@ func TestMasqueradeSource(t *testing.T) {
 			t.Helper()
 			for f := range families {
 				comesFrom(client, there.target(there.balancer(f)), want[f])
-				comesFrom(client, there.target(node.Addrs[f]), want[f])
+				comesFrom(client, there.target(want[f]), want[f]) // node ports are served at the primary address
 				comesFrom(node.Host, there.target(there.clusterIP(f)), want[f])
 				comesFrom(local, hairpin.target(hairpin.clusterIP(f)), want[f])
 			}
