@@ -87,7 +87,7 @@ func TestGuest(t *testing.T) {
 	}
 
 	t.Run("a command", func(t *testing.T) {
-		// What is used loads its module by itself, but for IPVS, which nothing asks for.
+		// What is used loads its module by itself, except IPVS, which nothing asks for.
 		code, stdout, stderr, err := boot(t, 5*time.Minute, `
 			printf 'one\n\ttwo'; echo three >/dev/stderr; cat <(echo "$COLOUR $PWD")
 			modprobe ip_vs && head -c 17 /proc/net/ip_vs

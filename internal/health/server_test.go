@@ -91,7 +91,7 @@ func TestServerHardFail(t *testing.T) {
 	}
 }
 
-// pipes is a listener whose connections are made by dial, in memory, so that the time-outs are those of a test's clock.
+// pipes is a listener whose connections are made by dial, in memory, so that the timeouts are those of a test's clock.
 type pipes struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -136,7 +136,7 @@ func TestClientsCannotHoldConnections(t *testing.T) {
 		most  time.Duration
 	}{
 		{"says nothing", "", true, readTimeout},
-		{"a header without an end", "GET / HTTP/1.1\r\nHost: a\r\n", true, readTimeout},
+		{"a header that does not end", "GET / HTTP/1.1\r\nHost: a\r\n", true, readTimeout},
 		{"a body that never comes", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n", true, readTimeout},
 		{"does not read the answer", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", false, writeTimeout},
 		{"sends nothing after the answer", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", true, idleTimeout},

@@ -104,7 +104,7 @@ type Neighbour struct {
 	Fairlead bool
 }
 
-// Running asks at an address (Address, but for tests) who runs there. That somebody tells a mode there is no proof that it is a
+// Running asks at an address (Address, except in tests) who runs there. That somebody tells a mode there is no proof that it is a
 // kube-proxy, since Fairlead does so too: its metrics tell. It has to be asked before a server of this process listens there.
 func Running(ctx context.Context, address string) Neighbour {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)

@@ -76,7 +76,7 @@ func TestKernelRulesAreAsSavedByNFT(t *testing.T) {
 	asSaved(t, []xtables.Flavour{xtables.NFT}, func(string) bool { return true })
 }
 
-// The same with both userlands on a kernel without IPVS, but for the rules that need it.
+// The same with both userlands on a kernel without IPVS, except for the rules that need it.
 func TestKernelRulesWithoutIPVS(t *testing.T) {
 	hosttest.Need(t, hosttest.NFTables)
 	asSaved(t, []xtables.Flavour{xtables.Legacy, xtables.NFT}, func(rule string) bool { return !strings.Contains(rule, "-m ipvs") })
