@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/coreos/go-iptables/iptables"
 )
@@ -162,9 +163,27 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 // ErrPermission says that the process may not use iptables.
 var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
 
+// What may pass by itself, such as a lock that another program holds, is tried so often before the tables count as unusable:
+// who asks at startup does not ask again.
+const (
+	usableTries = 4
+	usablePause = time.Second
+)
+
 // Usable says why the tables cannot be used, or nil. The error is ErrPermission where the process lacks the right.
 func (t *Tables) Usable(ctx context.Context) error {
-	res := run(ctx, nil, nil, t.main, "--wait", "5", "-t", "nat", "-S", "POSTROUTING")
+	var res result
+	for try := 1; ; try++ {
+		res = run(ctx, nil, nil, t.main, "--wait", "5", "-t", "nat", "-S", "POSTROUTING")
+		if res.cause == nil || !res.passing() || try == usableTries {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("list nat POSTROUTING: %w", ctx.Err())
+		case <-time.After(usablePause):
+		}
+	}
 	switch {
 	case res.cause == nil:
 		return nil

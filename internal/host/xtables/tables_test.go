@@ -157,3 +157,29 @@ func TestRead(t *testing.T) {
 		})
 	}
 }
+
+// TestUsableOutlastsALock: a family whose tables another program holds for a moment at startup is not left out, since
+// nobody asks again.
+func TestUsableOutlastsALock(t *testing.T) {
+	scripted(t, "iptables v1.8.9 (nf_tables)", "", "")
+	x, err := New(NFT, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	runs := func() int {
+		text, err := os.ReadFile(filepath.Join(dir, "runs"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(text), "\n")
+	}
+	script(t, x.main, `echo >> `+dir+`/runs; [ $(wc -l < `+dir+`/runs) -gt 1 ] || { echo "Another app is currently holding the xtables lock" >&2; exit 4; }`)
+	if err := x.Usable(t.Context()); err != nil || runs() != 2 {
+		t.Errorf("after %d runs: %v", runs(), err)
+	}
+	script(t, x.main, `echo >> `+dir+`/runs; echo "iptables: No chain/target/match by that name." >&2; exit 1`)
+	if err := x.Usable(t.Context()); err == nil || runs() != 3 {
+		t.Errorf("what does not pass was tried again, %d runs in all: %v", runs(), err)
+	}
+}
