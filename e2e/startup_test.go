@@ -82,7 +82,21 @@ func TestStartup(t *testing.T) {
 	t.Run("named proxy", s.testProxyName)
 	t.Run("kube-proxy beside", s.testKubeProxy)
 	t.Run("a family cannot be read", s.testUnreadFamily)
+	t.Run("drift is an Event", s.testDriftEvent)
 	t.Run("the Node comes and goes", s.testNode)
+}
+
+// testDriftEvent empties the table nat: an Event on the Node says so, and by which process.
+func (s *startup) testDriftEvent(t *testing.T) {
+	d := s.run(t)
+	awaitReady(t, s.node)
+	_, err := s.node.Run(t.Context(), "iptables-nft", "-w", "-t", "nat", "-F")
+	must(t, err)
+	note := s.event(t, "Warning", "DriftRepaired")
+	if !strings.Contains(note, "iptables") || !strings.Contains(note, "table nat") {
+		t.Errorf("the Event does not say what was changed and by whom: %q", note)
+	}
+	s.serves(t, d, true)
 }
 
 // testNode starts a daemon before its Node is there, and takes the Node away from it.
@@ -165,8 +179,8 @@ func (s *startup) testKubeProxy(t *testing.T) {
 	must(t, d.Stop())
 }
 
-// event waits for an Event on the Node.
-func (s *startup) event(t *testing.T, kind, reason string) {
+// event waits for an Event on the Node and returns its text.
+func (s *startup) event(t *testing.T, kind, reason string) string {
 	t.Helper()
 	var all []eventsv1.Event
 	for end := time.Now().Add(settleTimeout); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -174,12 +188,13 @@ func (s *startup) event(t *testing.T, kind, reason string) {
 		must(t, err)
 		for _, e := range list.Items {
 			if e.Reason == reason && e.Type == kind && e.ReportingController == "fairlead" && e.Regarding.Kind == "Node" && e.Regarding.Name == s.node.Label {
-				return
+				return e.Note
 			}
 		}
 		all = list.Items
 	}
 	t.Errorf("no Event %s %s among %v", kind, reason, all)
+	return ""
 }
 
 // testProxyName runs a daemon for the Services with a label.
