@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -132,8 +133,15 @@ func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 // longer times, and that a new plan need not wait for that.
 func TestWorkerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fails := map[string]error{"dump": errors.New("dump fails")}
-		table := &conntrack.Fake{Fail: func(op string) error { return fails[op] }}
+		var fails atomic.Value // the operation that fails
+		failure := errors.New("made to fail")
+		table := &conntrack.Fake{Fail: func(op string) error {
+			if op == fails.Load() {
+				return failure
+			}
+			return nil
+		}}
+		fails.Store("dump")
 		table.Add(flow("10.1.0.9:1", "10.96.0.10:53", "10.1.0.9:53"))
 		w, passes := start(t, table)
 		begin := time.Now()
@@ -144,7 +152,7 @@ func TestWorkerTriesAgain(t *testing.T) {
 		w.Submit(dnsPlan(t, "10.1.0.5:53"))
 		for _, want := range []time.Duration{0, time.Second, 3 * time.Second, 7 * time.Second} {
 			for range 2 {
-				if p, at := next(); !errors.Is(p.Err, fails["dump"]) || at != want {
+				if p, at := next(); !errors.Is(p.Err, failure) || at != want {
 					t.Errorf("after %v: got %+v, want a failure after %v", at, p, want)
 				}
 			}
@@ -161,22 +169,21 @@ func TestWorkerTriesAgain(t *testing.T) {
 		next()
 
 		time.Sleep(time.Second)
-		delete(fails, "dump")
-		fails["delete"] = errors.New("delete fails")
+		fails.Store("delete")
 		begin = time.Now()
 		w.Submit(Plan{}) // nothing new, but both families are still to do
-		if p, at := next(); !errors.Is(p.Err, fails["delete"]) || at != 0 {
+		if p, at := next(); !errors.Is(p.Err, failure) || at != 0 {
 			t.Errorf("after %v: got %+v", at, p)
 		}
 		if p, _ := next(); p.Family != fwd.IPv6 || p.Err != nil {
 			t.Errorf("got %+v", p)
 		}
-		delete(fails, "delete")
-		table.Interrupted = true
+		fails.Store("nothing")
+		table.Interrupted.Store(true)
 		if p, _ := next(); p.Err != nil || p.Complete || p.Deleted[EndpointGone] != 1 || len(table.Flows()) != 0 {
 			t.Errorf("got %+v", p)
 		}
-		table.Interrupted = false
+		table.Interrupted.Store(false)
 		if p, _ := next(); p.Err != nil || !p.Complete || p.Family != fwd.IPv4 {
 			t.Errorf("after an interruption: got %+v", p)
 		}
@@ -215,7 +222,8 @@ func TestWorkerLogsWhatItRemoved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			table := &conntrack.Fake{Interrupted: tt.interrupted}
+			table := &conntrack.Fake{}
+			table.Interrupted.Store(tt.interrupted)
 			table.Add(flow("10.1.0.9:1", "10.96.0.10:53", tt.reply))
 			w := NewWorker(table, slog.New(slog.NewTextHandler(&out, nil)), nil)
 			w.work(t.Context(), dnsPlan(t, "10.1.0.5:53"))

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // Fake is a table in memory. Like the kernel it deletes a flow only if original tuple, zone and id are those of an entry,
@@ -13,7 +14,7 @@ type Fake struct {
 	// Fail is called before each Dump, DumpTo, DumpOpening and Delete, if it is set; its error is returned and nothing is done.
 	Fail func(op string) error
 	// Interrupted makes Dump say that it left something out.
-	Interrupted bool
+	Interrupted atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	flows   []Flow
@@ -58,7 +59,7 @@ func (f *Fake) Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(Flow
 			break
 		}
 	}
-	return !f.Interrupted, nil
+	return !f.Interrupted.Load(), nil
 }
 
 // DumpTo implements Table.
@@ -84,7 +85,7 @@ func (f *Fake) DumpOpening(ctx context.Context, ipv6 bool, yield func(Flow) bool
 			break
 		}
 	}
-	return !f.Interrupted, nil
+	return !f.Interrupted.Load(), nil
 }
 
 // Delete implements Table.

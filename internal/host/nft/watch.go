@@ -24,10 +24,9 @@ type Change struct {
 
 // Watch reports, from when it returns until the context ends, which tables of nf_tables somebody else changes. foreign says
 // which changes count. report is called once for each family that has some, after each transaction, with the process that
-// committed it, such as "nft (pid 4711)": its name, and its ID as the first PID namespace of the machine sees it. Where
-// notifications may have been lost, report is called for both families, without a process. Neither function may wait. ended
-// is called
-// last.
+// committed it, such as "nft (pid 4711)": its name, and the ID of its thread as the first PID namespace of the machine sees it.
+// Where notifications may have been lost, report is called for both families, without a process. Neither function may wait.
+// ended is called last.
 //
 // The kernel tells of each object that anybody writes, ours too: while there is somebody to tell, that takes a quarter of
 // the time of writing very many.

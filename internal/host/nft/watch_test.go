@@ -38,7 +38,7 @@ func TestKernelWatch(t *testing.T) {
 	if err := WatchTable(ctx, "fl-test", []*Conn{ours}, func(f fwd.Family, process string) { changed <- report{f, process} }, func() { close(changed) }); err != nil {
 		t.Fatal(err)
 	}
-	us := report{fwd.IPv4, fmt.Sprintf("%s (pid %d)", programName(t), os.Getpid())}
+	us := report{fwd.IPv4, fmt.Sprintf("%s (pid %d)", programName(t), unix.Gettid())}
 	commit := func(c *Conn, ops ...Op) {
 		t.Helper()
 		if err := c.Commit(ctx, ops); err != nil {
