@@ -128,11 +128,19 @@ func once(try func() error) func() error {
 	return sync.OnceValue(func() error {
 		done := make(chan error)
 		go func() {
-			// A thread that is locked when its goroutine ends is destroyed, and the namespace with it.
 			runtime.LockOSThread()
-			err := unix.Unshare(unix.CLONE_NEWNET)
+			// The thread goes back to its own namespace: one that ends takes along what it has started and what is to end with its
+			// parent, which may be another test's server.
+			own, err := os.Open("/proc/thread-self/ns/net")
+			if err == nil {
+				defer own.Close()
+				err = unix.Unshare(unix.CLONE_NEWNET)
+			}
 			if err == nil {
 				err = try()
+				if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+					runtime.UnlockOSThread()
+				}
 			}
 			done <- err
 		}()

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -684,4 +685,33 @@ func BenchmarkAddresses(b *testing.B) {
 		}
 	})
 	run("batch", do)
+}
+
+// TestKernelOpenEndsNoThread: sockets are opened on threads of other namespaces, which go on. One that ended would take along
+// the processes that it had started, if these are to end with their parent.
+func TestKernelOpenEndsNoThread(t *testing.T) {
+	c := dial(t)
+	var threads sync.WaitGroup
+	for range 16 { // so that there are threads which wait for work
+		threads.Go(func() { _ = unix.Nanosleep(&unix.Timespec{Nsec: 20e6}, nil) })
+	}
+	threads.Wait()
+	before, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		s, err := c.open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, task := range before {
+		if _, err := os.Stat("/proc/self/task/" + task.Name()); err != nil {
+			t.Errorf("a thread has ended: %v", err)
+		}
+	}
 }

@@ -58,20 +58,11 @@ func (c settings) open() (*socket, error) {
 	}
 	opened := make(chan result, 1)
 	go func() {
-		runtime.LockOSThread()
-		here, err := os.Stat("/proc/thread-self/ns/net")
-		there, err2 := c.namespace.Stat()
-		switch err = errors.Join(err, err2); {
-		case err != nil:
-		case os.SameFile(here, there): // setns needs a capability that this process may not have
-			defer runtime.UnlockOSThread()
-		default: // the thread stays locked, so that it ends with this goroutine
-			err = unix.Setns(int(c.namespace.Fd()), unix.CLONE_NEWNET)
-		}
 		var s *socket
-		if err == nil {
+		err := c.inNamespace(func() (err error) {
 			s, err = c.openHere()
-		}
+			return err
+		})
 		opened <- result{s, err}
 	}()
 	r := <-opened
@@ -79,6 +70,38 @@ func (c settings) open() (*socket, error) {
 		return nil, fmt.Errorf("open a netlink socket for protocol %d: %w", c.protocol, r.err)
 	}
 	return r.s, nil
+}
+
+// inNamespace calls f with the goroutine locked to a thread in the namespace. The thread goes back to its own one afterwards: a
+// thread that ends takes along the processes which it started and which are to end with their parent (PR_SET_PDEATHSIG).
+func (c settings) inNamespace(f func() error) error {
+	runtime.LockOSThread()
+	own, err := currentNamespace()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer own.Close()
+	here, err := own.Stat()
+	there, err2 := c.namespace.Stat()
+	if err = errors.Join(err, err2); err != nil || os.SameFile(here, there) { // setns needs a capability that this process may not have
+		defer runtime.UnlockOSThread()
+		if err == nil {
+			err = f()
+		}
+		return err
+	}
+	if err := unix.Setns(int(c.namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	err = f()
+	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
+		// The thread stays locked, so that the runtime ends it with this goroutine and nobody else runs on it.
+		return errors.Join(err, fmt.Errorf("return to the thread's network namespace: %w", back))
+	}
+	runtime.UnlockOSThread()
+	return err
 }
 
 func (c settings) openHere() (*socket, error) {
