@@ -242,7 +242,7 @@ func TestKernelWouldTake(t *testing.T) {
 		{Verb: AddServer, Server: tcp("10.96.0.1:1"), Settings: Settings{Scheduler: "rr", Flags: Persistent}},
 		{Verb: AddServer, Server: tcp("10.96.0.1:0"), Settings: Settings{Scheduler: "rr"}},
 		{Verb: AddServer, Server: VirtualServer{Protocol: unix.IPPROTO_ICMP, Addr: ap("10.96.0.1:2")}, Settings: Settings{Scheduler: "rr"}},
-		{Verb: SetServer, Server: tcp("10.96.0.1:1"), Settings: Settings{Scheduler: "rr", Flags: 0x40}},
+		{Verb: SetServer, Server: tcp("10.96.0.1:1"), Settings: Settings{Scheduler: "rr", Flags: hashed}},
 	} {
 		if op.check() == nil {
 			t.Errorf("%v passes the check", op)

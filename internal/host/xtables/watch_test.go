@@ -59,6 +59,7 @@ func TestKernelWatch(t *testing.T) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		for _, ipv6 := range []bool{false, true} {
 			t.Run(flavour.command(ipv6, ""), func(t *testing.T) {
+				need(t, flavour)
 				hosttest.Netns(t)
 				tables, err := New(flavour, ipv6)
 				if err != nil {
