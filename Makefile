@@ -68,7 +68,7 @@ test-unit: ## Run what needs neither root nor a kernel feature
 ifeq ($(shell id -u),0)
 test-kernel: ## Run the tests with real packets, in network namespaces (root)
 	hack/build-servers.sh etcd kube-apiserver >/dev/null
-	path=$$(hack/deps.sh path) && PATH=$$path FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 20m $(KERNEL_PACKAGES)
+	path=$$(hack/deps.sh path) && PATH=$$path FAIRLEAD_KERNEL_TESTS=1 go test -count=1 -p 1 -timeout 40m $(KERNEL_PACKAGES)
 else
 test-kernel:
 	@echo
