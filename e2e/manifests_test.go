@@ -70,6 +70,7 @@ spec:
                         properties:
                           sourceLabels: {type: array, items: {type: string}}
                           targetLabel: {type: string}
+                          replacement: {type: string}
                     authorization:
                       type: object
                       properties:

@@ -47,23 +47,16 @@ func testSwitch(t *testing.T, c *cluster) {
 		}
 		switch {
 		case mode == "nftables":
+			c.awaitRulesWithout(t, "FAIRLEAD", "FAIRLEAD")
 			c.nothingInIPTables(t)
 		case mode == "ipvs":
 			// Mode iptables names the Service's addresses in its rules.
-			for f, tool := range []string{"iptables-", "ip6tables-"} {
-				rules, err := c.lab.Nodes[0].Run(t.Context(), tool+c.userland+"-save")
-				must(t, err)
-				if strings.Contains(rules, clusterIP(svc, f).String()) {
-					t.Errorf("mode ipvs left rules of mode iptables:\n%s", rules)
-				}
-			}
+			c.awaitRulesWithout(t, clusterIP(svc, 0).String(), clusterIP(svc, 1).String())
 		case c.mode == "ipvs":
 			// The virtual servers drain: the open connection, and those that ended a moment ago, are theirs.
 			c.awaitWeights(t, c.lab.Nodes[0], svc, map[string]uint32{"node1-p1": 0, "node2-p1": 0})
 		default:
-			if n := c.removeNFTables(t); n != 0 {
-				t.Errorf("mode iptables left %d tables of mode nftables", n)
-			}
+			c.awaitNoNFTables(t)
 		}
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node1-p1", "node2-p1"}})
 	}
@@ -90,6 +83,39 @@ func (c *cluster) switchTo(t *testing.T, svc *corev1.Service, from string, flags
 	for _, stop := range stops {
 		if n := stop(); n < 10 {
 			t.Errorf("with %v: only %d connections meanwhile", flags, n)
+		}
+	}
+}
+
+// awaitRulesWithout waits until the rules of IPv4 and of IPv6 on the first node lack these texts. What an old mode wrote goes
+// when the new one's rules were found in the kernel, a moment after they serve.
+func (c *cluster) awaitRulesWithout(t *testing.T, texts ...string) {
+	t.Helper()
+	for f, tool := range []string{"iptables-", "ip6tables-"} {
+		for deadline := time.Now().Add(hosttest.Patience); ; time.Sleep(20 * time.Millisecond) {
+			rules, err := c.lab.Nodes[0].Run(t.Context(), tool+c.userland+"-save")
+			must(t, err)
+			if !strings.Contains(rules, texts[f]) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("rules of the old mode are left:\n%s", rules)
+			}
+		}
+	}
+}
+
+// awaitNoNFTables waits until the first node has no table of mode nftables.
+func (c *cluster) awaitNoNFTables(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(hosttest.Patience); ; time.Sleep(20 * time.Millisecond) {
+		tables, err := c.lab.Nodes[0].Run(t.Context(), "nft", "list", "tables")
+		must(t, err)
+		if !strings.Contains(tables, " fairlead") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("tables of the old mode are left:\n%s", tables)
 		}
 	}
 }
