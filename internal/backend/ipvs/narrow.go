@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
@@ -97,10 +98,19 @@ func (b *Backend) Widen(ctx context.Context, f fwd.Family) error {
 	return nil
 }
 
+// widenDelay is the time between the end of the other mode's rules and the default route: a packet that they have translated
+// may still be on its way to the routing decision, on another processor, and must not find that route.
+const widenDelay = 500 * time.Millisecond
+
 // widen makes the default route. The routes that it takes the place of go with the next reading, as what nobody wants.
 func (t *target) widen(ctx context.Context) error {
 	if !t.isNarrow() {
 		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(widenDelay):
 	}
 	defer t.changing()()
 	var c linkChanges
