@@ -282,7 +282,8 @@ func (c *cluster) awaitNothingOf(t *testing.T, mode string, svc *corev1.Service)
 	}
 }
 
-// leftOf is what the first node has of a mode, as text, where the Service was served.
+// leftOf is what the first node has of a mode, as text, where the Service was served. A reading may fail while something is
+// removed; that is text, too.
 func (c *cluster) leftOf(t *testing.T, mode string, svc *corev1.Service) string {
 	t.Helper()
 	node := c.lab.Nodes[0]
@@ -290,7 +291,9 @@ func (c *cluster) leftOf(t *testing.T, mode string, svc *corev1.Service) string 
 	lines := func(texts []string, command string, args ...string) {
 		t.Helper()
 		out, err := node.Run(t.Context(), command, args...)
-		must(t, err)
+		if err != nil {
+			left = append(left, fmt.Sprintf("%s: %v\n", command, err))
+		}
 		for line := range strings.Lines(out) {
 			if slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(line, s) }) {
 				left = append(left, command+": "+line)
@@ -310,14 +313,17 @@ func (c *cluster) leftOf(t *testing.T, mode string, svc *corev1.Service) string 
 		lines(own, "iptables-"+c.userland+"-save")
 		lines(own, "ip6tables-"+c.userland+"-save")
 		lines([]string{ipvs.Device}, "ip", "-o", "link")
-		must(t, node.Do(func() error {
+		err := node.Do(func() error {
 			found, closeAll, err := ipvs.Leftovers(t.Context(), nil)
 			defer closeAll()
 			for _, l := range found {
 				left = append(left, fmt.Sprintf("%s: %d virtual servers, %d VIPs, %d sets, %d chains, %d other\n", l.Family, l.Servers, l.VIPs, l.Sets, l.Chains, l.Other))
 			}
 			return err
-		}))
+		})
+		if err != nil {
+			left = append(left, err.Error())
+		}
 	}
 	return strings.Join(left, "")
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nft"
 	"github.com/fairlead/fairlead/internal/instance"
@@ -42,6 +44,12 @@ func Remove(ctx context.Context, f fwd.Family, id instance.ID) (there bool, err 
 	there, err = c.Exists(ctx)
 	if err != nil || !there {
 		return there, err
+	}
+	// A packet that is in the rules at the moment of a commit goes on with the old ones, but finds the maps empty already, and would be
+	// refused as one to a port that no Service has. So nothing comes to the rules any more when the table goes. A table that
+	// lacks one of these chains has nothing to lead there.
+	if err := c.Commit(ctx, []nft.Op{{Kind: nft.FlushChain, Name: chainPrerouting}, {Kind: nft.FlushChain, Name: chainOutput}}); err != nil && !errors.Is(err, unix.ENOENT) {
+		return true, fmt.Errorf("take table %s out of use, %s: %w", id.Table(), f, err)
 	}
 	if err := c.Commit(ctx, []nft.Op{{Kind: nft.DelTable}}); err != nil {
 		return true, fmt.Errorf("delete table %s, %s: %w", id.Table(), f, err)
