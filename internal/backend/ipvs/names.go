@@ -45,7 +45,7 @@ const (
 const (
 	setFrontends = "FRONTENDS" // every virtual server that may be dialled
 	setDivert    = "DIVERT"    // the same, and those that drain; VIPMark only
-	setEmpty     = "EMPTY"     // frontends without an endpoint for anybody
+	setEmpty     = "EMPTY"     // frontends that have no endpoint for anybody
 	setRanged    = "RANGED"    // frontends that not every source may dial
 	setSources   = "SOURCES"   // who may dial these
 	setVIPs      = "VIPS"      // addresses of Services, without those of the node
