@@ -24,7 +24,7 @@ IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
 VM_PACKAGES = ./internal/host/hosttest ./internal/backend/ipvs -test.run='^TestKernelRulesAreAsSavedByNFT$$' \
 	./e2e $(IPVS_BINARY) -test.run='^TestSwitchesOfIPVS$$' -test.timeout=15m \
 	./e2e $(IPVS_BINARY) -test.run='^TestInstancesNFTablesAndIPVS$$' -test.timeout=15m
-STATICCHECK := go tool -modfile=hack/tools/go.mod staticcheck
+TOOL := go tool -modfile=hack/tools/go.mod
 
 .PHONY: help
 help: ## List the targets
@@ -44,13 +44,21 @@ manifests: ## Render the kustomize directories and the chart into manifests/test
 	GOFLAGS= go -C hack/manifests test -count=1 . -update
 
 # Parts of their own, so that "make -k" goes on after one that fails.
-.PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy
+.PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy lint-complexity lint-deadcode lint-width
 lint: lint-vet lint-staticcheck lint-format lint-tidy ## Run go vet, staticcheck, gofmt and go mod tidy
 lint-vet:
 	go vet ./...
 	for module in hack/manifests hack/bench/plot; do GOFLAGS= go -C $$module vet ./...; done
 lint-staticcheck:
-	$(STATICCHECK) ./...
+	$(TOOL) staticcheck ./...
+# A function with more branches has "gocyclo:ignore" above it, and the reason in its comment.
+lint-complexity:
+	$(TOOL) gocyclo -over 15 -ignore '_test\.go$$' cmd internal hack e2e
+# Whatever ships and is not reachable from main is there for tests alone.
+lint-deadcode:
+	@unreachable=$$($(TOOL) deadcode ./cmd/fairlead); if [[ -n $$unreachable ]]; then echo "$$unreachable"; exit 1; fi
+lint-width:
+	hack/width
 lint-tidy:
 	hack/tidy . hack/tools hack/manifests hack/bench/plot e2e/tools
 lint-format:
