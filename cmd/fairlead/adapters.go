@@ -11,17 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/localport"
-	"github.com/fairlead/fairlead/internal/reconcile"
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
-
-// feedAdapter is a kube.Feed as the loop wants it.
-type feedAdapter struct{ *kube.Feed }
-
-// Drain implements reconcile.Feed.
-func (a feedAdapter) Drain(s *cluster.Store) reconcile.Drained {
-	return reconcile.Drained(a.Feed.Drain(s))
-}
 
 // flowAdapter makes plans for those who follow a sync: the worker that removes stale flows, and the forwarder of node ports
 // on loopback addresses. It belongs to the loop's goroutine.

@@ -149,7 +149,7 @@ func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *s
 	configs := make(chan *config.Config)
 	settings := &applied{store: watch.config.Store, to: configs, current: cfg}
 	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Configs: configs, Feed: feedAdapter{feed}, Backends: plane.Families, Flows: flows, Events: eventAdapter{recorder},
+		Config: cfg, Configs: configs, Feed: feed, Backends: plane.Families, Flows: flows, Events: eventAdapter{recorder},
 		Checks: watch.checks, Monitor: watch,
 		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(isVIPDevice) }, AddrChanges: addrs, Drift: plane.drift,
 		OnWritten: func(f fwd.Family) {

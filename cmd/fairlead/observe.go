@@ -54,8 +54,8 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near, wait) }, Standby: wait.waiting, Served: mo.Served, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
 	if api, ok := source.(*kube.APISource); ok {
 		mo.APIServer = api.Host()
-		mo.Watches = func() []metrics.Watch { return contacts[metrics.Watch](api) }
-		ho.Watches = func() []health.Watch { return contacts[health.Watch](api) }
+		mo.Watches = api.Watches
+		ho.Watches = api.Watches
 		o.programmed = api.Programmed
 	}
 	switch cfg.Mode {
@@ -86,19 +86,6 @@ func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recor
 	o.health = health.NewState(ho)
 	o.checks = health.NewChecks(health.ChecksOptions{Node: cfg.NodeName, Healthy: o.health.Fresh, Warn: eventAdapter{recorder}.Warn, Log: log})
 	return o
-}
-
-// contacts are how the watches of a source fare, in the words of another package.
-func contacts[W ~struct {
-	Resource string
-	Heard    time.Time
-	Open     bool
-}](api *kube.APISource) []W {
-	var out []W
-	for _, c := range api.Contacts() {
-		out = append(out, W(c))
-	}
-	return out
 }
 
 // run starts the servers of the configuration.

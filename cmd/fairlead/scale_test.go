@@ -140,7 +140,7 @@ func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProg
 	}
 	p.feed.SetNode(cluster.Node{Name: benchtest.NodeName})
 	p.feed.MarkSynced()
-	p.loop = reconcile.New(reconcile.Options{Config: cfg, Feed: feedAdapter{p.feed}, Backends: planeOnNothing(mode), Flows: p, Monitor: p, Logger: slog.New(slog.DiscardHandler)})
+	p.loop = reconcile.New(reconcile.Options{Config: cfg, Feed: p.feed, Backends: planeOnNothing(mode), Flows: p, Monitor: p, Logger: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(tb.Context())
 	done := make(chan error)
 	go func() { done <- p.loop.Run(ctx) }()

@@ -113,7 +113,7 @@ func door(r room, imp string) string {
 		return "this dependency belongs into another package"
 	case slices.Contains(effects, imp) && !slices.Contains(r.effects, imp):
 		return "this package has no effects of that kind"
-	case slices.Contains(pure, r.path) && slices.Contains(impure, imp):
+	case slices.Contains(pure, r.path) && slices.Contains(impure, imp) && !slices.Contains(r.effects, imp):
 		return "this package is pure"
 	}
 	return ""
@@ -230,6 +230,8 @@ func frowned(s source, n ast.Node) string {
 			return ""
 		}
 		switch call := pkg.Name + "." + n.Sel.Name; {
+		case slices.Contains(pure, s.dir) && pkg.Name == "time" && !slices.Contains([]string{"Time", "Duration"}, n.Sel.Name) && !s.test:
+			return "this package has no clock"
 		case call == "context.TODO":
 			return "a context comes from the caller"
 		case s.test || strings.HasPrefix(s.name, "fake"):

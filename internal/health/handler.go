@@ -124,7 +124,7 @@ func (s *State) ready(at moment) *readiness {
 		if r.Watches == nil {
 			r.Watches = make(map[string]watchStatus)
 		}
-		stale := at.now.Sub(w.Heard)
+		stale := at.now.Sub(w.LastSeen)
 		r.Watches[w.Resource] = watchStatus{Open: w.Open, StaleSeconds: stale.Round(time.Millisecond).Seconds()}
 		r.Ready = r.Ready && stale <= StaleAfter
 	}

@@ -4,22 +4,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // StaleAfter is how long nothing may come from a watch. It is longer than the API server keeps a watch open (ten minutes
 // at most, which clients ask for) and the time after which package kube cuts one, together.
 const StaleAfter = 15 * time.Minute
-
-// Watch is what is known of the watch of one resource.
-type Watch struct {
-	// Resource is its name, such as "services".
-	Resource string
-	// Heard is when the last sign of life came: an event, a bookmark, or an answer to a request.
-	Heard time.Time
-	// Open says that the API server answered the request to watch and that nobody has ended the watch since.
-	Open bool
-}
 
 // Options are what a State works with. Waiting, Watches and Answered may be nil.
 type Options struct {
@@ -28,7 +19,7 @@ type Options struct {
 	// Waiting returns since when a change has waited that the loop has not taken, zero for none; nil where that is not known.
 	Waiting func() time.Time
 	// Watches tells of the watches; nil where objects come from files.
-	Watches func() []Watch
+	Watches func() []cluster.Watch
 	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
 	Served func() [2]bool
 	// Notes are sentences that /readyz shows to people; nil for none.
@@ -146,7 +137,7 @@ func (s *State) Fresh() bool {
 type moment struct {
 	now     time.Time
 	waiting time.Time
-	watches []Watch
+	watches []cluster.Watch
 	notes   []string
 	served  [2]bool
 	standby bool
@@ -172,7 +163,7 @@ func (s *State) look(now time.Time) moment {
 
 func (s *State) fresh(at moment) bool {
 	for _, w := range at.watches {
-		if w.Open && at.now.Sub(w.Heard) > StaleAfter {
+		if w.Open && at.now.Sub(w.LastSeen) > StaleAfter {
 			return false
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
@@ -22,28 +23,32 @@ func get(t *testing.T, h http.Handler, method, path string) *httptest.ResponseRe
 
 func TestEndpoints(t *testing.T) {
 	const ok, bad = http.StatusOK, http.StatusServiceUnavailable
-	type step = func(*State, *Watch)
-	wait := func(d time.Duration) step { return func(*State, *Watch) { time.Sleep(d) } }
-	queued := func(s *State, _ *Watch) { s.Queued(time.Now()) }
+	type step = func(*State, *cluster.Watch)
+	wait := func(d time.Duration) step { return func(*State, *cluster.Watch) { time.Sleep(d) } }
+	queued := func(s *State, _ *cluster.Watch) { s.Queued(time.Now()) }
 	synced := func(v4, v6 bool) step {
-		return func(s *State, _ *Watch) { s.Synced(time.Now(), time.Now(), [2]bool{true, true}, [2]bool{v4, v6}, 0) }
+		return func(s *State, _ *cluster.Watch) {
+			s.Synced(time.Now(), time.Now(), [2]bool{true, true}, [2]bool{v4, v6}, 0)
+		}
 	}
 	written := synced(false, false)
-	verified := func(s *State, _ *Watch) { s.Verified(fwd.IPv4); s.Verified(fwd.IPv6) }
-	verified4 := func(s *State, _ *Watch) { s.Verified(fwd.IPv4) }
-	alone := func(s *State, _ *Watch) { s.o.Served = func() [2]bool { return [2]bool{true, false} } }
+	verified := func(s *State, _ *cluster.Watch) { s.Verified(fwd.IPv4); s.Verified(fwd.IPv6) }
+	verified4 := func(s *State, _ *cluster.Watch) { s.Verified(fwd.IPv4) }
+	alone := func(s *State, _ *cluster.Watch) { s.o.Served = func() [2]bool { return [2]bool{true, false} } }
 	// waits is a sync of IPv4 alone, while IPv6 waits for its next attempt.
-	waits := func(s *State, _ *Watch) {
+	waits := func(s *State, _ *cluster.Watch) {
 		s.Synced(time.Now(), time.Now(), [2]bool{true, false}, [2]bool{false, true}, 0)
 	}
-	period := func(d time.Duration) step { return func(s *State, _ *Watch) { s.SetSyncPeriod(d) } }
-	untaken := func(s *State, _ *Watch) { since := time.Now(); s.o.Waiting = func() time.Time { return since } }
-	taken := func(s *State, _ *Watch) { s.o.Waiting = func() time.Time { return time.Time{} } }
-	leaving := func(yes bool) step { return func(s *State, _ *Watch) { s.Node(yes) } }
-	heard := func(_ *State, w *Watch) { w.Heard = time.Now() }
-	open := func(yes bool) step { return func(_ *State, w *Watch) { w.Open = yes } }
-	standby := func(yes bool) step { return func(s *State, _ *Watch) { s.o.Standby = func() bool { return yes } } }
-	day := func(s *State, w *Watch) { // of a quiet cluster, whose server sends no bookmarks
+	period := func(d time.Duration) step { return func(s *State, _ *cluster.Watch) { s.SetSyncPeriod(d) } }
+	untaken := func(s *State, _ *cluster.Watch) { since := time.Now(); s.o.Waiting = func() time.Time { return since } }
+	taken := func(s *State, _ *cluster.Watch) { s.o.Waiting = func() time.Time { return time.Time{} } }
+	leaving := func(yes bool) step { return func(s *State, _ *cluster.Watch) { s.Node(yes) } }
+	heard := func(_ *State, w *cluster.Watch) { w.LastSeen = time.Now() }
+	open := func(yes bool) step { return func(_ *State, w *cluster.Watch) { w.Open = yes } }
+	standby := func(yes bool) step {
+		return func(s *State, _ *cluster.Watch) { s.o.Standby = func() bool { return yes } }
+	}
+	day := func(s *State, w *cluster.Watch) { // of a quiet cluster, whose server sends no bookmarks
 		for range 144 {
 			time.Sleep(10 * time.Minute)
 			heard(s, w)
@@ -87,9 +92,9 @@ func TestEndpoints(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := Watch{Resource: "services", Heard: time.Now()}
+				w := cluster.Watch{Resource: "services", LastSeen: time.Now()}
 				var answered []string
-				s := NewState(Options{SyncPeriod: 30 * time.Second, Watches: func() []Watch { return []Watch{w} },
+				s := NewState(Options{SyncPeriod: 30 * time.Second, Watches: func() []cluster.Watch { return []cluster.Watch{w} },
 					Answered: func(endpoint string, code int) { answered = append(answered, fmt.Sprint(endpoint, code)) }})
 				for _, step := range tt.steps {
 					step(s, &w)
@@ -129,7 +134,7 @@ func TestBodies(t *testing.T) {
 				`,"ready":false,"written":false,"verified":false,"families":{"IPv4":{"written":true,"verified":true},"IPv6":{"written":false,"verified":false}},"quarantinedServices":2,"watches":{"services":{"open":true,"staleSeconds":61.001}},"notes":["waiting for the node"]}`,
 		}
 		born := time.Now().Add(-61001 * time.Millisecond)
-		s.o.Watches = func() []Watch { return []Watch{{Resource: "services", Heard: born, Open: true}} }
+		s.o.Watches = func() []cluster.Watch { return []cluster.Watch{{Resource: "services", LastSeen: born, Open: true}} }
 		s.o.Notes = func() []string { return []string{"waiting for the node"} }
 		for path, body := range want {
 			w := get(t, s.Handler(), "GET", path)

@@ -27,6 +27,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/fairlead/fairlead/internal/cluster"
 )
 
 // Source delivers objects into a Feed until ctx ends, and then returns nil.
@@ -229,9 +231,9 @@ func (s *APISource) Client() kubernetes.Interface { return s.client }
 // Host is the API server in the URLs of requests, such as "10.0.0.1:6443".
 func (s *APISource) Host() string { return s.client.CoreV1().RESTClient().Get().URL().Host }
 
-// Contacts returns how the watches fare without which this source knows nothing.
-func (s *APISource) Contacts() []Contact {
-	return []Contact{s.services.get(), s.slices.get(), s.node.get()}
+// Watches returns the state of the watches that this source depends on.
+func (s *APISource) Watches() []cluster.Watch {
+	return []cluster.Watch{s.services.get(), s.slices.get(), s.node.get()}
 }
 
 // NodeLack says why there is no Node; empty where there is one, or where nobody knows yet.

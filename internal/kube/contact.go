@@ -6,6 +6,8 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/fairlead/fairlead/internal/cluster"
 )
 
 // watchGrace is how long after its time a watch that the API server has not ended is cut on this side. A Reflector asks
@@ -13,40 +15,29 @@ import (
 // but lost the watch, it would wait for ever.
 const watchGrace = 30 * time.Second
 
-// Contact is what is known of the watch of one resource.
-type Contact struct {
-	// Resource is its name, such as "services".
-	Resource string
-	// Heard is when the last sign of life came: an event, a bookmark, or an answer to a request. Before the first one it is
-	// when the source was made.
-	Heard time.Time
-	// Open says that the API server answered the request to watch and that nobody has ended the watch since.
-	Open bool
-}
-
-// contact keeps a Contact; it is part of the stores behind Reflectors, which call UpdateResourceVersion.
+// contact keeps a cluster.Watch; it is part of the stores behind Reflectors, which call UpdateResourceVersion.
 type contact struct {
 	// mu guards all that follows.
 	mu sync.Mutex
-	Contact
+	cluster.Watch
 	// watch is the one that began last.
 	watch *followed
 }
 
 func newContact(resource string) *contact {
-	return &contact{Contact: Contact{Resource: resource, Heard: time.Now()}}
+	return &contact{Watch: cluster.Watch{Resource: resource, LastSeen: time.Now()}}
 }
 
-func (c *contact) get() Contact {
+func (c *contact) get() cluster.Watch {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.Contact
+	return c.Watch
 }
 
 func (c *contact) hear() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Heard = time.Now()
+	c.LastSeen = time.Now()
 }
 
 // UpdateResourceVersion implements cache.ResourceVersionUpdater: it is called for every event and bookmark.
@@ -60,7 +51,7 @@ func (c *contact) follow(w watch.Interface, o metav1.ListOptions) watch.Interfac
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.Heard, c.Open, c.watch = time.Now(), true, f
+	c.LastSeen, c.Open, c.watch = time.Now(), true, f
 	return f
 }
 

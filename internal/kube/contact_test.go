@@ -14,8 +14,8 @@ func TestContact(t *testing.T) {
 		c := newContact("services")
 		want := func(step string, open bool, silent time.Duration) {
 			t.Helper()
-			if got := c.get(); got.Open != open || time.Since(got.Heard) != silent || got.Resource != "services" {
-				t.Errorf("%s: %+v after %v, want open %v after %v", step, got, time.Since(got.Heard), open, silent)
+			if got := c.get(); got.Open != open || time.Since(got.LastSeen) != silent || got.Resource != "services" {
+				t.Errorf("%s: %+v after %v, want open %v after %v", step, got, time.Since(got.LastSeen), open, silent)
 			}
 		}
 		time.Sleep(time.Minute)
@@ -60,7 +60,7 @@ func TestAPISourceContacts(t *testing.T) {
 	f, s := attach(t, a, func(*APIOptions) {})
 	open := func() int {
 		n := 0
-		for _, c := range s.Contacts() {
+		for _, c := range s.Watches() {
 			if c.Open {
 				n++
 			}
@@ -71,12 +71,12 @@ func TestAPISourceContacts(t *testing.T) {
 	if n := open(); n != 3 {
 		t.Errorf("%d watches open, want 3", n)
 	}
-	before := s.Contacts()[0].Heard
+	before := s.Watches()[0].LastSeen
 	a.put(apiService("a", "10.96.0.1"))
 	f.untilIP("a", "10.96.0.1")
 	a.put(apiService("a", "10.96.0.2")) // by now the first event has been noted
 	f.untilIP("a", "10.96.0.2")
-	if !s.Contacts()[0].Heard.After(before) {
+	if !s.Watches()[0].LastSeen.After(before) {
 		t.Error("an event is no sign of life")
 	}
 	a.setDown(true)

@@ -90,23 +90,12 @@ func (f *Feed) signal() {
 	}
 }
 
-// Drained tells what one Drain handed over.
-type Drained struct {
-	// Services and Slices count the changes seen, also those that a later one replaced.
-	Services, Slices int
-	// Triggers are the times of the changes in the cluster that made the slices that were handed over, those of IPv4 and
-	// those of IPv6, as far as they are newer than this process; deletions have none.
-	Triggers [2][]time.Time
-	// NodeChanged says that the facts about the node, or the service CIDRs, are not what they were.
-	NodeChanged bool
-}
-
 // Drain applies everything pending to the store; of several versions of an object only the last. It may be called before
 // the Feed is synced; the loop must not write to the kernel before that.
-func (f *Feed) Drain(s *cluster.Store) Drained {
+func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	f.mu.Lock()
 	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
-	d := Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
+	d := cluster.Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
 	f.drained.Services += uint64(d.Services)
 	f.drained.Slices += uint64(d.Slices)
 	f.reset()

@@ -154,7 +154,7 @@ func (m *Monitor) registerOwn() {
 	if m.o.Watches != nil {
 		s.readGauge("fairlead_watch_stale_seconds", "Time since an event, a bookmark or an answer came from the API server.", func(e emit) {
 			for _, w := range m.o.Watches() {
-				e(time.Since(w.Heard).Seconds(), w.Resource)
+				e(time.Since(w.LastSeen).Seconds(), w.Resource)
 			}
 		}, "resource")
 		s.readGauge("fairlead_watch_open", "Whether a watch is open.", func(e emit) {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/reconcile"
 )
@@ -22,7 +23,7 @@ type Options struct {
 	// Changes tells of the objects' changes.
 	Changes func() Changes
 	// Watches tells of the watches of an API server.
-	Watches func() []Watch
+	Watches func() []cluster.Watch
 	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
 	Served func() [2]bool
 	// Rules counts rules by family and table (mode iptables).
@@ -41,14 +42,6 @@ type Changes struct {
 	ServicesWaiting, SlicesWaiting uint64
 	// Last is when the newest came.
 	Last time.Time
-}
-
-// Watch is what is known of the watch of one resource.
-type Watch struct {
-	Resource string
-	// Heard is when the last sign of life came.
-	Heard time.Time
-	Open  bool
 }
 
 // Rules counts the rules of one table.

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/reconcile"
 )
@@ -28,8 +29,8 @@ func full(mode string) Options {
 		Changes: func() Changes {
 			return Changes{Services: 20, Slices: 30, ServicesWaiting: 2, SlicesWaiting: 3, Last: time.Unix(1_600_000_000, 0)}
 		},
-		Watches: func() []Watch {
-			return []Watch{{"services", time.Now().Add(-time.Minute), true}, {"nodes", time.Now(), false}}
+		Watches: func() []cluster.Watch {
+			return []cluster.Watch{{Resource: "services", LastSeen: time.Now().Add(-time.Minute), Open: true}, {Resource: "nodes", LastSeen: time.Now()}}
 		},
 		Rules:     func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
 		Draining:  draining(mode),

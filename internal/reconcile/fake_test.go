@@ -33,7 +33,7 @@ type fakeFeed struct {
 	mu     sync.Mutex
 	synced bool
 	puts   []func(*cluster.Store)
-	d      Drained
+	d      cluster.Drained
 }
 
 func (f *fakeFeed) Wake() <-chan struct{} { return f.wake }
@@ -44,7 +44,7 @@ func (f *fakeFeed) Synced() bool {
 	return f.synced
 }
 
-func (f *fakeFeed) Drain(s *cluster.Store) Drained {
+func (f *fakeFeed) Drain(s *cluster.Store) cluster.Drained {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	turn.Load()
@@ -52,7 +52,7 @@ func (f *fakeFeed) Drain(s *cluster.Store) Drained {
 	for _, put := range f.puts {
 		put(s)
 	}
-	f.puts, f.d = nil, Drained{}
+	f.puts, f.d = nil, cluster.Drained{}
 	return d
 }
 

@@ -13,27 +13,12 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Drained says what a Feed put into the store.
-type Drained struct {
-	// Services and Slices count the events.
-	Services, Slices int
-	// Triggers are, by fwd.Family.Index, the times of the changes that made the endpoint slices, as the control plane noted
-	// them.
-	Triggers [2][]time.Time
-	// NodeChanged says that facts about the node, or the service CIDRs, changed.
-	NodeChanged bool
-}
-
-func (d *Drained) any() bool {
-	return d.Services+d.Slices+len(d.Triggers[0])+len(d.Triggers[1]) > 0
-}
-
 // Feed collects changes of the cluster's objects from other goroutines.
 type Feed interface {
 	// Wake receives when there is something to drain, and when Synced becomes true.
 	Wake() <-chan struct{}
 	// Drain moves what was collected into the store.
-	Drain(*cluster.Store) Drained
+	Drain(*cluster.Store) cluster.Drained
 	// Synced says that the first lists of Services, EndpointSlices and the node are complete.
 	Synced() bool
 }

@@ -527,7 +527,7 @@ func TestReports(t *testing.T) {
 		}
 		trigger := time.Now()
 		h.feed.change(func() {
-			h.feed.d = Drained{Services: 1, Slices: 2, Triggers: [2][]time.Time{{trigger}, {trigger, trigger}}}
+			h.feed.d = cluster.Drained{Services: 1, Slices: 2, Triggers: [2][]time.Time{{trigger}, {trigger, trigger}}}
 			h.feed.puts = append(h.feed.puts, service(1, 5))
 		})
 		h.after(2 * time.Second)
@@ -547,7 +547,7 @@ func TestTriggersOfAChangeWithoutAMeaning(t *testing.T) {
 		h := running(t, &[2]fakeKernel{})
 		defer h.stop(t)
 		syncs, writes := len(h.follow.syncs), h.kernels[0].writes
-		h.feed.change(func() { h.feed.d = Drained{Slices: 1, Triggers: [2][]time.Time{{time.Now()}, nil}} })
+		h.feed.change(func() { h.feed.d = cluster.Drained{Slices: 1, Triggers: [2][]time.Time{{time.Now()}, nil}} })
 		h.settle()
 		if n := len(h.follow.syncs); n != syncs+1 || len(h.last().Families[0].Triggers) != 1 || h.kernels[0].writes != writes {
 			t.Errorf("%d reports, the last %+v", n-syncs, h.follow.syncs[n-1])
@@ -563,7 +563,7 @@ func TestTriggersByFamily(t *testing.T) {
 		defer h.stop(t)
 		k[1].failWrite = errors.New("no")
 		h.feed.change(func() {
-			h.feed.d = Drained{Slices: 2, Triggers: [2][]time.Time{{time.Now()}, {time.Now()}}}
+			h.feed.d = cluster.Drained{Slices: 2, Triggers: [2][]time.Time{{time.Now()}, {time.Now()}}}
 			h.feed.puts = append(h.feed.puts, service(1, 5))
 		})
 		h.settle()

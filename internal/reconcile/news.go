@@ -17,7 +17,7 @@ type news struct {
 	// node or the Config has to be worked out again.
 	any, addrs, header bool
 	// unreported is what was drained and is not reported yet.
-	unreported Drained
+	unreported cluster.Drained
 }
 
 // firstReadingTimeout is how long the first sync waits for a family whose kernel is still being read.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
+	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -101,7 +102,7 @@ func (l *Loop) end(ctx context.Context, rep *Sync, changed bool) {
 		}
 		l.logSync(rep, len(first) > 0)
 		l.monitor(rep)
-	} else if l.news.unreported.any() {
+	} else if !l.news.unreported.Empty() {
 		l.monitor(rep) // what the events asked for was in the kernel already
 	}
 	for _, f := range first {
@@ -139,7 +140,7 @@ func (l *Loop) verified(f *family, at time.Time) {
 // monitor completes a report and hands it on.
 func (l *Loop) monitor(rep *Sync) {
 	if l.Monitor == nil {
-		l.news.unreported = Drained{}
+		l.news.unreported = cluster.Drained{}
 		return
 	}
 	rep.Endpoints, rep.Conflicts = l.wanted.endpoints, len(l.reports.conflicts)
