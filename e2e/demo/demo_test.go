@@ -8,7 +8,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// The demo checks what it shows, so it is a test.
+// TestDemo runs the demo, which checks its own results.
 func TestDemo(t *testing.T) {
 	lab.RequireKernel(t)
 	binary, err := daemon.Build(t.Context(), t.TempDir())

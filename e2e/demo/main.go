@@ -1,11 +1,10 @@
-// Command demo shows Fairlead at work to somebody who has never seen it: a cluster made of network namespaces on this
-// machine, one real fairlead on each of its two nodes, and real connections. It checks what it shows and ends with exit
-// code 1 if something is not as it says.
+// Command demo shows Fairlead at work: it makes a cluster of network namespaces on this machine, runs a real fairlead on each
+// of its two nodes and makes real connections. It checks each result and exits with code 1 if one is not as expected.
 //
-//	objects.yaml ─► fairlead on node1, node2 ─► kernel ◄─ connections ─ steps.go ─► what the pods saw
+//	objects.yaml ─► fairlead on node1, node2 ─► kernel ◄─ connections ─ steps.go ─► what the pods see
 //
-// It needs root, and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it; MODE=ipvs on a kernel without
-// IPVS means in user-mode Linux.
+// It needs root and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it. On a kernel without IPVS,
+// MODE=ipvs runs in user-mode Linux.
 package main
 
 import (
@@ -34,7 +33,7 @@ var picture string
 
 func main() {
 	binary := flag.String("fairlead", "bin/fairlead", "the fairlead binary")
-	mode := flag.String("mode", "iptables", "the dataplane that fairlead shall use")
+	mode := flag.String("mode", "iptables", "the mode of fairlead: iptables, nftables or ipvs")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -44,10 +43,10 @@ func main() {
 		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
 		os.Exit(1)
 	}
-	fmt.Println("\nThat was all. Nothing is left of it on this machine.")
+	fmt.Println("\nDone. Everything the demo made on this machine is removed.")
 }
 
-// demo is the cluster on the stage.
+// demo is the cluster and what runs in it.
 type demo struct {
 	lab     *lab.Lab
 	binary  string
@@ -87,12 +86,12 @@ func run(ctx context.Context, binary, mode string) (err error) {
 		}
 		d.servers = append(d.servers, s)
 	}
-	fmt.Printf("%s\nThe cluster above is made of %d network namespaces on this machine. Making it took %v.\n",
+	fmt.Printf("%s\nThis cluster is made of %d network namespaces on this machine. Creating it took %v.\n",
 		picture, 4+len(d.lab.Pods()), time.Since(start).Round(time.Millisecond))
 	return d.play(ctx)
 }
 
-// play runs the steps until one fails.
+// play runs the steps and stops at the first that fails.
 func (d *demo) play(ctx context.Context) error {
 	for _, s := range steps {
 		if s.mode != "" && s.mode != d.mode {
@@ -109,7 +108,7 @@ func (d *demo) play(ctx context.Context) error {
 			for i, dm := range d.daemons {
 				fmt.Fprintf(os.Stderr, "\nlog of fairlead on node%d:\n%s", i+1, dm.Log())
 			}
-			return fmt.Errorf("step %d is not as it should be", d.step)
+			return fmt.Errorf("step %d failed", d.step)
 		}
 		for _, line := range lines {
 			fmt.Println("   ✓ " + line)
@@ -118,13 +117,13 @@ func (d *demo) play(ctx context.Context) error {
 	return nil
 }
 
-// write puts the objects where the daemons read them, all at once.
+// write replaces the file that the daemons read, atomically.
 func (d *demo) write(text string) error {
-	beside := d.objects + ".new"
-	if err := os.WriteFile(beside, []byte(text), 0o644); err != nil {
+	next := d.objects + ".new"
+	if err := os.WriteFile(next, []byte(text), 0o644); err != nil {
 		return err
 	}
-	return os.Rename(beside, d.objects)
+	return os.Rename(next, d.objects)
 }
 
 func (d *demo) start() error {
@@ -150,7 +149,7 @@ func (d *demo) close() error {
 	return errors.Join(append(errs, d.lab.Close())...)
 }
 
-// dial opens so many connections from a host to an address, one after the other; all of them have to be answered.
+// dial makes the given number of connections, one after the other. It fails if one is not answered.
 func (d *demo) dial(ctx context.Context, from lab.Host, to string, times int) ([]probe.Result, error) {
 	target := probe.Target{Proto: "tcp", Dst: netip.MustParseAddrPort(to)}
 	results := probe.NewDialer(from).DialAll(ctx, repeat(target, times), 1)

@@ -15,31 +15,32 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// step does one thing and says what it has found, one line each; an error says what is not as it should be.
+// step is one numbered step of the demo. run returns one line for each result, or an error if a result is not as expected.
 type step struct {
 	title string
 	run   func(*demo, context.Context) ([]string, error)
-	// mode is the only one in which there is something to see; empty is all.
+	// mode restricts the step to one mode; empty means every mode.
 	mode string
 }
 
 var steps = []step{
-	{title: "fairlead starts on both nodes and reads the objects", run: (*demo).begin},
-	{title: "What is in node1's kernel now: the virtual servers with their endpoints, as \"ipvsadm --save\" prints them", run: (*demo).virtualServers, mode: "ipvs"},
-	{title: "A pod dials the cluster IP of shop/web: all four pods of both nodes get their share, and see who asks", run: (*demo).clusterIP},
-	{title: "The client outside dials node2's port 30080: any pod answers, and sees node2, for replies have to come back this way", run: (*demo).nodePort},
-	{title: "It dials the load balancer IP of shop/web: the same, through node1", run: (*demo).balancer},
-	{title: "shop/web-local has externalTrafficPolicy Local: only node1's own pods answer, and see the client's address", run: (*demo).balancerLocal},
-	{title: "A pod reaches itself through its own Service; it then sees its node, or its reply would not find the way back", run: (*demo).hairpin},
-	{title: "shop/closed has no endpoints: connections are refused at once instead of hanging", run: (*demo).closed},
-	{title: "Pod p2 of node2 leaves the Services while a pod keeps dialling", run: (*demo).endpointLeaves},
-	{title: "\"fairlead trace\" says what a node does with a packet, and why; it needs no cluster", run: (*demo).trace},
-	{title: "fairlead ends on both nodes: its rules stay, so connections go on", run: (*demo).daemonsEnd},
+	{title: "Start fairlead on both nodes", run: (*demo).startDaemons},
+	{title: "List node1's virtual servers and their endpoints, in the format of \"ipvsadm --save\"", run: (*demo).virtualServers, mode: "ipvs"},
+	{title: "A pod connects to the cluster IP of shop/web: all four pods answer and see the client's own address", run: (*demo).clusterIP},
+	{title: "The external client connects to node port 30080 of node2: all four pods answer and see node2's address, so that replies return through node2", run: (*demo).nodePort},
+	{title: "The external client connects to the load-balancer IP of shop/web: the same, through node1", run: (*demo).balancer},
+	{title: "shop/web-local has externalTrafficPolicy Local: only the pods on node1 answer, and they see the client's address", run: (*demo).balancerLocal},
+	{title: "A pod connects to itself through its own Service: it sees its node's address, so that replies return through the node", run: (*demo).hairpin},
+	{title: "shop/closed has no endpoints: the connection is refused at once instead of timing out", run: (*demo).closed},
+	{title: "Remove pod p2 of node2 from the Services while a pod keeps connecting", run: (*demo).removeEndpoint},
+	{title: "\"fairlead trace\" explains what a node does with a packet, without a cluster", run: (*demo).trace},
+	{title: "Stop fairlead on both nodes: its rules stay in force, so new connections still work", run: (*demo).stopDaemons},
 }
 
-func (d *demo) guest() lab.Host { return d.lab.Nodes[0].Pods[2].Host }
+// clientPod is a pod that serves no Service.
+func (d *demo) clientPod() lab.Host { return d.lab.Nodes[0].Pods[2].Host }
 
-func (d *demo) begin(ctx context.Context) ([]string, error) {
+func (d *demo) startDaemons(ctx context.Context) ([]string, error) {
 	start := time.Now()
 	if err := d.start(); err != nil {
 		return nil, err
@@ -51,10 +52,10 @@ func (d *demo) begin(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("fairlead on node%d: %w", i+1, err)
 		}
 	}
-	return []string{fmt.Sprintf("both have written their rules, %v after they were started", time.Since(start).Round(time.Millisecond))}, nil
+	return []string{fmt.Sprintf("both nodes had their rules %v after startup", time.Since(start).Round(time.Millisecond))}, nil
 }
 
-// virtualServers prints those of IPv4 on the first node.
+// virtualServers prints the IPv4 virtual servers of the first node.
 func (d *demo) virtualServers(ctx context.Context) ([]string, error) {
 	var content ipvs.Content
 	err := d.lab.Nodes[0].Do(func() error {
@@ -78,15 +79,15 @@ func (d *demo) virtualServers(ctx context.Context) ([]string, error) {
 		fmt.Print("     " + line)
 	}
 	if !web {
-		return nil, errors.New("there is none at 10.96.0.80:80 with four endpoints")
+		return nil, errors.New("there is no virtual server 10.96.0.80:80 with four endpoints")
 	}
-	return []string{fmt.Sprintf("%d virtual servers of IPv4, with %d endpoints", len(content.Servers), reals)}, nil
+	return []string{fmt.Sprintf("%d IPv4 virtual servers with %d endpoints", len(content.Servers), reals)}, nil
 }
 
 func (d *demo) clusterIP(ctx context.Context) ([]string, error) {
 	var lines []string
 	for f, to := range []string{"10.96.0.80:80", "[fd00:10:96::80]:80"} {
-		results, err := d.dial(ctx, d.guest(), to, 100)
+		results, err := d.dial(ctx, d.clientPod(), to, 100)
 		if err != nil {
 			return nil, err
 		}
@@ -94,10 +95,10 @@ func (d *demo) clusterIP(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := allSaw(results, d.guest().Addrs[f]); err != nil {
+		if err := allSaw(results, d.clientPod().Addrs[f]); err != nil {
 			return nil, err
 		}
-		lines = append(lines, fmt.Sprintf("100 connections to %s: %s; all saw %s", to, counts, d.guest().Addrs[f]))
+		lines = append(lines, fmt.Sprintf("100 connections to %s: %s; all saw %s", to, counts, d.clientPod().Addrs[f]))
 	}
 	return lines, nil
 }
@@ -114,7 +115,7 @@ func (d *demo) balancerLocal(ctx context.Context) ([]string, error) {
 	return d.outside(ctx, "198.51.100.81:80", d.lab.Client.Addrs[0], "node1-p1", "node1-p2")
 }
 
-// outside has the client dial and checks who answers and which source these have seen.
+// outside connects from the external client and checks which pods answer and which source address they see.
 func (d *demo) outside(ctx context.Context, to string, source netip.Addr, by ...string) ([]string, error) {
 	results, err := d.dial(ctx, d.lab.Client, to, 100)
 	if err != nil {
@@ -148,23 +149,23 @@ func (d *demo) hairpin(ctx context.Context) ([]string, error) {
 		}
 	}
 	if own == 0 {
-		return nil, errors.New("of 60 connections none went to the pod itself")
+		return nil, errors.New("none of 60 connections went to the pod itself")
 	}
 	return []string{fmt.Sprintf("%d of 60 connections of %s went to itself, which saw %s; the others saw %s",
 		own, self.Label, d.lab.Nodes[0].Addrs[0], self.Addrs[0])}, nil
 }
 
 func (d *demo) closed(ctx context.Context) ([]string, error) {
-	r := probe.NewDialer(d.guest()).Dial(ctx, probe.Target{Proto: "tcp", Dst: netip.MustParseAddrPort("10.96.0.82:80")})
+	r := probe.NewDialer(d.clientPod()).Dial(ctx, probe.Target{Proto: "tcp", Dst: netip.MustParseAddrPort("10.96.0.82:80")})
 	if r.Verdict != probe.Refused {
 		return nil, fmt.Errorf("the connection is %s, not refused", r)
 	}
 	return []string{fmt.Sprintf("connection refused after %v", r.Took.Round(10*time.Microsecond))}, nil
 }
 
-// endpointLeaves takes a pod out of the objects and dials until fifty connections in a row have not met it. It first lets
-// a moment pass: fairlead leaves a second between two syncs, and the last one is that of its start.
-func (d *demo) endpointLeaves(ctx context.Context) ([]string, error) {
+// removeEndpoint removes a pod from the objects and connects until fifty connections in a row have not reached it. It waits
+// first: fairlead leaves a second between two syncs, and the last one was at startup.
+func (d *demo) removeEndpoint(ctx context.Context) ([]string, error) {
 	select {
 	case <-time.After(1500 * time.Millisecond):
 	case <-ctx.Done():
@@ -181,13 +182,13 @@ func (d *demo) endpointLeaves(ctx context.Context) ([]string, error) {
 	if err := d.write(strings.Join(kept, "")); err != nil {
 		return nil, err
 	}
-	last, dialled, without := time.Duration(0), 0, 0
+	last, attempts, without := time.Duration(0), 0, 0
 	for without < 50 {
-		results, err := d.dial(ctx, d.guest(), "10.96.0.80:80", 1)
+		results, err := d.dial(ctx, d.clientPod(), "10.96.0.80:80", 1)
 		if err != nil {
 			return nil, err
 		}
-		dialled, without = dialled+1, without+1
+		attempts, without = attempts+1, without+1
 		if results[0].Server == leaver.Label {
 			last, without = time.Since(start), 0
 		}
@@ -196,8 +197,8 @@ func (d *demo) endpointLeaves(ctx context.Context) ([]string, error) {
 		}
 	}
 	return []string{
-		fmt.Sprintf("it got its last connection %v after the file with the objects had changed", last.Round(100*time.Microsecond)),
-		fmt.Sprintf("all of the %d connections meanwhile were answered", dialled),
+		fmt.Sprintf("the pod got its last connection %v after the objects changed", last.Round(100*time.Microsecond)),
+		fmt.Sprintf("all %d connections in the meantime were answered", attempts),
 	}, nil
 }
 
@@ -214,13 +215,13 @@ func (d *demo) trace(ctx context.Context) ([]string, error) {
 	}
 	for _, ep := range []string{"10.244.1.11:8080", "10.244.1.12:8080"} {
 		if !strings.Contains(string(out), ep) {
-			return nil, fmt.Errorf("the endpoint %s is not in the answer", ep)
+			return nil, fmt.Errorf("endpoint %s is missing in the output", ep)
 		}
 	}
-	return []string{"these are the endpoints that the client has met"}, nil
+	return []string{"these are the pods that answered the external client above"}, nil
 }
 
-func (d *demo) daemonsEnd(ctx context.Context) ([]string, error) {
+func (d *demo) stopDaemons(ctx context.Context) ([]string, error) {
 	for i, dm := range d.daemons {
 		if err := dm.Stop(); err != nil {
 			return nil, fmt.Errorf("fairlead on node%d: %w", i+1, err)
@@ -237,26 +238,26 @@ func (d *demo) daemonsEnd(ctx context.Context) ([]string, error) {
 	return []string{fmt.Sprintf("50 connections to 198.51.100.80:80: %s", counts)}, nil
 }
 
-// share counts who has answered; these and no others must have.
+// share counts the answers of each server. Every server in want must have answered, and no other.
 func share(results []probe.Result, want ...string) (string, error) {
 	counts := map[string]int{}
 	for _, r := range results {
 		counts[r.Server]++
 		if !slices.Contains(want, r.Server) {
-			return "", fmt.Errorf("%s has answered; only %s should", r.Server, strings.Join(want, ", "))
+			return "", fmt.Errorf("%s answered; only %s should", r.Server, strings.Join(want, ", "))
 		}
 	}
 	var parts []string
 	for _, w := range want {
 		if counts[w] == 0 {
-			return "", fmt.Errorf("%s has not answered any of %d connections", w, len(results))
+			return "", fmt.Errorf("%s answered none of %d connections", w, len(results))
 		}
 		parts = append(parts, fmt.Sprintf("%s %d", w, counts[w]))
 	}
 	return strings.Join(parts, ", "), nil
 }
 
-// allSaw checks the source address that the pods have seen.
+// allSaw checks the source address that the pods saw.
 func allSaw(results []probe.Result, want netip.Addr) error {
 	for _, r := range results {
 		if r.Saw.Addr() != want {
