@@ -2,7 +2,6 @@ package netlink
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -128,7 +127,7 @@ func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err erro
 			if err := s.send(msg); err != nil {
 				return err
 			}
-			err := s.answers(ctx, first, n, func(i int, e error) {
+			err := s.answers(ctx, first, n, func(i int, e *Error) {
 				if failed == nil {
 					failed = make([]error, len(reqs))
 				}
@@ -156,29 +155,42 @@ func pack(reqs []Request, first uint32, most, bytes int) (msg []byte, n int) {
 }
 
 // answers reads what the kernel says of the n requests from sequence number first on.
-func (s *socket) answers(ctx context.Context, first uint32, n int, fail func(i int, e error)) error {
-	for {
+func (s *socket) answers(ctx context.Context, first uint32, n int, fail func(i int, e *Error)) error {
+	for last := uint32(n) - 1; ; {
 		b, err := s.receive(ctx)
 		if err != nil {
 			return lost(err)
 		}
-		for m, err := range Messages(b) {
-			if err != nil {
-				return err
-			}
-			i := m.Seq - first
-			if i >= uint32(n) || m.Port != s.port || m.Type != unix.NLMSG_ERROR {
-				continue // not ours, or an echo
-			}
-			if e := m.err(); e != nil {
+		err = s.acks(b, first, n, func(i uint32, e *Error) {
+			if e != nil {
 				fail(int(i), e)
 			}
-			s.clean = i == uint32(n)-1
-		}
-		if s.clean {
-			return nil
+			s.clean = i == last
+		})
+		if err != nil || s.clean {
+			return err
 		}
 	}
+}
+
+// acks calls f for each answer in a datagram to one of the n requests from sequence number first on. e is nil if the kernel
+// carried the request out.
+func (s *socket) acks(b []byte, first uint32, n int, f func(i uint32, e *Error)) error {
+	for m, err := range Messages(b) {
+		if err != nil {
+			return err
+		}
+		i := m.Seq - first
+		if i >= uint32(n) || m.Port != s.port || m.Type != unix.NLMSG_ERROR {
+			continue // an answer to something else, or an echo
+		}
+		e, err := m.err()
+		if err != nil {
+			return err
+		}
+		f(i, e)
+	}
+	return nil
 }
 
 // lost turns the error of an overrun into one that says what it means.
@@ -191,43 +203,45 @@ func lost(err error) error {
 
 // Refusal is the kernel's refusal of a transaction.
 type Refusal struct {
-	// Index is the number of the message at fault, from 0 on.
+	// Index is the index of the first request that was refused; it is outside of the requests if the kernel refused the
+	// transaction as a whole.
 	Index int
 	Err   *Error
 }
 
-// Transact sends messages that the kernel carries out all or not at all, as those of nf_tables between NFNL_MSG_BATCH_BEGIN
-// and NFNL_MSG_BATCH_END; one of them has NLM_F_ACK. It numbers them itself. refused is the first refusal, nil if there is
-// none. err says that it is not known whether the transaction was carried out, or that it was not sent.
-func (c *Conn) Transact(ctx context.Context, msgs []byte) (refused *Refusal, err error) {
+// Transact sends requests to a subsystem of nfnetlink, such as unix.NFNL_SUBSYS_NFTABLES, which carries out all of them or
+// none. Without commit the subsystem checks the requests and undoes them. refused is nil if the kernel accepts them. err says
+// that they were not sent, or that their outcome is not known.
+func (c *Conn) Transact(ctx context.Context, subsystem uint16, reqs []Request, commit bool) (refused *Refusal, err error) {
+	if len(reqs) == 0 {
+		return nil, nil
+	}
+	bound := Request{Body: []byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, byte(subsystem >> 8), byte(subsystem)}}
 	err = c.converse(ctx, func(s *socket) error {
 		first := c.seq + 1
-		n, err := number(msgs, first)
-		if err != nil {
-			return err
+		msgs := make([]byte, 0, Size(reqs)+2*bound.size())
+		add := func(r Request, flags uint16) {
+			c.seq++
+			msgs = r.append(msgs, flags, c.seq)
 		}
-		c.seq += uint32(n)
+		bound.Type = unix.NFNL_MSG_BATCH_BEGIN
+		add(bound, 0)
+		last := len(reqs) - 1
+		for _, r := range reqs[:last] {
+			add(r, 0)
+		}
+		add(reqs[last], unix.NLM_F_ACK)
+		if commit {
+			bound.Type = unix.NFNL_MSG_BATCH_END
+			add(bound, 0)
+		}
 		if err := s.send(msgs); err != nil {
 			return err
 		}
-		refused, err = s.outcome(first, n)
+		refused, err = s.outcome(first, int(c.seq-first)+1)
 		return err
 	})
 	return refused, err
-}
-
-// number gives messages the sequence numbers from first on and returns how many they are.
-func number(msgs []byte, first uint32) (n int, err error) {
-	at := 0
-	for m, err := range Messages(msgs) {
-		if err != nil {
-			return n, err
-		}
-		binary.NativeEndian.PutUint32(msgs[at+8:], first+uint32(n))
-		at += align(unix.NLMSG_HDRLEN + len(m.Body))
-		n++
-	}
-	return n, nil
 }
 
 // outcome reads what the kernel says of a transaction. All of it is there once the messages are sent: errors, and the
@@ -236,43 +250,35 @@ func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
 	answered, overrun := false, error(nil)
 	for {
 		b, err := s.poll()
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // what did fit follows
-			overrun = err
+		if errors.Is(err, unix.ENOBUFS) {
+			overrun = lost(err) // the answers that did fit follow
 			continue
-		case errors.Is(err, unix.EAGAIN) && refused != nil:
-			s.clean = overrun == nil
-			return refused, nil
-		case errors.Is(err, unix.EAGAIN) && overrun != nil:
-			return nil, lost(overrun)
-		case errors.Is(err, unix.EAGAIN) && answered:
-			s.clean = true
-			return nil, nil
-		case errors.Is(err, unix.EAGAIN):
-			return nil, ErrAnswerLost
-		case err != nil:
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err == nil {
+			err = s.acks(b, first, n, func(i uint32, e *Error) {
+				answered = true
+				if e != nil && refused == nil {
+					refused = &Refusal{Index: int(i) - 1, Err: e} // the first message is not a request
+				}
+			})
+		}
+		if err != nil {
 			return nil, err
 		}
-		for m, err := range Messages(b) {
-			if err != nil {
-				return nil, err
-			}
-			i := m.Seq - first
-			if i >= uint32(n) || m.Port != s.port || m.Type != unix.NLMSG_ERROR {
-				continue
-			}
-			answered = true
-			var e *Error
-			switch err := m.err(); {
-			case errors.As(err, &e):
-				if refused == nil {
-					refused = &Refusal{Index: int(i), Err: e}
-				}
-			case err != nil:
-				return nil, err
-			}
-		}
 	}
+	s.clean = answered && overrun == nil
+	switch {
+	case refused != nil:
+		return refused, nil
+	case overrun != nil:
+		return nil, overrun
+	case !answered:
+		return nil, ErrAnswerLost
+	}
+	return nil, nil
 }
 
 // Get sends one request and returns the messages with which the kernel answers it, none for requests that only change
@@ -352,14 +358,16 @@ func (a *answer) take(b []byte, yield func(Message) error) (done bool, err error
 		a.interrupted = a.interrupted || m.Flags&unix.NLM_F_DUMP_INTR != 0
 		switch m.Type {
 		case unix.NLMSG_DONE, unix.NLMSG_ERROR:
-			err := m.err()
-			if errors.Is(err, ErrMalformed) {
+			e, err := m.err()
+			switch {
+			case err != nil:
 				return false, err
+			case m.Type == unix.NLMSG_DONE && (e == nil && a.interrupted || e != nil && e.Errno == unix.EINTR):
+				return true, ErrInterrupted
+			case e != nil:
+				return true, e
 			}
-			if m.Type == unix.NLMSG_DONE && (errors.Is(err, unix.EINTR) || err == nil && a.interrupted) {
-				err = ErrInterrupted
-			}
-			return true, err
+			return true, nil
 		}
 		if err := yield(m); err != nil {
 			return false, err

@@ -22,6 +22,14 @@ type Request struct {
 	Body []byte
 }
 
+// netfilterHeader is the length of the header of nfnetlink's messages: family, version, resource.
+const netfilterHeader = 4
+
+// NetfilterHeader begins the body of a request to nfnetlink; family is unix.NFPROTO_IPV4 or unix.NFPROTO_IPV6.
+func NetfilterHeader(family uint8) []byte {
+	return []byte{family, unix.NFNETLINK_V0, 0, 0}
+}
+
 // Message is one netlink message from the kernel.
 type Message struct {
 	Type, Flags uint16
@@ -30,6 +38,14 @@ type Message struct {
 	Port uint32
 	// Body is what follows the netlink header.
 	Body []byte
+}
+
+// NetfilterAttrs returns the attributes of a message of nfnetlink, encoded.
+func (m Message) NetfilterAttrs() ([]byte, error) {
+	if len(m.Body) < netfilterHeader {
+		return nil, ErrMalformed
+	}
+	return m.Body[netfilterHeader:], nil
 }
 
 // clone returns a Message with a body of its own.
@@ -57,6 +73,16 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Errno }
 
 func align(n int) int { return (n + 3) &^ 3 }
+
+func (r Request) size() int { return align(unix.NLMSG_HDRLEN + len(r.Body)) }
+
+// Size is the size of requests as messages in bytes.
+func Size(reqs []Request) (n int) {
+	for _, r := range reqs {
+		n += r.size()
+	}
+	return n
+}
 
 // append appends the request as a message.
 func (r Request) append(b []byte, flags uint16, seq uint32) []byte {
@@ -104,21 +130,21 @@ func Messages(b []byte) iter.Seq2[Message, error] {
 // nlmsgerrMessage is the attribute with the kernel's explanation of an error (NLMSGERR_ATTR_MSG).
 const nlmsgerrMessage = 1
 
-// err returns what a message of type NLMSG_ERROR or NLMSG_DONE says, nil if all is well.
-func (m Message) err() error {
+// err returns the error in a message of type NLMSG_ERROR or NLMSG_DONE, nil if there is none.
+func (m Message) err() (*Error, error) {
 	if len(m.Body) < 4 {
 		if m.Type == unix.NLMSG_DONE {
-			return nil
+			return nil, nil
 		}
-		return ErrMalformed
+		return nil, ErrMalformed
 	}
 	code := int32(binary.NativeEndian.Uint32(m.Body))
 	if code == 0 || code > 0 && m.Type == unix.NLMSG_DONE { // the end of a dump may carry a length
-		return nil
+		return nil, nil
 	}
 	e := &Error{Errno: unix.Errno(-code)}
 	if m.Flags&unix.NLM_F_ACK_TLVS == 0 {
-		return e
+		return e, nil
 	}
 	// In an error the header of the request comes first, and the whole request if it is not capped.
 	skip := 4
@@ -129,14 +155,14 @@ func (m Message) err() error {
 		}
 	}
 	if skip < 0 || skip > len(m.Body) {
-		return e
+		return e, nil
 	}
 	for a, err := range Attrs(m.Body[skip:]) {
 		if err == nil && a.Type == nlmsgerrMessage {
 			e.Text = a.Text()
 		}
 	}
-	return e
+	return e, nil
 }
 
 const attrHeader = 4
@@ -153,9 +179,30 @@ func AppendText(b []byte, typ uint16, s string) []byte {
 	return AppendAttr(b, typ, append([]byte(s), 0)...)
 }
 
+// AppendRaw appends an attribute with the bytes of a string.
+func AppendRaw(b []byte, typ uint16, s string) []byte {
+	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeader+len(s)))
+	b = binary.NativeEndian.AppendUint16(b, typ)
+	return pad(append(b, s...), len(s))
+}
+
 // AppendUint32 appends an attribute with a number in the byte order of the machine, as rtnetlink and generic netlink want.
 func AppendUint32(b []byte, typ uint16, v uint32) []byte {
-	return AppendAttr(b, typ, binary.NativeEndian.AppendUint32(nil, v)...)
+	var data [4]byte
+	binary.NativeEndian.PutUint32(data[:], v)
+	return AppendAttr(b, typ, data[:]...)
+}
+
+// AppendNet32 appends an attribute with a number in network byte order, as netfilter wants.
+func AppendNet32(b []byte, typ uint16, v uint32) []byte {
+	var data [4]byte
+	binary.BigEndian.PutUint32(data[:], v)
+	return AppendAttr(b, typ, data[:]...)
+}
+
+// AppendNet16 is AppendNet32 for a number of 16 bits.
+func AppendNet16(b []byte, typ uint16, v uint16) []byte {
+	return AppendAttr(b, typ, byte(v>>8), byte(v))
 }
 
 // AppendNest appends an attribute that consists of those that fill appends.
@@ -225,6 +272,18 @@ func Attrs[T bytes](b T) iter.Seq2[AttrOf[T], error] {
 			b = b[min(align(n), len(b)):]
 		}
 	}
+}
+
+// AttrMap returns the attributes that are encoded in b by type, the last one of each.
+func AttrMap[T bytes](b T) (map[uint16]AttrOf[T], error) {
+	m := make(map[uint16]AttrOf[T])
+	for a, err := range Attrs(b) {
+		if err != nil {
+			return nil, err
+		}
+		m[a.Type] = a
+	}
+	return m, nil
 }
 
 // Each calls f for the attributes that are encoded in b, in order, until it returns an error.

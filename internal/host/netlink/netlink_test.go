@@ -90,8 +90,10 @@ func TestErrors(t *testing.T) {
 		{"a dump that failed", Message{Type: unix.NLMSG_DONE, Body: failure(-int32(unix.ENOENT))}, "no such file or directory"},
 	} {
 		got := ""
-		if err := tt.m.err(); err != nil {
+		if e, err := tt.m.err(); err != nil {
 			got = err.Error()
+		} else if e != nil {
+			got = e.Error()
 		}
 		if got != tt.want {
 			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
@@ -106,7 +108,7 @@ func FuzzMessages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for m, err := range Messages(b) {
 			if err == nil {
-				_ = m.err()
+				_, _ = m.err()
 				_ = walk(m.Body)
 			}
 		}
@@ -351,16 +353,9 @@ func TestKernelOverrun(t *testing.T) {
 	}
 }
 
-// batch is a transaction of nf_tables of messages that fill makes.
-func batch(fill func(add func(typ, flags uint16, attrs []byte))) []byte {
-	head := func(family byte, resource uint16) []byte {
-		return binary.BigEndian.AppendUint16([]byte{family, 0}, resource)
-	}
-	b := Request{Type: unix.NFNL_MSG_BATCH_BEGIN, Body: head(0, unix.NFNL_SUBSYS_NFTABLES)}.append(nil, 0, 0)
-	fill(func(typ, flags uint16, attrs []byte) {
-		b = Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ, Flags: flags, Body: append(head(unix.NFPROTO_IPV4, 0), attrs...)}.append(b, 0, 0)
-	})
-	return Request{Type: unix.NFNL_MSG_BATCH_END, Body: head(0, unix.NFNL_SUBSYS_NFTABLES)}.append(b, 0, 0)
+// nftables is a request to nf_tables.
+func nftables(typ, flags uint16, attrs []byte) Request {
+	return Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ, Flags: flags, Body: append([]byte{unix.NFPROTO_IPV4, unix.NFNETLINK_V0, 0, 0}, attrs...)}
 }
 
 // TestKernelTransactOverrun loses the answers of a transaction that the kernel committed. That is said, and what is left of
@@ -377,80 +372,52 @@ func TestKernelTransactOverrun(t *testing.T) {
 	chain := func(name string) []byte {
 		return AppendText(AppendText(nil, unix.NFTA_CHAIN_TABLE, "fl-test"), unix.NFTA_CHAIN_NAME, name)
 	}
-	make50 := batch(func(add func(uint16, uint16, []byte)) {
-		add(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table)
-		for i := range 50 { // each is answered, the buffer holds one or two
-			add(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_ACK, chain(fmt.Sprint("c", i)))
-		}
-	})
-	wrong := batch(func(add func(uint16, uint16, []byte)) {
-		add(unix.NFT_MSG_DELCHAIN, 0, chain("c1"))
-		add(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain("none"))
-	})
-	right := batch(func(add func(uint16, uint16, []byte)) {
-		add(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain("c49")) // is there: the first one was committed
-	})
+	transact := func(reqs ...Request) (*Refusal, error) {
+		return c.Transact(t.Context(), unix.NFNL_SUBSYS_NFTABLES, reqs, true)
+	}
+	make50 := []Request{nftables(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table)}
+	for i := range 50 { // each is answered, the buffer holds one or two
+		make50 = append(make50, nftables(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_ACK, chain(fmt.Sprint("c", i))))
+	}
+	del := func(name string) Request { return nftables(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain(name)) }
 	shrink(t, c.socket, 0)
-	if refused, err := c.Transact(t.Context(), make50); refused != nil || !errors.Is(err, ErrAnswerLost) {
+	if refused, err := transact(make50...); refused != nil || !errors.Is(err, ErrAnswerLost) {
 		t.Fatalf("a transaction whose answers are lost: %v, %v", refused, err)
 	}
-	if refused, err := c.Transact(t.Context(), wrong); err != nil || refused == nil || refused.Index != 2 || !errors.Is(refused.Err, unix.ENOENT) {
+	if refused, err := transact(del("c1"), del("none")); err != nil || refused == nil || refused.Index != 1 || !errors.Is(refused.Err, unix.ENOENT) {
 		t.Errorf("a transaction that is refused, after it: %v, %v", refused, err)
 	}
-	if refused, err := c.Transact(t.Context(), right); refused != nil || err != nil {
+	if refused, err := transact(del("c49")); refused != nil || err != nil { // is there: the first one was committed
 		t.Errorf("a transaction that is carried out, after that: %v, %v", refused, err)
 	}
 	// One that is refused many times over was refused, whatever was lost of the reasons.
 	shrink(t, c.socket, 0)
-	many := batch(func(add func(uint16, uint16, []byte)) {
-		for range 50 {
-			add(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain("none"))
-		}
-	})
-	if refused, err := c.Transact(t.Context(), many); err != nil || refused == nil || refused.Index != 1 || !errors.Is(refused.Err, unix.ENOENT) {
+	many := slices.Repeat([]Request{del("none")}, 50)
+	if refused, err := transact(many...); err != nil || refused == nil || refused.Index != 0 || !errors.Is(refused.Err, unix.ENOENT) {
 		t.Errorf("a transaction that is refused many times over: %v, %v", refused, err)
 	}
 	// Answers that arrive late, as after a call that was given up, have numbers that are never used again.
-	if _, err := number(many, c.seq+1); err != nil {
+	err = c.converse(t.Context(), func(s *socket) error {
+		defer func() { s.clean = true }()
+		var msgs []byte
+		for _, r := range many {
+			c.seq++
+			msgs = r.append(msgs, 0, c.seq)
+		}
+		return s.send(msgs)
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	c.seq += 52
-	if err := c.converse(t.Context(), func(s *socket) error { defer func() { s.clean = true }(); return s.send(many) }); err != nil {
-		t.Fatal(err)
-	}
-	del := batch(func(add func(uint16, uint16, []byte)) { add(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain("c48")) })
-	if refused, err := c.Transact(t.Context(), del); refused != nil || err != nil {
+	if refused, err := transact(del("c48")); refused != nil || err != nil {
 		t.Errorf("after answers of a transaction that was given up: %v, %v", refused, err)
 	}
-}
-
-// TestNumber cuts the messages of a transaction at every byte.
-func TestNumber(t *testing.T) {
-	whole := batch(func(add func(uint16, uint16, []byte)) { add(1, 0, []byte{1}); add(2, 0, nil) })
-	if n, err := number(whole, 70); n != 4 || err != nil {
-		t.Errorf("%d, %v", n, err)
+	// Without a commit the requests are checked and undone.
+	if refused, err := c.Transact(t.Context(), unix.NFNL_SUBSYS_NFTABLES, []Request{del("c47")}, false); refused != nil || err != nil {
+		t.Errorf("a check: %v, %v", refused, err)
 	}
-	var got []uint32
-	ends := map[int]bool{0: true}
-	at := 0
-	for m, err := range Messages(whole) {
-		if err != nil {
-			t.Fatal(err)
-		}
-		got = append(got, m.Seq)
-		size := unix.NLMSG_HDRLEN + len(m.Body)
-		for end := size; end <= align(size); end++ { // padding may be missing
-			ends[at+end] = true
-		}
-		at += align(size)
-	}
-	if !slices.Equal(got, []uint32{70, 71, 72, 73}) {
-		t.Errorf("numbered %v", got)
-	}
-	for cut := range whole {
-		if _, err := number(slices.Clone(whole[:cut]), 1); errors.Is(err, ErrMalformed) == ends[cut] {
-			t.Errorf("first %d bytes: %v", cut, err)
-		}
+	if refused, err := transact(del("c47")); refused != nil || err != nil {
+		t.Errorf("a transaction that was checked before: %v, %v", refused, err)
 	}
 }
 

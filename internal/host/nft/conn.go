@@ -57,27 +57,25 @@ func (c *Conn) transact(ctx context.Context, ops []Op, commit bool) error {
 		return err
 	}
 	e := encoder{family: c.family, table: c.table}
-	if err := e.transaction(ops, commit); err != nil {
-		return err
+	for i := range ops {
+		if err := e.op(&ops[i]); err != nil {
+			return fmt.Errorf("%v: %w", ops[i], err)
+		}
 	}
-	if len(e.buf) > MaxTransaction {
-		return fmt.Errorf("%w: %d bytes, want at most %d", ErrTooLarge, len(e.buf), MaxTransaction)
+	if size := netlink.Size(e.reqs); size > MaxTransaction {
+		return fmt.Errorf("%w: %d bytes, want at most %d", ErrTooLarge, size, MaxTransaction)
 	}
-	refused, err := c.writes.Transact(ctx, e.buf)
+	refused, err := c.writes.Transact(ctx, unix.NFNL_SUBSYS_NFTABLES, e.reqs, commit)
 	if err != nil {
 		return fmt.Errorf("nf_tables: %w", err)
 	}
-	if refused != nil {
-		return e.refusal(refused)
+	if refused == nil {
+		return nil
 	}
-	return nil
-}
-
-// refusal says what of the operations the kernel refused.
-func (e *encoder) refusal(r *netlink.Refusal) *Error {
-	out := &Error{Errno: r.Err.Errno, Text: r.Err.Text}
-	if s := e.sent[r.Index]; s.op != nil {
-		out.Op, out.Name, out.Elements = s.op.String(), s.op.Name, s.elements
+	out := &Error{Errno: refused.Err.Errno, Text: refused.Err.Text}
+	if i := refused.Index; i >= 0 && i < len(e.origins) {
+		o := e.origins[i]
+		out.Op, out.Name, out.Elements = o.op.String(), o.op.Name, o.elements
 	}
 	return out
 }

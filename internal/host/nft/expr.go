@@ -18,14 +18,6 @@ func Register(word int) uint32 {
 	return uint32(unix.NFT_REG32_00 + word)
 }
 
-// Word is the inverse of Register.
-func Word(reg uint32) int {
-	if reg >= unix.NFT_REG32_00 {
-		return int(reg - unix.NFT_REG32_00)
-	}
-	return int(reg-unix.NFT_REG_1) * 4
-}
-
 // known are the attributes of each expression that say what it does. Kernels may send more, of which we know nothing;
 // they do not count when rules are compared.
 var known = map[string][]uint16{
@@ -62,33 +54,41 @@ func normal(name, attrs string) (Expr, error) {
 		}
 	}
 	slices.SortStableFunc(keep, func(a, b Attr) int { return int(a.Type) - int(b.Type) })
-	var w writer
+	var b []byte
 	for _, a := range keep {
-		w.bytes(a.Type, a.Data)
+		b = netlink.AppendRaw(b, a.Type, a.Data)
 	}
-	return Expr{name, string(w.buf)}, nil
+	return Expr{name, string(b)}, nil
 }
 
 // builder collects the attributes of one expression; they must come sorted by type.
 type builder struct {
-	name string
-	w    writer
+	name  string
+	attrs []byte
 }
 
 func build(name string) *builder { return &builder{name: name} }
 
-func (b *builder) num(typ uint16, v uint32) *builder { b.w.u32(typ, v); return b }
-func (b *builder) reg(typ uint16, word int) *builder { b.w.u32(typ, Register(word)); return b }
-
-// data is a value, in an attribute of its own.
-func (b *builder) data(typ uint16, v string) *builder {
-	at := b.w.open(typ)
-	b.w.bytes(unix.NFTA_DATA_VALUE, v)
-	b.w.close(at)
+func (b *builder) raw(typ uint16, v string) *builder {
+	b.attrs = netlink.AppendRaw(b.attrs, typ, v)
 	return b
 }
 
-func (b *builder) expr() Expr { return Expr{b.name, string(b.w.buf)} }
+func (b *builder) text(typ uint16, v string) *builder { return b.raw(typ, v+"\x00") }
+
+func (b *builder) num(typ uint16, v uint32) *builder {
+	b.attrs = netlink.AppendNet32(b.attrs, typ, v)
+	return b
+}
+
+func (b *builder) reg(typ uint16, word int) *builder { return b.num(typ, Register(word)) }
+
+// data is a value, in an attribute of its own.
+func (b *builder) data(typ uint16, v string) *builder {
+	return b.raw(typ, string(netlink.AppendRaw(nil, unix.NFTA_DATA_VALUE, v)))
+}
+
+func (b *builder) expr() Expr { return Expr{b.name, string(b.attrs)} }
 
 // Payload loads bytes of the packet; base is unix.NFT_PAYLOAD_NETWORK_HEADER or unix.NFT_PAYLOAD_TRANSPORT_HEADER.
 func Payload(base, offset, length uint32, to int) Expr {
@@ -141,32 +141,24 @@ func ToNetworkOrder(word int) Expr {
 
 // In ends the rule unless the set has the key in the registers.
 func In(set string, from int) Expr {
-	b := build("lookup")
-	b.w.text(unix.NFTA_LOOKUP_SET, set)
-	return b.reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
+	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
 // Map loads the value that the map has for the key in the registers, and ends the rule if it has none.
 func Map(set string, from, to int) Expr {
-	b := build("lookup")
-	b.w.text(unix.NFTA_LOOKUP_SET, set)
-	return b.reg(unix.NFTA_LOOKUP_SREG, from).reg(unix.NFTA_LOOKUP_DREG, to).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
+	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).reg(unix.NFTA_LOOKUP_DREG, to).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
 // VerdictMap gives the verdict that the map has for the key in the registers, and ends the rule if it has none.
 func VerdictMap(set string, from int) Expr {
-	b := build("lookup")
-	b.w.text(unix.NFTA_LOOKUP_SET, set)
-	return b.reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
+	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
 // Update adds an element to a set, or begins its time anew; it ends the rule if the set is full.
 func Update(set string, from int, timeoutSec uint32) Expr {
-	b := build("dynset")
-	b.w.text(unix.NFTA_DYNSET_SET_NAME, set)
-	b.num(unix.NFTA_DYNSET_OP, unix.NFT_DYNSET_OP_UPDATE).reg(unix.NFTA_DYNSET_SREG_KEY, from)
-	b.w.u64(unix.NFTA_DYNSET_TIMEOUT, uint64(timeoutSec)*1000)
-	return b.expr()
+	msec := binary.BigEndian.AppendUint64(nil, uint64(timeoutSec)*1000)
+	return build("dynset").text(unix.NFTA_DYNSET_SET_NAME, set).num(unix.NFTA_DYNSET_OP, unix.NFT_DYNSET_OP_UPDATE).
+		reg(unix.NFTA_DYNSET_SREG_KEY, from).raw(unix.NFTA_DYNSET_TIMEOUT, string(msec)).expr()
 }
 
 // Immediate loads a constant.
@@ -176,11 +168,8 @@ func Immediate(v string, to int) Expr {
 
 // Verdict gives a verdict: "accept", "drop", "return", "goto CHAIN" or "jump CHAIN".
 func Verdict(v string) Expr {
-	b := build("immediate").num(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
-	at := b.w.open(unix.NFTA_IMMEDIATE_DATA)
-	b.w.verdict(v)
-	b.w.close(at)
-	return b.expr()
+	return build("immediate").num(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
+		raw(unix.NFTA_IMMEDIATE_DATA, string(appendVerdict(nil, v))).expr()
 }
 
 // The flags of address translation (linux/netfilter/nf_nat.h).
@@ -212,9 +201,7 @@ func Masquerade() Expr {
 
 // Reject drops the packet and answers with ICMP port unreachable of the family whose code that is.
 func Reject(code uint8) Expr {
-	b := build("reject").num(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMP_UNREACH)
-	b.w.bytes(unix.NFTA_REJECT_ICMP_CODE, string([]byte{code}))
-	return b.expr()
+	return build("reject").num(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMP_UNREACH).raw(unix.NFTA_REJECT_ICMP_CODE, string([]byte{code})).expr()
 }
 
 // Reset drops the packet and answers with a TCP reset; the packet has to be one of TCP.

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
+
+// Attr is a netlink attribute as it was read.
+type Attr = netlink.AttrOf[string]
 
 // attempts is how often something is read that changes all the time.
 const attempts = 5
@@ -30,7 +34,7 @@ func steady(read func() error) error {
 func (c *Conn) Read(ctx context.Context) (Content, error) {
 	out := Content{Elements: make(map[string]Elements)}
 	reads := []func() error{
-		func() (err error) { out.Exists, err = c.exists(ctx); return err },
+		func() (err error) { out.Exists, err = c.Exists(ctx); return err },
 		func() (err error) { out.Chains, err = c.readChains(ctx); return err },
 		func() error { return c.readRules(ctx, out.Chains) },
 		func() (err error) { out.Sets, err = c.readSets(ctx); return err },
@@ -60,50 +64,52 @@ func (c *Conn) Read(ctx context.Context) (Content, error) {
 	return out, nil
 }
 
-// Exists says whether the kernel has the table. One without nf_tables has none.
+// Exists says whether the kernel has the table. A kernel without nf_tables has none.
 func (c *Conn) Exists(ctx context.Context) (bool, error) {
-	there, err := c.exists(ctx)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
-		return false, nil // nobody in the kernel takes the message
-	}
+	names, err := c.Tables(ctx)
 	if errors.Is(err, netlink.ErrInterrupted) {
-		return there, nil // other tables come and go meanwhile
+		err = nil // other tables come and go meanwhile
+	}
+	return slices.Contains(names, c.table), err
+}
+
+// Tables returns the names of all tables of the family. A kernel without nf_tables has none.
+func (c *Conn) Tables(ctx context.Context) ([]string, error) {
+	var names []string
+	err := steady(func() error {
+		names = nil
+		return c.dump(ctx, unix.NFT_MSG_GETTABLE, netlink.NetfilterHeader(protoFamily(c.family)), func(a attrs) error {
+			names = append(names, a[unix.NFTA_TABLE_NAME].Text())
+			return nil
+		})
+	})
+	for _, unsupported := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT} {
+		if errors.Is(err, unsupported) {
+			return nil, nil // nothing in the kernel handles the message
+		}
 	}
 	if err != nil {
-		return false, fmt.Errorf("look for nf_tables table %s: %w", c.table, err)
+		err = fmt.Errorf("list tables: %w", err)
 	}
-	return there, nil
+	return names, err
 }
 
-func (c *Conn) exists(ctx context.Context) (there bool, err error) {
-	err = c.dump(ctx, unix.NFT_MSG_GETTABLE, nil, func(a Attr) error {
-		there = there || a.Type == unix.NFTA_TABLE_NAME && a.Text() == c.table
-		return nil
-	}, nil)
-	return there, err
-}
+// attrs are the attributes of a message by type.
+type attrs = map[uint16]Attr
 
-// sizeofGenmsg is the header of netfilter's messages: family, version, resource.
-const sizeofGenmsg = 4
-
-// dump asks for all objects of a kind. It yields their attributes and calls next, unless that is nil, after those of each.
-func (c *Conn) dump(ctx context.Context, msg uint16, request func(*writer), yield func(Attr) error, next func()) error {
-	w := writer{buf: []byte{protoFamily(c.family), unix.NFNETLINK_V0, 0, 0}}
-	if request != nil {
-		request(&w)
-	}
-	req := netlink.Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | msg, Body: w.buf}
+// dump yields the attributes of each message of the answer to a request for a list.
+func (c *Conn) dump(ctx context.Context, msg uint16, body []byte, yield func(attrs) error) error {
+	req := netlink.Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | msg, Body: body}
 	err := c.reads.Dump(ctx, req, func(m netlink.Message) error {
-		if len(m.Body) < sizeofGenmsg {
-			return netlink.ErrMalformed
-		}
-		if err := netlink.Each(string(m.Body[sizeofGenmsg:]), yield); err != nil {
+		b, err := m.NetfilterAttrs()
+		if err != nil {
 			return err
 		}
-		if next != nil {
-			next()
+		a, err := netlink.AttrMap(string(b))
+		if err != nil {
+			return err
 		}
-		return nil
+		return yield(a)
 	})
 	if err != nil {
 		return fmt.Errorf("nf_tables: %w", err)
@@ -111,36 +117,24 @@ func (c *Conn) dump(ctx context.Context, msg uint16, request func(*writer), yiel
 	return nil
 }
 
+// dumpTable is dump for the objects of a kind in the table. Older kernels send those of all tables.
+func (c *Conn) dumpTable(ctx context.Context, msg uint16, yield func(attrs) error) error {
+	return c.dump(ctx, msg, inTable(c.family, c.table), func(a attrs) error {
+		if a[unix.NFTA_TABLE_NAME].Text() != c.table { // it has the same number in all messages
+			return nil
+		}
+		return yield(a)
+	})
+}
+
 func (c *Conn) readChains(ctx context.Context) (out []Chain, err error) {
-	var ch Chain
-	var table string
-	err = c.dump(ctx, unix.NFT_MSG_GETCHAIN, nil, func(a Attr) error {
-		switch a.Type {
-		case unix.NFTA_CHAIN_TABLE:
-			table = a.Text()
-		case unix.NFTA_CHAIN_NAME:
-			ch.Name = a.Text()
-		case unix.NFTA_CHAIN_TYPE:
-			ch.Base.Type = a.Text()
-		case unix.NFTA_CHAIN_POLICY:
-			ch.Base.Drop = a.Net32() == nfDrop
-		case unix.NFTA_CHAIN_HOOK:
-			return netlink.Each(a.Data, func(a Attr) error {
-				switch a.Type {
-				case unix.NFTA_HOOK_HOOKNUM:
-					ch.Base.Hook = Hook(a.Net32())
-				case unix.NFTA_HOOK_PRIORITY:
-					ch.Base.Priority = int32(a.Net32())
-				}
-				return nil
-			})
-		}
-		return nil
-	}, func() {
-		if table == c.table {
-			out = append(out, ch)
-		}
-		ch, table = Chain{}, ""
+	err = c.dumpTable(ctx, unix.NFT_MSG_GETCHAIN, func(a attrs) error {
+		hook, err := netlink.AttrMap(a[unix.NFTA_CHAIN_HOOK].Data)
+		policy, hasPolicy := a[unix.NFTA_CHAIN_POLICY]
+		out = append(out, Chain{Name: a[unix.NFTA_CHAIN_NAME].Text(), Base: Base{
+			Type: a[unix.NFTA_CHAIN_TYPE].Text(), Drop: hasPolicy && policy.Net32() == nfDrop,
+			Hook: Hook(hook[unix.NFTA_HOOK_HOOKNUM].Net32()), Priority: int32(hook[unix.NFTA_HOOK_PRIORITY].Net32())}})
+		return err
 	})
 	return out, err
 }
@@ -151,43 +145,22 @@ func (c *Conn) readRules(ctx context.Context, chains []Chain) error {
 		byName[chains[i].Name] = i
 		chains[i].Rules = nil
 	}
-	request := func(w *writer) { w.text(unix.NFTA_RULE_TABLE, c.table) }
-	var table, chain string
-	var rule Rule
-	return c.dump(ctx, unix.NFT_MSG_GETRULE, request, func(a Attr) (err error) {
-		switch a.Type {
-		case unix.NFTA_RULE_TABLE:
-			table = a.Text()
-		case unix.NFTA_RULE_CHAIN:
-			chain = a.Text()
-		case unix.NFTA_RULE_EXPRESSIONS:
-			rule, err = parseRule(a.Data)
-		}
-		return err
-	}, func() {
-		if i, ok := byName[chain]; ok && table == c.table {
+	return c.dumpTable(ctx, unix.NFT_MSG_GETRULE, func(a attrs) error {
+		rule, err := parseRule(a[unix.NFTA_RULE_EXPRESSIONS].Data)
+		if i, ok := byName[a[unix.NFTA_RULE_CHAIN].Text()]; ok {
 			chains[i].Rules = append(chains[i].Rules, rule)
 		}
-		table, chain, rule = "", "", nil
+		return err
 	})
 }
 
 func parseRule(s string) (r Rule, err error) {
 	err = netlink.Each(s, func(a Attr) error {
-		var name, attrs string
-		err := netlink.Each(a.Data, func(a Attr) error {
-			switch a.Type {
-			case unix.NFTA_EXPR_NAME:
-				name = a.Text()
-			case unix.NFTA_EXPR_DATA:
-				attrs = a.Data
-			}
-			return nil
-		})
+		expr, err := netlink.AttrMap(a.Data)
 		if err != nil {
 			return err
 		}
-		x, err := normal(name, attrs)
+		x, err := normal(expr[unix.NFTA_EXPR_NAME].Text(), expr[unix.NFTA_EXPR_DATA].Data)
 		r = append(r, x)
 		return err
 	})
@@ -196,42 +169,18 @@ func parseRule(s string) (r Rule, err error) {
 
 func (c *Conn) readSets(ctx context.Context) (map[string]Shape, error) {
 	out := make(map[string]Shape)
-	request := func(w *writer) { w.text(unix.NFTA_SET_TABLE, c.table) }
-	var name, table string
-	var sh Shape
-	err := c.dump(ctx, unix.NFT_MSG_GETSET, request, func(a Attr) error {
-		switch a.Type {
-		case unix.NFTA_SET_TABLE:
-			table = a.Text()
-		case unix.NFTA_SET_NAME:
-			name = a.Text()
-		case unix.NFTA_SET_FLAGS:
-			sh.Flags = a.Net32()
-		case unix.NFTA_SET_KEY_TYPE:
-			sh.KeyType = a.Net32()
-		case unix.NFTA_SET_KEY_LEN:
-			sh.KeyLen = a.Net32()
-		case unix.NFTA_SET_DATA_TYPE:
-			sh.DataType = a.Net32()
-		case unix.NFTA_SET_DATA_LEN:
-			sh.DataLen = a.Net32()
-		case unix.NFTA_SET_DESC:
-			return netlink.Each(a.Data, func(a Attr) error {
-				if a.Type == unix.NFTA_SET_DESC_SIZE {
-					sh.Size = a.Net32()
-				}
-				return nil
-			})
+	err := c.dumpTable(ctx, unix.NFT_MSG_GETSET, func(a attrs) error {
+		desc, err := netlink.AttrMap(a[unix.NFTA_SET_DESC].Data)
+		sh := Shape{
+			KeyType: a[unix.NFTA_SET_KEY_TYPE].Net32(), KeyLen: a[unix.NFTA_SET_KEY_LEN].Net32(),
+			DataType: a[unix.NFTA_SET_DATA_TYPE].Net32(), DataLen: a[unix.NFTA_SET_DATA_LEN].Net32(),
+			Flags: a[unix.NFTA_SET_FLAGS].Net32(), Size: desc[unix.NFTA_SET_DESC_SIZE].Net32(),
 		}
-		return nil
-	}, func() {
-		if sh.DataType == dataVerdict {
-			sh.DataLen = 0 // kernels differ in what they say of it
+		if sh.Verdicts() {
+			sh.DataLen = 0 // kernels differ in what they send
 		}
-		if table == c.table {
-			out[name] = sh
-		}
-		name, table, sh = "", "", Shape{}
+		out[a[unix.NFTA_SET_NAME].Text()] = sh
+		return err
 	})
 	return out, err
 }
@@ -257,23 +206,17 @@ func (c *Conn) readElements(ctx context.Context, set string, sh Shape) (Elements
 }
 
 func (c *Conn) dumpElements(ctx context.Context, set string, sh Shape) (Elements, error) {
-	request := func(w *writer) {
-		w.text(unix.NFTA_SET_ELEM_LIST_TABLE, c.table)
-		w.text(unix.NFTA_SET_ELEM_LIST_SET, set)
-	}
 	out := NewElements(sh)
-	err := c.dump(ctx, unix.NFT_MSG_GETSETELEM, request, func(a Attr) error {
-		if a.Type != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
-			return nil
-		}
-		return netlink.Each(a.Data, func(a Attr) error {
+	body := netlink.AppendText(inTable(c.family, c.table), unix.NFTA_SET_ELEM_LIST_SET, set)
+	err := c.dump(ctx, unix.NFT_MSG_GETSETELEM, body, func(a attrs) error {
+		return netlink.Each(a[unix.NFTA_SET_ELEM_LIST_ELEMENTS].Data, func(a Attr) error {
 			el, err := parseElement(sh.Verdicts(), a.Data)
 			if err == nil {
 				out.Add(el)
 			}
 			return err
 		})
-	}, nil)
+	})
 	return out, err
 }
 

@@ -59,14 +59,15 @@ type watch struct {
 
 func (w *watch) messages(ms []netlink.Message) {
 	for _, m := range ms {
-		if m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Body) < sizeofGenmsg {
+		attrs, err := m.NetfilterAttrs()
+		if err != nil || m.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
 			continue
 		}
 		if m.Type&0xff == unix.NFT_MSG_NEWGEN {
-			w.commit(committer(m))
+			w.commit(committer(attrs))
 			continue
 		}
-		if c, ok := changeIn(m); ok && !w.changed[c.Family.Index()] && w.foreign(c) {
+		if c, ok := changeIn(m, attrs); ok && !w.changed[c.Family.Index()] && w.foreign(c) {
 			w.changed[c.Family.Index()] = true
 		}
 	}
@@ -82,7 +83,7 @@ func (w *watch) commit(process string) {
 }
 
 // changeIn reads a notification. In all that name a table the attribute for it is the first kind.
-func changeIn(m netlink.Message) (Change, bool) {
+func changeIn(m netlink.Message, attrs []byte) (Change, bool) {
 	c := Change{Kind: m.Type & 0xff, Message: m}
 	switch m.Body[0] {
 	case unix.NFPROTO_IPV4:
@@ -92,7 +93,7 @@ func changeIn(m netlink.Message) (Change, bool) {
 	default:
 		return c, false
 	}
-	for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
+	for a, err := range netlink.Attrs(attrs) {
 		if err == nil && a.Type == unix.NFTA_TABLE_NAME {
 			c.Table = a.Text()
 			return c, true
@@ -102,20 +103,11 @@ func changeIn(m netlink.Message) (Change, bool) {
 }
 
 // committer names the process that committed a transaction, by the notification of its end (enum nft_gen_attributes).
-func committer(m netlink.Message) string {
+func committer(attrs []byte) string {
 	const procPID, procName = 2, 3
-	name, pid := "", uint32(0)
-	for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
-		switch {
-		case err != nil:
-		case a.Type == procPID:
-			pid = a.Net32()
-		case a.Type == procName:
-			name = a.Text()
-		}
-	}
-	if name == "" {
+	a, err := netlink.AttrMap(attrs)
+	if err != nil || a[procName].Text() == "" {
 		return ""
 	}
-	return fmt.Sprintf("%s (pid %d)", name, pid)
+	return fmt.Sprintf("%s (pid %d)", a[procName].Text(), a[procPID].Net32())
 }

@@ -88,9 +88,7 @@ func programName(t *testing.T) string {
 
 func TestWatchTransactions(t *testing.T) {
 	body := func(family byte, table string) []byte {
-		w := writer{buf: []byte{family, 0, 0, 0}}
-		w.text(unix.NFTA_TABLE_NAME, table)
-		return w.buf
+		return netlink.AppendText(netlink.NetfilterHeader(family), unix.NFTA_TABLE_NAME, table)
 	}
 	message := func(kind uint16, body []byte) netlink.Message {
 		return netlink.Message{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | kind, Body: body}
@@ -98,11 +96,8 @@ func TestWatchTransactions(t *testing.T) {
 	rule := func(family byte, table string) netlink.Message {
 		return message(unix.NFT_MSG_NEWRULE, body(family, table))
 	}
-	var gen writer
-	gen.buf = []byte{0, 0, 0, 0}
-	gen.bytes(2, "\x00\x00\x10\xe1")
-	gen.text(3, "nft")
-	end := message(unix.NFT_MSG_NEWGEN, gen.buf)
+	gen := netlink.AppendNet32(netlink.NetfilterHeader(unix.NFPROTO_UNSPEC), 2, 4321)
+	end := message(unix.NFT_MSG_NEWGEN, netlink.AppendText(gen, 3, "nft"))
 	tests := []struct {
 		name string
 		in   []netlink.Message

@@ -14,9 +14,13 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// at returns n bytes of the registers, from the one that the attribute names.
+// at returns n bytes of the registers, from the one that the attribute names (nft.Register).
 func (w *walk) at(a nft.Attr, n int) []byte {
-	i := nft.Word(a.Net32()) * 4
+	reg := int(a.Net32())
+	i := (reg - unix.NFT_REG_1) * 16
+	if reg >= unix.NFT_REG32_00 {
+		i = (reg - unix.NFT_REG32_00) * 4
+	}
 	return w.regs[i : i+n]
 }
 
@@ -33,44 +37,18 @@ func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict string, ok bool, err error) {
 	a := x.attrs
 	switch x.name {
-	case "payload":
-		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Net32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Net32()), int(a[unix.NFTA_PAYLOAD_LEN].Net32()))
-		w.store(a[unix.NFTA_PAYLOAD_DREG], data)
-		return "", true, err
-	case "meta":
-		return w.meta(a)
-	case "ct":
-		return "", true, w.ct(a)
-	case "fib":
-		return "", true, w.fib(a)
-	case "numgen":
-		return "", true, w.numgen(a, r, fork)
 	case "cmp":
-		ok, err := w.cmp(a)
+		ok, err = w.cmp(a)
 		return "", ok, err
-	case "bitwise":
-		n := int(a[unix.NFTA_BITWISE_LEN].Net32())
-		mask, xor := value(a[unix.NFTA_BITWISE_MASK]), value(a[unix.NFTA_BITWISE_XOR])
-		out := slices.Clone(w.at(a[unix.NFTA_BITWISE_SREG], n))
-		for i := range out {
-			out[i] = out[i]&mask[i] ^ xor[i]
-		}
-		w.store(a[unix.NFTA_BITWISE_DREG], out)
-		return "", true, nil
-	case "byteorder":
-		v := binary.NativeEndian.Uint32(w.at(a[unix.NFTA_BYTEORDER_SREG], 4))
-		w.store(a[unix.NFTA_BYTEORDER_DREG], binary.BigEndian.AppendUint32(nil, v))
-		return "", true, nil
 	case "immediate":
-		if x.verdict != "" {
-			return x.verdict, true, nil
+		if x.verdict == "" {
+			w.store(a[unix.NFTA_IMMEDIATE_DREG], []byte(value(a[unix.NFTA_IMMEDIATE_DATA])))
 		}
-		w.store(a[unix.NFTA_IMMEDIATE_DREG], []byte(value(a[unix.NFTA_IMMEDIATE_DATA])))
-		return "", true, nil
+		return x.verdict, true, nil
 	case "lookup":
 		return w.lookup(a)
-	case "dynset":
-		return "", true, w.dynset(a)
+	case "meta":
+		return w.meta(a)
 	case "nat":
 		return "accept", true, w.nat(a)
 	case "masq":
@@ -83,7 +61,39 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 		}
 		return "reject", true, nil
 	}
-	return "", false, fmt.Errorf("%s is not simulated", x.name)
+	return "", true, w.load(x, r, fork)
+}
+
+// load evaluates an expression that always matches and gives no verdict.
+func (w *walk) load(x *expression, r []*expression, fork func(walk)) error {
+	a := x.attrs
+	switch x.name {
+	case "payload":
+		data, err := w.payload(a[unix.NFTA_PAYLOAD_BASE].Net32(), int(a[unix.NFTA_PAYLOAD_OFFSET].Net32()), int(a[unix.NFTA_PAYLOAD_LEN].Net32()))
+		w.store(a[unix.NFTA_PAYLOAD_DREG], data)
+		return err
+	case "ct":
+		return w.ct(a)
+	case "fib":
+		return w.fib(a)
+	case "numgen":
+		return w.numgen(a, r, fork)
+	case "dynset":
+		return w.dynset(a)
+	case "bitwise":
+		mask, xor := value(a[unix.NFTA_BITWISE_MASK]), value(a[unix.NFTA_BITWISE_XOR])
+		out := slices.Clone(w.at(a[unix.NFTA_BITWISE_SREG], int(a[unix.NFTA_BITWISE_LEN].Net32())))
+		for i := range out {
+			out[i] = out[i]&mask[i] ^ xor[i]
+		}
+		w.store(a[unix.NFTA_BITWISE_DREG], out)
+		return nil
+	case "byteorder":
+		v := binary.NativeEndian.Uint32(w.at(a[unix.NFTA_BYTEORDER_SREG], 4))
+		w.store(a[unix.NFTA_BYTEORDER_DREG], binary.BigEndian.AppendUint32(nil, v))
+		return nil
+	}
+	return fmt.Errorf("%s is not simulated", x.name)
 }
 
 // payload is a piece of the packet as it is now.

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/fwd"
-	"github.com/fairlead/fairlead/internal/host/netlink"
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
@@ -31,17 +30,22 @@ type Note struct {
 	TimeoutSec uint32
 }
 
-// Result is one thing that may become of a packet.
-type Result struct {
+// Outcome is what may become of a packet.
+type Outcome struct {
 	Verdict    fwd.Verdict
 	Endpoint   netip.AddrPort
 	Masquerade bool
 	// Source is what the source is rewritten to; the zero Addr where the kernel chooses.
 	Source netip.Addr
 	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
-	Reset       bool
+	Reset bool
+}
+
+// Result is an Outcome with its probability.
+type Result struct {
+	Outcome
 	Probability float64
-	// Notes of all the ways that end so, without repetition.
+	// Notes of all paths to the outcome, without repetition.
 	Notes []Note
 }
 
@@ -106,14 +110,7 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 	if p.InInterface == "" {
 		first.hooks = wayOut
 	}
-	type key struct {
-		verdict    fwd.Verdict
-		endpoint   netip.AddrPort
-		masquerade bool
-		source     netip.Addr
-		reset      bool
-	}
-	at := make(map[key]*Result)
+	at := make(map[Outcome]*Result)
 	todo := []walk{first}
 	for len(todo) > 0 {
 		w := todo[len(todo)-1]
@@ -122,17 +119,17 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		k := key{verdict: v, reset: w.reset}
+		o := Outcome{Verdict: v, Reset: w.reset}
 		if v == fwd.VerdictForward || v == fwd.VerdictPass {
-			k.masquerade, k.source = w.masquerade, w.source
+			o.Masquerade, o.Source = w.masquerade, w.source
 		}
 		if v == fwd.VerdictForward {
-			k.endpoint = w.dst
+			o.Endpoint = w.dst
 		}
-		r := at[k]
+		r := at[o]
 		if r == nil {
-			r = &Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Source: k.source, Reset: k.reset}
-			at[k] = r
+			r = &Result{Outcome: o}
+			at[o] = r
 		}
 		r.Probability += w.prob
 		for _, n := range w.notes {
@@ -146,19 +143,16 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 		out = append(out, *r)
 	}
 	slices.SortFunc(out, func(a, b Result) int {
-		return cmp.Or(cmp.Compare(a.Verdict, b.Verdict), a.Endpoint.Compare(b.Endpoint), compareBool(a.Masquerade, b.Masquerade))
+		return cmp.Or(cmp.Compare(a.Verdict, b.Verdict), a.Endpoint.Compare(b.Endpoint), cmp.Compare(number(a.Masquerade), number(b.Masquerade)))
 	})
 	return out, nil
 }
 
-func compareBool(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
+func number(b bool) int {
+	if b {
+		return 1
 	}
-	return 1
+	return 0
 }
 
 // fate is what a hook, or a rule of it, says.
@@ -324,15 +318,4 @@ func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
 }
 
 // value is the data in an attribute that holds a value.
-func value(a nft.Attr) string {
-	v := ""
-	for a, err := range netlink.Attrs(a.Data) {
-		if err != nil {
-			panic("BUG: " + err.Error())
-		}
-		if a.Type == unix.NFTA_DATA_VALUE {
-			v = a.Data
-		}
-	}
-	return v
-}
+func value(a nft.Attr) string { return attrsOf(a.Data)[unix.NFTA_DATA_VALUE].Data }

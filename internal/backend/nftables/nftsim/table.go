@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -229,13 +230,7 @@ func (p parser) expression(x nft.Expr) *expression {
 	if e := p[x]; e != nil {
 		return e
 	}
-	e := &expression{name: x.Name, attrs: make(map[uint16]nft.Attr)}
-	for a, err := range netlink.Attrs(x.Attrs) {
-		if err != nil {
-			panic("BUG: " + err.Error())
-		}
-		e.attrs[a.Type] = a
-	}
+	e := &expression{name: x.Name, attrs: attrsOf(x.Attrs)}
 	switch x.Name {
 	case "lookup":
 		e.set = e.attrs[unix.NFTA_LOOKUP_SET].Text()
@@ -254,22 +249,42 @@ func (p parser) expression(x nft.Expr) *expression {
 	return e
 }
 
+// attrsOf decodes attributes.
+func attrsOf(b string) map[uint16]nft.Attr {
+	m, err := netlink.AttrMap(b)
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return m
+}
+
 // chainOf is the chain to which a verdict leads, if any.
 func chainOf(verdict string) string {
 	_, chain, _ := strings.Cut(verdict, " ")
 	return chain
 }
 
+// expressions yields those of all rules.
+func (s *state) expressions() iter.Seq[*expression] {
+	return func(yield func(*expression) bool) {
+		for _, c := range s.chains {
+			for _, r := range c.rules {
+				for _, e := range r {
+					if !yield(e) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
 // used says whether a rule or an element leads to the chain.
 func (s *state) used(name string) bool {
 	if s.leads == nil {
 		s.leads = make(map[string]bool)
-		for _, c := range s.chains {
-			for _, r := range c.rules {
-				for _, e := range r {
-					s.leads[chainOf(e.verdict)] = true
-				}
-			}
+		for e := range s.expressions() {
+			s.leads[chainOf(e.verdict)] = true
 		}
 		for _, x := range s.sets {
 			for _, e := range x.elements {
@@ -297,13 +312,9 @@ func (s *state) delSet(name string) unix.Errno {
 	if s.sets[name] == nil {
 		return unix.ENOENT
 	}
-	for _, c := range s.chains {
-		for _, r := range c.rules {
-			for _, e := range r {
-				if e.set == name {
-					return unix.EBUSY
-				}
-			}
+	for e := range s.expressions() {
+		if e.set == name {
+			return unix.EBUSY
 		}
 	}
 	delete(s.sets, name)
@@ -323,32 +334,58 @@ func (s *state) change(t *Table, o *nft.Op) unix.Errno {
 	}
 	s.leads = nil
 	for _, e := range o.Elements {
-		at := e.Key
-		if x.def.Interval {
-			at += fmt.Sprint(e.End)
-		}
-		have, there := x.elements[at]
-		switch {
-		case len(e.Key) != nft.Len(t.family, x.def.Key):
-			return unix.EINVAL
-		case o.Kind == nft.DelElements && !there:
-			return unix.ENOENT
-		case o.Kind == nft.DelElements:
-			delete(x.elements, at)
-			continue
-		case there && have != e:
-			return unix.EEXIST
-		case !x.def.Verdicts && len(e.Value) != nft.Len(t.family, x.def.Value):
+		if len(e.Key) != nft.Len(t.family, x.def.Key) {
 			return unix.EINVAL
 		}
-		if to := chainOf(e.Value); x.def.Verdicts && to != "" && s.chains[to] == nil {
-			return unix.ENOENT
-		}
-		if x.elements[at] = e; x.full(t) {
-			return unix.ENFILE
+		if errno := s.changeElement(t, x, o.Kind, e); errno != 0 {
+			return errno
 		}
 	}
 	return 0
+}
+
+func (s *state) changeElement(t *Table, x *set, kind nft.OpKind, e nft.Element) unix.Errno {
+	at := e.Key
+	if x.def.Interval {
+		at += fmt.Sprint(e.End)
+	}
+	have, there := x.elements[at]
+	if kind == nft.DelElements {
+		if !there {
+			return unix.ENOENT
+		}
+		delete(x.elements, at)
+		return 0
+	}
+	to := chainOf(e.Value)
+	switch {
+	case there && have != e:
+		return unix.EEXIST
+	case !x.def.Verdicts && len(e.Value) != nft.Len(t.family, x.def.Value):
+		return unix.EINVAL
+	case x.def.Verdicts && to != "" && s.chains[to] == nil:
+		return unix.ENOENT
+	}
+	if x.elements[at] = e; x.full(t) {
+		return unix.ENFILE
+	}
+	return 0
+}
+
+// verdictsOf yields the verdicts that an expression may give: its own, or those of its map.
+func (s *state) verdictsOf(x *expression) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if x.verdict != "" && !yield(x.verdict) {
+			return
+		}
+		if m := s.sets[x.set]; m != nil && m.def.Verdicts {
+			for _, e := range m.elements {
+				if !yield(e.Value) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // full says whether a set has more elements than it may have.
@@ -374,20 +411,33 @@ var allowed = map[string]struct {
 // maxJumps is the depth of chains that the kernel accepts (NFT_JUMP_STACK_SIZE).
 const maxJumps = 16
 
-// validate goes from every base chain to all that can be reached from it.
-func (s *state) validate() (unix.Errno, string) {
+// allows says whether an expression works in chains that are reached from a base chain.
+func allows(b nft.Base, x *expression) bool {
+	name := x.name
+	if name == "nat" {
+		name = "dnat"
+		if x.attrs[unix.NFTA_NAT_TYPE].Net32() == unix.NFT_NAT_SNAT {
+			name = "snat"
+		}
+	}
+	a, limited := allowed[name]
+	return !limited || (a.typ == "" || a.typ == b.Type) && slices.Contains(a.hooks, b.Hook)
+}
+
+// validate follows every base chain to all chains that can be reached from it. what names the chain at fault.
+func (s *state) validate() (errno unix.Errno, what string) {
 	for _, c := range s.chains {
 		if c.Base == (nft.Base{}) {
 			continue
 		}
-		if no, what := s.reach(c.Base, c, make(map[string]bool), 0); no != 0 {
-			return no, what
+		if errno, what := s.reach(c.Base, c, make(map[string]bool), 0); errno != 0 {
+			return errno, what
 		}
 	}
 	return 0, ""
 }
 
-func (s *state) reach(b nft.Base, c *chain, seen map[string]bool, depth int) (unix.Errno, string) {
+func (s *state) reach(b nft.Base, c *chain, seen map[string]bool, depth int) (errno unix.Errno, what string) {
 	if depth >= maxJumps {
 		return unix.EMLINK, "chain " + c.Name
 	}
@@ -395,34 +445,16 @@ func (s *state) reach(b nft.Base, c *chain, seen map[string]bool, depth int) (un
 		return 0, ""
 	}
 	seen[c.Name] = true
-	follow := func(v string) (unix.Errno, string) {
-		if to := chainOf(v); to != "" {
-			return s.reach(b, s.chains[to], seen, depth+1)
-		}
-		return 0, ""
-	}
 	for _, r := range c.rules {
 		for _, x := range r {
-			name := x.name
-			if name == "nat" {
-				name = "dnat"
-				if x.attrs[unix.NFTA_NAT_TYPE].Net32() == unix.NFT_NAT_SNAT {
-					name = "snat"
-				}
-			}
-			if a, limited := allowed[name]; limited && (a.typ != "" && a.typ != b.Type || !slices.Contains(a.hooks, b.Hook)) {
+			if !allows(b, x) {
 				return unix.EOPNOTSUPP, "chain " + c.Name + ": " + x.name
 			}
-			if no, what := follow(x.verdict); no != 0 {
-				return no, what
-			}
-			m := s.sets[x.set]
-			if m == nil || !m.def.Verdicts {
-				continue
-			}
-			for _, e := range m.elements {
-				if no, what := follow(e.Value); no != 0 {
-					return no, what
+			for v := range s.verdictsOf(x) {
+				if to := chainOf(v); to != "" {
+					if errno, what := s.reach(b, s.chains[to], seen, depth+1); errno != 0 {
+						return errno, what
+					}
 				}
 			}
 		}

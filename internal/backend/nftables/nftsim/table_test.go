@@ -122,8 +122,8 @@ func TestRun(t *testing.T) {
 	p := fwd.Packet{Src: netip.MustParseAddr("192.0.2.1"), Dst: netip.MustParseAddrPort("10.0.0.1:80"), Proto: fwd.TCP, InInterface: "eth0"}
 	got, err := table.Run(Host{}, p)
 	want := []Result{
-		{Verdict: fwd.VerdictDrop, Probability: 0.75},
-		{Verdict: fwd.VerdictForward, Endpoint: netip.MustParseAddrPort("10.1.0.1:8080"), Probability: 0.25},
+		{Outcome: Outcome{Verdict: fwd.VerdictDrop}, Probability: 0.75},
+		{Outcome: Outcome{Verdict: fwd.VerdictForward, Endpoint: netip.MustParseAddrPort("10.1.0.1:8080")}, Probability: 0.25},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
