@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -146,7 +147,7 @@ func openPlane(plane string) (backend.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
-		return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: c}, 0), nil
+		return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: c}, slog.New(slog.DiscardHandler)), nil
 	}
 	tables, err := xtables.New(xtables.Flavour(plane), false)
 	if err != nil {

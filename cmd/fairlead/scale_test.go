@@ -85,7 +85,7 @@ func planeOnNothing(mode config.Mode) backend.Families {
 		o := iptables.FamilyOptions{Tables: noTables{}, HairpinBPF: true, RandomFully: true}
 		return iptables.New(map[fwd.Family]iptables.FamilyOptions{fwd.IPv4: o, fwd.IPv6: o}).Families
 	}
-	return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: nothing{}, fwd.IPv6: nothing{}}, 0).Families
+	return nftables.New(map[fwd.Family]nft.Interface{fwd.IPv4: nothing{}, fwd.IPv6: nothing{}}, slog.New(slog.DiscardHandler)).Families
 }
 
 // wholeProgram is a loop with what holds memory around it.

@@ -46,6 +46,7 @@ var rooms = []room{
 	{path: "internal/backend/ipvs", inside: []string{"internal/backend", "internal/fwd", "internal/host/...", "internal/instance"}, outside: []string{"golang.org/x/sys"}},
 	{path: "internal/backend/...", inside: []string{"internal/backend", "internal/fwd", "internal/delta", "internal/host/...", "internal/instance"}},
 	{path: "internal/host/hosttest", outside: []string{"github.com/vishvananda/", "golang.org/x/sys"}, effects: []string{"net", "os/exec", "syscall"}, test: true},
+	{path: "internal/host/conntrack/conntrackfake", inside: []string{"internal/host/conntrack"}, test: true},
 	{path: "internal/host/nft", inside: []string{"internal/fwd", "internal/host/netlink"}, outside: []string{"golang.org/x/sys"}},
 	{path: "internal/host/xtables", inside: []string{"internal/fwd", "internal/host/nft"}, outside: []string{"github.com/coreos/go-iptables", "golang.org/x/sys"},
 		effects: []string{"os/exec", "syscall", "unsafe"}},

@@ -72,15 +72,12 @@ func (p Plan) hasTCP(f fwd.Family) bool {
 	return false
 }
 
-// Stale says whether a flow is to be removed, and why.
+// Stale reports whether a flow is to be removed, and why.
 func (p Plan) Stale(f conntrack.Flow) (Reason, bool) {
 	dst := f.OrigDst.Addr()
 	fam := p.families[fwd.FamilyOf(dst).Index()]
-	if fam == nil {
-		return 0, false
-	}
 	natted := f.ReplySrc != f.OrigDst
-	if !natted && f.Zone|f.OrigZone != 0 {
+	if fam == nil || !natted && f.Zone|f.OrigZone != 0 {
 		return 0, false
 	}
 	vip := fwd.Key{Family: fwd.FamilyOf(dst), Addr: dst, Proto: fwd.Proto(f.Proto), Port: f.OrigDst.Port()}
@@ -91,17 +88,21 @@ func (p Plan) Stale(f conntrack.Flow) (Reason, bool) {
 	case fwd.TCP:
 		return BlackHole, f.Opening && !natted && (fam.connects[vip] || served && fam.connects[nodePort])
 	case fwd.UDP:
-	default:
-		return 0, false
+		return fam.staleUDP(vip, nodePort, served, natted, f.ReplySrc)
 	}
-	serving, ok := fam.keys[vip]
+	return 0, false
+}
+
+// staleUDP is Stale for a UDP flow with a destination that may be a virtual IP, or a node port if the address serves them.
+func (f *family) staleUDP(vip, nodePort fwd.Key, served, natted bool, endpoint netip.AddrPort) (Reason, bool) {
+	serving, ok := f.keys[vip]
 	if !ok && served {
-		serving, ok = fam.keys[nodePort]
+		serving, ok = f.keys[nodePort]
 	}
 	switch {
 	case !ok:
-		return FrontendGone, natted && fam.wasForwarded(vip, nodePort, served, f.ReplySrc)
-	case contains(serving, f.ReplySrc):
+		return FrontendGone, natted && f.wasForwarded(vip, nodePort, served, endpoint)
+	case contains(serving, endpoint):
 		return 0, false
 	case natted:
 		return EndpointGone, true

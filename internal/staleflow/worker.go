@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -37,15 +36,7 @@ type Pass struct {
 	Err error
 }
 
-// Stats are totals since the start of the process.
-type Stats struct {
-	// Deleted counts flows that were removed, by fwd.Family.Index and Reason.
-	Deleted [2][NumReasons]uint64
-	// Passes and Failed count passes, and those of them that failed, by fwd.Family.Index.
-	Passes, Failed [2]uint64
-}
-
-// Worker removes stale flows in its own time. Submit and Stats may be called from any goroutine.
+// Worker removes stale flows in its own time. Submit may be called from any goroutine.
 type Worker struct {
 	table conntrack.Table
 	log   *slog.Logger
@@ -58,9 +49,6 @@ type Worker struct {
 
 	// failing says by fwd.Family.Index that the last pass failed; it belongs to Run.
 	failing [2]bool
-
-	deleted        [2][NumReasons]atomic.Uint64
-	passes, failed [2]atomic.Uint64
 }
 
 // NewWorker returns a worker on a table. done, if not nil, is called by Run after each pass, for metrics.
@@ -81,18 +69,6 @@ func (w *Worker) Submit(p Plan) {
 	case w.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Stats returns the totals.
-func (w *Worker) Stats() Stats {
-	var s Stats
-	for i := range s.Deleted {
-		for r := range s.Deleted[i] {
-			s.Deleted[i][r] = w.deleted[i][r].Load()
-		}
-		s.Passes[i], s.Failed[i] = w.passes[i].Load(), w.failed[i].Load()
-	}
-	return s
 }
 
 // Run works until the context ends. It is called once, in a goroutine of the caller, who waits for it.
@@ -175,13 +151,15 @@ func (w *Worker) pass(ctx context.Context, plan Plan, f fwd.Family) Pass {
 		return true
 	}
 	var errs []error
+	dump := func(q conntrack.Query) {
+		complete, err := w.table.Dump(ctx, q, judge)
+		p.Complete, errs = p.Complete && complete, append(errs, err)
+	}
 	if plan.hasUDP(f) {
-		complete, err := w.table.Dump(ctx, f == fwd.IPv6, uint8(fwd.UDP), judge)
-		p.Complete, errs = complete, append(errs, err)
+		dump(conntrack.Query{IPv6: f == fwd.IPv6, Proto: uint8(fwd.UDP)})
 	}
 	if plan.hasTCP(f) {
-		complete, err := w.table.DumpOpening(ctx, f == fwd.IPv6, judge)
-		p.Complete, errs = p.Complete && complete, append(errs, err)
+		dump(conntrack.Query{IPv6: f == fwd.IPv6, Proto: uint8(fwd.TCP), Opening: true})
 	}
 	for r := range batches {
 		if len(batches[r]) > 0 {
@@ -193,35 +171,30 @@ func (w *Worker) pass(ctx context.Context, plan Plan, f fwd.Family) Pass {
 	return p
 }
 
-// report counts and logs a pass.
+// report logs a pass and calls done.
 func (w *Worker) report(ctx context.Context, p Pass) {
-	i := p.Family.Index()
-	w.passes[i].Add(1)
 	total := 0
-	for r, n := range p.Deleted {
-		w.deleted[i][r].Add(uint64(n))
-		total += n
-	}
 	attrs := []any{"family", p.Family.String(), "duration", p.Duration, "complete", p.Complete}
 	for r, n := range p.Deleted {
+		total += n
 		if n > 0 {
 			attrs = append(attrs, Reason(r).String(), n)
 		}
 	}
+	failing := &w.failing[p.Family.Index()]
 	switch {
 	case p.Err != nil:
-		w.failed[i].Add(1)
 		level := slog.LevelWarn
-		if w.failing[i] { // once is enough
+		if *failing { // once is enough
 			level = slog.LevelDebug
 		}
-		w.log.Log(ctx, level, "cannot remove all stale flows, trying again", append(attrs, "error", p.Err)...)
+		w.log.Log(ctx, level, "failed to remove stale flows, retrying", append(attrs, "error", p.Err)...)
 	case total > 0:
 		w.log.Info("removed stale flows", attrs...)
 	default:
 		w.log.Debug("no stale flows", attrs...)
 	}
-	w.failing[i] = p.Err != nil
+	*failing = p.Err != nil
 	if w.done != nil {
 		w.done(p)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/conntrack/conntrackfake"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
@@ -46,7 +47,7 @@ func start(t *testing.T, table conntrack.Table) (*Worker, <-chan Pass) {
 
 func TestWorkerRemovesInBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		table := &conntrack.Fake{}
+		table := &conntrackfake.Table{}
 		var live []conntrack.Flow
 		for i := range 2600 {
 			src := netip.AddrPortFrom(netip.MustParseAddr("10.1.0.9"), uint16(1000+i)).String()
@@ -69,32 +70,32 @@ func TestWorkerRemovesInBatches(t *testing.T) {
 		if diff := cmp.Diff([]int{500, 500, 1, 300}, table.Batches()); diff != "" {
 			t.Errorf("batches (-want +got):\n%s", diff)
 		}
-		<-passes // IPv6
-		want := Stats{Deleted: [2][NumReasons]uint64{{1, 1300, 0}}, Passes: [2]uint64{1, 1}}
-		if got := w.Stats(); got != want {
-			t.Errorf("got %+v, want %+v", got, want)
+		if p := <-passes; p.Family != fwd.IPv6 || p.Deleted != [NumReasons]int{} || p.Err != nil {
+			t.Errorf("got %+v", p)
 		}
 	})
 }
 
-// slow makes each dump take a while.
+// slow makes each dump of UDP flows take a while.
 type slow struct {
-	*conntrack.Fake
+	*conntrackfake.Table
 	takes time.Duration
 }
 
-func (s slow) Dump(ctx context.Context, ipv6 bool, proto uint8, yield func(conntrack.Flow) bool) (bool, error) {
-	select {
-	case <-ctx.Done():
-		return false, ctx.Err()
-	case <-time.After(s.takes):
+func (s slow) Dump(ctx context.Context, q conntrack.Query, yield func(conntrack.Flow) bool) (bool, error) {
+	if q.Proto == uint8(fwd.UDP) {
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(s.takes):
+		}
 	}
-	return s.Fake.Dump(ctx, ipv6, proto, yield)
+	return s.Table.Dump(ctx, q, yield)
 }
 
 func TestWorkerMergesAndRests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, passes := start(t, slow{&conntrack.Fake{}, time.Second})
+		w, passes := start(t, slow{&conntrackfake.Table{}, time.Second})
 		begin := time.Now()
 		w.Submit(dnsPlan(t, "10.1.0.5:53"))
 		for range 10 {
@@ -119,7 +120,7 @@ func TestWorkerMergesAndRests(t *testing.T) {
 
 func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, passes := start(t, &conntrack.Fake{Fail: func(op string) error { return fmt.Errorf("%s was called", op) }})
+		w, passes := start(t, &conntrackfake.Table{Fail: func(q *conntrack.Query) error { return fmt.Errorf("called with %v", q) }})
 		w.Submit(Plan{})
 		w.Submit((&Builder{}).Snapshot(written, true))
 		time.Sleep(time.Hour)
@@ -135,7 +136,14 @@ func TestWorkerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fails atomic.Value // the operation that fails
 		failure := errors.New("made to fail")
-		table := &conntrack.Fake{Fail: func(op string) error {
+		table := &conntrackfake.Table{Fail: func(q *conntrack.Query) error {
+			op := "dump"
+			switch {
+			case q == nil:
+				op = "delete"
+			case q.Opening:
+				op = "dump opening"
+			}
 			if op == fails.Load() {
 				return failure
 			}
@@ -196,7 +204,7 @@ func TestWorkerTriesAgain(t *testing.T) {
 
 func TestWorkerEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := NewWorker(slow{&conntrack.Fake{}, time.Hour}, quiet(), nil)
+		w := NewWorker(slow{&conntrackfake.Table{}, time.Hour}, quiet(), func(p Pass) { t.Errorf("a pass that the end interrupted is reported: %+v", p) })
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { w.Run(ctx); close(done) }()
@@ -204,9 +212,6 @@ func TestWorkerEndsWithTheContext(t *testing.T) {
 		time.Sleep(time.Minute)
 		cancel()
 		<-done
-		if w.Stats().Failed != [2]uint64{} {
-			t.Errorf("the end counts as a failure: %+v", w.Stats())
-		}
 	})
 }
 
@@ -222,7 +227,7 @@ func TestWorkerLogsWhatItRemoved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
-			table := &conntrack.Fake{}
+			table := &conntrackfake.Table{}
 			table.Interrupted.Store(tt.interrupted)
 			table.Add(flow("10.1.0.9:1", "10.96.0.10:53", tt.reply))
 			w := NewWorker(table, slog.New(slog.NewTextHandler(&out, nil)), nil)
@@ -243,7 +248,7 @@ func TestWorkerLogsWhatItRemoved(t *testing.T) {
 func TestWorkerWarnsOnce(t *testing.T) {
 	var out bytes.Buffer
 	var fail error
-	table := &conntrack.Fake{Fail: func(string) error { return fail }}
+	table := &conntrackfake.Table{Fail: func(*conntrack.Query) error { return fail }}
 	w := NewWorker(table, slog.New(slog.NewTextHandler(&out, nil)), nil)
 	for i, err := range []error{errors.New("no"), errors.New("no"), nil, errors.New("no")} {
 		fail = err
@@ -275,14 +280,15 @@ func TestKernelWorker(t *testing.T) {
 	for port, state := range map[string]string{"2001": "SYN_SENT", "2002": "ESTABLISHED"} {
 		hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", port, "--dport", "53", "-t", "100", "--state", state)
 	}
-	w := NewWorker(conntrack.Kernel{}, quiet(), nil)
+	var deleted [2][NumReasons]int
+	w := NewWorker(conntrack.Kernel{}, quiet(), func(p Pass) { deleted[p.Family.Index()] = p.Deleted })
 	w.work(t.Context(), dnsPlan(t, "10.1.0.5:53", "[fd01::5]:53"))
 	if tcp := hosttest.Run(t, "conntrack", "-L", "-p", "tcp"); strings.Contains(tcp, "2001") || !strings.Contains(tcp, "2002") {
 		t.Errorf("TCP flows left:\n%s", tcp)
 	}
 	var left []int
 	for _, ipv6 := range []bool{false, true} {
-		if _, err := (conntrack.Kernel{}).Dump(t.Context(), ipv6, 17, func(f conntrack.Flow) bool {
+		if _, err := (conntrack.Kernel{}).Dump(t.Context(), conntrack.Query{IPv6: ipv6, Proto: 17}, func(f conntrack.Flow) bool {
 			left = append(left, int(f.OrigSrc.Port()))
 			return true
 		}); err != nil {
@@ -293,7 +299,7 @@ func TestKernelWorker(t *testing.T) {
 	if diff := cmp.Diff([]int{1001, 1004, 1006}, left); diff != "" {
 		t.Errorf("source ports of the flows left (-want +got):\n%s", diff)
 	}
-	if s := w.Stats(); s.Deleted != [2][NumReasons]uint64{{2, 1, 0}, {0, 1, 0}} {
-		t.Errorf("got %+v", s)
+	if deleted != [2][NumReasons]int{{2, 1, 0}, {0, 1, 0}} {
+		t.Errorf("deleted %v", deleted)
 	}
 }

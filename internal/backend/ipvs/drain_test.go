@@ -18,6 +18,7 @@ import (
 
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
+	"github.com/fairlead/fairlead/internal/host/conntrack/conntrackfake"
 	"github.com/fairlead/fairlead/internal/host/ipset"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
@@ -233,7 +234,7 @@ func TestSweeper(t *testing.T) {
 	for _, many := range []bool{false, true} {
 		t.Run(fmt.Sprintf("many=%v", many), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var table conntrack.Fake
+				var table conntrackfake.Table
 				table.Add(flow(6, "10.96.0.1:80"), flow(6, "10.96.0.1:81"), flow(17, "10.96.0.1:80"), flow(132, "10.96.0.2:80"))
 				// Connections that were made in the right way, and a flow of what is no more.
 				live, old := flow(6, "10.96.0.1:80"), flow(17, "10.96.0.3:53")
@@ -241,7 +242,16 @@ func TestSweeper(t *testing.T) {
 				live.ReplyDst = live.OrigSrc
 				table.Add(live, old)
 				ops := make(map[string]int)
-				table.Fail = func(op string) error { ops[op]++; return nil }
+				table.Fail = func(q *conntrack.Query) error {
+					switch {
+					case q == nil:
+					case q.Dst.IsValid():
+						ops["dump to"]++
+					default:
+						ops["dump"]++
+					}
+					return nil
+				}
 				s := newSweeper(&table, FamilyOptions{}.withDefaults().Logger)
 				dst := []netip.AddrPort{addr("10.96.0.1:80")}
 				if many {
@@ -286,12 +296,12 @@ func TestSweeper(t *testing.T) {
 func TestSweeperTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		vip := netip.MustParseAddrPort("10.96.0.3:53")
-		var table conntrack.Fake
+		var table conntrackfake.Table
 		table.Add(conntrack.Flow{Proto: 17, OrigSrc: netip.MustParseAddrPort("10.0.0.1:1"), OrigDst: vip, ReplySrc: netip.MustParseAddrPort("10.244.0.1:53")})
 		var tries []time.Duration
 		begin := time.Now()
-		table.Fail = func(op string) error {
-			if op != "dump to" || len(tries) == 3 {
+		table.Fail = func(q *conntrack.Query) error {
+			if q == nil || len(tries) == 3 {
 				return nil
 			}
 			tries = append(tries, time.Since(begin))

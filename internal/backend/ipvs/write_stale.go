@@ -135,12 +135,15 @@ func (s *sweeper) sweep(ctx context.Context, k destinations, dst map[netip.AddrP
 		}
 		return true
 	}
+	queries := []conntrack.Query{{IPv6: k.ipv6, Proto: uint8(k.proto)}}
 	if len(dst) <= fewDestinations {
+		queries = nil
 		for _, d := range slices.SortedFunc(maps.Keys(dst), netip.AddrPort.Compare) {
-			errs = append(errs, s.table.DumpTo(ctx, uint8(k.proto), d, collect))
+			queries = append(queries, conntrack.Query{IPv6: k.ipv6, Proto: uint8(k.proto), Dst: d})
 		}
-	} else {
-		_, err := s.table.Dump(ctx, k.ipv6, uint8(k.proto), collect)
+	}
+	for _, q := range queries {
+		_, err := s.table.Dump(ctx, q, collect)
 		errs = append(errs, err)
 	}
 	if len(batch) > 0 {

@@ -20,16 +20,12 @@ const TableName = "fairlead"
 // about 20 ms for so many.
 const defaultChunk = 10000
 
-// New returns Backends on the tables of the families that the map names. chunk bounds the elements of one transaction; 0
-// stands for what is good for the kernel.
-func New(tables map[fwd.Family]nft.Interface, chunk int) *Backend {
-	return newBackend(tables, chunk, nil)
+// New returns a Backend on the tables of the families that the map has.
+func New(tables map[fwd.Family]nft.Interface, log *slog.Logger) *Backend {
+	return newBackend(tables, defaultChunk, log)
 }
 
 func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger) *Backend {
-	if chunk == 0 {
-		chunk = defaultChunk
-	}
 	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
@@ -83,7 +79,7 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error)
 		log.Warn("one address family is left out", "error", err)
 	}
 	drift := backend.NewHints()
-	p := &Plane{Backend: newBackend(tables, 0, log), Drift: drift, Listen: sync.OnceFunc(func() {
+	p := &Plane{Backend: New(tables, log), Drift: drift, Listen: sync.OnceFunc(func() {
 		report := func(f fwd.Family, process string) {
 			drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		}

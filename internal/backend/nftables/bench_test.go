@@ -17,7 +17,7 @@ func (discard) Read(context.Context) (nft.Content, error) { return nft.Content{}
 func (discard) Commit(context.Context, []nft.Op) error    { return nil }
 func (discard) Check(context.Context, []nft.Op) error     { return nil }
 
-func onDiscard() backend.Backend { return New(map[fwd.Family]nft.Interface{fwd.IPv4: discard{}}, 0) }
+func onDiscard() backend.Backend { return New(map[fwd.Family]nft.Interface{fwd.IPv4: discard{}}, nil) }
 
 func BenchmarkRender(b *testing.B) { benchtest.Render(b, onDiscard) }
 func BenchmarkApply(b *testing.B)  { benchtest.Apply(b, onDiscard) }

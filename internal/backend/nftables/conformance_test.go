@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -72,7 +73,7 @@ func (s *simulation) Restart() backend.Families {
 	for f, t := range s.tables {
 		tables[f] = failingReads{t, s, f}
 	}
-	b := New(tables, s.chunk)
+	b := newBackend(tables, cmp.Or(s.chunk, defaultChunk), nil)
 	s.backend, s.mode = b.Families, b
 	for i, b := range s.backend {
 		if s.strictly {
@@ -238,7 +239,7 @@ func TestRefusal(t *testing.T) {
 	for errno, refused := range map[unix.Errno]bool{unix.EINVAL: true, unix.EOPNOTSUPP: true, unix.EBUSY: false, unix.ENOENT: false, unix.ENOMEM: false} {
 		table := nftsim.New(fwd.IPv4)
 		table.Before = func() error { return &nft.Error{Errno: errno} }
-		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, 0)
+		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, nil)
 		give(b, everyShape())
 		_, err := b.Apply(context.Background())
 		var fe *backend.FamilyError

@@ -212,7 +212,7 @@ func TestKernelRoundTrip(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
 	tables := kernel(t)
-	b := New(tables, 100)
+	b := newBackend(tables, 100, nil)
 	table := everyShape()
 	give(b, table)
 	if _, err := b.Apply(ctx); err != nil {
@@ -299,7 +299,7 @@ func BenchmarkKernel(b *testing.B) {
 			times := make(map[string]time.Duration)
 			var changes int
 			for range b.N {
-				be := New(map[fwd.Family]nft.Interface{fwd.IPv4: kernel(b)[fwd.IPv4]}, 0)
+				be := New(map[fwd.Family]nft.Interface{fwd.IPv4: kernel(b)[fwd.IPv4]}, nil)
 				table := &fwd.Table{}
 				apply := func(what string, ch ...fwd.Changes) {
 					start := time.Now()
@@ -361,7 +361,7 @@ func TestKernelCatchAll(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
 	tables := kernel(t)
-	b := New(tables, 0)
+	b := New(tables, nil)
 	table := everyShape()
 	give(b, table)
 	if _, err := b.Apply(ctx); err != nil {
@@ -384,7 +384,7 @@ func TestKernelCatchAll(t *testing.T) {
 // TestKernelRedirection: a connection that somebody else redirects to the host's own loopback address keeps its source.
 func TestKernelRedirection(t *testing.T) {
 	hosttest.Netns(t, "nft")
-	b := New(kernel(t), 0)
+	b := New(kernel(t), nil)
 	give(b, everyShape())
 	if _, err := b.Apply(t.Context()); err != nil {
 		t.Fatal(err)
@@ -464,7 +464,7 @@ func TestKernelInterfaceNames(t *testing.T) {
 		h := table.Header()
 		h.Detector = [2]fwd.Detector{d, d}
 		table.SetHeader(h)
-		b := New(tables, 0)
+		b := New(tables, nil)
 		give(b, table)
 		if _, err := b.Observe(t.Context()); err != nil {
 			t.Fatal(err)

@@ -263,7 +263,7 @@ func (b *batcher) compare(id ID, out *changes) {
 			out.note(nft.AddElements, id.Name, nft.Element{Key: id.Key, Value: w})
 		}
 	}
-	endpoints := beside(id.Name)
+	endpoints := endpointsOf(id.Name)
 	old := make(map[string]string)
 	was.endpoints(b.family, func(i, ep string) { old[i] = ep })
 	is.endpoints(b.family, func(i, ep string) {

@@ -66,7 +66,7 @@ func TestTransactions(t *testing.T) {
 			"flush chain CcC_pool-1; delete chain CcC_pool-1; delete elements of set cluster-ips: 1"}},
 	}
 	rec := &recorder{Table: nftsim.New(fwd.IPv4)}
-	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: rec}, 0)
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: rec}, nil)
 	var table fwd.Table
 	b.Update(table.SetHeader(everyShape().Header()))
 	ctx := context.Background()
@@ -131,7 +131,7 @@ func TestMalformed(t *testing.T) {
 	if err := table.Commit(ctx, stranger); err != nil {
 		t.Fatal(err)
 	}
-	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, 0)
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, nil)
 	if _, err := b.Observe(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func TestMalformed(t *testing.T) {
 	if err := table.Commit(ctx, append([]nft.Op{{Kind: nft.DelTable}}, stranger...)); err != nil {
 		t.Fatal(err)
 	}
-	if err := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, 0).Cleanup(ctx); err != nil {
+	if err := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, nil).Cleanup(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if c, err := table.Read(ctx); err != nil || c.Exists {

@@ -58,7 +58,7 @@ func (p *printer) elements() map[string][]nft.Element {
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key})
 	}
 	for _, id := range sorted(p.objects, KindFrontend) {
-		t, set := targets(p.objects[id].Value), beside(id.Name)
+		t, set := targets(p.objects[id].Value), endpointsOf(id.Name)
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key, Value: t.verdict()})
 		first := len(out[set])
 		t.endpoints(p.family, func(i, ep string) { out[set] = append(out[set], nft.Element{Key: id.Key + i, Value: ep}) })

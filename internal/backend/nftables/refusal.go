@@ -56,13 +56,13 @@ func touches(refusal *nft.Error, ids []ID) bool {
 	keys := make(map[string]bool, len(refusal.Elements))
 	for _, e := range refusal.Elements {
 		keys[e.Key] = true
-		if refusal.Name == beside(setVIPs) || refusal.Name == beside(setNodePorts) {
+		if refusal.Name == endpointsOf(setVIPs) || refusal.Name == endpointsOf(setNodePorts) {
 			keys[e.Key[:len(e.Key)-indexLen]] = true
 		}
 	}
 	return slices.ContainsFunc(ids, func(id ID) bool {
 		if id.Kind == KindFrontend {
-			return (refusal.Name == id.Name || refusal.Name == beside(id.Name)) && keys[id.Key]
+			return (refusal.Name == id.Name || refusal.Name == endpointsOf(id.Name)) && keys[id.Key]
 		}
 		return refusal.Name == id.Name
 	})

@@ -84,7 +84,7 @@ func TestCulprits(t *testing.T) {
 				}
 				return 0
 			}
-			b := New(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, 20)
+			b := newBackend(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, 20, nil)
 			table := everyShape()
 			if later {
 				var empty fwd.Table
@@ -142,7 +142,7 @@ func TestFull(t *testing.T) {
 	} {
 		sim := nftsim.New(fwd.IPv4)
 		sim.Room = tt.room
-		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, tt.chunk)
+		b := newBackend(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, tt.chunk, nil)
 		table := &fwd.Table{}
 		b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}}}))
 		small := func() {
@@ -188,7 +188,7 @@ func TestNoSizes(t *testing.T) {
 func TestKernelManyFrontends(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
-	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, 0)
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, nil)
 	table := &fwd.Table{}
 	b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}}}))
 	b.Update(table.Put(wide("wide", 263, 1000)))
@@ -256,7 +256,7 @@ func TestKernelAffinityFull(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
 	var log bytes.Buffer
-	b := newBackend(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, 0, slog.New(slog.NewTextHandler(&log, nil)))
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, slog.New(slog.NewTextHandler(&log, nil)))
 	server := hosttest.Listen(t, netip.MustParseAddr("127.0.0.1"))
 	to := server.Addr().(*net.TCPAddr).AddrPort()
 	table := &fwd.Table{}
@@ -307,7 +307,7 @@ func TestNobodyIsToBlame(t *testing.T) {
 			}
 			return 0
 		}
-		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, 0)
+		b := New(map[fwd.Family]nft.Interface{fwd.IPv4: sim}, nil)
 		give(b, everyShape())
 		_, err := b.Apply(context.Background())
 		var fe *backend.FamilyError
@@ -322,7 +322,7 @@ func TestNobodyIsToBlame(t *testing.T) {
 func TestKernelCulprits(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
-	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, 0)
+	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, nil)
 	table := everyShape()
 	bad := sampleFragment(60, 3)
 	for i := range bad.Frontends {

@@ -44,7 +44,7 @@ var staticSets = []nft.Set{
 }
 
 // beside is the map of endpoints that belongs to a map to verdicts.
-func beside(frontends string) string {
+func endpointsOf(frontends string) string {
 	if frontends == setNodePorts {
 		return setNodePortEndpoints
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -24,16 +25,13 @@ type target struct {
 	owning owning
 	// found, if not nil, takes the frontends that were read.
 	found *backend.Found
-	// log, if not nil, takes what is said of session affinity.
+	// log, if not nil, gets warnings about session affinity.
 	log *slog.Logger
-	// crowded says that the affinity set was full when it was last looked at.
-	crowded atomic.Bool
+	// full says that the affinity set was full when it was last checked.
+	full atomic.Bool
 }
 
 type plan = backend.Plan[ID, Object]
-
-// malformed is a table in which something is not as we make it and cannot be changed in place: it is replaced as a whole.
-func malformed() map[ID]Object { return map[ID]Object{{Kind: KindTable}: {Value: "malformed"}} }
 
 // Read implements backend.Target.
 func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
@@ -44,12 +42,31 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	if !c.Exists {
 		return make(map[ID]Object), nil
 	}
+	out := objectsIn(t.family, c)
+	if t.found != nil {
+		t.found.Record(t.family, func(yield func(fwd.Key)) {
+			for id := range out {
+				if id.Kind == KindFrontend {
+					yield(keyOf(t.family, id))
+				}
+			}
+		})
+	}
+	if t.log != nil && slices.ContainsFunc(c.Chains, func(ch nft.Chain) bool { return strings.HasPrefix(ch.Name, affinityPrefix) }) {
+		t.warnIfFull(ctx)
+	}
+	return out, nil
+}
+
+// objectsIn returns the objects of a table that was read. A table with something that we did not make and that cannot be
+// changed in place is one malformed object, which is replaced as a whole.
+func objectsIn(fam fwd.Family, c nft.Content) map[ID]Object {
 	out := map[ID]Object{{Kind: KindTable}: tableObject}
 	for name, sh := range c.Sets {
 		els := c.Elements[name]
 		static, ok := staticSet(name)
-		if ok && static.Shape(t.family) != sh || els.CatchAll {
-			return malformed(), nil
+		if ok && static.Shape(fam) != sh || els.CatchAll {
+			return map[ID]Object{{Kind: KindTable}: {Value: "malformed"}}
 		}
 		var ranges []nft.Element
 		if !ok {
@@ -64,35 +81,22 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 		}
 	}
 	for _, name := range []string{setVIPs, setNodePorts} {
-		readFrontends(name, c.Elements[name], c.Elements[beside(name)], out)
+		readFrontends(name, c.Elements[name], c.Elements[endpointsOf(name)], out)
 	}
-	if t.found != nil {
-		t.found.Record(t.family, func(yield func(fwd.Key)) {
-			for id := range out {
-				if id.Kind == KindFrontend {
-					yield(keyOf(t.family, id))
-				}
-			}
-		})
-	}
-	affine := false
 	for _, ch := range c.Chains {
-		affine = affine || strings.HasPrefix(ch.Name, affinityPrefix)
 		out[ID{Kind: KindChain, Name: ch.Name}] = Object{Value: chainValue(ch.Base, ch.Rules)}
 	}
-	if affine && t.log != nil {
-		t.tellCrowded(ctx)
-	}
-	return out, nil
+	return out
 }
 
-// tellCrowded says when there is no more room for clients that session affinity remembers. It asks the kernel whether it would take one more: to count them takes the kernel a minute where there are many.
-func (t *target) tellCrowded(ctx context.Context) {
+// warnIfFull logs when session affinity cannot remember more clients. It asks the kernel whether the set would take one more
+// element: counting them takes the kernel a minute if there are many.
+func (t *target) warnIfFull(ctx context.Context) {
 	set, _ := staticSet(setAffinity)
 	key := string(make([]byte, nft.Len(t.family, set.Key))) // of no client
 	err := t.table.Check(ctx, []nft.Op{{Kind: nft.AddElements, Name: setAffinity, Set: set, Elements: []nft.Element{{Key: key}}}})
-	if full := errors.Is(err, unix.ENFILE); !t.crowded.Swap(full) && full {
-		t.log.Warn("session affinity remembers as many clients as it can; new clients are served by any endpoint until others time out",
+	if full := errors.Is(err, unix.ENFILE); !t.full.Swap(full) && full {
+		t.log.Warn("session affinity cannot remember more clients; new clients are served by any endpoint until others time out",
 			"family", t.family.String(), "clients", affinitySize)
 	}
 }

@@ -207,55 +207,54 @@ func appendTuple(b []byte, typ uint16, proto uint8, src, dst netip.AddrPort, zon
 		})
 		b = netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte {
 			b = netlink.AppendAttr(b, ctaProtoNum, proto)
-			b = netlink.AppendAttr(b, ctaPortSrc, byte(src.Port()>>8), byte(src.Port()))
-			return netlink.AppendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+			b = netlink.AppendNet16(b, ctaPortSrc, src.Port())
+			return netlink.AppendNet16(b, ctaPortDst, dst.Port())
 		})
 		return appendZone(b, ctaTupleZone, zone)
 	})
 }
 
-// appendZone appends a zone unless it is the default one, which is not to be named.
+// appendZone appends a zone unless it is the default one, which must not be sent.
 func appendZone(b []byte, typ, zone uint16) []byte {
 	if zone == 0 {
 		return b
 	}
-	return netlink.AppendAttr(b, typ, byte(zone>>8), byte(zone))
+	return netlink.AppendNet16(b, typ, zone)
 }
 
 // appendKey appends what identifies an entry.
 func appendKey(b []byte, f *Flow) []byte {
 	b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
 	b = appendZone(b, ctaZone, f.Zone)
-	return netlink.AppendAttr(b, ctaID, binary.BigEndian.AppendUint32(nil, f.ID)...)
+	return netlink.AppendNet32(b, ctaID, f.ID)
 }
 
-// appendFilter asks the kernel for entries of one protocol only, and, if dst is valid, to that destination only. Of an IPv6
-// destination only the port is asked for: a kernel that is asked for an address sends all others instead (seen with 6.18).
-func appendFilter(b []byte, proto uint8, dst netip.AddrPort) []byte {
+// appendFilter asks the kernel to send only what a query matches. Of an IPv6 destination only the port is asked for: a
+// kernel that is asked for an address sends all other flows instead (seen with 6.18).
+func appendFilter(b []byte, q Query) []byte {
 	flags := uint32(filterProtoNum)
 	b = netlink.AppendNest(b, ctaTupleOrig, func(b []byte) []byte {
-		if dst.Addr().Is4() {
+		if q.Dst.Addr().Is4() {
 			flags |= filterIPDst
 			b = netlink.AppendNest(b, ctaTupleIP, func(b []byte) []byte {
-				return netlink.AppendAttr(b, ctaIPv4Dst, dst.Addr().AsSlice()...)
+				return netlink.AppendAttr(b, ctaIPv4Dst, q.Dst.Addr().AsSlice()...)
 			})
 		}
 		return netlink.AppendNest(b, ctaTupleProto, func(b []byte) []byte {
-			b = netlink.AppendAttr(b, ctaProtoNum, proto)
-			if dst.IsValid() {
+			b = netlink.AppendAttr(b, ctaProtoNum, q.Proto)
+			if q.Dst.IsValid() {
 				flags |= filterPortDst
-				b = netlink.AppendAttr(b, ctaPortDst, byte(dst.Port()>>8), byte(dst.Port()))
+				b = netlink.AppendNet16(b, ctaPortDst, q.Dst.Port())
 			}
 			return b
 		})
 	})
-	return netlink.AppendNest(b, ctaFilter, func(b []byte) []byte {
-		return netlink.AppendAttr(b, ctaFilterOrigFlags, binary.NativeEndian.AppendUint32(nil, flags)...)
+	b = netlink.AppendNest(b, ctaFilter, func(b []byte) []byte {
+		return netlink.AppendUint32(b, ctaFilterOrigFlags, flags)
 	})
-}
-
-// appendUnreplied asks the kernel for entries without a reply only.
-func appendUnreplied(b []byte) []byte {
-	b = netlink.AppendAttr(b, ctaStatus, 0, 0, 0, 0)
-	return netlink.AppendAttr(b, ctaStatusMask, 0, 0, 0, statusSeenReply)
+	if q.Opening { // no reply was seen
+		b = netlink.AppendNet32(b, ctaStatus, 0)
+		b = netlink.AppendNet32(b, ctaStatusMask, statusSeenReply)
+	}
+	return b
 }

@@ -29,12 +29,10 @@ func insert(tb testing.TB, flows ...Flow) {
 	defer c.Close()
 	reqs := make([]netlink.Request, len(flows))
 	for i, f := range flows {
-		reqs[i] = request(msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, f.IPv6(), func(b []byte) []byte {
-			b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
-			b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
-			b = appendZone(b, ctaZone, f.Zone)
-			return netlink.AppendAttr(b, ctaTimeout, 0, 0, 1, 0)
-		})
+		b := appendTuple(nil, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
+		b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
+		b = appendZone(b, ctaZone, f.Zone)
+		reqs[i] = request(msgNew, unix.NLM_F_CREATE|unix.NLM_F_EXCL, f.IPv6(), netlink.AppendNet32(b, ctaTimeout, 256))
 	}
 	if failed, err := c.Do(tb.Context(), reqs); failed != nil || err != nil {
 		tb.Fatal(errors.Join(failed...), err)
@@ -43,7 +41,7 @@ func insert(tb testing.TB, flows ...Flow) {
 
 func list(tb testing.TB, ipv6 bool, proto uint8) (out []Flow) {
 	tb.Helper()
-	complete, err := Kernel{}.Dump(tb.Context(), ipv6, proto, func(f Flow) bool { out = append(out, f); return true })
+	complete, err := Kernel{}.Dump(tb.Context(), Query{IPv6: ipv6, Proto: proto}, func(f Flow) bool { out = append(out, f); return true })
 	if err != nil || !complete {
 		tb.Fatalf("complete %v, %v", complete, err)
 	}
@@ -113,13 +111,10 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 	hosttest.Netns(t, "conntrack")
 	insert(t, samples[0])
 	hosttest.Run(t, "conntrack", "-I", "-p", "tcp", "-s", "10.0.0.3", "-d", "10.96.0.10", "--sport", "5", "--dport", "53", "--state", "ESTABLISHED", "-t", "100")
-	for _, filter := range []func([]byte) []byte{
-		func(b []byte) []byte { return appendFilter(b, 17, netip.AddrPort{}) },
-		func(b []byte) []byte { return appendFilter(b, 17, samples[0].OrigDst) },
-		func(b []byte) []byte { return b },
-	} {
+	udp := Query{Proto: 17}
+	for _, filter := range [][]byte{appendFilter(nil, udp), appendFilter(nil, Query{Proto: 17, Dst: samples[0].OrigDst}), nil} {
 		want := 1
-		if len(filter(nil)) == 0 {
+		if filter == nil {
 			want = 2
 		}
 		c, err := netlink.Dial(unix.NETLINK_NETFILTER)
@@ -132,11 +127,11 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n != want {
-			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter(nil), n, want)
+			t.Errorf("filter %v: the kernel sent %d flows, want %d", filter, n, want)
 		}
 		var out []Flow
-		if _, err := dump(t.Context(), false, 17, filter, func(f Flow) bool { out = append(out, f); return true }); err != nil || len(out) != 1 {
-			t.Errorf("filter %v: got %v, %v", filter(nil), out, err)
+		if err := dump(t.Context(), udp, filter, func(f Flow) bool { out = append(out, f); return true }); err != nil || len(out) != 1 {
+			t.Errorf("filter %v: got %v, %v", filter, out, err)
 		}
 	}
 }
@@ -154,7 +149,7 @@ func TestKernelDumpsOpening(t *testing.T) {
 	}
 	insert(t, samples[0])
 	dumped := func() (out []Flow) {
-		complete, err := Kernel{}.DumpOpening(t.Context(), false, func(f Flow) bool { out = append(out, f); return true })
+		complete, err := Kernel{}.Dump(t.Context(), Query{Proto: 6, Opening: true}, func(f Flow) bool { out = append(out, f); return true })
 		if err != nil || !complete {
 			t.Fatalf("complete %v, %v", complete, err)
 		}
@@ -167,7 +162,7 @@ func TestKernelDumpsOpening(t *testing.T) {
 	if n, err := (Kernel{}).Delete(t.Context(), got); n != 1 || err != nil || len(dumped()) != 0 || len(list(t, false, 6)) != 2 {
 		t.Errorf("deleted %d, %v", n, err)
 	}
-	if got, err := (Kernel{}).DumpOpening(t.Context(), true, func(f Flow) bool { t.Errorf("IPv6: %+v", f); return true }); err != nil || !got {
+	if got, err := (Kernel{}).Dump(t.Context(), Query{IPv6: true, Proto: 6, Opening: true}, func(f Flow) bool { t.Errorf("IPv6: %+v", f); return true }); err != nil || !got {
 		t.Errorf("IPv6: %v, %v", got, err)
 	}
 }
@@ -189,7 +184,7 @@ func TestKernelDumpTo(t *testing.T) {
 		{v, 17, 1}, {w, 17, 1}, {v, 6, 0}, {ap("10.1.0.5:53"), 17, 0}, {six.OrigDst, 17, 1},
 	} {
 		n := 0
-		err := Kernel{}.DumpTo(t.Context(), tt.proto, tt.dst, func(f Flow) bool {
+		_, err := Kernel{}.Dump(t.Context(), Query{IPv6: tt.dst.Addr().Is6(), Proto: tt.proto, Dst: tt.dst}, func(f Flow) bool {
 			n++
 			return f.OrigDst == tt.dst && f.Proto == tt.proto
 		})
@@ -229,12 +224,12 @@ func TestKernelStops(t *testing.T) {
 	hosttest.Netns(t)
 	insert(t, many(1000)...)
 	n := 0
-	if _, err := (Kernel{}).Dump(t.Context(), false, 17, func(Flow) bool { n++; return n < 10 }); err != nil || n != 10 {
+	if _, err := (Kernel{}).Dump(t.Context(), Query{Proto: 17}, func(Flow) bool { n++; return n < 10 }); err != nil || n != 10 {
 		t.Errorf("yielded %d, %v", n, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	n = 0
-	if _, err := (Kernel{}).Dump(ctx, false, 17, func(Flow) bool { n++; cancel(); return true }); !errors.Is(err, context.Canceled) || n == 1000 {
+	if _, err := (Kernel{}).Dump(ctx, Query{Proto: 17}, func(Flow) bool { n++; cancel(); return true }); !errors.Is(err, context.Canceled) || n == 1000 {
 		t.Errorf("yielded %d, %v", n, err)
 	}
 }
@@ -263,7 +258,7 @@ func TestKernelLargeTable(t *testing.T) {
 		}
 		deleted, batch = deleted+d, batch[:0]
 	}
-	_, err := Kernel{}.Dump(t.Context(), false, 17, func(f Flow) bool {
+	_, err := Kernel{}.Dump(t.Context(), Query{Proto: 17}, func(f Flow) bool {
 		n++
 		if n%2 == 0 {
 			return true
@@ -292,7 +287,7 @@ func BenchmarkDump(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		n := 0
-		if _, err := (Kernel{}).Dump(b.Context(), false, 17, func(Flow) bool { n++; return true }); err != nil || n != total {
+		if _, err := (Kernel{}).Dump(b.Context(), Query{Proto: 17}, func(Flow) bool { n++; return true }); err != nil || n != total {
 			b.Fatal(n, err)
 		}
 	}
