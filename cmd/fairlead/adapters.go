@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
-	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/kube"
 	"github.com/fairlead/fairlead/internal/localport"
@@ -44,7 +43,7 @@ type eventAdapter struct{ recorder *kube.Recorder }
 
 // Warn implements reconcile.Events.
 func (a eventAdapter) Warn(s fwd.Service, reason, message string) {
-	a.recorder.Service(cluster.ServiceName(s), true, reason, message)
+	a.recorder.Service(s, true, reason, message)
 }
 
 // group runs the daemon's goroutines. The first that fails ends the others. run and wait belong to one goroutine.

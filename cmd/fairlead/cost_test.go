@@ -116,10 +116,10 @@ func TestCosts(t *testing.T) {
 			var table fwd.Table
 			table.SetHeader(header)
 			for i := range size[0] {
-				s := &cluster.Service{Name: cluster.ServiceName{Namespace: "ns", Name: fmt.Sprint(i)}, Ports: []cluster.ServicePort{{Protocol: cluster.TCP, Port: 80}}}
+				s := &cluster.Service{Name: fwd.Service{Namespace: "ns", Name: fmt.Sprint(i)}, Ports: []cluster.ServicePort{{Protocol: fwd.TCP, Port: 80}}}
 				s.ClusterIPs[0] = netip.AddrFrom4([4]byte{10, 96, 0, byte(i)})
 				kind.edit(s, i)
-				sl := &cluster.Slice{Name: cluster.SliceName(s.Name), Service: s.Name, Ports: []cluster.SlicePort{{Protocol: cluster.TCP, Port: 8080}}}
+				sl := &cluster.Slice{Name: cluster.SliceName(s.Name), Service: s.Name, Family: fwd.IPv4, Ports: []cluster.SlicePort{{Protocol: fwd.TCP, Port: 8080}}}
 				for e := range size[1] {
 					n := i*size[1] + e
 					sl.Endpoints = append(sl.Endpoints, cluster.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 128, byte(n >> 8), byte(n)}), Ready: true, Serving: true,

@@ -102,7 +102,7 @@ func (o *offline) fill(store *cluster.Store, node cluster.Node) {
 		f, problems := compile.Compile(svc, store.Slices(name), &facts)
 		o.table.Put(f)
 		if len(problems) > 0 {
-			o.problems[fwd.Service(name)] = problems
+			o.problems[name] = problems
 		}
 	}
 }

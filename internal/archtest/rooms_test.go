@@ -28,14 +28,14 @@ var rooms = []room{
 	{path: "cmd/fairlead", inside: []string{"internal/..."}, outside: []string{"github.com/spf13/pflag", "k8s.io/klog/v2", "sigs.k8s.io/yaml"}, effects: []string{"syscall"}},
 	{path: "internal/archtest"},
 	{path: "internal/fwd"},
-	{path: "internal/cluster", effects: []string{"time"}}, // for time.Time in values
+	{path: "internal/cluster", inside: []string{"internal/fwd"}, effects: []string{"time"}}, // for time.Time in values
 	{path: "internal/delta"},
 	{path: "internal/instance"},
 	{path: "internal/compile", inside: []string{"internal/cluster", "internal/fwd"}},
 	{path: "internal/config", inside: []string{"internal/cluster", "internal/compile", "internal/fwd"},
 		outside: []string{"github.com/fsnotify/fsnotify", "github.com/spf13/pflag", "k8s.io/apimachinery/pkg/api/resource", "k8s.io/apimachinery/pkg/apis/meta/v1",
 			"k8s.io/component-base/logs/api/v1", "k8s.io/kube-proxy/config", "k8s.io/utils/net", "sigs.k8s.io/"}},
-	{path: "internal/kube", inside: []string{"internal/cluster"},
+	{path: "internal/kube", inside: []string{"internal/cluster", "internal/fwd"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/", "github.com/fsnotify/fsnotify"}, effects: []string{"net", "net/http"}},
 	{path: "internal/backend/backendtest", inside: []string{"internal/backend", "internal/fwd", "internal/oracle", "internal/compile", "internal/cluster", "internal/delta"},
 		outside: []string{"github.com/google/go-cmp", "golang.org/x/tools/txtar"}, test: true},

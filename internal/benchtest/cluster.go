@@ -45,9 +45,9 @@ var places = func() (out [nodes]cluster.Place) {
 // Service is Service i.
 func Service(i int) *cluster.Service {
 	s := &cluster.Service{
-		Name:        cluster.ServiceName{Namespace: fmt.Sprintf("namespace-%d", i/20), Name: fmt.Sprintf("service-%d", i)},
+		Name:        fwd.Service{Namespace: fmt.Sprintf("namespace-%d", i/20), Name: fmt.Sprintf("service-%d", i)},
 		CreatedUnix: int64(i),
-		Ports:       []cluster.ServicePort{{Name: "http", Protocol: cluster.TCP, Port: 80}},
+		Ports:       []cluster.ServicePort{{Name: "http", Protocol: fwd.TCP, Port: 80}},
 	}
 	s.ClusterIPs[fwd.IPv4.Index()] = netip.AddrFrom4([4]byte{10, byte(96 + i>>16), byte(i >> 8), byte(i)})
 	return s
@@ -59,7 +59,8 @@ func Slice(i, endpoints int) *cluster.Slice {
 	s := &cluster.Slice{
 		Name:    cluster.SliceName{Namespace: name.Namespace, Name: name.Name + "-x7k2p"},
 		Service: name,
-		Ports:   []cluster.SlicePort{{Name: "http", Protocol: cluster.TCP, Port: 8080}},
+		Family:  fwd.IPv4,
+		Ports:   []cluster.SlicePort{{Name: "http", Protocol: fwd.TCP, Port: 8080}},
 	}
 	for e := range endpoints {
 		n := i*endpoints + e

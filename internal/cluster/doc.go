@@ -11,5 +11,5 @@
 //
 // Conversion from API objects, with all their nil and malformed fields, happens in package kube; values here are
 // valid: addresses are unmapped and of the family that they stand for, prefixes are masked, ports are not zero where
-// a zero has no meaning. The package imports the standard library alone. A Store belongs to one goroutine.
+// a zero has no meaning. Names, protocols and address families are those of package fwd. A Store belongs to one goroutine.
 package cluster

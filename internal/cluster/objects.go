@@ -3,15 +3,9 @@ package cluster
 import (
 	"net/netip"
 	"slices"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
-
-// ServiceName names a Service.
-type ServiceName struct {
-	Namespace string
-	Name      string
-}
-
-func (n ServiceName) String() string { return n.Namespace + "/" + n.Name }
 
 // SliceName names an EndpointSlice.
 type SliceName struct {
@@ -20,16 +14,6 @@ type SliceName struct {
 }
 
 func (n SliceName) String() string { return n.Namespace + "/" + n.Name }
-
-// Protocol is a transport protocol by its IANA number: 6 (TCP), 17 (UDP) or 132 (SCTP).
-type Protocol uint8
-
-// The protocols.
-const (
-	TCP  Protocol = 6
-	UDP  Protocol = 17
-	SCTP Protocol = 132
-)
 
 // ServiceType is the field spec.type as far as it matters here.
 type ServiceType uint8
@@ -45,7 +29,7 @@ const (
 type ServicePort struct {
 	// Name is unique among the ports of a protocol; it may be empty.
 	Name     string
-	Protocol Protocol
+	Protocol fwd.Proto
 	// Port is the port of virtual IPs, from 1 to 65535.
 	Port uint16
 	// NodePort is 0 where there is none.
@@ -54,7 +38,7 @@ type ServicePort struct {
 
 // Service is what is used of a v1.Service. Fields by family have IPv4 at index 0 and IPv6 at index 1.
 type Service struct {
-	Name ServiceName
+	Name fwd.Service
 	// CreatedUnix is the creation time in seconds since 1970.
 	CreatedUnix int64
 	Type        ServiceType
@@ -77,10 +61,9 @@ type Service struct {
 	HealthCheckNodePort uint16
 	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for none.
 	AffinitySec uint32
-	// Scheduler is the IPVS scheduler that an annotation asks for, empty for the node's default; SchedulerFlags are those of
-	// package fwd.
+	// Scheduler is the IPVS scheduler that an annotation asks for, empty for the node's default.
 	Scheduler      string
-	SchedulerFlags uint8
+	SchedulerFlags fwd.SchedulerFlags
 	// Weights say how endpoints share new connections; the first that fits an endpoint counts, and none means weight 1.
 	Weights []Weight
 }
@@ -127,7 +110,7 @@ func (s *Service) Equal(o *Service) bool {
 // SlicePort is one entry of an EndpointSlice's ports that has a name and a number.
 type SlicePort struct {
 	Name     string
-	Protocol Protocol
+	Protocol fwd.Proto
 	Port     uint16
 }
 
@@ -178,10 +161,9 @@ func (e Endpoint) Equal(o Endpoint) bool {
 
 // Slice is what is used of a discovery/v1 EndpointSlice. All its addresses are of one family.
 type Slice struct {
-	Name    SliceName
-	Service ServiceName
-	// IPv6 tells the family.
-	IPv6      bool
+	Name      SliceName
+	Service   fwd.Service
+	Family    fwd.Family
 	Ports     []SlicePort
 	Endpoints []Endpoint
 	// TriggerUnixNano is the time of the change that made this version of the slice (annotation
@@ -191,7 +173,7 @@ type Slice struct {
 
 // Equal compares what matters for forwarding: all but TriggerUnixNano.
 func (s *Slice) Equal(o *Slice) bool {
-	return s.Name == o.Name && s.Service == o.Service && s.IPv6 == o.IPv6 &&
+	return s.Name == o.Name && s.Service == o.Service && s.Family == o.Family &&
 		slices.Equal(s.Ports, o.Ports) && slices.EqualFunc(s.Endpoints, o.Endpoints, Endpoint.Equal)
 }
 

@@ -5,27 +5,29 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // Store remembers the cluster's objects. The zero Store is empty and ready to use.
 type Store struct {
-	services map[ServiceName]*Service
+	services map[fwd.Service]*Service
 	// slices by the Service that they belong to, since that is how they are read, sorted by name.
-	slices map[ServiceName][]*Slice
+	slices map[fwd.Service][]*Slice
 	// named finds a slice whose label changes or that is deleted.
 	named map[SliceName]*Slice
 	node  Node
 	// serviceCIDRs are those that are ready.
 	serviceCIDRs []netip.Prefix
-	dirty        map[ServiceName]struct{}
+	dirty        map[fwd.Service]struct{}
 }
 
 func (s *Store) init() {
 	if s.services == nil {
-		s.services = make(map[ServiceName]*Service)
-		s.slices = make(map[ServiceName][]*Slice)
+		s.services = make(map[fwd.Service]*Service)
+		s.slices = make(map[fwd.Service][]*Slice)
 		s.named = make(map[SliceName]*Slice)
-		s.dirty = make(map[ServiceName]struct{})
+		s.dirty = make(map[fwd.Service]struct{})
 	}
 }
 
@@ -40,7 +42,7 @@ func (s *Store) SetService(v *Service) {
 }
 
 // DeleteService forgets a Service; one that is not there is no error.
-func (s *Store) DeleteService(name ServiceName) {
+func (s *Store) DeleteService(name fwd.Service) {
 	if s.services[name] == nil {
 		return
 	}
@@ -127,11 +129,11 @@ func (s *Store) MarkAllDirty() {
 func (s *Store) Node() Node { return s.node }
 
 // Service returns a Service, or nil.
-func (s *Store) Service(name ServiceName) *Service { return s.services[name] }
+func (s *Store) Service(name fwd.Service) *Service { return s.services[name] }
 
 // Slices returns the EndpointSlices of a Service, sorted by name. The list is valid until the Store changes; the caller must
 // not change it.
-func (s *Store) Slices(name ServiceName) []*Slice { return s.slices[name] }
+func (s *Store) Slices(name fwd.Service) []*Slice { return s.slices[name] }
 
 // Len returns the numbers of Services and of EndpointSlices.
 func (s *Store) Len() (services, endpointSlices int) { return len(s.services), len(s.named) }
@@ -141,13 +143,11 @@ func (s *Store) Dirty() bool { return len(s.dirty) > 0 }
 
 // TakeDirty returns the names of the Services that changed since the last call, or whose EndpointSlices did, sorted. A
 // name may belong to a Service that does not exist, or no longer.
-func (s *Store) TakeDirty() []ServiceName {
+func (s *Store) TakeDirty() []fwd.Service {
 	if len(s.dirty) == 0 {
 		return nil
 	}
-	names := slices.SortedFunc(maps.Keys(s.dirty), func(a, b ServiceName) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
+	names := slices.SortedFunc(maps.Keys(s.dirty), fwd.Service.Compare)
 	clear(s.dirty)
 	return names
 }

@@ -1,22 +1,25 @@
 package cluster
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // model is the store as plain maps: what is there, and what is dirty by the rules.
 type model struct {
-	services map[ServiceName]Service
+	services map[fwd.Service]Service
 	slices   map[SliceName]Slice
 	node     Node
-	dirty    map[ServiceName]bool
+	dirty    map[fwd.Service]bool
 }
+
+func named(namespace, name string) fwd.Service { return fwd.Service{Namespace: namespace, Name: name} }
 
 func (m *model) setService(s Service) {
 	if old, ok := m.services[s.Name]; !ok || old.AffinitySec != s.AffinitySec {
@@ -25,7 +28,7 @@ func (m *model) setService(s Service) {
 	m.services[s.Name] = s
 }
 
-func (m *model) deleteService(n ServiceName) {
+func (m *model) deleteService(n fwd.Service) {
 	if _, ok := m.services[n]; ok {
 		m.dirty[n] = true
 	}
@@ -34,7 +37,7 @@ func (m *model) deleteService(n ServiceName) {
 
 func (m *model) setSlice(s Slice) {
 	old, ok := m.slices[s.Name]
-	if !ok || old.Service != s.Service || old.IPv6 != s.IPv6 {
+	if !ok || old.Service != s.Service || old.Family != s.Family {
 		m.dirty[s.Service] = true
 		if ok {
 			m.dirty[old.Service] = true
@@ -61,11 +64,7 @@ func (m *model) setNode(n Node) (changed bool) {
 	return changed
 }
 
-func byName(a, b ServiceName) int {
-	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-}
-
-func (m *model) check(t *testing.T, s *Store, names []ServiceName) {
+func (m *model) check(t *testing.T, s *Store, names []fwd.Service) {
 	t.Helper()
 	for _, n := range names {
 		want, ok := m.services[n]
@@ -75,12 +74,12 @@ func (m *model) check(t *testing.T, s *Store, names []ServiceName) {
 		var wantSlices, gotSlices []string
 		for _, sl := range m.slices {
 			if sl.Service == n {
-				wantSlices = append(wantSlices, fmt.Sprint(sl.Name, sl.IPv6))
+				wantSlices = append(wantSlices, fmt.Sprint(sl.Name, sl.Family))
 			}
 		}
 		slices.Sort(wantSlices)
 		for _, sl := range s.Slices(n) {
-			gotSlices = append(gotSlices, fmt.Sprint(sl.Name, sl.IPv6))
+			gotSlices = append(gotSlices, fmt.Sprint(sl.Name, sl.Family))
 		}
 		if !slices.Equal(gotSlices, wantSlices) {
 			t.Errorf("slices of %s: got %v, want %v", n, gotSlices, wantSlices)
@@ -100,11 +99,11 @@ func (m *model) check(t *testing.T, s *Store, names []ServiceName) {
 // TestStoreRandom runs random operations against the model. Names are few, so that objects are set again, move between
 // Services and are deleted twice.
 func TestStoreRandom(t *testing.T) {
-	names := []ServiceName{{"a", "x"}, {"a", "y"}, {"b", "x"}}
+	names := []fwd.Service{named("a", "x"), named("a", "y"), named("b", "x")}
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 3))
 		var s Store
-		m := model{services: map[ServiceName]Service{}, slices: map[SliceName]Slice{}, dirty: map[ServiceName]bool{}}
+		m := model{services: map[fwd.Service]Service{}, slices: map[SliceName]Slice{}, dirty: map[fwd.Service]bool{}}
 		for step := range 300 {
 			name := names[r.IntN(len(names))]
 			slice := SliceName{"a", fmt.Sprint("s", r.IntN(4))}
@@ -117,7 +116,7 @@ func TestStoreRandom(t *testing.T) {
 				m.deleteService(name)
 				s.DeleteService(name)
 			case 3, 4:
-				v := Slice{Name: slice, Service: name, IPv6: r.IntN(2) == 0, TriggerUnixNano: int64(step)}
+				v := Slice{Name: slice, Service: name, Family: fwd.Families[r.IntN(2)], TriggerUnixNano: int64(step)}
 				m.setSlice(v)
 				s.SetSlice(&v)
 			case 5:
@@ -130,7 +129,7 @@ func TestStoreRandom(t *testing.T) {
 					t.Errorf("SetNode: %v, want %v", got, want)
 				}
 			case 7:
-				want := slices.SortedFunc(maps.Keys(m.dirty), byName)
+				want := slices.SortedFunc(maps.Keys(m.dirty), fwd.Service.Compare)
 				clear(m.dirty)
 				if got := s.TakeDirty(); !slices.Equal(got, want) {
 					t.Errorf("TakeDirty: %v, want %v", got, want)
@@ -146,9 +145,9 @@ func TestStoreRandom(t *testing.T) {
 
 func TestStoreZeroValue(t *testing.T) {
 	var s Store
-	s.DeleteService(ServiceName{"a", "x"})
+	s.DeleteService(named("a", "x"))
 	s.DeleteSlice(SliceName{"a", "x"})
-	if s.Dirty() || s.TakeDirty() != nil || s.Slices(ServiceName{"a", "x"}) != nil || s.Service(ServiceName{"a", "x"}) != nil {
+	if s.Dirty() || s.TakeDirty() != nil || s.Slices(named("a", "x")) != nil || s.Service(named("a", "x")) != nil {
 		t.Error("an empty store holds something")
 	}
 	s.MarkAllDirty()
@@ -160,11 +159,11 @@ func TestStoreZeroValue(t *testing.T) {
 func TestMarkAllDirty(t *testing.T) {
 	var s Store
 	for _, n := range []string{"y", "x"} {
-		s.SetService(&Service{Name: ServiceName{"a", n}})
+		s.SetService(&Service{Name: named("a", n)})
 	}
 	s.TakeDirty()
 	s.MarkAllDirty()
-	if got, want := s.TakeDirty(), []ServiceName{{"a", "x"}, {"a", "y"}}; !slices.Equal(got, want) {
+	if got, want := s.TakeDirty(), []fwd.Service{named("a", "x"), named("a", "y")}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
@@ -173,7 +172,7 @@ func TestMarkAllDirty(t *testing.T) {
 // there: nothing is written for it, so there is no programming latency to measure.
 func TestKeptSliceIsTheFirst(t *testing.T) {
 	var s Store
-	name := ServiceName{"a", "x"}
+	name := named("a", "x")
 	s.SetSlice(&Slice{Name: SliceName{"a", "s"}, Service: name, TriggerUnixNano: 1})
 	s.TakeDirty()
 	s.SetSlice(&Slice{Name: SliceName{"a", "s"}, Service: name, TriggerUnixNano: 2})

@@ -42,7 +42,7 @@ func Compile(svc *cluster.Service, endpointSlices []*cluster.Slice, f *Facts) (*
 	c := compiler{
 		svc:   svc,
 		facts: f,
-		out:   &fwd.Fragment{Owner: fwd.Service(svc.Name), CreatedUnix: svc.CreatedUnix},
+		out:   &fwd.Fragment{Owner: svc.Name, CreatedUnix: svc.CreatedUnix},
 	}
 	c.slices = sortedByName(endpointSlices)
 	c.ports = c.distinctPorts()
@@ -100,14 +100,14 @@ func (c *compiler) distinctPorts() []cluster.ServicePort {
 	}
 	type id struct {
 		name  string
-		proto cluster.Protocol
+		proto fwd.Proto
 	}
 	first := make(map[id]int, len(c.svc.Ports))
 	out := make([]cluster.ServicePort, 0, len(c.svc.Ports))
 	for i, p := range c.svc.Ports {
 		k := id{p.Name, p.Protocol}
 		if was, ok := first[k]; ok {
-			c.problem(fmt.Sprintf("spec.ports[%d]", i), "left out: spec.ports[%d] has the same name %q and protocol %s", was, p.Name, fwd.Proto(p.Protocol))
+			c.problem(fmt.Sprintf("spec.ports[%d]", i), "left out: spec.ports[%d] has the same name %q and protocol %s", was, p.Name, p.Protocol)
 			continue
 		}
 		first[k] = i
@@ -147,13 +147,12 @@ func (c *compiler) family(fam fwd.Family) {
 	}
 	sources := c.sources(fam)
 	for _, p := range c.ports {
-		proto := fwd.Proto(p.Protocol)
-		owner := fwd.ServicePort{Service: c.out.Owner, Port: p.Name, Proto: proto}
+		owner := fwd.ServicePort{Service: c.out.Owner, Port: p.Name, Proto: p.Protocol}
 		internal, external := c.port(fam, p, owner)
 
 		add := func(kind fwd.Kind, addr netip.Addr, port uint16, routes [fwd.NumClasses]fwd.Route, sources []netip.Prefix) {
 			c.out.Frontends = append(c.out.Frontends, fwd.Frontend{
-				Key:  fwd.Key{Family: fam, Addr: addr, Proto: proto, Port: port},
+				Key:  fwd.Key{Family: fam, Addr: addr, Proto: p.Protocol, Port: port},
 				Kind: kind, Owner: owner, Routes: routes, Sources: sources,
 			})
 		}
@@ -187,11 +186,11 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 				Key:         fwd.PoolKey{Port: owner, Family: fam, Scope: fwd.Scope(scope)},
 				Endpoints:   eps,
 				AffinitySec: c.svc.AffinitySec,
-				Scheduler:   c.svc.Scheduler, SchedulerFlags: fwd.SchedulerFlags(c.svc.SchedulerFlags),
+				Scheduler:   c.svc.Scheduler, SchedulerFlags: c.svc.SchedulerFlags,
 			})
 		}
 	}
-	if p.Protocol == cluster.UDP {
+	if p.Protocol == fwd.UDP {
 		c.out.Serving = append(c.out.Serving, fwd.ServingPort{Port: owner, Family: fam, Endpoints: serving(found)})
 	}
 	if c.out.HealthCheck.Port != 0 {

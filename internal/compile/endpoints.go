@@ -39,13 +39,11 @@ func sortedByName(s []*cluster.Slice) []*cluster.Slice {
 	return slices.SortedFunc(slices.Values(s), byName)
 }
 
-func isOf(s *cluster.Slice, fam fwd.Family) bool { return s.IPv6 == (fam == fwd.IPv6) }
-
 // reportEndpoints tells of endpoints with addresses that cannot be used, once for each slice. It names the address: the place
 // in the API object is not known here.
 func (c *compiler) reportEndpoints(fam fwd.Family) {
 	for _, s := range c.slices {
-		if !isOf(s, fam) {
+		if s.Family != fam {
 			continue
 		}
 		bad, first, reason := 0, 0, ""
@@ -74,7 +72,7 @@ func (c *compiler) reportEndpoints(fam fwd.Family) {
 func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate {
 	all := c.candidates[:0]
 	for _, s := range c.slices {
-		if !isOf(s, fam) {
+		if s.Family != fam {
 			continue
 		}
 		for _, sp := range s.Ports {

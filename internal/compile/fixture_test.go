@@ -79,8 +79,8 @@ func prefixes(list string) (out []netip.Prefix) {
 // service reads a Service: its cluster IPs, and name=value fields. Without ports= it has the unnamed port 80/TCP, whose
 // node port is np=; ports= lists name/protocol:port or name/protocol:port:nodePort. The type follows from the fields.
 func service(text string) *cluster.Service {
-	s := &cluster.Service{Name: cluster.ServiceName{Namespace: "ns", Name: "svc"}, CreatedUnix: 1}
-	one := cluster.ServicePort{Protocol: cluster.TCP, Port: 80}
+	s := &cluster.Service{Name: fwd.Service{Namespace: "ns", Name: "svc"}, CreatedUnix: 1}
+	one := cluster.ServicePort{Protocol: fwd.TCP, Port: 80}
 	for _, field := range strings.Fields(text) {
 		k, v, _ := strings.Cut(field, "=")
 		switch k {
@@ -130,13 +130,13 @@ func servicePort(text string) cluster.ServicePort {
 	return p
 }
 
-func portName(text string) (string, cluster.Protocol) {
+func portName(text string) (string, fwd.Proto) {
 	name, proto, _ := strings.Cut(text, "/")
 	p, err := fwd.ParseProto(proto)
 	if err != nil {
 		panic(err)
 	}
-	return name, cluster.Protocol(p)
+	return name, p
 }
 
 // endpointSlices reads slices, separated by "|". Each lists endpoints as ip@node:state, where the state is R (ready), ST
@@ -147,7 +147,7 @@ func endpointSlices(text string) (out []*cluster.Slice) {
 	for i, part := range strings.Split(text, "|") {
 		s := &cluster.Slice{
 			Name:    cluster.SliceName{Namespace: "ns", Name: fmt.Sprintf("svc-%d", i)},
-			Service: cluster.ServiceName{Namespace: "ns", Name: "svc"},
+			Service: fwd.Service{Namespace: "ns", Name: "svc"},
 		}
 		for _, field := range strings.Fields(part) {
 			if port, ok := strings.CutPrefix(field, "["); ok {
@@ -156,11 +156,11 @@ func endpointSlices(text string) (out []*cluster.Slice) {
 				continue
 			}
 			e := endpoint(field)
-			s.IPv6 = e.Addr.Is6()
+			s.Family = fwd.FamilyOf(e.Addr)
 			s.Endpoints = append(s.Endpoints, e)
 		}
 		if s.Ports == nil {
-			s.Ports = []cluster.SlicePort{{Protocol: cluster.TCP, Port: 80}}
+			s.Ports = []cluster.SlicePort{{Protocol: fwd.TCP, Port: 80}}
 		}
 		if len(s.Endpoints) > 0 {
 			out = append(out, s)

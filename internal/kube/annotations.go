@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // The annotations of a Service that are ours; docs/services.md is for their users.
@@ -51,33 +52,23 @@ func critical(s *v1.Service, p *problems) bool {
 // schedulers are those of the kernel (net/netfilter/ipvs), by the names that ipvsadm knows.
 var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}
 
-// schedulerFlags are the names of the flags with their bits, which are those of fwd.SchedulerFlags.
-var schedulerFlags = map[string]uint8{"fallback": 1, "port": 2}
-
 // scheduler reads the scheduler that a Service asks for. Of a value that is wrong nothing counts: the node's default holds.
-func scheduler(annotations map[string]string, p *problems) (string, uint8) {
-	name, flags := strings.TrimSpace(annotations[AnnotationScheduler]), annotations[AnnotationSchedulerFlags]
+func scheduler(annotations map[string]string, p *problems) (string, fwd.SchedulerFlags) {
+	name, list := strings.TrimSpace(annotations[AnnotationScheduler]), annotations[AnnotationSchedulerFlags]
 	if name != "" && !slices.Contains(schedulers, name) {
 		p.add(annotationField(AnnotationScheduler), fmt.Sprintf("%s is no scheduler, the default is used: want one of %s", clip(name), strings.Join(schedulers, ", ")))
 		return "", 0
 	}
-	var bits uint8
-	for flag := range strings.SplitSeq(flags, ",") {
-		if flag = strings.TrimSpace(flag); flag == "" {
-			continue
-		}
-		bit, ok := schedulerFlags[flag]
-		if !ok {
-			p.add(annotationField(AnnotationSchedulerFlags), clip(flag)+" is no flag, none is used: want fallback, port")
-			return name, 0
-		}
-		bits |= bit
+	flags, err := fwd.ParseSchedulerFlags(list)
+	if err != nil {
+		p.add(annotationField(AnnotationSchedulerFlags), clip(list)+": no flag is used: want fallback, port")
+		return name, 0
 	}
-	if bits != 0 && name != "sh" && name != "mh" {
+	if flags != 0 && name != "sh" && name != "mh" {
 		p.add(annotationField(AnnotationSchedulerFlags), "left out: only the schedulers sh and mh, asked for by "+AnnotationScheduler+", have flags")
 		return name, 0
 	}
-	return name, bits
+	return name, flags
 }
 
 // maxWeights bounds the list of one Service: each endpoint is compared with each selector.

@@ -32,23 +32,15 @@ func TestSchedulerAnnotations(t *testing.T) {
 		{" mh ", "port, fallback", "mh", fwd.SchedulerFallback | fwd.SchedulerPort, ""},
 		{"sh", "port,", "sh", fwd.SchedulerPort, ""},
 		{"fastest", "port", "", 0, `metadata.annotations[fairlead.dev/scheduler]: "fastest" is no scheduler`},
-		{"mh", "flag-1", "mh", 0, `metadata.annotations[fairlead.dev/scheduler-flags]: "flag-1" is no flag`},
+		{"mh", "flag-1", "mh", 0, `metadata.annotations[fairlead.dev/scheduler-flags]: "flag-1": no flag is used: want fallback, port`},
 		{"wlc", "port", "wlc", 0, "only the schedulers sh and mh"},
 		{"", "port", "", 0, "only the schedulers sh and mh"},
 	} {
 		s, problems := annotated(map[string]string{AnnotationScheduler: tt.scheduler, AnnotationSchedulerFlags: tt.flags})
-		if s.Scheduler != tt.want || fwd.SchedulerFlags(s.SchedulerFlags) != tt.wantFlags {
-			t.Errorf("%q, %q: got %q, %s; want %q, %s", tt.scheduler, tt.flags, s.Scheduler, fwd.SchedulerFlags(s.SchedulerFlags), tt.want, tt.wantFlags)
+		if s.Scheduler != tt.want || s.SchedulerFlags != tt.wantFlags {
+			t.Errorf("%q, %q: got %q, %s; want %q, %s", tt.scheduler, tt.flags, s.Scheduler, s.SchedulerFlags, tt.want, tt.wantFlags)
 		}
 		checkProblem(t, tt.scheduler+" "+tt.flags, problems, tt.problem)
-	}
-}
-
-func TestSchedulerFlagsAreThoseOfTheTable(t *testing.T) {
-	for name, bit := range schedulerFlags {
-		if want, err := fwd.ParseSchedulerFlags(name); err != nil || uint8(want) != bit {
-			t.Errorf("%s is %d here and %d (%v) in package fwd", name, bit, want, err)
-		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // The values without their Equal methods, which go-cmp would use instead of showing what differs.
@@ -158,9 +159,9 @@ func service(edit func(*v1.Service)) *v1.Service {
 // plain is what service(nothing) is converted to, changed by edit.
 func plain(edit func(*cluster.Service)) *cluster.Service {
 	v := &cluster.Service{
-		Name:       cluster.ServiceName{Namespace: "ns", Name: "svc"},
+		Name:       fwd.Service{Namespace: "ns", Name: "svc"},
 		ClusterIPs: [2]netip.Addr{netip.MustParseAddr("10.96.0.1")},
-		Ports:      []cluster.ServicePort{{Protocol: cluster.TCP, Port: 80}},
+		Ports:      []cluster.ServicePort{{Protocol: fwd.TCP, Port: 80}},
 	}
 	edit(v)
 	return v
@@ -222,9 +223,9 @@ func TestConvertService(t *testing.T) {
 			}
 		}, want: plain(func(v *out) {
 			v.Ports = []cluster.ServicePort{
-				{Name: "a", Protocol: cluster.SCTP, Port: 53}, {Name: "dns", Protocol: cluster.TCP, Port: 53},
-				{Name: "dns", Protocol: cluster.UDP, Port: 53}, {Name: "np", Protocol: cluster.TCP, Port: 1},
-				{Name: "np2", Protocol: cluster.TCP, Port: 3}, {Name: "web", Protocol: cluster.TCP, Port: 443, NodePort: 30443},
+				{Name: "a", Protocol: fwd.SCTP, Port: 53}, {Name: "dns", Protocol: fwd.TCP, Port: 53},
+				{Name: "dns", Protocol: fwd.UDP, Port: 53}, {Name: "np", Protocol: fwd.TCP, Port: 1},
+				{Name: "np2", Protocol: fwd.TCP, Port: 3}, {Name: "web", Protocol: fwd.TCP, Port: 443, NodePort: 30443},
 			}
 		}), problems: []string{"spec.ports[4].port", "spec.ports[5].port", "spec.ports[6].port", "spec.ports[7].protocol",
 			"spec.ports[8].nodePort", "spec.ports[9].name", "spec.ports[10].port", "spec.ports[11].nodePort"}},
@@ -302,7 +303,7 @@ func TestConvertSlice(t *testing.T) {
 		return s
 	}
 	want := func(edit func(*cluster.Slice)) *cluster.Slice {
-		v := &cluster.Slice{Name: cluster.SliceName{Namespace: "ns", Name: "svc-1"}, Service: cluster.ServiceName{Namespace: "ns", Name: "svc"}}
+		v := &cluster.Slice{Name: cluster.SliceName{Namespace: "ns", Name: "svc-1"}, Service: fwd.Service{Namespace: "ns", Name: "svc"}, Family: fwd.IPv4}
 		edit(v)
 		return v
 	}
@@ -324,7 +325,7 @@ func TestConvertSlice(t *testing.T) {
 				{Name: ptr("odd"), Port: ptr(int32(1)), Protocol: ptr(v1.Protocol("ICMP"))}, {Name: ptr("web"), Port: ptr(int32(8080))},
 			}
 		}, want: want(func(v *cluster.Slice) {
-			v.Ports = []cluster.SlicePort{{Protocol: cluster.UDP, Port: 53}, {Name: "web", Protocol: cluster.TCP, Port: 8080}}
+			v.Ports = []cluster.SlicePort{{Protocol: fwd.UDP, Port: 53}, {Name: "web", Protocol: fwd.TCP, Port: 8080}}
 		}), problems: []string{"ports[2].name", "ports[3].port", "ports[4].port", "ports[5].port", "ports[6].protocol"}},
 		{name: "conditions", edit: func(s *in) {
 			s.Endpoints = []discoveryv1.Endpoint{
@@ -352,7 +353,7 @@ func TestConvertSlice(t *testing.T) {
 			s.AddressType = discoveryv1.AddressTypeIPv6
 			s.Endpoints = []discoveryv1.Endpoint{{Addresses: []string{"::ffff:10.0.1.2"}}, {Addresses: []string{"fd00::2"}}}
 		}, want: want(func(v *cluster.Slice) {
-			v.IPv6 = true
+			v.Family = fwd.IPv6
 			v.Endpoints = []cluster.Endpoint{{Addr: netip.MustParseAddr("fd00::2"), Ready: true, Serving: true}}
 		}), problems: []string{"endpoints[0].addresses[0]"}},
 		{name: "duplicates: ready first", edit: func(s *in) {

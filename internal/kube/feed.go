@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // Kind is a kind of object that a Feed waits for.
@@ -45,7 +46,7 @@ type Feed struct {
 	// mu guards all that follows.
 	mu sync.Mutex
 	// services and endpointSlices hold what is pending; nil stands for deleted.
-	services       map[cluster.ServiceName]*cluster.Service
+	services       map[fwd.Service]*cluster.Service
 	endpointSlices map[cluster.SliceName]*cluster.Slice
 	node           *cluster.Node
 	serviceCIDRs   *[]netip.Prefix
@@ -73,7 +74,7 @@ func NewFeed() *Feed {
 }
 
 func (f *Feed) reset() {
-	f.services = make(map[cluster.ServiceName]*cluster.Service)
+	f.services = make(map[fwd.Service]*cluster.Service)
 	f.endpointSlices = make(map[cluster.SliceName]*cluster.Slice)
 	f.triggers = make(map[cluster.SliceName][]time.Time)
 	f.node, f.serviceCIDRs, f.serviceSeen, f.sliceSeen = nil, nil, 0, 0
@@ -113,10 +114,7 @@ func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 			s.DeleteSlice(name)
 		} else {
 			s.SetSlice(v)
-			family := 0
-			if v.IPv6 {
-				family = 1
-			}
+			family := v.Family.Index()
 			d.Triggers[family] = append(d.Triggers[family], triggers[name]...)
 		}
 	}
@@ -187,7 +185,7 @@ func (f *Feed) MarkSynced(kinds ...Kind) {
 func (f *Feed) SetService(v *cluster.Service) { f.together(func() { f.putService(v.Name, v) }) }
 
 // DeleteService says that a Service is gone or no longer handled.
-func (f *Feed) DeleteService(name cluster.ServiceName) {
+func (f *Feed) DeleteService(name fwd.Service) {
 	f.together(func() { f.putService(name, nil) })
 }
 
@@ -217,7 +215,7 @@ func (f *Feed) together(change func()) {
 	f.signal()
 }
 
-func (f *Feed) putService(name cluster.ServiceName, v *cluster.Service) {
+func (f *Feed) putService(name fwd.Service, v *cluster.Service) {
 	f.services[name] = v
 	f.serviceSeen++
 }

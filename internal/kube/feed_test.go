@@ -14,14 +14,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-func named(name string) cluster.ServiceName { return cluster.ServiceName{Namespace: "ns", Name: name} }
+func named(name string) fwd.Service { return fwd.Service{Namespace: "ns", Name: name} }
 
 func sliceOf(name, service string, trigger int64, ports ...uint16) *cluster.Slice {
 	s := &cluster.Slice{Name: cluster.SliceName{Namespace: "ns", Name: name}, Service: named(service), TriggerUnixNano: trigger}
 	for _, p := range ports {
-		s.Ports = append(s.Ports, cluster.SlicePort{Protocol: cluster.TCP, Port: p})
+		s.Ports = append(s.Ports, cluster.SlicePort{Protocol: fwd.TCP, Port: p})
 	}
 	return s
 }
@@ -71,7 +72,7 @@ func TestFeedSliceMovesBetweenServices(t *testing.T) {
 	store.TakeDirty()
 	f.SetSlice(sliceOf("s", "b", 0, 1))
 	f.Drain(store)
-	if d := cmp.Diff([]cluster.ServiceName{named("a"), named("b")}, store.TakeDirty()); d != "" {
+	if d := cmp.Diff([]fwd.Service{named("a"), named("b")}, store.TakeDirty()); d != "" {
 		t.Errorf("dirty (-want +got):\n%s", d)
 	}
 	if len(store.Slices(named("a"))) != 0 || len(store.Slices(named("b"))) != 1 {
@@ -110,7 +111,7 @@ func TestFeedTriggers(t *testing.T) {
 		t.Errorf("triggers of a deleted slice are kept: %v", f.lastTriggers)
 	}
 	six := sliceOf("six", "a", at(time.Second), 1)
-	six.IPv6 = true
+	six.Family = fwd.IPv6
 	f.SetSlice(six)
 	if got := f.Drain(store).Triggers; len(got[0]) != 0 || len(got[1]) != 1 {
 		t.Errorf("times of an IPv6 slice: %v", got)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // logBuffer collects log lines.
@@ -352,7 +353,7 @@ func TestLoadFiles(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 				continue
 			}
-			a := cluster.ServiceName{Namespace: c.namespace, Name: "a"}
+			a := fwd.Service{Namespace: c.namespace, Name: "a"}
 			services, slices := store.Len()
 			if services != 1 || slices != 1 || store.Service(a) == nil || len(store.Slices(a)) != 1 || store.Node().Zone != "z1" {
 				t.Errorf("%s: %d services, %d slices, node %+v", name, services, slices, store.Node())

@@ -10,6 +10,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 func validAddr(a netip.Addr) bool { return a.IsValid() && a == a.Unmap() && a.Zone() == "" }
@@ -122,7 +123,7 @@ func FuzzConvertSlice(f *testing.F) {
 			}
 		}
 		for _, e := range v.Endpoints {
-			if !validAddr(e.Addr) || e.Addr.Is6() != v.IPv6 {
+			if !validAddr(e.Addr) || fwd.FamilyOf(e.Addr) != v.Family {
 				t.Errorf("address %v", e.Addr)
 			}
 			if w := e.Where(); !slices.IsSorted(w.ZoneHints) || !slices.IsSorted(w.NodeHints) {

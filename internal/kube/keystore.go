@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // reduced is what is left of an API object once it is converted. At most one of service and slice is set; neither if the
@@ -181,8 +182,8 @@ func (s *keyStore) remove(name types.NamespacedName) {
 		s.feed.DeleteSlice(cluster.SliceName(name))
 		return
 	}
-	s.recorder.forget(cluster.ServiceName(name))
-	s.feed.DeleteService(cluster.ServiceName(name))
+	s.recorder.forget(fwd.Service(name))
+	s.feed.DeleteService(fwd.Service(name))
 }
 
 // report tells about problems; those of an EndpointSlice as a whole have no Service to put an Event on.
@@ -191,8 +192,8 @@ func (s *keyStore) report(r *reduced) {
 	case r.slice != nil:
 		report(s.log, s.recorder, r.slice.Service, r.problems)
 	case s.kind == KindServices:
-		report(s.log, s.recorder, cluster.ServiceName(r.name), r.problems)
+		report(s.log, s.recorder, fwd.Service(r.name), r.problems)
 	default:
-		report(s.log, nil, cluster.ServiceName{}, r.problems)
+		report(s.log, nil, fwd.Service{}, r.problems)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // extensions of the files of a directory that are read.
@@ -116,7 +117,7 @@ func nothingIn(path string, contents map[string]parsed) error {
 
 // state is all objects of all files.
 type state struct {
-	services map[cluster.ServiceName]*cluster.Service
+	services map[fwd.Service]*cluster.Service
 	slices   map[cluster.SliceName]*cluster.Slice
 	node     cluster.Node
 	cidrs    []netip.Prefix
@@ -162,7 +163,7 @@ func (n notice) log(log *slog.Logger) {
 // merge puts the files together. Of an object that is defined more than once the first counts, in the order of the files'
 // names.
 func merge(contents map[string]parsed, nodeName string) (state, []notice) {
-	out := state{services: make(map[cluster.ServiceName]*cluster.Service), slices: make(map[cluster.SliceName]*cluster.Slice),
+	out := state{services: make(map[fwd.Service]*cluster.Service), slices: make(map[cluster.SliceName]*cluster.Slice),
 		node: cluster.Node{Name: nodeName}}
 	var notices []notice
 	where := make(map[objectName]string)

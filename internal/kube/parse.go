@@ -69,11 +69,3 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 	}
 	return netip.PrefixFrom(a, int(bits)).Masked(), true
 }
-
-// familyIndex is the index of an address's family in cluster.Service.ClusterIPs.
-func familyIndex(a netip.Addr) int {
-	if a.Is4() {
-		return 0
-	}
-	return 1
-}

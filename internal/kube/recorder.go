@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/flowcontrol"
 
-	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // ReasonBadField is the reason of the Event on a Service of which a field was set aside.
@@ -48,7 +48,7 @@ type Recorder struct {
 	// mu guards all that follows.
 	mu sync.Mutex
 	// uids are those by which kubectl describe finds the Events of a Service.
-	uids map[cluster.ServiceName]types.UID
+	uids map[fwd.Service]types.UID
 	// early are Events from before start, which the broadcaster would drop; started says that there are no more.
 	early   []func()
 	started bool
@@ -62,7 +62,7 @@ func newRecorder(client kubernetes.Interface, node string) *Recorder {
 		client:      client,
 		limit:       flowcontrol.NewTokenBucketRateLimiter(eventQPS, eventBurst),
 		node:        node,
-		uids:        make(map[cluster.ServiceName]types.UID),
+		uids:        make(map[fwd.Service]types.UID),
 	}
 }
 
@@ -81,7 +81,7 @@ func (r *Recorder) start(ctx context.Context) error {
 }
 
 // Service reports an Event on a Service.
-func (r *Recorder) Service(name cluster.ServiceName, warning bool, reason, message string) {
+func (r *Recorder) Service(name fwd.Service, warning bool, reason, message string) {
 	if r == nil {
 		return
 	}
@@ -162,7 +162,7 @@ func clipNote(s string) string {
 }
 
 // remember notes the UID of a Service.
-func (r *Recorder) remember(name cluster.ServiceName, uid types.UID) {
+func (r *Recorder) remember(name fwd.Service, uid types.UID) {
 	if r == nil {
 		return
 	}
@@ -171,7 +171,7 @@ func (r *Recorder) remember(name cluster.ServiceName, uid types.UID) {
 	r.uids[name] = uid
 }
 
-func (r *Recorder) forget(name cluster.ServiceName) {
+func (r *Recorder) forget(name fwd.Service) {
 	if r == nil {
 		return
 	}
@@ -181,7 +181,7 @@ func (r *Recorder) forget(name cluster.ServiceName) {
 }
 
 // report tells about the problems of one version of an object: a line each in the log, one Event on the Service.
-func report(log *slog.Logger, r *Recorder, service cluster.ServiceName, problems []Problem) {
+func report(log *slog.Logger, r *Recorder, service fwd.Service, problems []Problem) {
 	if len(problems) == 0 {
 		return
 	}

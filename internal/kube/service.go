@@ -10,6 +10,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // Labels that take a Service or an EndpointSlice away from this proxy, whatever their values are.
@@ -82,7 +83,7 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 		return nil, p.all()
 	}
 	v := &cluster.Service{
-		Name:            cluster.ServiceName{Namespace: in.str(s.Namespace), Name: s.Name},
+		Name:            fwd.Service{Namespace: in.str(s.Namespace), Name: s.Name},
 		Type:            serviceType(s.Spec.Type, p),
 		ClusterIPs:      ips,
 		Ports:           servicePorts(s.Spec.Ports, in, p),
@@ -114,7 +115,7 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 func clusterIPs(spec *v1.ServiceSpec, p *problems) (ips [2]netip.Addr) {
 	if len(spec.IPFamilies) == 0 {
 		if a, ok := parseAddr(spec.ClusterIP); ok {
-			ips[familyIndex(a)] = a
+			ips[fwd.FamilyOf(a).Index()] = a
 		} else {
 			p.add("spec.clusterIP", clip(spec.ClusterIP)+" is not an IP address")
 		}
@@ -136,7 +137,7 @@ func clusterIPs(spec *v1.ServiceSpec, p *problems) (ips [2]netip.Addr) {
 		switch {
 		case !ok:
 			p.item("spec.clusterIPs", i, "", clip(spec.ClusterIPs[i])+" is not an IP address")
-		case familyIndex(a) != want:
+		case fwd.FamilyOf(a).Index() != want:
 			p.item("spec.clusterIPs", i, "", fmt.Sprintf("%s is not an %s address", a, family))
 		default:
 			ips[want] = a
@@ -163,10 +164,10 @@ func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.S
 	const list = "spec.ports"
 	type nameKey struct {
 		name     string
-		protocol cluster.Protocol
+		protocol fwd.Proto
 	}
 	type portKey struct {
-		protocol cluster.Protocol
+		protocol fwd.Proto
 		port     uint16
 		nodePort bool
 	}
@@ -314,14 +315,14 @@ func affinity(spec *v1.ServiceSpec, p *problems) uint32 {
 }
 
 // protocolOf reads a protocol; the empty one is TCP.
-func protocolOf(p v1.Protocol) (cluster.Protocol, bool) {
+func protocolOf(p v1.Protocol) (fwd.Proto, bool) {
 	switch p {
 	case v1.ProtocolTCP, "":
-		return cluster.TCP, true
+		return fwd.TCP, true
 	case v1.ProtocolUDP:
-		return cluster.UDP, true
+		return fwd.UDP, true
 	case v1.ProtocolSCTP:
-		return cluster.SCTP, true
+		return fwd.SCTP, true
 	}
 	return 0, false
 }

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/fwd"
 )
 
 // ConvertSlice reads an EndpointSlice. It returns nil where the slice is not handled: of address type FQDN, without a
@@ -37,12 +38,15 @@ func convertSlice(s *discoveryv1.EndpointSlice, in *interner) (*cluster.Slice, [
 	namespace := in.str(s.Namespace)
 	v := &cluster.Slice{
 		Name:            cluster.SliceName{Namespace: namespace, Name: s.Name},
-		Service:         cluster.ServiceName{Namespace: namespace, Name: s.Labels[discoveryv1.LabelServiceName]},
-		IPv6:            s.AddressType == discoveryv1.AddressTypeIPv6,
+		Service:         fwd.Service{Namespace: namespace, Name: s.Labels[discoveryv1.LabelServiceName]},
+		Family:          fwd.IPv4,
 		Ports:           slicePorts(s.Ports, in, p),
 		TriggerUnixNano: triggerTime(s.Annotations[v1.EndpointsLastChangeTriggerTime], p),
 	}
-	v.Endpoints = endpoints(s.Endpoints, v.IPv6, in, p)
+	if s.AddressType == discoveryv1.AddressTypeIPv6 {
+		v.Family = fwd.IPv6
+	}
+	v.Endpoints = endpoints(s.Endpoints, v.Family, in, p)
 	return v, p.all()
 }
 
@@ -64,7 +68,7 @@ func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []c
 			p.item("ports", i, ".port", portMessage(*port.Port))
 			continue
 		}
-		protocol := cluster.TCP
+		protocol := fwd.TCP
 		if port.Protocol != nil {
 			if protocol, ok = protocolOf(*port.Protocol); !ok {
 				p.item("ports", i, ".protocol", clip(*port.Protocol)+" is not known")
@@ -81,7 +85,7 @@ func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []c
 
 // endpoints keeps the entries whose first address is of the slice's family, sorted by address. Where entries share an
 // address the one that is ready comes first.
-func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems) []cluster.Endpoint {
+func endpoints(list []discoveryv1.Endpoint, family fwd.Family, in *interner, p *problems) []cluster.Endpoint {
 	out := make([]cluster.Endpoint, 0, len(list))
 	for i := range list {
 		e := &list[i]
@@ -94,7 +98,7 @@ func endpoints(list []discoveryv1.Endpoint, ipv6 bool, in *interner, p *problems
 			p.item("endpoints", i, ".addresses[0]", clip(e.Addresses[0])+" is not an IP address")
 			continue
 		}
-		if a.Is6() != ipv6 {
+		if fwd.FamilyOf(a) != family {
 			p.item("endpoints", i, ".addresses[0]", fmt.Sprintf("%s is not of the slice's address type", a))
 			continue
 		}

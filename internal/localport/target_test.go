@@ -175,13 +175,13 @@ func TestCompiled(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			name := cluster.ServiceName{Namespace: "d", Name: "s"}
+			name := fwd.Service{Namespace: "d", Name: "s"}
 			svc := &cluster.Service{
 				Name: name, Type: cluster.TypeNodePort, ExternalLocal: tt.local,
 				ClusterIPs: [2]netip.Addr{netip.MustParseAddr("10.96.0.1")},
-				Ports:      []cluster.ServicePort{{Name: "p", Protocol: cluster.TCP, Port: 80, NodePort: 30080}},
+				Ports:      []cluster.ServicePort{{Name: "p", Protocol: fwd.TCP, Port: 80, NodePort: 30080}},
 			}
-			slice := &cluster.Slice{Service: name, Ports: []cluster.SlicePort{{Name: "p", Protocol: cluster.TCP, Port: 80}}, Endpoints: tt.eps}
+			slice := &cluster.Slice{Service: name, Family: fwd.IPv4, Ports: []cluster.SlicePort{{Name: "p", Protocol: fwd.TCP, Port: 80}}, Endpoints: tt.eps}
 			fragment, problems := compile.Compile(svc, []*cluster.Slice{slice}, &compile.Facts{NodeName: "n1", DetectsPods: [2]bool{true, true}})
 			if len(problems) > 0 {
 				t.Fatal(problems)

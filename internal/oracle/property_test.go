@@ -44,7 +44,7 @@ func newProduct(t testing.TB, cfg *Config) *product {
 func (p *product) load(old, c *Cluster) {
 	gone := make(map[any]func())
 	for _, s := range old.Services {
-		name := cluster.ServiceName{Namespace: s.Namespace, Name: s.Name}
+		name := fwd.Service{Namespace: s.Namespace, Name: s.Name}
 		gone[name] = func() { p.store.DeleteService(name) }
 	}
 	for _, sl := range old.Slices {
@@ -104,7 +104,7 @@ func (p *product) compile() {
 	for _, name := range p.store.TakeDirty() {
 		s := p.store.Service(name)
 		if s == nil {
-			p.table.Remove(fwd.Service(name))
+			p.table.Remove(name)
 			continue
 		}
 		f, _ := compile.Compile(s, p.store.Slices(name), &p.facts)

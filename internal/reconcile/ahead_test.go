@@ -55,7 +55,7 @@ func TestCriticalServicesFirst(t *testing.T) {
 				if !slices.Equal(sizes, tc.sizes) {
 					t.Errorf("writes of %v Services, want %v", sizes, tc.sizes)
 				}
-				if first, want := k[0].plans[0].upserts, []fwd.Service{fwd.Service(name(7)), fwd.Service(name(8))}; !slices.Equal(first, want) {
+				if first, want := k[0].plans[0].upserts, []fwd.Service{name(7), name(8)}; !slices.Equal(first, want) {
 					t.Errorf("wrote %v first, want %v", first, want)
 				}
 				if len(k[0].objects) != 1300 || len(k[1].objects) != 1300 {
@@ -117,7 +117,7 @@ func TestRestartKeepsAll(t *testing.T) {
 				h.sync()
 				h.after(time.Minute)
 				for i := range k {
-					if p := k[i].plans; len(p) != 1 || len(p[0].upserts) != 702 || !slices.Equal(p[0].deletes, []fwd.Service{fwd.Service(name(30))}) {
+					if p := k[i].plans; len(p) != 1 || len(p[0].upserts) != 702 || !slices.Equal(p[0].deletes, []fwd.Service{name(30)}) {
 						t.Errorf("%d writes, want one of 702 Services that deletes one", len(p))
 					}
 				}
@@ -155,7 +155,7 @@ func TestPieceFails(t *testing.T) {
 func TestRefusedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
-		k[0].refuse = map[fwd.Service]bool{fwd.Service(name(7)): true}
+		k[0].refuse = map[fwd.Service]bool{name(7): true}
 		h := start(t, k, "--proxy-mode=nftables")
 		defer h.stop(t)
 		h.crowd(600)

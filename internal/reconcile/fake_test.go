@@ -358,8 +358,8 @@ func (h *house) count(text string) int {
 	return n
 }
 
-func name(i int) cluster.ServiceName {
-	return cluster.ServiceName{Namespace: "ns", Name: fmt.Sprintf("s%d", i)}
+func name(i int) fwd.Service {
+	return fwd.Service{Namespace: "ns", Name: fmt.Sprintf("s%d", i)}
 }
 
 // service puts a dual-stack UDP Service without endpoints; version changes it.
@@ -368,13 +368,13 @@ func service(i, version int) func(*cluster.Store) {
 		s.SetService(&cluster.Service{
 			Name:       name(i),
 			ClusterIPs: [2]netip.Addr{netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", i))},
-			Ports:      []cluster.ServicePort{{Name: "dns", Protocol: cluster.UDP, Port: uint16(1000 + version)}},
+			Ports:      []cluster.ServicePort{{Name: "dns", Protocol: fwd.UDP, Port: uint16(1000 + version)}},
 		})
 	}
 }
 
 func (h *house) has(i int) [2]bool {
-	_, v4 := h.kernels[0].objects[fwd.Service(name(i))]
-	_, v6 := h.kernels[1].objects[fwd.Service(name(i))]
+	_, v4 := h.kernels[0].objects[name(i)]
+	_, v6 := h.kernels[1].objects[name(i)]
 	return [2]bool{v4, v6}
 }

@@ -285,7 +285,7 @@ func TestDriftIsRepairedWhenTold(t *testing.T) {
 		h := running(t, k)
 		defer h.stop(t)
 		k[0].slowRead = 100 * time.Millisecond
-		delete(k[0].objects, fwd.Service(name(1)))
+		delete(k[0].objects, name(1))
 		hint := backend.Drift{Family: fwd.IPv4, What: "table nat", Process: "iptables"}
 		others := k[1].reads
 		h.drift <- hint
@@ -308,7 +308,7 @@ func TestDriftIsRepairedWhenTold(t *testing.T) {
 		}
 		// After a quiet time the first hint counts at once again.
 		h.after(time.Minute)
-		delete(k[0].objects, fwd.Service(name(1)))
+		delete(k[0].objects, name(1))
 		h.drift <- hint
 		h.after(200 * time.Millisecond)
 		if h.has(1) != both {
@@ -324,7 +324,7 @@ func TestSlowVerify(t *testing.T) {
 		h := running(t, k)
 		defer h.stop(t)
 		k[0].slowRead = 10 * time.Second
-		delete(k[0].objects, fwd.Service(name(1)))
+		delete(k[0].objects, name(1))
 		h.after(31 * time.Second) // the reading has begun
 		h.feed.put(service(2, 0))
 		h.settle()
@@ -609,7 +609,7 @@ func TestVerified(t *testing.T) {
 		if k[0].writes != 1 || h.follow.verified != [2]int{1, 1} || len(h.verified) != 2 {
 			t.Errorf("restart: %d writes, verified %v times\n%s", k[0].writes, h.follow.verified, h.log)
 		}
-		delete(k[0].objects, fwd.Service(name(1)))
+		delete(k[0].objects, name(1))
 		h.after(5 * time.Minute)
 		if n := h.follow.verified; k[0].writes != 2 || n[0] < 2 || n[0] >= n[1] || len(h.verified) != 2 {
 			t.Errorf("drift: %d writes, verified %v times", k[0].writes, n)
@@ -702,7 +702,7 @@ func TestConfig(t *testing.T) {
 			s.SetService(&svc)
 		})
 		h.after(2 * time.Second)
-		before, writes := k[0].objects[fwd.Service(name(1))], k[0].writes
+		before, writes := k[0].objects[name(1)], k[0].writes
 		change := func(args ...string) {
 			next, err := config.Parse(append([]string{"--cluster-cidr=10.0.0.0/8,fd00::/8", "--nodeport-addresses=all"}, args...), func() (string, error) { return "n1", nil })
 			if err != nil {
@@ -723,11 +723,11 @@ func TestConfig(t *testing.T) {
 			t.Errorf("told %d times of one new configuration", h.follow.configs)
 		}
 		change("-v=4", "--feature-gates=AllowServiceExternalIPs=false")
-		if after := k[0].objects[fwd.Service(name(1))]; !strings.Contains(before, "192.0.2.9") || strings.Contains(after, "192.0.2.9") {
+		if after := k[0].objects[name(1)]; !strings.Contains(before, "192.0.2.9") || strings.Contains(after, "192.0.2.9") {
 			t.Errorf("got %s, before %s", after, before)
 		}
 		change("-v=4")
-		if after := k[0].objects[fwd.Service(name(1))]; after != before {
+		if after := k[0].objects[name(1)]; after != before {
 			t.Errorf("got %s, want %s", after, before)
 		}
 		reads := k[0].reads

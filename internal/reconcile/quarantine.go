@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
-	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
@@ -70,10 +69,9 @@ func (q *quarantine) len() (n int) {
 }
 
 // holdsBack says that a Service whose objects changed stays out of the table until it is tried again.
-func (l *Loop) holdsBack(name cluster.ServiceName) bool {
-	owner := fwd.Service(name)
+func (l *Loop) holdsBack(owner fwd.Service) bool {
 	r := l.quarantine.refusals[owner]
-	if r != nil && l.wanted.store.Service(name) == nil {
+	if r != nil && l.wanted.store.Service(owner) == nil {
 		delete(l.quarantine.refusals, owner)
 		return false
 	}
@@ -128,7 +126,7 @@ func (l *Loop) try(ctx context.Context, owner fwd.Service) {
 		return
 	}
 	r.standing = onTrial
-	l.compile(cluster.ServiceName(owner))
+	l.compile(owner)
 	l.write(ctx, &rep, l.writable(), l.writable())
 	l.end(ctx, &rep, false)
 }

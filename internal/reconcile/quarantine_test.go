@@ -16,8 +16,8 @@ func TestQuarantine(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		bad := fwd.Service(name(2))
-		k[0].refuse = map[fwd.Service]bool{bad: true, fwd.Service(name(4)): true}
+		bad := name(2)
+		k[0].refuse = map[fwd.Service]bool{bad: true, name(4): true}
 		h.feed.put(service(2, 0), service(3, 0), service(4, 0), service(5, 0))
 		h.settle()
 		for i, want := range map[int][2]bool{1: both, 2: neither, 3: both, 4: neither, 5: both} {
@@ -66,7 +66,7 @@ func TestRefusedServiceIsDeleted(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		k[0].refuse = map[fwd.Service]bool{fwd.Service(name(2)): true}
+		k[0].refuse = map[fwd.Service]bool{name(2): true}
 		h.feed.put(service(2, 0))
 		h.after(2 * time.Second)
 		h.feed.put(func(s *cluster.Store) { s.DeleteService(name(2)) })
@@ -86,7 +86,7 @@ func TestQuarantineDelaysNobody(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		bad := fwd.Service(name(2))
+		bad := name(2)
 		k[0].refuse = map[fwd.Service]bool{bad: true}
 		h.feed.put(service(2, 0))
 		h.after(2 * time.Second)
@@ -96,7 +96,7 @@ func TestQuarantineDelaysNobody(t *testing.T) {
 		for i := range 300 {
 			h.feed.put(service(2, i), service(3, i))
 			h.settle()
-			if !slices.ContainsFunc(k[0].plans, func(p fakePlan) bool { return slices.Contains(p.upserts, fwd.Service(name(3))) }) {
+			if !slices.ContainsFunc(k[0].plans, func(p fakePlan) bool { return slices.Contains(p.upserts, name(3)) }) {
 				late = append(late, i)
 			}
 			k[0].plans = slices.DeleteFunc(k[0].plans, func(p fakePlan) bool { return !slices.Contains(p.upserts, bad) })
@@ -146,7 +146,7 @@ func TestTrialDistances(t *testing.T) {
 		k := &[2]fakeKernel{}
 		h := running(t, k)
 		defer h.stop(t)
-		k[0].refuse = map[fwd.Service]bool{fwd.Service(name(2)): true}
+		k[0].refuse = map[fwd.Service]bool{name(2): true}
 		h.feed.put(service(2, 0))
 		h.settle()
 		began, first := time.Now(), len(k[0].at)

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
-	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
@@ -56,8 +55,8 @@ func (l *Loop) load(ctx context.Context, rep *Sync) (changed bool) {
 		return changed
 	}
 	names := l.wanted.store.TakeDirty()
-	slices.SortStableFunc(names, func(a, b cluster.ServiceName) int { return l.rank(a) - l.rank(b) })
-	urgent, _ := slices.BinarySearchFunc(names, 1, func(n cluster.ServiceName, rank int) int { return l.rank(n) - rank })
+	slices.SortStableFunc(names, func(a, b fwd.Service) int { return l.rank(a) - l.rank(b) })
+	urgent, _ := slices.BinarySearchFunc(names, 1, func(n fwd.Service, rank int) int { return l.rank(n) - rank })
 	left := names
 	put := func(n int) {
 		changed = l.take(left[:n]) || changed
@@ -77,7 +76,7 @@ func (l *Loop) load(ctx context.Context, rep *Sync) (changed bool) {
 }
 
 // rank is 0 for critical Services.
-func (l *Loop) rank(name cluster.ServiceName) int {
+func (l *Loop) rank(name fwd.Service) int {
 	if s := l.wanted.store.Service(name); s != nil && s.Critical {
 		return 0
 	}

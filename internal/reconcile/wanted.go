@@ -29,7 +29,7 @@ func (l *Loop) refresh() bool {
 }
 
 // take brings the table up to date with some Services. It reports whether anything changed.
-func (l *Loop) take(names []cluster.ServiceName) (changed bool) {
+func (l *Loop) take(names []fwd.Service) (changed bool) {
 	for _, name := range names {
 		if !l.holdsBack(name) {
 			changed = l.compile(name) || changed
@@ -42,14 +42,13 @@ func (l *Loop) take(names []cluster.ServiceName) (changed bool) {
 }
 
 // compile brings the table up to date with one Service. It reports whether anything changed.
-func (l *Loop) compile(name cluster.ServiceName) bool {
-	owner := fwd.Service(name)
-	svc := l.wanted.store.Service(name)
+func (l *Loop) compile(owner fwd.Service) bool {
+	svc := l.wanted.store.Service(owner)
 	if svc == nil {
 		l.reports.forget(owner)
 		return l.update(l.wanted.table.Remove(owner))
 	}
-	f, problems := compile.Compile(svc, l.wanted.store.Slices(name), &l.wanted.facts)
+	f, problems := compile.Compile(svc, l.wanted.store.Slices(owner), &l.wanted.facts)
 	l.reportProblems(owner, problems)
 	return l.update(l.wanted.table.Put(f))
 }
