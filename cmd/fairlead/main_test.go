@@ -123,10 +123,10 @@ func TestNotesOfCommands(t *testing.T) {
 			if got := run(t.Context(), args, streams{&out, &errs}); got != code {
 				t.Errorf("%s %s: exit code %d, want %d: %s", command, flags, got, code, errs.String())
 			}
-			if n := strings.Count(errs.String(), "note: the file has a field that is ignored: unknown field \"old\"\n"); n != 1 || strings.Contains(out.String(), "note:") {
+			if n := strings.Count(errs.String(), "note: ignoring a field in the file: unknown field \"old\"\n"); n != 1 || strings.Contains(out.String(), "note:") {
 				t.Errorf("%s %s: said %d times, want once:\n%s%s", command, flags, n, errs.String(), out.String())
 			}
-			if code == 0 && !strings.Contains(errs.String(), "note: --proxy-mode iptables wins over the file's mode, which is nftables\n") {
+			if code == 0 && !strings.Contains(errs.String(), "note: --proxy-mode iptables overrides the file's mode, which is nftables\n") {
 				t.Errorf("%s: no word of the flag that wins:\n%s", command, errs.String())
 			}
 		}

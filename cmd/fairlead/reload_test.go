@@ -23,7 +23,7 @@ func TestWriteConfig(t *testing.T) {
 	}
 	got := exec(t, "--config "+in+" --write-config-to "+out+" --proxy-mode=iptables --metrics-auth --hostname-override=n1")
 	lines := strings.Split(strings.TrimSpace(got), "\n")
-	want := []string{"resourceContainer", "--proxy-mode iptables wins over the file's mode, which is nftables", "--metrics-auth=true: keep the flag"}
+	want := []string{"resourceContainer", "--proxy-mode iptables overrides the file's mode, which is nftables", "--metrics-auth=true: keep the flag"}
 	if len(lines) != len(want) {
 		t.Fatalf("output:\n%s", got)
 	}
@@ -54,7 +54,7 @@ func TestWriteConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := exec(t, "--config "+in); !strings.Contains(got, `mode "userspace"`) || !strings.Contains(got, `oomScoreAdj "5000"`) || strings.Count(got, "\n") != 3 ||
-		!strings.HasPrefix(got, "stderr: note: the file has a field that is ignored: unknown field \"resourceContainer\"\n") || !strings.Contains(got, "exit code 1") {
+		!strings.HasPrefix(got, "stderr: note: ignoring a field in the file: unknown field \"resourceContainer\"\n") || !strings.Contains(got, "exit code 1") {
 		t.Errorf("output %s", got)
 	}
 }

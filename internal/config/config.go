@@ -28,239 +28,257 @@ const (
 // modes lists what --mode accepts; the first is the default.
 var modes = []Mode{ModeIPTables, ModeNFTables, ModeIPVS}
 
-// VIPMode says how the node takes packets that are sent to a VIP of an IPVS virtual server for its own.
+// VIPMode selects how the node accepts packets to the VIPs of IPVS virtual servers as local.
 type VIPMode string
 
-// The ways to own VIPs.
+// The VIP modes.
 const (
-	// VIPAddress binds each VIP to the device kube-ipvs0.
+	// VIPAddress adds each VIP to the device kube-ipvs0.
 	VIPAddress VIPMode = "address"
-	// VIPRoute has a local route for each VIP and binds none.
+	// VIPRoute adds a local route for each VIP instead of an address.
 	VIPRoute VIPMode = "route"
-	// VIPMark marks packets to VIPs and routes the mark to the node.
+	// VIPMark marks packets to VIPs and delivers marked packets locally.
 	VIPMark VIPMode = "mark"
 )
 
 var vipModes = []VIPMode{VIPAddress, VIPRoute, VIPMark}
 
-// MasqueradeSource says which address the source of masqueraded connections is rewritten to.
+// MasqueradeSource selects the source address of masqueraded connections.
 type MasqueradeSource string
 
-// The ways to choose a source.
+// The masquerade sources.
 const (
-	// SourceAuto: the kernel takes an address of the interface by which the connection leaves.
+	// SourceAuto lets the kernel choose an address of the outgoing interface.
 	SourceAuto MasqueradeSource = "auto"
-	// SourceNode: the node's own address of the family.
+	// SourceNode is the node's address of the family.
 	SourceNode MasqueradeSource = "node"
 )
 
 var masqueradeSources = []MasqueradeSource{SourceAuto, SourceNode}
 
-// DetectMode says how a connection from a pod of the cluster is recognised.
+// DetectMode selects how connections from local pods are detected.
 type DetectMode string
 
-// The ways to recognise pods.
+// The detect modes.
 const (
-	// DetectClusterCIDR: the source is inside --cluster-cidr.
+	// DetectClusterCIDR matches sources in --cluster-cidr.
 	DetectClusterCIDR DetectMode = "ClusterCIDR"
-	// DetectNodeCIDR: the source is inside the node's podCIDR.
+	// DetectNodeCIDR matches sources in the node's podCIDR.
 	DetectNodeCIDR DetectMode = "NodeCIDR"
-	// DetectBridgeInterface: the packet arrived on --pod-bridge-interface.
+	// DetectBridgeInterface matches packets that arrive on --pod-bridge-interface.
 	DetectBridgeInterface DetectMode = "BridgeInterface"
-	// DetectInterfacePrefix: the packet arrived on an interface whose name begins with --pod-interface-name-prefix.
+	// DetectInterfacePrefix matches packets that arrive on an interface whose name begins with
+	// --pod-interface-name-prefix.
 	DetectInterfacePrefix DetectMode = "InterfaceNamePrefix"
 )
 
 var detectModes = []DetectMode{DetectClusterCIDR, DetectNodeCIDR, DetectBridgeInterface, DetectInterfacePrefix}
 
-// Config is everything that the operator decides. Make one with Parse, or with Default, Bind and Settle. It is not
-// changed after Settle and may be read by any goroutine. Do not copy one: Apply makes the next.
+// Config holds everything the operator configures. Create one with Parse, or with Default, Bind and
+// Settle. It is immutable after Settle and safe for concurrent use. Do not copy it; Apply returns a
+// new one.
 type Config struct {
-	// settings is the table of all that can be said, bound to the fields below; flags are those of Bind.
+	// settings is the table of all settings, bound to the fields below; flags are the flags of Bind.
 	settings []*setting
 	flags    []*flagValue
-	// notes, args, hostname and file are how the Config came about: see Notes, Reload and Watch.
+	// notes, args, hostname and file record how the Config was made; see Notes, Parse and Watch.
 	notes    []string
 	args     []string
 	hostname func() (string, error)
 	file     []byte
-	// said holds what was said in a form that Settle completes.
-	said said
+	// raw holds the values from which Settle derives other fields.
+	raw raw
 
 	// Mode is the dataplane.
 	Mode Mode
-	// Objects is the path of a file or directory of API objects that is read instead of an API server; empty for none.
+	// Objects is the path of a file or directory of API objects to use instead of an API server;
+	// empty for none.
 	Objects string
-	// Kubeconfig is the path of a kubeconfig; Master overrides the server's URL. With neither, the Pod's service account.
+	// Kubeconfig is the path of a kubeconfig; Master overrides the server URL. Without both, the
+	// Pod's service account is used.
 	Kubeconfig, Master string
-	// ContentType is the media type of what is sent to the API server.
+	// ContentType is the media type of requests to the API server.
 	ContentType string
-	// AcceptContentTypes is the Accept header of requests to the API server; empty lets the client choose.
+	// AcceptContentTypes is the Accept header of requests to the API server; empty means the
+	// client's default.
 	AcceptContentTypes string
-	// QPS and Burst limit requests to the API server, per second and at once.
+	// QPS and Burst limit requests to the API server: the rate per second and the burst size.
 	QPS   float32
 	Burst int
-	// NodeName is the name of this node's Node object, lower case. It is empty only after Settle without a host name.
+	// NodeName is the name of this node's Node object, in lower case. It is empty only if Settle had
+	// no hostname function.
 	NodeName string
-	// BindAddress, if it is neither invalid nor unspecified, is taken for the node's address of its family.
+	// BindAddress, if valid and specified, is used as the node's address of its family.
 	BindAddress netip.Addr
-	// HealthzAddress and MetricsAddress are where the two servers listen; the zero AddrPort turns a server off.
+	// HealthzAddress and MetricsAddress are where the two servers listen; the zero AddrPort disables
+	// a server.
 	HealthzAddress, MetricsAddress netip.AddrPort
-	// BindAddressHardFail ends the process where one of the two cannot listen; otherwise it tries again.
+	// BindAddressHardFail exits if a server cannot bind its address, instead of retrying.
 	BindAddressHardFail bool
 	// EnableProfiling serves /debug/pprof and /debug/flags on the metrics server.
 	EnableProfiling bool
-	// MetricsAuth authenticates requests to the metrics server with TokenReview and authorizes them with SubjectAccessReview.
+	// MetricsAuth authenticates requests to the metrics server with TokenReview and authorizes them
+	// with SubjectAccessReview.
 	MetricsAuth bool
-	// ShowHiddenMetricsForVersion is accepted for kube-proxy's sake: no metrics are hidden.
+	// ShowHiddenMetricsForVersion is accepted for compatibility with kube-proxy; no metrics are hidden.
 	ShowHiddenMetricsForVersion string
-	// DetectMode, and for its values ClusterCIDRs, PodBridge and PodInterfacePrefix, say what a local pod is.
+	// DetectMode selects how local pods are detected, with ClusterCIDRs, PodBridge or
+	// PodInterfacePrefix as its parameter.
 	DetectMode DetectMode
-	// ClusterCIDRs are the pod networks of the cluster, at most one of each family in mode ClusterCIDR.
+	// ClusterCIDRs are the pod networks of the cluster, at most one per family in mode ClusterCIDR.
 	ClusterCIDRs []netip.Prefix
-	// PodBridge is the name of the interface on which pods' packets arrive.
+	// PodBridge is the name of the interface on which packets from pods arrive.
 	PodBridge string
-	// PodInterfacePrefix is the beginning of the names of the interfaces on which pods' packets arrive.
+	// PodInterfacePrefix is the common name prefix of the interfaces on which packets from pods arrive.
 	PodInterfacePrefix string
-	// MasqueradeAll rewrites the source of everything sent to cluster IPs.
+	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
-	// MasqueradeBit is the bit of the packet mark that asks for masquerade, from 0 to 31.
+	// MasqueradeBit is the bit of the packet mark that requests masquerading, from 0 to 31.
 	MasqueradeBit uint8
-	// MasqueradeSource is what sources are rewritten to.
+	// MasqueradeSource is the address that masqueraded sources are rewritten to.
 	MasqueradeSource MasqueradeSource
-	// LocalhostNodePorts serves node ports on 127.0.0.0/8 to the node itself.
+	// LocalhostNodePorts serves node ports on 127.0.0.0/8 for clients on the node.
 	LocalhostNodePorts bool
-	// SyncPeriod is the time between two verifications of the kernel and the longest wait before a retry; it is positive.
-	// Settle takes it and MinSyncPeriod from the settings of the Mode.
+	// SyncPeriod is the interval between verifications of the kernel and the longest delay before a
+	// retry; it is positive. Settle takes SyncPeriod and MinSyncPeriod from the settings of the Mode.
 	SyncPeriod time.Duration
-	// MinSyncPeriod is the shortest time between the end of one sync and the start of the next, from 0 to SyncPeriod.
+	// MinSyncPeriod is the minimum time between the end of one sync and the start of the next, from 0
+	// to SyncPeriod.
 	MinSyncPeriod time.Duration
-	// IPVS is what only mode ipvs needs.
+	// IPVS configures mode ipvs.
 	IPVS IPVS
-	// Conntrack is how the kernel is to track connections.
+	// Conntrack configures the kernel's connection tracking.
 	Conntrack Conntrack
-	// ServiceProxyName is the value of the label service.kubernetes.io/service-proxy-name of the Services that are served;
-	// empty for the Services without the label.
+	// ServiceProxyName selects Services whose label service.kubernetes.io/service-proxy-name has this
+	// value; empty selects Services without the label.
 	ServiceProxyName string
 
-	// NodeShared says that another instance of Fairlead works on the node, so that what no Service of ours has may be a Service's all the
-	// same. It is no setting: whoever runs the daemon finds it out.
+	// NodeShared reports that another Fairlead instance runs on the node. Addresses that none of our
+	// Services has may then belong to its Services. It is not a setting; the daemon detects it.
 	NodeShared bool
-	// Resync is the period after which informers repeat what they know; it is positive.
+	// Resync is the resync period of informers; it is positive. Accepted for compatibility: nothing
+	// has to be replayed.
 	Resync time.Duration
-	// NodePortAddresses says on which addresses node ports are served.
+	// NodePortAddresses selects the addresses on which node ports are served.
 	NodePortAddresses NodePortAddresses
-	// Gates are the feature gates that change anything here.
+	// Gates are the feature gates that have an effect.
 	Gates Gates
-	// UnknownGates are other gates that were set; they change nothing.
+	// UnknownGates are all other gates that were set; they have no effect.
 	UnknownGates map[string]bool
-	// RemoveTaint is the key of a taint that is taken from this Node once the first rules are in the kernel; empty for none.
+	// RemoveTaint is the key of a taint to remove from this Node once the first rules are in the
+	// kernel; empty for none.
 	RemoveTaint string
 	// OOMScoreAdj is the process's oom_score_adj, from -1000 to 1000.
 	OOMScoreAdj int
 	// Verbosity is 0 for state changes, 4 and more for debugging.
 	Verbosity int
-	// VModule is a list pattern=level of files with a verbosity of their own.
+	// VModule is a list of pattern=level pairs: the verbosity of single source files.
 	VModule string
-	// LogJSON logs one JSON object a line, otherwise text.
+	// LogJSON logs one JSON object per line instead of text.
 	LogJSON bool
-	// LogFlushFrequency is accepted for kube-proxy's sake: the log is not buffered.
+	// LogFlushFrequency is accepted for compatibility with kube-proxy; the log is not buffered.
 	LogFlushFrequency time.Duration
-	// ConfigFile is the path of a KubeProxyConfiguration, empty for none.
+	// ConfigFile is the path of a KubeProxyConfiguration; empty for none.
 	ConfigFile string
-	// WriteConfigTo is the path of a file that gets the resolved configuration, after which the process ends; empty for none.
+	// WriteConfigTo is the path to write the resolved configuration to before exiting; empty for none.
 	WriteConfigTo string
-	// Cleanup takes all rules of Fairlead and of kube-proxy out of the kernel, after which the process ends.
+	// Cleanup removes all rules of Fairlead and kube-proxy from the kernel and exits.
 	Cleanup bool
-	// InitOnly does what needs privileges beyond NET_ADMIN, after which the process ends.
+	// InitOnly does only the setup that needs more privileges than NET_ADMIN, then exits.
 	InitOnly bool
-	// ShowVersion asks for the version and nothing else.
+	// ShowVersion prints the version and exits.
 	ShowVersion bool
 }
 
-// IPVS is what only mode ipvs needs.
+// IPVS configures mode ipvs.
 type IPVS struct {
-	// Scheduler is the kernel's name of the scheduler of virtual servers, "rr" unless the operator says otherwise.
+	// Scheduler is the kernel's name of the default scheduler of virtual servers.
 	Scheduler string
-	// ExcludeCIDRs are the networks of VIPs whose virtual servers belong to others and are never touched.
+	// ExcludeCIDRs are networks of VIPs whose virtual servers are never changed or deleted.
 	ExcludeCIDRs []netip.Prefix
-	// StrictARP keeps the node from answering ARP requests for VIPs on other interfaces, and from announcing them.
+	// StrictARP prevents the node from answering ARP requests for VIPs on other interfaces, and from
+	// announcing VIPs.
 	StrictARP bool
-	// TCPTimeout, TCPFinTimeout and UDPTimeout are after how long without a packet IPVS forgets a connection; 0 leaves the
-	// kernel's value alone.
+	// TCPTimeout, TCPFinTimeout and UDPTimeout are the idle timeouts of IPVS connections; 0 keeps the
+	// kernel's value.
 	TCPTimeout, TCPFinTimeout, UDPTimeout time.Duration
-	// VIP is how the node owns VIPs.
+	// VIP selects how the node owns VIPs.
 	VIP VIPMode
-	// DrainTimeout is how long a removed destination may keep its connections; 0 stands for IPVS' TCP time-out.
+	// DrainTimeout is how long a removed destination may keep its connections; 0 means the TCP
+	// timeout of IPVS.
 	DrainTimeout time.Duration
 }
 
-// Conntrack is how the kernel is to track connections. In all numbers and durations 0 leaves the kernel's value alone.
+// Conntrack configures the kernel's connection tracking. In all numbers and durations 0 keeps the
+// kernel's value.
 type Conntrack struct {
-	// MaxPerCore times the number of CPUs, but at least Min, is the size of the table. With MaxPerCore 0, Min counts for
-	// nothing.
+	// The table size is MaxPerCore times the number of CPUs, but at least Min. If MaxPerCore is 0, Min
+	// is ignored.
 	MaxPerCore, Min int
-	// TCPEstablishedTimeout and TCPCloseWaitTimeout are after how long without a packet a connection in that state is
-	// forgotten. The kernel counts whole seconds.
+	// TCPEstablishedTimeout and TCPCloseWaitTimeout are the idle timeouts of connections in these
+	// states. The kernel counts whole seconds.
 	TCPEstablishedTimeout, TCPCloseWaitTimeout time.Duration
-	// UDPTimeout and UDPStreamTimeout are the same for UDP flows without and with packets in both directions.
+	// UDPTimeout and UDPStreamTimeout are the idle timeouts of UDP flows with packets in one direction
+	// and in both.
 	UDPTimeout, UDPStreamTimeout time.Duration
-	// TCPBeLiberal accepts packets outside of the window. False leaves the kernel's value alone.
+	// TCPBeLiberal accepts packets outside the TCP window. False keeps the kernel's value.
 	TCPBeLiberal bool
 }
 
 // NodePortAddresses is the parsed --nodeport-addresses.
 type NodePortAddresses struct {
-	// Primary, Localhost and All say that the list has the word.
+	// Primary, Localhost and All report that the list contains the keyword.
 	Primary, Localhost, All bool
 	// Prefixes are the CIDRs in the list, masked.
 	Prefixes []netip.Prefix
 }
 
-// Unset says that the list is empty.
+// Unset reports whether the list is empty.
 func (n NodePortAddresses) Unset() bool {
 	return !n.Primary && !n.Localhost && !n.All && len(n.Prefixes) == 0
 }
 
-// Gates are the feature gates that change what the node does with packets.
+// Gates are the feature gates that have an effect.
 type Gates struct {
-	// AllowServiceExternalIPs honours spec.externalIPs.
+	// AllowServiceExternalIPs honors spec.externalIPs.
 	AllowServiceExternalIPs bool
-	// PreferSameTrafficDistribution honours hints that name nodes.
+	// PreferSameTrafficDistribution honors hints that name nodes.
 	PreferSameTrafficDistribution bool
-	// LoadBalancerIPMode leaves ingress addresses of mode Proxy alone; without it they count as mode VIP.
+	// LoadBalancerIPMode ignores ingress addresses with ipMode Proxy; without it they count as VIP.
 	LoadBalancerIPMode bool
 }
 
-// The ports of the two servers where an address comes without one.
+// The default ports of the two servers.
 const (
 	healthzPort = 10256
 	metricsPort = 10249
 )
 
-// said is what Settle makes fields of Config from, since that takes the Mode or the machine.
-type said struct {
+// raw holds values from which Settle derives fields of Config: the result depends on the Mode or on
+// the machine.
+type raw struct {
 	// nodeName is --hostname-override.
 	nodeName string
-	// iptables, nftables and ipvs are what is said for these modes; mode ipvs has the mark and masquerading of iptables.
-	iptables, nftables, ipvs stanza
+	// iptables, nftables and ipvs are the settings of each mode. Mode ipvs uses the mark and
+	// masquerading of iptables.
+	iptables, nftables, ipvs modeSettings
 	// healthzPort and metricsPort are the deprecated flags.
 	healthzPort, metricsPort int
 }
 
-// stanza is what the file has for each mode.
-type stanza struct {
+// modeSettings are the settings that each mode has in a section of the file.
+type modeSettings struct {
 	masqueradeAll             bool
 	masqueradeBit             uint8
 	syncPeriod, minSyncPeriod time.Duration
 }
 
-// Default returns what holds for everything that the operator does not mention.
+// Default returns a Config with all defaults.
 func Default() *Config {
-	usual := stanza{masqueradeBit: 14, syncPeriod: 30 * time.Second, minSyncPeriod: time.Second}
+	usual := modeSettings{masqueradeBit: 14, syncPeriod: 30 * time.Second, minSyncPeriod: time.Second}
 	c := &Config{
-		said: said{
-			iptables: usual, nftables: usual, ipvs: stanza{syncPeriod: 30 * time.Second},
+		raw: raw{
+			iptables: usual, nftables: usual, ipvs: modeSettings{syncPeriod: 30 * time.Second},
 			healthzPort: healthzPort, metricsPort: metricsPort,
 		},
 		Mode:               ModeIPTables,
@@ -294,9 +312,9 @@ func Default() *Config {
 	return c
 }
 
-// Parse reads the daemon's command line, and the file that it names. hostname finds the name of the machine, see Settle.
-// pflag.ErrHelp stands for --help; other errors may be several, one line each. With an error the Config is good for its
-// Notes alone, and may be nil.
+// Parse parses the daemon's command line and the configuration file it names. hostname returns the
+// host name; see Settle. The error is pflag.ErrHelp for --help; other errors may have several lines,
+// one per problem. If there is an error, only the Notes of the Config are valid, and it may be nil.
 func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	c := Default()
 	c.args, c.hostname = slices.Clone(args), hostname
@@ -315,76 +333,76 @@ func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	return c, c.Settle(hostname)
 }
 
-// Settle reads the configuration file if there is one, completes and validates what was said. Flags that were given win
-// over the file. hostname, which may be nil, is asked for the node's name where the operator gave none. The error holds
-// everything that is wrong, one line each.
+// Settle reads the configuration file, if there is one, derives the remaining fields and validates
+// everything. Flags override the file. hostname, which may be nil, provides the node's name if the
+// operator gave none. The error lists all problems, one per line.
 func (c *Config) Settle(hostname func() (string, error)) error {
-	var all []refusal
+	var invalid []invalidValue
 	if c.ConfigFile != "" {
 		data, err := os.ReadFile(c.ConfigFile)
 		if err != nil {
 			return fmt.Errorf("--config: %w", err)
 		}
 		c.file = data
-		if all, err = c.load(data); err != nil {
+		if invalid, err = c.load(data); err != nil {
 			return fmt.Errorf("--config %s: %w", c.ConfigFile, err)
 		}
 	}
 	for _, f := range c.flags {
 		if f.given && f.err != nil {
-			all = append(all, refusal{f.settings, fmt.Errorf("--%s %q: %w", f.name, f.text, f.err)})
+			invalid = append(invalid, invalidValue{f.settings, fmt.Errorf("--%s %q: %w", f.name, f.text, f.err)})
 		}
 	}
 	var errs []error
-	for _, r := range all {
-		if !slices.ContainsFunc(r.settings, func(s *setting) bool { return s.matters(c) }) {
-			c.notes = append(c.notes, "ignored, since it does not matter here: "+r.err.Error())
+	for _, v := range invalid {
+		if !slices.ContainsFunc(v.settings, func(s *setting) bool { return s.inUse(c) }) {
+			c.notes = append(c.notes, "ignoring an invalid value that is not used in this configuration: "+v.err.Error())
 			continue
 		}
-		errs = append(errs, r.err)
+		errs = append(errs, v.err)
 	}
 	c.complete()
 	errs = append(errs, c.findName(hostname))
 	return errors.Join(append(errs, c.validate()...)...)
 }
 
-// findName settles the name of the Node object.
+// findName determines the name of the Node object.
 func (c *Config) findName(hostname func() (string, error)) error {
-	c.NodeName = c.said.nodeName
+	c.NodeName = c.raw.nodeName
 	if c.NodeName != "" || hostname == nil {
 		return nil
 	}
 	h, err := hostname()
 	if err != nil {
-		return fmt.Errorf("find the node's name, since --hostname-override is not set: %w", err)
+		return fmt.Errorf("get the host name, which is needed because --hostname-override is not set: %w", err)
 	}
 	if c.NodeName = strings.ToLower(strings.TrimSpace(h)); c.NodeName == "" {
-		return errors.New("the machine has no host name: set --hostname-override to the name of its Node object")
+		return errors.New("this machine has no host name: set --hostname-override to the name of its Node object")
 	}
 	return nil
 }
 
-// complete works out the fields that follow from several things that were said.
+// complete derives the fields that depend on several settings.
 func (c *Config) complete() {
 	c.servers()
-	st := &c.said.iptables
+	st := &c.raw.iptables
 	if c.Mode == ModeNFTables {
-		st = &c.said.nftables
+		st = &c.raw.nftables
 	}
 	c.MasqueradeAll, c.MasqueradeBit = st.masqueradeAll, st.masqueradeBit
 	if c.Mode == ModeIPVS {
-		st = &c.said.ipvs
+		st = &c.raw.ipvs
 	}
 	c.SyncPeriod, c.MinSyncPeriod = st.syncPeriod, st.minSyncPeriod
 	for _, s := range c.settings {
-		if s.note != "" && s.origin != unsaid && s.get() != s.def {
+		if s.note != "" && s.origin != byDefault && s.get() != s.def {
 			c.notes = append(c.notes, fmt.Sprintf("%s %s has no effect: %s", c.name(s), s.get(), s.note))
 		}
 	}
 }
 
-// servers settles where the two servers listen: ports that were given apart, and addresses of the bind address' family
-// where none were given.
+// servers determines where the two servers listen. It applies the deprecated port flags, and defaults
+// to the address family of the bind address.
 func (c *Config) servers() {
 	for _, srv := range []struct {
 		flag, portFlag string
@@ -393,29 +411,29 @@ func (c *Config) servers() {
 		usual          uint16
 		six            netip.Addr
 	}{
-		{"healthz-bind-address", "healthz-port", &c.HealthzAddress, c.said.healthzPort, healthzPort, netip.IPv6Unspecified()},
-		{"metrics-bind-address", "metrics-port", &c.MetricsAddress, c.said.metricsPort, metricsPort, netip.IPv6Loopback()},
+		{"healthz-bind-address", "healthz-port", &c.HealthzAddress, c.raw.healthzPort, healthzPort, netip.IPv6Unspecified()},
+		{"metrics-bind-address", "metrics-port", &c.MetricsAddress, c.raw.metricsPort, metricsPort, netip.IPv6Loopback()},
 	} {
 		address, port := c.setting(srv.flag), c.setting(srv.portFlag)
-		if address.origin == unsaid && c.BindAddress.Is6() {
+		if address.origin == byDefault && c.BindAddress.Is6() {
 			*srv.addr = netip.AddrPortFrom(srv.six, srv.usual)
 		}
 		switch {
-		case port.origin == unsaid:
+		case port.origin == byDefault:
 		case c.ConfigFile != "":
-			c.notes = append(c.notes, fmt.Sprintf("--%s %d has no effect together with --config: set %s", srv.portFlag, srv.port, address.field))
+			c.notes = append(c.notes, fmt.Sprintf("--%s %d has no effect with --config: set the field %s instead", srv.portFlag, srv.port, address.field))
 		case srv.port == 0:
 			*srv.addr = netip.AddrPort{}
-		case srv.addr.IsValid() && (address.origin == unsaid || srv.addr.Port() == srv.usual && !strings.HasSuffix(address.text, fmt.Sprintf(":%d", srv.usual))):
+		case srv.addr.IsValid() && (address.origin == byDefault || srv.addr.Port() == srv.usual && !strings.HasSuffix(address.text, fmt.Sprintf(":%d", srv.usual))):
 			*srv.addr = netip.AddrPortFrom(srv.addr.Addr(), uint16(srv.port))
 		}
 	}
 }
 
-// validate checks what takes more than one field.
+// validate checks constraints between fields.
 func (c *Config) validate() []error {
 	var errs []error
-	refuse := func(flag, format string, args ...any) {
+	reject := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf(c.nameOf(flag)+" "+format, args...))
 	}
 	periods := "iptables"
@@ -423,32 +441,32 @@ func (c *Config) validate() []error {
 		periods = "ipvs"
 	}
 	if c.MinSyncPeriod > c.SyncPeriod {
-		refuse(periods+"-min-sync-period", "%v: want at most %s, which is %v", c.MinSyncPeriod, c.nameOf(periods+"-sync-period"), c.SyncPeriod)
+		reject(periods+"-min-sync-period", "%v: want at most %s, which is %v", c.MinSyncPeriod, c.nameOf(periods+"-sync-period"), c.SyncPeriod)
 	}
 	switch c.DetectMode {
 	case DetectClusterCIDR:
 		v4 := func(p netip.Prefix) bool { return p.Addr().Is4() }
 		n := len(c.ClusterCIDRs)
 		if n > 2 || n == 2 && v4(c.ClusterCIDRs[0]) == v4(c.ClusterCIDRs[1]) {
-			refuse("cluster-cidr", "%s: want one CIDR, or one of IPv4 and one of IPv6", join(c.ClusterCIDRs))
+			reject("cluster-cidr", "%s: want one CIDR, or one of IPv4 and one of IPv6", join(c.ClusterCIDRs))
 		}
 	case DetectBridgeInterface:
 		if c.setting("pod-bridge-interface").text == "" {
-			refuse("pod-bridge-interface", "\"\": want the name of an interface with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
+			reject("pod-bridge-interface", "\"\": want an interface name, because of %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	case DetectInterfacePrefix:
 		if c.setting("pod-interface-name-prefix").text == "" {
-			refuse("pod-interface-name-prefix", "\"\": want the beginning of a name with %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
+			reject("pod-interface-name-prefix", "\"\": want a name prefix, because of %s %s", c.nameOf("detect-local-mode"), c.DetectMode)
 		}
 	}
 	if c.VModule != "" && c.LogJSON {
-		refuse("vmodule", "%s: want none with %s json", c.VModule, c.nameOf("logging-format"))
+		reject("vmodule", "%s: want none if %s is json", c.VModule, c.nameOf("logging-format"))
 	}
 	return errs
 }
 
-// Notes are what the operator should know of how the Config came about, one sentence each: fields of the file that are not
-// known, flags that won over the file, settings that have no effect. A nil Config has none.
+// Notes returns remarks for the operator on how the Config was made, one sentence each: unknown fields
+// in the file, flags that override the file, settings without effect. A nil Config has none.
 func (c *Config) Notes() []string {
 	if c == nil {
 		return nil
@@ -462,19 +480,4 @@ func join(ps []netip.Prefix) string {
 		s = append(s, p.String())
 	}
 	return strings.Join(s, ",")
-}
-
-// oneOf reads one of a set of names; empty stands for the first.
-func oneOf[T ~string](s string, all []T) (T, error) {
-	if s == "" {
-		return all[0], nil
-	}
-	if i := slices.Index(all, T(s)); i >= 0 {
-		return all[i], nil
-	}
-	names := make([]string, 0, len(all))
-	for _, a := range all {
-		names = append(names, string(a))
-	}
-	return "", fmt.Errorf("want %s", strings.Join(names, ", "))
 }

@@ -167,8 +167,8 @@ func TestRefusals(t *testing.T) {
 		{"two cluster CIDRs of a family", []string{"--cluster-cidr=10.0.0.0/8,11.0.0.0/8"}, []string{"--cluster-cidr 10.0.0.0/8,11.0.0.0/8", "one of IPv4 and one of IPv6"}},
 		{"three cluster CIDRs", []string{"--cluster-cidr=10.0.0.0/8,fd00::/64,fd01::/64"}, []string{"--cluster-cidr", "one of IPv4 and one of IPv6"}},
 		{"detector", []string{"--detect-local-mode=clustercidr"}, []string{"--detect-local-mode", `"clustercidr"`, "want ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"}},
-		{"bridge without name", []string{"--detect-local-mode=BridgeInterface"}, []string{`--pod-bridge-interface ""`, "name of an interface"}},
-		{"prefix without name", []string{"--detect-local-mode=InterfaceNamePrefix"}, []string{`--pod-interface-name-prefix ""`, "beginning"}},
+		{"bridge without name", []string{"--detect-local-mode=BridgeInterface"}, []string{`--pod-bridge-interface ""`, "interface name"}},
+		{"prefix without name", []string{"--detect-local-mode=InterfaceNamePrefix"}, []string{`--pod-interface-name-prefix ""`, "prefix"}},
 		{"bridge too long", []string{"--detect-local-mode=BridgeInterface", "--pod-bridge-interface=a23456789012345b"}, []string{"--pod-bridge-interface", "a23456789012345b", "at most 15", "not 16"}},
 		{"prefix too long", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=a23456789012345b"}, []string{"--pod-interface-name-prefix", "at most 15"}},
 		{"prefix as iptables has it", []string{"--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=veth+"}, []string{`"veth+"`, "no wildcard"}},
@@ -201,7 +201,7 @@ func TestRefusals(t *testing.T) {
 		{"healthz address", []string{"--healthz-bind-address=:10256"}, []string{"--healthz-bind-address", `":10256"`, "IP:port"}},
 		{"label of another's Services", []string{"--service-proxy-name=-canary"}, []string{"--service-proxy-name", `"-canary"`, "value of a label"}},
 		{"long label", []string{"--service-proxy-name=" + strings.Repeat("a", 64)}, []string{"--service-proxy-name", "at most 63"}},
-		{"blank node name", []string{"--hostname-override=  "}, []string{"--hostname-override", `"  "`, "not blanks"}},
+		{"blank node name", []string{"--hostname-override=  "}, []string{"--hostname-override", `"  "`, "not spaces"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

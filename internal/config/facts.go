@@ -8,8 +8,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Facts is what the compiler needs to know of this node. Facts are comparable: Services are compiled again when they
-// differ from those of the last time.
+// Facts returns what the compiler needs to know about this node. Facts are comparable; Services are
+// recompiled when they change.
 func (c *Config) Facts(node cluster.Node) compile.Facts {
 	f := compile.Facts{
 		NodeName:          c.NodeName,
@@ -25,14 +25,15 @@ func (c *Config) Facts(node cluster.Node) compile.Facts {
 	return f
 }
 
-// WatchesServiceCIDRs says whether the mode makes use of service CIDRs. An instance with a name does not: what is in them is
-// another's as a rule.
+// WatchesServiceCIDRs reports whether service CIDRs are needed. A named instance does not need them:
+// most addresses in them belong to other instances.
 func (c *Config) WatchesServiceCIDRs() bool {
 	return (c.Mode == ModeNFTables || c.Mode == ModeIPVS) && c.ServiceProxyName == ""
 }
 
-// SetServiceCIDRs puts the service CIDRs of both families into a header, where the mode makes use of them and no other instance's
-// cluster IPs can be among them: without, nothing is done to an address that no Service of ours has.
+// SetServiceCIDRs sets the service CIDRs of both families in a header, if the mode uses them and no
+// other instance can have cluster IPs in them. Without service CIDRs, packets to addresses that no
+// Service has are left alone.
 func (c *Config) SetServiceCIDRs(h *fwd.Header, cidrs []netip.Prefix) {
 	if !c.WatchesServiceCIDRs() || c.NodeShared {
 		return
@@ -42,4 +43,11 @@ func (c *Config) SetServiceCIDRs(h *fwd.Header, cidrs []netip.Prefix) {
 		i := fwd.FamilyOf(p.Addr()).Index()
 		h.ServiceCIDRs[i] = append(h.ServiceCIDRs[i], p)
 	}
+}
+
+// Configz returns the Config in the format of kube-proxy 1.36's /configz, for encoding/json: a
+// v1alpha1 KubeProxyConfiguration with all defaults, as YAML writes it, under the name of the API
+// group.
+func (c *Config) Configz() any {
+	return map[string]any{"kubeproxy.config.k8s.io": c.object()}
 }

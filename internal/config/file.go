@@ -8,9 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -26,16 +24,16 @@ const (
 	fileKind    = "KubeProxyConfiguration"
 )
 
-// load takes in the file. What flags say is said again on top of it, and a note tells what they replace. The error means
-// that the file cannot be read at all, otherwise the refusals are all that is wrong in it.
-func (c *Config) load(data []byte) ([]refusal, error) {
+// load applies the file and then the flags again, with a note for each value that a flag replaces. It
+// returns all invalid values. The error means that the file cannot be used at all.
+func (c *Config) load(data []byte) ([]invalidValue, error) {
 	obj, notes, err := decode(data)
 	c.notes = append(c.notes, notes...)
 	if err != nil {
 		return nil, err
 	}
 	fields := fieldsOf(obj)
-	var out []refusal
+	var out []invalidValue
 	inFile := make(map[*setting]bool)
 	for _, s := range c.settings {
 		if s.field == "" {
@@ -46,8 +44,9 @@ func (c *Config) load(data []byte) ([]refusal, error) {
 			continue
 		}
 		inFile[s] = true
-		if err := s.say(text, byFile); err != nil {
-			out = append(out, s.refuse(c.ConfigFile+": "+s.field, text, err))
+		if err := s.assign(text, byFile); err != nil {
+			err = fmt.Errorf("%s: %s %q: %w", c.ConfigFile, s.field, text, err)
+			out = append(out, invalidValue{[]*setting{s}, err})
 		}
 	}
 	for _, f := range c.flags {
@@ -61,27 +60,27 @@ func (c *Config) load(data []byte) ([]refusal, error) {
 		f.apply()
 		for i, s := range f.settings {
 			if inFile[s] && s.get() != before[i] && s.note == "" {
-				c.notes = append(c.notes, fmt.Sprintf("--%s %s wins over the file's %s, which is %s", f.name, f.text, s.field, before[i]))
+				c.notes = append(c.notes, fmt.Sprintf("--%s %s overrides the file's %s, which is %s", f.name, f.text, s.field, before[i]))
 			}
 		}
 	}
 	return out, nil
 }
 
-// decode reads a KubeProxyConfiguration in YAML or JSON. As for kube-proxy, fields that are not known or are there twice
-// are no error; the notes name each, also where there is an error. All values that are not of their field's type are named
-// in the error.
+// decode parses a KubeProxyConfiguration in YAML or JSON. As in kube-proxy, unknown and duplicate fields
+// are not errors; the notes name each of them, even if there is an error. The error names all values
+// that do not have the type of their field.
 func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 	notes := laterDocuments(data)
 	text, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {
 		strict := err
 		if text, err = yaml.YAMLToJSON(data); err != nil {
-			return nil, notes, fmt.Errorf("want YAML or JSON: %w", err)
+			return nil, notes, fmt.Errorf("parse YAML or JSON: %w", err)
 		}
 		for line := range strings.Lines(strict.Error()) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "line ") {
-				notes = append(notes, "the file's last word counts: "+line)
+				notes = append(notes, "duplicate field in the file, the last value is used: "+line)
 			}
 		}
 	}
@@ -107,10 +106,11 @@ func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 	return obj, notes, nil
 }
 
-// documentStart is the line that begins a YAML document.
+// documentStart matches the line that starts a YAML document.
 var documentStart = regexp.MustCompile(`(?m)^---([ \t].*)?\r?$`)
 
-// laterDocuments names the documents of a YAML file after the first, which alone counts, as for kube-proxy.
+// laterDocuments returns a note for each YAML document after the first. As in kube-proxy, they are
+// ignored.
 func laterDocuments(data []byte) (notes []string) {
 	n := 0
 	for _, doc := range documentStart.Split(string(data), -1) {
@@ -122,16 +122,16 @@ func laterDocuments(data []byte) (notes []string) {
 			continue
 		}
 		var typ metav1.TypeMeta
-		_ = json.Unmarshal(text, &typ) // what is no object has no kind
-		notes = append(notes, fmt.Sprintf("document %d of the file (%s) is ignored: only the first one counts", n, cmp.Or(typ.Kind, "without a kind")))
+		_ = json.Unmarshal(text, &typ) // without a kind if it is not an object
+		notes = append(notes, fmt.Sprintf("ignoring document %d of the file (%s): only the first one is used", n, cmp.Or(typ.Kind, "without kind")))
 	}
 	return notes
 }
 
-const ignoredField = "the file has a field that is ignored: "
+const ignoredField = "ignoring a field in the file: "
 
-// typeErrors finds all values in the JSON text that do not fit the type of their field, without one the cause is all; and the
-// paths of the fields that are not known.
+// typeErrors finds all values in the JSON text that do not fit the type of their field, and the paths of
+// unknown fields. If it finds no such value, the only error is cause.
 func typeErrors(text []byte, cause error) (errs []error, unknown []string) {
 	var walk func(raw json.RawMessage, fields []field, path string)
 	walk = func(raw json.RawMessage, fields []field, path string) {
@@ -169,7 +169,7 @@ func typeErrors(text []byte, cause error) (errs []error, unknown []string) {
 	return errs, unknown
 }
 
-// wanted says what a field of the type takes.
+// wanted describes the values of a type.
 func wanted(t reflect.Type) string {
 	if t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -196,9 +196,9 @@ func wanted(t reflect.Type) string {
 	case reflect.Map:
 		return "an object with true or false for each name"
 	case reflect.Slice:
-		return "a list of texts"
+		return "a list of strings"
 	}
-	return "text"
+	return "a string"
 }
 
 // field is one field of the file: a value, or an object of fields.
@@ -208,7 +208,7 @@ type field struct {
 	fields     []field
 }
 
-// tree lists the fields of an object of the file, without its apiVersion and kind.
+// tree returns the fields of an object in the file, without apiVersion and kind.
 func tree(v reflect.Value, path string) []field {
 	var out []field
 	for i := range v.NumField() {
@@ -227,14 +227,14 @@ func tree(v reflect.Value, path string) []field {
 	return out
 }
 
-// isValue says that a struct is one value in the file.
+// isValue reports whether a struct type is a single value in the file.
 func isValue(t reflect.Type) bool {
 	return slices.Contains([]reflect.Type{
 		reflect.TypeFor[metav1.Duration](), reflect.TypeFor[logsapi.TimeOrMetaDuration](), reflect.TypeFor[resource.QuantityValue](),
 	}, t)
 }
 
-// fieldsOf finds the values of a file's object by path, such as iptables.masqueradeBit.
+// fieldsOf returns all fields of the file by path, such as iptables.masqueradeBit.
 func fieldsOf(obj *v1alpha1.KubeProxyConfiguration) map[string]reflect.Value {
 	out := make(map[string]reflect.Value)
 	var walk func([]field)
@@ -251,18 +251,8 @@ func fieldsOf(obj *v1alpha1.KubeProxyConfiguration) map[string]reflect.Value {
 	return out
 }
 
-// Fields lists the paths of all fields of KubeProxyConfiguration.
-func Fields() []string {
-	var out []string
-	for path := range fieldsOf(new(v1alpha1.KubeProxyConfiguration)) {
-		out = append(out, path)
-	}
-	slices.Sort(out)
-	return out
-}
-
-// fieldText is the text of a field's value as its setting takes it. As for kube-proxy, a zero value means that the field
-// is not there, unless the field is a pointer.
+// fieldText returns the text of a field for its setting. As in kube-proxy, a field with the zero value
+// is absent unless it is a pointer.
 func fieldText(v reflect.Value) (text string, present bool) {
 	if v.IsZero() {
 		return "", false
@@ -280,11 +270,7 @@ func fieldText(v reflect.Value) (text string, present bool) {
 	case []string:
 		return strings.Join(x, ","), len(x) > 0
 	case logsapi.VModuleConfiguration:
-		parts := make([]string, 0, len(x))
-		for _, item := range x {
-			parts = append(parts, fmt.Sprintf("%s=%d", item.FilePattern, item.Verbosity))
-		}
-		return strings.Join(parts, ","), len(x) > 0
+		return logsapi.VModuleConfigurationPflag(&x).String(), len(x) > 0
 	case map[string]bool:
 		parts := make([]string, 0, len(x))
 		for name, on := range x {
@@ -296,71 +282,39 @@ func fieldText(v reflect.Value) (text string, present bool) {
 	return fmt.Sprint(v.Interface()), true
 }
 
-// setField writes the text of a setting into its field.
+// setField writes the text of a setting into its field, by way of JSON.
 func setField(v reflect.Value, text string) error {
-	if v.Kind() == reflect.Pointer {
-		v.Set(reflect.New(v.Type().Elem()))
-		v = v.Elem()
+	t := v.Type()
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
 	}
-	duration := func() (metav1.Duration, error) {
-		d, err := time.ParseDuration(text)
-		return metav1.Duration{Duration: d}, err
-	}
-	var err error
-	switch p := v.Addr().Interface().(type) {
-	case *metav1.Duration:
-		*p, err = duration()
-	case *logsapi.TimeOrMetaDuration:
-		p.SerializeAsString = true
-		p.Duration, err = duration()
-	case *resource.QuantityValue:
-		err = p.Set(text)
-	case *[]string:
-		*p = split(text)
-	case *logsapi.VModuleConfiguration:
-		for _, pair := range split(text) {
-			pattern, level, _ := strings.Cut(pair, "=")
-			n, perr := strconv.ParseUint(level, 10, 32)
-			err = errors.Join(err, perr)
-			*p = append(*p, logsapi.VModuleItem{FilePattern: pattern, Verbosity: logsapi.VerbosityLevel(n)})
-		}
-	case *map[string]bool:
-		*p = make(map[string]bool)
+	var value any
+	switch {
+	case isValue(t), t.Kind() == reflect.String:
+		value = text
+	case t.Kind() == reflect.Map:
+		gates := make(map[string]bool)
 		for _, pair := range split(text) {
 			name, on, _ := strings.Cut(pair, "=")
-			(*p)[name] = on == "true"
+			gates[name] = on == "true"
 		}
-	default:
-		err = setBasic(v, text)
+		value = gates
+	case t == reflect.TypeFor[logsapi.VModuleConfiguration]():
+		var items logsapi.VModuleConfiguration
+		if err := logsapi.VModuleConfigurationPflag(&items).Set(text); err != nil {
+			return err
+		}
+		value = items
+	case t.Kind() == reflect.Slice:
+		value = split(text)
+	default: // a bool or a number
+		value = json.RawMessage(text)
 	}
-	return err
-}
-
-// setBasic writes a text into a value of a basic kind.
-func setBasic(v reflect.Value, text string) error {
-	switch v.Kind() {
-	case reflect.String:
-		v.SetString(text)
-	case reflect.Bool:
-		b, err := strconv.ParseBool(text)
-		v.SetBool(b)
+	data, err := json.Marshal(value)
+	if err != nil {
 		return err
-	case reflect.Int32:
-		n, err := strconv.ParseInt(text, 10, 32)
-		v.SetInt(n)
-		return err
-	case reflect.Uint32:
-		n, err := strconv.ParseUint(text, 10, 32)
-		v.SetUint(n)
-		return err
-	case reflect.Float32:
-		f, err := strconv.ParseFloat(text, 32)
-		v.SetFloat(f)
-		return err
-	default:
-		panic(fmt.Sprintf("BUG: a field of type %s", v.Type()))
 	}
-	return nil
+	return json.Unmarshal(data, v.Addr().Interface())
 }
 
 func split(text string) []string {
@@ -370,7 +324,7 @@ func split(text string) []string {
 	return strings.Split(text, ",")
 }
 
-// object is the Config in the form of the file.
+// object returns the Config in the format of the file.
 func (c *Config) object() *v1alpha1.KubeProxyConfiguration {
 	obj := &v1alpha1.KubeProxyConfiguration{TypeMeta: metav1.TypeMeta{APIVersion: fileVersion, Kind: fileKind}}
 	fields := fieldsOf(obj)
@@ -385,22 +339,22 @@ func (c *Config) object() *v1alpha1.KubeProxyConfiguration {
 	return obj
 }
 
-// YAML is the Config as a file for --config, with all defaults. lost says what such a file cannot have, one sentence each:
-// flags without a field, and values that a field takes for absent. With the same flags for these the file gives the same
-// Config.
+// YAML returns the Config as a file for --config, with all defaults. lost lists what the file cannot
+// express, one sentence each: flags without a field, and values that mean "absent" in a field. Together
+// with these flags, the file gives the same Config.
 func (c *Config) YAML() (data []byte, lost []string, err error) {
 	if data, err = yaml.Marshal(c.object()); err != nil {
 		return nil, nil, fmt.Errorf("write a %s: %w", fileKind, err)
 	}
 	back := Default()
 	if _, err := back.load(data); err != nil {
-		return nil, nil, fmt.Errorf("read the %s that was written: %w", fileKind, err)
+		return nil, nil, fmt.Errorf("read back the %s: %w", fileKind, err)
 	}
 	back.complete()
 	for i, s := range c.settings {
 		once := s.flag == "config" || s.flag == "write-config-to"
 		if !once && !s.hidden && back.settings[i].get() != s.get() {
-			lost = append(lost, fmt.Sprintf("the file cannot say --%s=%s: keep the flag", s.flag, s.get()))
+			lost = append(lost, fmt.Sprintf("the file cannot express --%s=%s: keep the flag", s.flag, s.get()))
 		}
 	}
 	return data, slices.Compact(lost), nil

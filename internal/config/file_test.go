@@ -87,10 +87,10 @@ func TestFields(t *testing.T) {
 		{field: "logging.flushFrequency", value: "7000000000", want: func(c *Config) { c.LogFlushFrequency = 7 * time.Second }, note: "not buffered"},
 		{field: "logging.verbosity", value: "4", want: func(c *Config) { c.Verbosity = 4 }},
 		{field: "logging.vmodule", value: "[{filePattern: a*, verbosity: 3}, {filePattern: b, verbosity: 0}]", want: func(c *Config) { c.VModule = "a*=3,b=0" }, note: "use -v"},
-		{field: "logging.options.text.splitStream", value: "true", note: "one stream"},
-		{field: "logging.options.text.infoBufferSize", value: "64Ki", note: "one stream"},
-		{field: "logging.options.json.splitStream", value: "true", note: "one stream"},
-		{field: "logging.options.json.infoBufferSize", value: "64Ki", note: "one stream"},
+		{field: "logging.options.text.splitStream", value: "true", note: "one unbuffered stream"},
+		{field: "logging.options.text.infoBufferSize", value: "64Ki", note: "one unbuffered stream"},
+		{field: "logging.options.json.splitStream", value: "true", note: "one unbuffered stream"},
+		{field: "logging.options.json.infoBufferSize", value: "64Ki", note: "one unbuffered stream"},
 		{field: "hostnameOverride", value: `" AbC "`, want: func(c *Config) { c.NodeName = "abc" }},
 		{field: "bindAddress", value: "010.0.0.1", want: func(c *Config) { c.BindAddress = netip.MustParseAddr("10.0.0.1") }},
 		{field: "bindAddress", value: `"fd00::1"`, want: func(c *Config) {
@@ -197,7 +197,7 @@ func TestFields(t *testing.T) {
 			})
 		}
 	}
-	for _, f := range Fields() {
+	for _, f := range allFields() {
 		if !tested[f] {
 			t.Errorf("%s is not tested", f)
 		}
@@ -209,7 +209,7 @@ func TestFields(t *testing.T) {
 		}
 	}
 	slices.Sort(settings)
-	if d := cmp.Diff(Fields(), settings); d != "" {
+	if d := cmp.Diff(allFields(), settings); d != "" {
 		t.Errorf("not one setting for each field: %s", d)
 	}
 }
@@ -248,7 +248,10 @@ func TestOnlyTheFirstDocumentCounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"document 2 of the file (KubeProxyConfiguration) is ignored: only the first one counts", "document 3 of the file (without a kind) is ignored: only the first one counts"}
+	want := []string{
+		"ignoring document 2 of the file (KubeProxyConfiguration): only the first one is used",
+		"ignoring document 3 of the file (without kind): only the first one is used",
+	}
 	if d := cmp.Diff(want, c.Notes()); d != "" || c.Mode != ModeNFTables {
 		t.Errorf("mode %s, notes (-want +got):\n%s", c.Mode, d)
 	}
@@ -272,14 +275,14 @@ func TestFileRefusals(t *testing.T) {
 		{"types", "mode: 5\niptables: {masqueradeBit: x, masqueradeAll: 1, syncPeriod: 5, minSyncPeriod: 1}\nnodePortAddresses: primary\nipvs: no\nclientConnection: {qps: x, burst: 1.5}\nlogging: {verbosity: -1, flushFrequency: []}\nfeatureGates: [A]\n", [][]string{
 			{"featureGates", `["A"]`, "true or false for each"}, {"clientConnection.qps", `"x"`, "a number"}, {"clientConnection.burst", "1.5", "whole number"},
 			{"logging.flushFrequency", "[]", "nanoseconds"}, {"logging.verbosity", "-1", "from 0"},
-			{"mode", "5", "text"}, {"iptables.masqueradeBit", `"x"`, "whole number"}, {"iptables.masqueradeAll", "1", "true or false"},
+			{"mode", "5", "a string"}, {"iptables.masqueradeBit", `"x"`, "whole number"}, {"iptables.masqueradeAll", "1", "true or false"},
 			{"iptables.syncPeriod", "5", "duration"}, {"iptables.minSyncPeriod", "1", "duration"}, {"ipvs", "false", "object"},
-			{"nodePortAddresses", `"primary"`, "list of texts"},
+			{"nodePortAddresses", `"primary"`, "list of strings"},
 		}},
 		{"all at once", "mode: userspace\noomScoreAdj: 1001\nconntrack: {maxPerCore: -1, min: -1, tcpEstablishedTimeout: -1s, tcpCloseWaitTimeout: -1s, udpTimeout: -1s, udpStreamTimeout: -1s}\n" +
 			"iptables: {masqueradeBit: 32, syncPeriod: -1s}\nclusterCIDR: 10.0.0.0\nnodePortAddresses: [here]\nconfigSyncPeriod: -1s\nbindAddress: eth0\n" +
 			"healthzBindAddress: 10.0.0.1:0\nmetricsBindAddress: ':1'\ndetectLocalMode: Bridge\nportRange: x\nclientConnection: {burst: -1}\nlogging: {format: xml, flushFrequency: -1s}\nhostnameOverride: ' '\n", [][]string{
-			{"clientConnection.burst", `"-1"`}, {"hostnameOverride", `" "`, "not blanks"}, {"configSyncPeriod", `"-1s"`},
+			{"clientConnection.burst", `"-1"`}, {"hostnameOverride", `" "`, "not spaces"}, {"configSyncPeriod", `"-1s"`},
 			{"mode", `"userspace"`, "want iptables, nftables, ipvs"}, {"bindAddress", `"eth0"`}, {"detectLocalMode", `"Bridge"`, "want ClusterCIDR"}, {"clusterCIDR", `"10.0.0.0"`},
 			{"iptables.masqueradeBit", `"32"`, "0 to 31"}, {"iptables.syncPeriod", `"-1s"`, "above 0"}, {"nodePortAddresses", `"here"`, "primary, localhost or all"},
 			{"conntrack.maxPerCore", `"-1"`}, {"conntrack.min", `"-1"`}, {"conntrack.tcpEstablishedTimeout", `"-1s"`}, {"conntrack.tcpCloseWaitTimeout", `"-1s"`},
@@ -292,9 +295,9 @@ func TestFileRefusals(t *testing.T) {
 		{"min above sync", "mode: nftables\nnftables: {syncPeriod: 1s, minSyncPeriod: 2s}\n", [][]string{{"nftables.minSyncPeriod 2s", "nftables.syncPeriod, which is 1s"}}},
 		{"min above sync, ipvs", "mode: ipvs\nipvs: {minSyncPeriod: 31s}\n", [][]string{{"ipvs.minSyncPeriod 31s", "ipvs.syncPeriod, which is 30s"}}},
 		{"two of a family", "clusterCIDR: 10.0.0.0/8,11.0.0.0/8", [][]string{{"clusterCIDR 10.0.0.0/8,11.0.0.0/8", "one of IPv6"}}},
-		{"bridge", "detectLocalMode: BridgeInterface", [][]string{{`detectLocal.bridgeInterface ""`, "with detectLocalMode BridgeInterface"}}},
+		{"bridge", "detectLocalMode: BridgeInterface", [][]string{{`detectLocal.bridgeInterface ""`, "because of detectLocalMode BridgeInterface"}}},
 		{"prefix", "detectLocalMode: InterfaceNamePrefix", [][]string{{`detectLocal.interfaceNamePrefix ""`}}},
-		{"vmodule with JSON", "logging: {format: json, vmodule: [{filePattern: a, verbosity: 1}]}", [][]string{{"logging.vmodule a=1", "logging.format json"}}},
+		{"vmodule with JSON", "logging: {format: json, vmodule: [{filePattern: a, verbosity: 1}]}", [][]string{{"logging.vmodule a=1", "logging.format is json"}}},
 		{"vmodule", "logging: {vmodule: [{filePattern: '', verbosity: 1}]}", [][]string{{"logging.vmodule", `"=1"`}}},
 	}
 	for _, tt := range tests {
@@ -323,7 +326,7 @@ func TestFileRefusals(t *testing.T) {
 
 // What is not known is noted also where something else is wrong: it may be that which was meant.
 func TestFileNotesBesideErrors(t *testing.T) {
-	twice := "the file's last word counts: line 7: key \"portRange\" already set in map"
+	twice := "duplicate field in the file, the last value is used: line 7: key \"portRange\" already set in map"
 	for _, tt := range []struct {
 		name, text, wrong string
 		known             bool // whether it is known what fields there are
@@ -340,7 +343,7 @@ func TestFileNotesBesideErrors(t *testing.T) {
 			}
 			want := []string{twice}
 			if tt.known {
-				want = append(want, `the file has a field that is ignored: unknown field "conntrack.max"`, `the file has a field that is ignored: unknown field "resourceContainer"`)
+				want = append(want, `ignoring a field in the file: unknown field "conntrack.max"`, `ignoring a field in the file: unknown field "resourceContainer"`)
 			}
 			if d := cmp.Diff(want, c.Notes()); d != "" {
 				t.Errorf("notes (-want +got):\n%s", d)
@@ -360,15 +363,15 @@ func TestFileNotes(t *testing.T) {
 			[][]string{{`"conntrack.max"`}, {`"enableprofiling"`}, {`"resourceContainer"`}, {`"udpIdleTimeout"`}}},
 		{"twice", "clusterCIDR: 10.0.0.0/8\nclusterCIDR: 10.0.0.0/9\n", nil, [][]string{{"line 4", "clusterCIDR"}}},
 		{"other modes", "ipvs: {syncPeriod: -1s, excludeCIDRs: [a]}\nnftables: {masqueradeBit: 32}\n", nil, [][]string{{"nftables.masqueradeBit"}, {"ipvs.syncPeriod"}, {"ipvs.excludeCIDRs"}}},
-		{"cluster CIDR does not matter", "detectLocalMode: NodeCIDR\nclusterCIDR: x\n", nil, [][]string{{"clusterCIDR", "does not matter"}}},
+		{"cluster CIDR does not matter", "detectLocalMode: NodeCIDR\nclusterCIDR: x\n", nil, [][]string{{"clusterCIDR", "not used in this configuration"}}},
 		{"flags win", "mode: nftables\nnodePortAddresses: [primary]\nfeatureGates: {A: true, B: true}\nlogging: {verbosity: 2}\nhostnameOverride: a\nnftables: {syncPeriod: 5s}\n",
 			[]string{"--proxy-mode=iptables", "--nodeport-addresses=all", "--nodeport-addresses=10.0.0.0/8", "--feature-gates=B=false", "-v=2", "--hostname-override=b", "--iptables-sync-period=7s", "--cluster-cidr=10.0.0.0/8"},
 			[][]string{
-				{"--hostname-override b wins", "hostnameOverride, which is a"},
-				{"--proxy-mode iptables wins", "mode, which is nftables"},
-				{"--iptables-sync-period 7s wins", "nftables.syncPeriod, which is 5s"},
-				{"--nodeport-addresses all,10.0.0.0/8 wins", "nodePortAddresses, which is primary"},
-				{"--feature-gates B=false wins", "featureGates, which is A=true,B=true"},
+				{"--hostname-override b overrides", "hostnameOverride, which is a"},
+				{"--proxy-mode iptables overrides", "mode, which is nftables"},
+				{"--iptables-sync-period 7s overrides", "nftables.syncPeriod, which is 5s"},
+				{"--nodeport-addresses all,10.0.0.0/8 overrides", "nodePortAddresses, which is primary"},
+				{"--feature-gates B=false overrides", "featureGates, which is A=true,B=true"},
 			}},
 		{"deprecated ports", "", []string{"--healthz-port=0", "--metrics-port=5"}, [][]string{{"--healthz-port 0", "healthzBindAddress"}, {"--metrics-port 5", "metricsBindAddress"}}},
 		{"ignored flags", "", []string{"--proxy-port-range=1-2", "--boot-id-file=/x", "--conntrack-max=5", "--cleanup-ipvs", "--log_file=/x", "--alsologtostderr", "--enable-dsr", "--logtostderr=false", "--udp-timeout=5"},

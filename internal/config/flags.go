@@ -1,20 +1,19 @@
 package config
 
 import (
-	"fmt"
 	"net/url"
 	"strings"
 
 	"github.com/spf13/pflag"
 )
 
-// flagValue is a flag as pflag wants it. What is wrong with a text is kept for Settle, so that the operator hears of
-// everything at once.
+// flagValue implements pflag.Value. It keeps a parse error for Settle, so that the operator sees all
+// problems at once.
 type flagValue struct {
 	settings []*setting
-	// name is the flag's name as it was given last.
+	// name is the name by which the flag was given last.
 	name string
-	// given says that the flag was given, text is all that it was given.
+	// given reports whether the flag was given; text is everything it was given.
 	given bool
 	text  string
 	err   error
@@ -30,11 +29,11 @@ func (f *flagValue) Set(s string) error {
 	return nil
 }
 
-// apply says to the settings what the flag says.
+// apply sets the settings to the value of the flag.
 func (f *flagValue) apply() {
 	f.err = nil
 	for _, s := range f.settings {
-		if err := s.say(f.text, byFlag); err != nil {
+		if err := s.assign(f.text, byFlag); err != nil {
 			f.err = err
 		}
 	}
@@ -58,8 +57,8 @@ func (a alias) Set(s string) error {
 	return a.flagValue.Set(s)
 }
 
-// Bind registers all flags; parsing them changes c, and Settle reports what is wrong with them. Words in their names may
-// be joined with _ as well.
+// Bind registers all flags. Parsing them changes c; Settle reports invalid values. Flag names may use
+// _ instead of -.
 func (c *Config) Bind(fs *pflag.FlagSet) {
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
@@ -86,7 +85,7 @@ func (c *Config) Bind(fs *pflag.FlagSet) {
 func register(fs *pflag.FlagSet, v pflag.Value, name, short string, s *setting) {
 	usage := s.usage
 	if name == s.alias {
-		usage = "the same as --" + s.flag
+		usage = "same as --" + s.flag
 	}
 	f := fs.VarPF(v, name, short, usage)
 	f.Hidden = s.hidden
@@ -95,12 +94,13 @@ func register(fs *pflag.FlagSet, v pflag.Value, name, short string, s *setting) 
 	}
 }
 
-// Flagz lists all flags that have an effect with their values, however these were said, as text that may be shown to
-// others.
+// Flagz returns the values of all flags that have an effect, whether they come from the command line,
+// the file or a default. Passwords are redacted.
 func (c *Config) Flagz() map[string]string {
 	out := make(map[string]string)
 	for _, s := range c.settings {
-		if _, known := out[s.flag]; s.flag == "" || s.hidden && s.origin == unsaid || known && !s.matters(c) {
+		_, known := out[s.flag]
+		if s.flag == "" || s.hidden && s.origin == byDefault || known && !s.inUse(c) {
 			continue
 		}
 		out[s.flag] = s.get()
@@ -113,15 +113,16 @@ func (c *Config) Flagz() map[string]string {
 	return out
 }
 
-// name is what the operator calls a setting: the field where the file said it, else the flag.
+// name returns what the operator calls a setting: the field if the file set it, else the flag.
 func (c *Config) name(s *setting) string {
-	if s.flag == "" || s.origin == byFile || s.origin == unsaid && s.field != "" && c.ConfigFile != "" {
+	inFile := s.origin == byFile || s.origin == byDefault && s.field != "" && c.ConfigFile != ""
+	if s.flag == "" || inFile {
 		return s.field
 	}
 	return "--" + s.flag
 }
 
-// nameOf is the name of the setting that the flag sets; where there are several, the one that matters in this mode.
+// nameOf returns the name of the setting of a flag.
 func (c *Config) nameOf(flag string) string {
 	if s := c.setting(flag); s != nil {
 		return c.name(s)
@@ -129,23 +130,20 @@ func (c *Config) nameOf(flag string) string {
 	return "--" + flag
 }
 
-// setting finds the setting of a flag; where there are several, the one that matters in this mode. It is nil for no flag.
+// setting returns the setting of a flag; if there are several, the one in use. It is nil if there is
+// no such flag.
 func (c *Config) setting(flag string) *setting {
 	var found *setting
 	for _, s := range c.settings {
-		if s.flag == flag && (found == nil || s.matters(c)) {
+		if s.flag == flag && (found == nil || s.inUse(c)) {
 			found = s
 		}
 	}
 	return found
 }
 
-// refusal is what is wrong with a text that was given for settings.
-type refusal struct {
+// invalidValue is a value that could not be assigned to settings.
+type invalidValue struct {
 	settings []*setting
 	err      error
-}
-
-func (s *setting) refuse(where, text string, err error) refusal {
-	return refusal{[]*setting{s}, fmt.Errorf("%s %q: %w", where, text, err)}
 }

@@ -71,7 +71,7 @@ func TestDiff(t *testing.T) {
 func texts(changes []Change) []string {
 	var out []string
 	for _, ch := range changes {
-		out = append(out, ch.String())
+		out = append(out, fmt.Sprintf("%s from %q to %q", ch.Name, ch.Old, ch.New))
 	}
 	return out
 }
@@ -94,7 +94,7 @@ func TestSettingsCoverConfig(t *testing.T) {
 		if text == "" {
 			text = "77"
 		}
-		if err := s.say(text, byFlag); err != nil {
+		if err := s.assign(text, byFlag); err != nil {
 			t.Fatalf("%s%s: %v", s.flag, s.field, err)
 		}
 		if s.get() == s.def {

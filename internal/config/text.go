@@ -13,62 +13,67 @@ import (
 	"strings"
 	"time"
 
+	logsapi "k8s.io/component-base/logs/api/v1"
 	netutils "k8s.io/utils/net"
 
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// anything takes every text.
+// anything accepts every text.
 func anything(s string) (string, error) { return s, nil }
 
-// orElse takes every text; nothing is usual.
-func orElse(usual string) func(string) (string, error) {
+// orElse accepts every text; empty means def.
+func orElse(def string) func(string) (string, error) {
 	return func(s string) (string, error) {
-		if s == "" {
-			s = usual
-		}
-		return s, nil
+		return cmp.Or(s, def), nil
 	}
 }
 
-// parseInterface reads the name of an interface or the beginning of one, so that each mode can write it into a rule and the
-// kernel can have an interface with that name (net/core/dev.c, dev_valid_name). Nothing stands for none.
+// parseInterface parses an interface name or a prefix of one. Every mode can write it into a rule, and
+// the kernel allows an interface with this name (net/core/dev.c, dev_valid_name). Empty means none.
 func parseInterface(s string) (string, error) {
 	if len(s) > fwd.MaxInterfaceName {
-		return "", fmt.Errorf("want at most %d characters, as names of interfaces have, not %d", fwd.MaxInterfaceName, len(s))
+		return "", fmt.Errorf("want an interface name of at most %d characters, not %d", fwd.MaxInterfaceName, len(s))
 	}
 	if strings.ContainsAny(s, "+*") {
-		return "", errors.New("want no wildcard: a prefix matches all names that begin with it")
+		return "", errors.New("want no wildcard: a prefix matches all names that start with it")
 	}
 	if i := strings.IndexFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/:!"'\`, r) }); i >= 0 {
-		return "", fmt.Errorf("want the characters of an interface's name, not %q", []rune(s[i:])[0])
+		return "", fmt.Errorf("want an interface name without %q", []rune(s[i:])[0])
 	}
 	return s, nil
 }
 
-// parseScheduler reads the kernel's name of an IPVS scheduler; nothing is rr.
+// parseScheduler parses the kernel's name of an IPVS scheduler; empty means rr.
 func parseScheduler(s string) (string, error) {
 	const longest = 15 // linux/ip_vs.h, IP_VS_SCHEDNAME_MAXLEN less the final zero
 	if len(s) > longest {
-		return "", fmt.Errorf("want at most %d characters, as names of schedulers have, not %d", longest, len(s))
+		return "", fmt.Errorf("want a scheduler name of at most %d characters, not %d", longest, len(s))
 	}
 	return cmp.Or(s, "rr"), nil
 }
 
-// choice takes one of a set of names; nothing is the first.
+// choice accepts one of a set of names; empty means the first.
 func choice[T ~string](all []T) func(string) (T, error) {
-	return func(s string) (T, error) { return oneOf(s, all) }
+	return func(s string) (T, error) {
+		if s == "" {
+			return all[0], nil
+		}
+		if slices.Contains(all, T(s)) {
+			return T(s), nil
+		}
+		names := make([]string, 0, len(all))
+		for _, a := range all {
+			names = append(names, string(a))
+		}
+		return "", fmt.Errorf("want %s", strings.Join(names, ", "))
+	}
 }
 
-// parserOf checks a text of which only the type matters.
-func parserOf(typ string) func(string) (string, error) {
-	if typ != boolean {
-		return anything
-	}
-	return func(s string) (string, error) {
-		b, err := parseBool(s)
-		return strconv.FormatBool(b), err
-	}
+// parseBoolText checks that a text is a bool.
+func parseBoolText(s string) (string, error) {
+	b, err := parseBool(s)
+	return strconv.FormatBool(b), err
 }
 
 func parseBool(s string) (bool, error) {
@@ -79,7 +84,7 @@ func parseBool(s string) (bool, error) {
 	return b, nil
 }
 
-// parseVersion takes what kube-proxy takes for --version: also raw, and a version to pretend.
+// parseVersion accepts what kube-proxy accepts for --version: also raw, and a version to report.
 func parseVersion(s string) (bool, error) {
 	if s == "raw" || strings.HasPrefix(s, "v") {
 		return true, nil
@@ -106,7 +111,7 @@ func parseBit(s string) (uint8, error) {
 	return uint8(n), err
 }
 
-// parseQPS reads the rate limit; client-go takes 0 for 5.
+// parseQPS parses the rate limit; 0 means client-go's default of 5.
 func parseQPS(s string) (float32, error) {
 	f, err := strconv.ParseFloat(s, 32)
 	if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
@@ -118,7 +123,7 @@ func parseQPS(s string) (float32, error) {
 	return float32(f), nil
 }
 
-// parseBurst reads the number of requests at once; client-go takes 0 for 10.
+// parseBurst parses the burst size; 0 means client-go's default of 10.
 func parseBurst(s string) (int, error) {
 	n, err := parseInt(0, math.MaxInt32)(s)
 	if n == 0 {
@@ -149,22 +154,22 @@ func parseNodeName(s string) (string, error) {
 	}
 	name := strings.ToLower(strings.TrimSpace(s))
 	if name == "" {
-		return "", errors.New("want the name of a Node object, not blanks")
+		return "", errors.New("want the name of a Node object, not spaces")
 	}
 	return name, nil
 }
 
-// labelValue is what Kubernetes takes for the value of a label, where that is not empty.
+// labelValue matches the values of labels that Kubernetes accepts, except the empty one.
 var labelValue = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
 
 func parseLabelValue(s string) (string, error) {
 	if s != "" && !labelValue.MatchString(s) {
-		return "", errors.New("want the value of a label: at most 63 letters, digits, '-', '_' and '.', the first and the last a letter or digit")
+		return "", errors.New("want the value of a label: at most 63 letters, digits, '-', '_' and '.', starting and ending with a letter or digit")
 	}
 	return s, nil
 }
 
-// parseIP reads an address; as for kube-proxy, the numbers of an IPv4 address may begin with zeros.
+// parseIP parses an address. As in kube-proxy, the octets of an IPv4 address may have leading zeros.
 func parseIP(s string) (netip.Addr, bool) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return a, !a.Is4In6() && a.Zone() == ""
@@ -173,7 +178,7 @@ func parseIP(s string) (netip.Addr, bool) {
 	return a.Unmap(), ok && !strings.Contains(s, ":")
 }
 
-// parseAddr reads an address; nothing is the unspecified one.
+// parseAddr parses an address; empty means 0.0.0.0.
 func parseAddr(s string) (netip.Addr, error) {
 	if s == "" {
 		return netip.IPv4Unspecified(), nil
@@ -185,7 +190,7 @@ func parseAddr(s string) (netip.Addr, error) {
 	return a, nil
 }
 
-// parseListen reads an address with or without a port.
+// parseListen parses an address with or without a port; empty means no server.
 func parseListen(port uint16) func(string) (netip.AddrPort, error) {
 	return func(s string) (netip.AddrPort, error) {
 		if s == "" {
@@ -214,7 +219,7 @@ func parseListen(port uint16) func(string) (netip.AddrPort, error) {
 }
 
 func badListen(port uint16) error {
-	return fmt.Errorf("want IP:port with a port from 1 to 65535, IP (for port %d), or nothing for no server", port)
+	return fmt.Errorf("want IP:port with a port from 1 to 65535, IP (with port %d), or empty for no server", port)
 }
 
 func parsePrefix(s string) (netip.Prefix, error) {
@@ -227,7 +232,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return netip.Prefix{}, fmt.Errorf("%q is not a CIDR such as 10.0.0.0/8 or fd00::/64", s)
 }
 
-// parsePrefixes reads a comma list; nothing is an empty list.
+// parsePrefixes parses a comma-separated list, which may be empty.
 func parsePrefixes(s string) ([]netip.Prefix, error) {
 	if strings.TrimSpace(s) == "" {
 		return nil, nil
@@ -243,7 +248,7 @@ func parsePrefixes(s string) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// parseNodePortAddresses reads a comma list.
+// parseNodePortAddresses parses a comma-separated list, which may be empty.
 func parseNodePortAddresses(s string) (NodePortAddresses, error) {
 	var n NodePortAddresses
 	for part := range strings.SplitSeq(s, ",") {
@@ -266,16 +271,17 @@ func parseNodePortAddresses(s string) (NodePortAddresses, error) {
 	return n, nil
 }
 
-// String is the form that the flag takes.
+// String returns the value in the format of the flag.
 func (n NodePortAddresses) String() string {
 	var parts []string
-	for _, w := range []struct {
-		on   bool
-		word string
-	}{{n.Primary, "primary"}, {n.Localhost, "localhost"}, {n.All, "all"}} {
-		if w.on {
-			parts = append(parts, w.word)
-		}
+	if n.Primary {
+		parts = append(parts, "primary")
+	}
+	if n.Localhost {
+		parts = append(parts, "localhost")
+	}
+	if n.All {
+		parts = append(parts, "all")
 	}
 	for _, p := range n.Prefixes {
 		parts = append(parts, p.String())
@@ -283,24 +289,20 @@ func (n NodePortAddresses) String() string {
 	return strings.Join(parts, ",")
 }
 
-// parseVModule reads pattern=level pairs, and returns them without blanks.
+// parseVModule checks pattern=level pairs and returns them without spaces.
 func parseVModule(s string) (string, error) {
-	var out []string
+	var items logsapi.VModuleConfiguration
+	flag := logsapi.VModuleConfigurationPflag(&items)
 	for pair := range strings.SplitSeq(s, ",") {
-		if pair = strings.TrimSpace(pair); pair == "" {
-			continue
+		if err := flag.Set(strings.TrimSpace(pair)); err != nil {
+			return "", fmt.Errorf("%q: want a pattern with a level, such as proxy*=4", pair)
 		}
-		pattern, level, _ := strings.Cut(pair, "=")
-		if n, err := strconv.ParseUint(level, 10, 31); err == nil && pattern != "" {
-			out = append(out, fmt.Sprintf("%s=%d", pattern, n))
-			continue
-		}
-		return "", fmt.Errorf("%q is not a pattern with a level, such as proxy*=4", pair)
 	}
-	return strings.Join(out, ","), nil
+	return flag.String(), nil
 }
 
-// parsePortRange checks a range as the userspace mode had it: 30000-30100, 30000+100, or one port.
+// parsePortRange checks a port range of kube-proxy's userspace mode: 30000-30100, 30000+100, or one
+// port.
 func parsePortRange(s string) (string, error) {
 	const want = "want ports such as 30000-30100"
 	low, high, ranged := strings.Cut(s, "-")
@@ -326,7 +328,7 @@ func parsePortRange(s string) (string, error) {
 	return s, nil
 }
 
-// gateFields are the gates that change anything here; all are on by default.
+// gateFields returns the gates that have an effect; all are on by default.
 func (c *Config) gateFields() map[string]*bool {
 	return map[string]*bool{
 		"AllowServiceExternalIPs":       &c.Gates.AllowServiceExternalIPs,
@@ -335,8 +337,8 @@ func (c *Config) gateFields() map[string]*bool {
 	}
 }
 
-// gates is the text of all gates that are not as they are by default. A file that is written has no others, so that a
-// program that does not know one of ours can read it.
+// gates returns the text of all gates that are not at their default. A file that we write has no
+// others, so that a program that does not know one of our gates can read it.
 func (c *Config) gates() string {
 	all := make(map[string]bool)
 	maps.Copy(all, c.UnknownGates)
@@ -352,7 +354,7 @@ func (c *Config) gates() string {
 	return strings.Join(out, ",")
 }
 
-// setGates reads Gate=bool pairs. Gates that are not in the text stay as they are.
+// setGates parses Gate=bool pairs. Gates that are not in the text keep their values.
 func (c *Config) setGates(s string) error {
 	known := c.gateFields()
 	for pair := range strings.SplitSeq(s, ",") {
@@ -363,7 +365,7 @@ func (c *Config) setGates(s string) error {
 		name = strings.TrimSpace(name)
 		on, err := strconv.ParseBool(strings.TrimSpace(text))
 		if !found || name == "" || err != nil {
-			return fmt.Errorf("%q is not a gate with true or false, such as LoadBalancerIPMode=true", pair)
+			return fmt.Errorf("%q: want a gate with true or false, such as LoadBalancerIPMode=true", pair)
 		}
 		if gate := known[name]; gate != nil {
 			*gate = on
