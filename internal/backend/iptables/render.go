@@ -65,8 +65,9 @@ func (r *renderer) Render(ch fwd.Changes) edits {
 		r.begun = true
 	}
 	for _, sc := range ch.Services {
-		was := programOf(&r.opt, r.family, &r.header, sc.Old)
-		is := programOf(&r.opt, r.family, &r.header, sc.New)
+		unchanged := sc.Unchanged()
+		was := programOf(&r.opt, r.family, &r.header, sc.Old, unchanged)
+		is := programOf(&r.opt, r.family, &r.header, sc.New, unchanged)
 		out = r.replace(was, is, out)
 		if sc.New == nil {
 			delete(r.fragments, sc.Owner)
@@ -94,8 +95,9 @@ func (r *renderer) setHeader(h fwd.Header, out edits) edits {
 	if old.Detector[i] == h.Detector[i] && old.MasqueradeBit == h.MasqueradeBit {
 		return out
 	}
+	none := func(fwd.ServicePort) bool { return false }
 	for _, f := range r.fragments {
-		out = r.replace(programOf(&r.opt, r.family, &old, f), programOf(&r.opt, r.family, &h, f), out)
+		out = r.replace(programOf(&r.opt, r.family, &old, f, none), programOf(&r.opt, r.family, &h, f, none), out)
 	}
 	return out
 }

@@ -78,14 +78,17 @@ type writer struct {
 	out    program
 }
 
-// programOf renders a Service for one family. It is pure: the same fragment, header and options give the same program.
-func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment) program {
+// programOf renders a Service for one family, without the service ports to skip. It is pure: the same fragment, header
+// and options give the same program.
+func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
 	}
 	w := writer{opt: opt, family: family, header: h, frag: f}
 	for fes := range byPort(f.Frontends, family) {
-		w.servicePort(fes)
+		if !skip(fes[0].Owner) {
+			w.servicePort(fes)
+		}
 	}
 	if !opt.bpf {
 		w.hairpin()

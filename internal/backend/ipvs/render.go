@@ -102,7 +102,7 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[Key, Value] {
 		r.setHeader(*ch.Header, &c)
 	}
 	for _, sc := range ch.Services {
-		r.replace(sc.Owner, sc.New, &c)
+		r.replace(sc, &c)
 	}
 	for _, v := range ch.VIPs {
 		if fwd.FamilyOf(v.VIP.Addr) != r.family {
@@ -237,8 +237,10 @@ func (c *concerned) spotsOf(k fwd.Key, nodeAddrs []netip.Addr) {
 }
 
 // replace takes in the fragment of a Service; nil if it has none any more.
-func (r *renderer) replace(owner fwd.Service, now *fwd.Fragment, c *concerned) {
+func (r *renderer) replace(sc fwd.ServiceChange, c *concerned) {
+	owner, now := sc.Owner, sc.New
 	was := r.fragments[owner]
+	unchanged := sc.Unchanged()
 	c.services[owner] = true
 	if now != nil {
 		r.fragments[owner] = now
@@ -246,7 +248,9 @@ func (r *renderer) replace(owner fwd.Service, now *fwd.Fragment, c *concerned) {
 			f := &now.Frontends[i]
 			if f.Key.Family == r.family {
 				r.frontends[f.Key] = claim{f, now}
-				r.noteFrontend(f.Key, c)
+				if !unchanged(f.Owner) {
+					r.noteFrontend(f.Key, c)
+				}
 			}
 		}
 		r.count(now, 1)

@@ -70,7 +70,8 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		}
 	}
 	for _, sc := range ch.Services {
-		r.replace(sc.Owner, programOf(r.family, sc.Old), programOf(r.family, sc.New), &out)
+		unchanged := sc.Unchanged()
+		r.replace(sc.Owner, programOf(r.family, sc.Old, unchanged), programOf(r.family, sc.New, unchanged), &out)
 	}
 	return out
 }

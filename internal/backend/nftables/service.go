@@ -57,15 +57,15 @@ func (c *compiler) pool(k fwd.PoolKey) pool {
 	return c.pools[i]
 }
 
-// programOf renders a Service for one family. It is pure, and independent of the header.
-func programOf(fam fwd.Family, f *fwd.Fragment) program {
+// programOf renders a Service for one family, without the service ports to skip. It is pure, and independent of the header.
+func programOf(fam fwd.Family, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
 	}
 	c := compiler{lang: lang{fam}, frag: f, pools: make([]pool, len(f.Pools)), out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
 	for i := range f.Pools {
 		p := &f.Pools[i]
-		if p.Key.Family != fam {
+		if p.Key.Family != fam || skip(p.Key.Port) {
 			continue
 		}
 		if p.AffinitySec > 0 {
@@ -76,7 +76,7 @@ func programOf(fam fwd.Family, f *fwd.Fragment) program {
 		}
 	}
 	for i := range f.Frontends {
-		if f.Frontends[i].Key.Family == fam {
+		if f.Frontends[i].Key.Family == fam && !skip(f.Frontends[i].Owner) {
 			c.frontend(&f.Frontends[i])
 		}
 	}
