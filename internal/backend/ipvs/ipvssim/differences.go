@@ -19,33 +19,37 @@ type Difference struct {
 // Differences are all there are, beside what no packet shows. Expect has those that are about the first packet of a
 // connection.
 var Differences = []Difference{
-	{"other-ports", "What is sent to another port of an address of Services is rejected: with `address` and `route` that address is " +
-		"local, and the host's own sockets would answer. With `route` and `mark` so is what is sent to any other address of a service CIDR, " +
-		"unless an address of the node or an excluded one is in it."},
-	{"address-of-others", "With `address` and `route` an address of Services is the node's, with all its ports. Where a pod or " +
-		"another host has the same address, because somebody made it an external IP, that one cannot be reached from this node any more."},
-	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS does not forward from loopback addresses to other " +
-		"hosts. Fairlead itself serves TCP there, as in mode nftables."},
-	{"loopback-source", "A packet whose source is a loopback address reaches only endpoints on the node, for the same reason."},
+	{"other-ports", "Other ports of an address of Services are rejected: with `address` and `route` that address " +
+		"is local, and the host's own sockets would answer. With `route` and `mark` all other " +
+		"addresses of a service CIDR are rejected as well, unless the CIDR contains an address of the" +
+		" node or an excluded one."},
+	{"address-of-others", "With `address` and `route` the node owns every address of Services, with all its ports. If a" +
+		" pod or another host has the same address, because it was made an external IP, it can no " +
+		"longer be reached from this node."},
+	{"loopback-node-ports", "No rule serves node ports on 127.0.0.0/8 and ::1: IPVS does not forward from loopback " +
+		"addresses to other hosts. Fairlead itself serves TCP there, as in mode nftables."},
+	{"loopback-source", "A packet whose source is a loopback address reaches only endpoints on the node, for the same" +
+		" reason."},
 	{"link-local-node-ports", "Node ports are not served on link-local addresses: a virtual server has no interface."},
-	{"drop-for-reject", "Where some sources are to be rejected and others forwarded, the former are dropped: IPVS rejects all or " +
-		"none, and iptables could reject the node's own packets only after IPVS. No policy of Kubernetes asks for it."},
-	{"refused-by-icmp", "Where there are no endpoints, the node's own TCP connections are refused with an ICMP error and not with a " +
-		"reset: IPVS answers before the filter table sees them. The kernel does not limit ICMP errors to the node itself. Other " +
-		"sources get a reset."},
-	{"no-alternate", "Where a Service has no address but those of the node, since another Service has its cluster IP, all sources " +
-		"go to the same endpoints: there is no address for a second virtual server."},
-	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the endpoint is on " +
-		"this node: a set of all endpoints of the cluster would be large."},
-	{"affinity", "Session affinity is that of the kernel: for each address and port, not for each port of a Service, and for two to " +
-		"three minutes at least after the last connection."},
-	{"source-port", "Of two open connections from one source port to different addresses that IPVS sends to the same endpoint, only " +
-		"the younger one goes on: the kernel's IPVS tells replies apart by client and endpoint alone. Masqueraded connections have ports " +
-		"of their own."},
-	{"excluded", "Nothing is done at addresses in `--ipvs-exclude-cidrs`."},
-	{"order", "A change is many small steps, not one. New endpoints come before old ones go; but while the endpoints of a " +
-		"traffic policy change, or what tells sources apart, some sources may for a moment be refused, or served as others of the same " +
-		"Service are."},
+	{"drop-for-reject", "If some sources of a frontend are to be rejected and others forwarded, the former are " +
+		"dropped: IPVS rejects all or none, and iptables could reject the node's own packets only " +
+		"after IPVS. No policy of Kubernetes requires this."},
+	{"refused-by-icmp", "Without endpoints, the node's own TCP connections are refused with an ICMP error and not " +
+		"with a reset: IPVS answers before the filter table sees them. The kernel does not limit ICMP" +
+		" errors to the node itself. Other sources get a reset."},
+	{"no-alternate", "If a Service has only addresses of the node, because another Service has its cluster IP, all" +
+		" sources get the same endpoints: there is no address for a second virtual server."},
+	{"hairpin-local", "On a kernel without xt_bpf, a connection of an endpoint to itself is masqueraded only if the" +
+		" endpoint is on this node: a set of all endpoints of the cluster would be large."},
+	{"affinity", "Session affinity is the kernel's: for each address and port, not for each port of a Service," +
+		" and for at least two to three minutes after the last connection."},
+	{"source-port", "If two open connections have the same source port and different destinations, and IPVS sends" +
+		" both to the same endpoint, only the younger one continues: IPVS identifies replies only by " +
+		"client and endpoint. Masqueraded connections have distinct ports."},
+	{"excluded", "Fairlead does nothing at addresses in `--ipvs-exclude-cidrs`."},
+	{"order", "A change consists of many small steps. New endpoints are added before old ones are removed. " +
+		"But while the endpoints of a traffic policy or the classes of sources change, some sources " +
+		"may briefly be refused, or get the endpoints of other sources of the same Service."},
 }
 
 // Options are those of the renderer that matter to Expect.
