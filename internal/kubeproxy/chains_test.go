@@ -6,7 +6,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // leftBehind is what kube-proxy, the kubelet, a CNI plugin and Fairlead have written.
@@ -52,9 +53,9 @@ COMMIT
 COMMIT
 `
 
-func tablesOf(t *testing.T, text string) *xtables.Fake {
+func tablesOf(t *testing.T, text string) *rulesim.Tables {
 	t.Helper()
-	f := xtables.NewFake()
+	f := &rulesim.Tables{Rules: rulesim.New(fwd.IPv4)}
 	if err := f.Restore(context.Background(), []byte(text)); err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +72,7 @@ func TestChains(t *testing.T) {
 	if n, jumps := c.count(); n != 12 || jumps != 5 || len(c.kept) != 0 {
 		t.Errorf("found %d chains (%v), %d jumps (%v), kept %v", n, c.names, jumps, c.jumps, c.kept)
 	}
-	before := f.Dump()
+	before := f.Save()
 	if err := c.remove(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func TestChains(t *testing.T) {
 			want.WriteString(line)
 		}
 	}
-	if got := f.Dump(); got != want.String() {
+	if got := f.Save(); got != want.String() {
 		t.Errorf("left is\n%s\nwant\n%s", got, want.String())
 	}
 	again, err := findChains(ctx, f)
@@ -112,7 +113,7 @@ func TestChainsThatOthersUseStay(t *testing.T) {
 	if err := c.remove(ctx); err != nil {
 		t.Fatal(err)
 	}
-	text := f.Dump()
+	text := f.Save()
 	for _, line := range []string{"-A KUBE-MARK-MASQ -j MARK", "-A KUBE-SEP-AAAAAAAAAAAAAAAA -s 10.0.0.1/32", "-A CNI-HOSTPORT-SETMARK -j KUBE-SEP"} {
 		if !strings.Contains(text, line) {
 			t.Errorf("%q is gone", line)
@@ -144,7 +145,8 @@ func TestManyChainsGoInPieces(t *testing.T) {
 	}
 	b.WriteString("-A OUTPUT -j KUBE-SERVICES\nCOMMIT\n")
 	f := tablesOf(t, b.String())
-	f.Restores()
+	restores := 0
+	f.Hook = func([]byte) error { restores++; return nil }
 	c, err := findChains(ctx, f)
 	if err != nil {
 		t.Fatal(err)
@@ -152,10 +154,10 @@ func TestManyChainsGoInPieces(t *testing.T) {
 	if err := c.remove(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if text := f.Dump(); strings.Contains(text, "KUBE-") {
+	if text := f.Save(); strings.Contains(text, "KUBE-") {
 		t.Error("chains are left")
 	}
-	if got := len(f.Restores()); got != 7 { // the jump, and twice three pieces of 2,501 chains
-		t.Errorf("%d restores, want 7", got)
+	if restores != 7 { // the jump, and twice three pieces of 2,501 chains
+		t.Errorf("%d restores, want 7", restores)
 	}
 }

@@ -8,10 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/backend/ipvs/ipvssim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // virtual is the product with the program that it renders for mode ipvs, interpreted.

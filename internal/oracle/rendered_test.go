@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // rendered is the product with the rules that it renders for iptables, interpreted.

@@ -12,43 +12,40 @@ import (
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/backendtest"
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // simTables are the tables of one family in a simulated kernel.
 type simTables struct {
-	rules *rulesim.Ruleset
-	sim   *simulation
+	rulesim.Tables
 	// failReads is how many calls that read are to fail.
 	failReads int
 }
 
-func (s *simTables) Read(_ context.Context, table string) (xtables.Table, error) {
+func (s *simTables) Read(ctx context.Context, table string) (xtables.Table, error) {
 	if s.failReads > 0 {
 		s.failReads--
 		return nil, errors.New("made to fail")
 	}
-	return xtables.ParseTable(strings.NewReader(s.rules.Save(table)), table)
+	return s.Tables.Read(ctx, table)
 }
 
-func (s *simTables) Restore(_ context.Context, input []byte) error {
-	s.sim.writes++
-	if s.sim.fail > 0 {
-		s.sim.fail--
-		// A restore that fails may have written the tables before the one at which it failed.
-		if i := strings.Index(string(input), "COMMIT\n"); s.sim.fail%2 == 1 && i >= 0 {
-			if err := s.rules.Restore(string(input[:i+len("COMMIT\n")])); err != nil {
-				return err
-			}
+// restore counts a restore of a family, and lets it fail if it is to fail.
+func (s *simulation) restore(f fwd.Family, input string) error {
+	s.writes++
+	if s.fail == 0 {
+		return nil
+	}
+	s.fail--
+	// A restore that fails may have written the tables before the one at which it failed.
+	if i := strings.Index(input, "COMMIT\n"); s.fail%2 == 1 && i >= 0 {
+		if err := s.tables[f].Rules.Restore(input[:i+len("COMMIT\n")]); err != nil {
+			return err
 		}
-		return &xtables.RestoreError{Stderr: "made to fail", Transient: true, Err: errors.New("exit status 4")}
 	}
-	if err := s.rules.Restore(string(input)); err != nil {
-		return &xtables.RestoreError{Stderr: err.Error(), Err: errors.New("exit status 1")}
-	}
-	return nil
+	return &xtables.RestoreError{Stderr: "made to fail", Transient: true, Err: errors.New("exit status 4")}
 }
 
 // simulation is a Subject: the backend on simulated tables.
@@ -66,7 +63,10 @@ type simulation struct {
 func newSimulation(h fwd.Header, o FamilyOptions) *simulation {
 	s := &simulation{header: h, options: o, tables: make(map[fwd.Family]*simTables)}
 	for _, f := range fwd.Families {
-		s.tables[f] = &simTables{rules: rulesim.New(f), sim: s}
+		s.tables[f] = &simTables{Tables: rulesim.Tables{
+			Rules: rulesim.New(f),
+			Hook:  func(input []byte) error { return s.restore(f, string(input)) },
+		}}
 	}
 	s.Restart()
 	return s
@@ -106,7 +106,7 @@ func (s *simulation) JudgeMarked(p fwd.Packet, mark uint32) ([]backendtest.Outco
 func (s *simulation) judge(p fwd.Packet, h rulesim.Host) ([]backendtest.Outcome, error) {
 	t := s.tables[fwd.FamilyOf(p.Dst.Addr())]
 	h.Local = s.header.LocalAddrs
-	results, err := t.rules.Run(h, p)
+	results, err := t.Rules.Run(h, p)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (s *simulation) judge(p fwd.Packet, h rulesim.Host) ([]backendtest.Outcome,
 
 func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ageSec uint32) ([]backendtest.Outcome, error) {
 	t := s.tables[fwd.FamilyOf(earlier.Dst.Addr())]
-	results, err := t.rules.Run(rulesim.Host{Local: s.header.LocalAddrs}, earlier)
+	results, err := t.Rules.Run(rulesim.Host{Local: s.header.LocalAddrs}, earlier)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 func (s *simulation) Dump() string {
 	var b strings.Builder
 	for _, f := range fwd.Families {
-		rules := s.tables[f].rules
+		rules := s.tables[f].Rules
 		for _, table := range []Table{Filter, NAT} {
 			for _, name := range rules.Chains(table.String()) {
 				lines := rules.Rules(table.String(), name)
@@ -158,7 +158,7 @@ func (s *simulation) Dump() string {
 
 func (s *simulation) Foreign() {
 	for _, f := range fwd.Families {
-		if err := s.tables[f].rules.Restore(backendtest.ForeignRules); err != nil {
+		if err := s.tables[f].Rules.Restore(backendtest.ForeignRules); err != nil {
 			panic(err)
 		}
 	}
@@ -168,7 +168,7 @@ func (s *simulation) Foreign() {
 func (s *simulation) foreignText() string {
 	var b strings.Builder
 	for _, f := range fwd.Families {
-		for line := range strings.Lines(s.tables[f].rules.Save()) {
+		for line := range strings.Lines(s.tables[f].Rules.Save()) {
 			if !strings.Contains(line, chainPrefix) {
 				b.WriteString(line)
 			}
@@ -182,7 +182,7 @@ func (s *simulation) ForeignIntact() error { return backendtest.Unchanged(s.fore
 // Drift does what other programs and people do to rules.
 func (s *simulation) Drift(r *rand.Rand) string {
 	f := fwd.Families[r.IntN(2)]
-	rules := s.tables[f].rules
+	rules := s.tables[f].Rules
 	var ours []string
 	for _, name := range rules.Chains("nat") {
 		if !builtin(name) {

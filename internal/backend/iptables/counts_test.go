@@ -25,7 +25,7 @@ func TestRules(t *testing.T) {
 			t.Fatalf("%s: %d counts, want one for each family and table", name, len(counts))
 		}
 		for _, c := range counts {
-			want := strings.Count(string(s.tables[c.Family].rules.Save(c.Table.String())), "-A ")
+			want := strings.Count(string(s.tables[c.Family].Rules.Save(c.Table.String())), "-A ")
 			if c.Total != want || c.Last > c.Total {
 				t.Errorf("%s: %v %v: %d rules in all and %d in the last write, the kernel has %d", name, c.Family, c.Table, c.Total, c.Last, want)
 			}

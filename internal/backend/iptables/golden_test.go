@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"github.com/fairlead/fairlead/internal/backend/backendtest"
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // The programs are as iptables-restore takes them; rulesim has read them.

@@ -7,7 +7,7 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/fwd"
-	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
@@ -21,7 +21,7 @@ func TestTheInstanceWithoutANameHasThePrefixOfThisPackage(t *testing.T) {
 // taking one away leaves the others' rules as they were.
 func TestInstancesDoNotMeet(t *testing.T) {
 	for _, bpf := range []bool{true, false} {
-		tables := xtables.NewFake()
+		tables := &rulesim.Tables{Rules: rulesim.New(fwd.IPv4)}
 		var all []backend.Backend
 		var dumps []string
 		for _, name := range []string{"", "two", "three"} {
@@ -37,7 +37,7 @@ func TestInstancesDoNotMeet(t *testing.T) {
 			if r, err := b.Apply(t.Context()); err != nil || r.Written < 30 || r.Deleted != 0 {
 				t.Fatalf("instance %q wrote %+v, %v", name, r, err)
 			}
-			all, dumps = append(all, b), append(dumps, tables.Dump())
+			all, dumps = append(all, b), append(dumps, tables.Save())
 		}
 		for i, b := range all {
 			if drifted, err := b.Observe(t.Context()); drifted != 0 || err != nil {
@@ -51,7 +51,7 @@ func TestInstancesDoNotMeet(t *testing.T) {
 			if err := all[i].Cleanup(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if got := tables.Dump(); got != dumps[i-1] {
+			if got := tables.Save(); got != dumps[i-1] {
 				t.Errorf("after clean-up of instance %d there is\n%s, want\n%s", i, got, dumps[i-1])
 			}
 		}

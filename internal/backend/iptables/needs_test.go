@@ -6,13 +6,15 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // lackingTables is tables of a kernel that lacks some matches.
 type lackingTables struct {
-	*xtables.Fake
+	*rulesim.Tables
 	matches []string
 }
 
@@ -22,7 +24,7 @@ func (w lackingTables) Restore(ctx context.Context, input []byte) error {
 			return &xtables.RestoreError{Err: errors.New("no " + m)}
 		}
 	}
-	return w.Fake.Restore(ctx, input)
+	return w.Tables.Restore(ctx, input)
 }
 
 func TestNeeds(t *testing.T) {
@@ -39,7 +41,7 @@ func TestNeeds(t *testing.T) {
 		{"no mode", []string{"statistic", "REJECT", "bpf"}, true, false, []string{"ipt_REJECT or ip6t_REJECT, xt_statistic", "no REJECT"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			affinity, bpf, err := tryNeeds(t.Context(), lackingTables{xtables.NewFake(), tt.lacks})
+			affinity, bpf, err := tryNeeds(t.Context(), lackingTables{&rulesim.Tables{Rules: rulesim.New(fwd.IPv4)}, tt.lacks})
 			if affinity != tt.affinity || bpf != tt.bpf || (err != nil) != (tt.want != nil) {
 				t.Errorf("affinity %v, BPF %v, error %v", affinity, bpf, err)
 			}

@@ -14,13 +14,13 @@ import (
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/backend/backendtest"
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/backend/ipvs/ipvssim"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/ipset"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // simulation is a Subject: the backend on a simulated kernel.

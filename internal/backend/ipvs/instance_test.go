@@ -32,7 +32,7 @@ func TestInstancesDoNotMeet(t *testing.T) {
 		o.Instance = instance.Of("two")
 		o.Servers, o.Sets, o.Tables = &one.servers, &one.sets, one.tables // the links of an owner are package link's business
 	})
-	everything := func() string { return one.tables.Dump() + one.sets.Dump() + one.servers.Dump() }
+	everything := func() string { return one.tables.Save() + one.sets.Dump() + one.servers.Dump() }
 
 	one.put(service{name: "a", vip: "10.96.0.10", nodePort: 30080, endpoints: []fwd.Endpoint{ep("10.244.1.5:80", 0)}})
 	one.apply()

@@ -9,10 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // The simulation of sets says of a packet what the kernel's counters say.

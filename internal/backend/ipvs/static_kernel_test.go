@@ -10,11 +10,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/ipset"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // everyRule calls f with programs that have, taken together, every kind of rule there is.

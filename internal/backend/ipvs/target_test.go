@@ -18,6 +18,7 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/xtables"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // bench is a Backend for IPv4 on fake kernels, with a clock that the test moves.
@@ -26,7 +27,7 @@ type bench struct {
 	servers hostipvs.Fake
 	sets    ipset.Fake
 	links   link.Fake
-	tables  *xtables.Fake
+	tables  *rulesim.Tables
 	now     time.Time
 	options FamilyOptions
 	table   fwd.Table
@@ -39,7 +40,7 @@ const nodeIP = "192.0.2.10"
 
 func newBench(t *testing.T, adjust ...func(*FamilyOptions)) *bench {
 	t.Helper()
-	b := &bench{t: t, tables: xtables.NewFake(), now: time.Unix(1_000_000, 0)}
+	b := &bench{t: t, tables: &rulesim.Tables{Rules: rulesim.New(fwd.IPv4)}, now: time.Unix(1_000_000, 0)}
 	b.links.AddDevice(Device, link.Device{Dummy: true})
 	b.links.AddForeign(link.Addr{Dev: link.Loopback, Prefix: netip.MustParsePrefix(nodeIP + "/32"), Global: true})
 	b.options = FamilyOptions{

@@ -4,7 +4,7 @@
 //	Detect ─► Flavour ─► New(flavour, family) ─► Tables ─┬─ Read(table)    ─► iptables-save ─► ParseTable ─► chains
 //	                                                     ├─ Restore(input) ─► one iptables-restore --noflush
 //	                                                     └─ Watch(tables)  ─► notifications of nf_tables, or a look each second
-//	tests: Fake, which keeps tables in memory and refuses what the kernel refuses
+//	tests: rulesim.Tables, which keeps tables in memory and refuses what the kernel refuses
 //
 // Invariants:
 //
@@ -17,7 +17,7 @@
 //
 // Only backends and commands import the package. It is tested with scripts in place of the binaries, by fuzzing the
 // parser, and, with FAIRLEAD_KERNEL_TESTS=1 as root, by running the same inputs through both real flavours in a network
-// namespace of its own and through the Fake: all must agree on what is refused and what is in the tables afterwards.
+// namespace of its own and through rulesim: all must agree on what is refused and what is in the tables afterwards.
 //
 // See iptables-restore(8), xtables-nft(8), and KEP-3178 for the hint chain.
 package xtables

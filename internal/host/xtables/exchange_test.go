@@ -1,12 +1,6 @@
 package xtables
 
-import (
-	"errors"
-	"maps"
-	"slices"
-	"strings"
-	"testing"
-)
+import "testing"
 
 func TestExchangeOfText(t *testing.T) {
 	x := NewExchange("OURS-LONG-", "O-ABCDEF-")
@@ -31,37 +25,5 @@ func TestExchangeOfText(t *testing.T) {
 		if got := (Exchange{}).Text(in); got != in {
 			t.Errorf("the zero Exchange made of %q\n%q", in, got)
 		}
-	}
-}
-
-func TestExchangedHidesTheOtherPrefix(t *testing.T) {
-	fake := NewFake()
-	if err := fake.Restore(t.Context(), []byte("*nat\n:A-1 - [0:0]\n:B-1 - [0:0]\n-A A-1 -j RETURN\n-A B-1 -j ACCEPT\n-A PREROUTING -j A-1\n-A PREROUTING -j B-1\nCOMMIT\n")); err != nil {
-		t.Fatal(err)
-	}
-	before := fake.Dump()
-	tables := Exchanged(fake, NewExchange("A-", "B-"))
-	got, err := tables.Read(t.Context(), "nat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(got["A-1"].Rules, []string{"-j ACCEPT"}) || !slices.Equal(got["B-1"].Rules, []string{"-j RETURN"}) ||
-		!slices.Equal(got["PREROUTING"].Rules, []string{"-j B-1", "-j A-1"}) || got["PREROUTING"].Policy != "ACCEPT" {
-		t.Errorf("read %v", got)
-	}
-	if len(got) != len(slices.Collect(maps.Keys(got))) || fake.Dump() != before {
-		t.Error("reading changed what was read")
-	}
-	if err := tables.Restore(t.Context(), []byte("*nat\n:A-1 - [0:0]\n-F A-1\n-D PREROUTING -j A-1\n-X A-1\nCOMMIT\n")); err != nil {
-		t.Fatal(err)
-	}
-	if d := fake.Dump(); strings.Contains(d, "B-1") || !strings.Contains(d, "-A PREROUTING -j A-1") {
-		t.Errorf("after the removal:\n%s", d)
-	}
-	// An error speaks of the line as the caller wrote it, by which it finds whose it is.
-	err = tables.Restore(t.Context(), []byte("*nat\n:A-1 - [0:0]\n-A A-1 -j A-nowhere\nCOMMIT\n"))
-	var refused *RestoreError
-	if !errors.As(err, &refused) || strings.Contains(refused.LineText, "B-") {
-		t.Errorf("got %v", err)
 	}
 }

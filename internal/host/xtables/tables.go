@@ -18,7 +18,7 @@ import (
 	"github.com/coreos/go-iptables/iptables"
 )
 
-// Interface reads and writes the tables of one family. Tables and Fake implement it.
+// Interface reads and writes the tables of one family. Tables and rulesim.Tables implement it.
 type Interface interface {
 	// Read returns one table, nil where the kernel does not have it. Restore makes it.
 	Read(ctx context.Context, table string) (Table, error)

@@ -4,8 +4,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // Difference is something in which mode ipvs does not do what the forwarding table says.

@@ -7,8 +7,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables/rulesim"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
 // Machine is a host of one family: rules, and what they can ask of it.

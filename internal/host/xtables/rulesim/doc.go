@@ -24,7 +24,7 @@
 // number of entries of a recent list or a set; of IPVS persistence, what connections there are (a scheduler that goes by
 // them is taken for one that goes by weight), virtual servers for marks and other ways of forwarding than masquerading.
 //
-// Only tests import it; of this module it imports only the value types of package fwd. Tested by tables of rules and
+// Only tests import it; of this module it imports the value types of package fwd, and xtables, whose Interface Tables implements. Tested by tables of rules and
 // packets, by a fuzz target for the parser, and, where user namespaces and iptables are there, by giving the same input
 // to both userlands and comparing what they refuse and what they save.
 package rulesim

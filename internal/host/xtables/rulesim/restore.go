@@ -15,14 +15,24 @@ const (
 	maxWords = 254
 )
 
+// Refusal is the error of Restore.
+type Refusal struct {
+	// Line is the number of the refused line, from 1, and Text the line itself.
+	Line int
+	Text string
+	Err  error
+}
+
+func (r *Refusal) Error() string { return fmt.Sprintf("line %d %q: %v", r.Line, r.Text, r.Err) }
+
 // Restore does what `iptables-restore --noflush` does with text: a chain that is declared is made, or emptied if it is
 // there and not built in; other rules stay. Each section takes effect at its COMMIT; an error names the line, and the
-// sections committed before it remain.
+// sections committed before it remain. The error is a *Refusal.
 func (rs *Ruleset) Restore(text string) error {
 	var cur *table
 	for i, line := range strings.Split(text, "\n") {
 		if len(line) > maxLine {
-			return fmt.Errorf("line %d is longer than %d bytes", i+1, maxLine)
+			return &Refusal{i + 1, line, fmt.Errorf("longer than %d bytes", maxLine)}
 		}
 		var err error
 		switch {
@@ -48,11 +58,11 @@ func (rs *Ruleset) Restore(text string) error {
 			err = rs.command(cur, line)
 		}
 		if err != nil {
-			return fmt.Errorf("line %d %q: %w", i+1, line, err)
+			return &Refusal{i + 1, line, err}
 		}
 	}
 	if cur != nil {
-		return fmt.Errorf("table %s: COMMIT expected at the end", cur.name)
+		return &Refusal{strings.Count(text, "\n") + 1, "", fmt.Errorf("table %s: COMMIT expected at the end", cur.name)}
 	}
 	return nil
 }
