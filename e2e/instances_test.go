@@ -292,7 +292,7 @@ func (s *startup) standby(t *testing.T) {
 	other := []string{cidrs, "--proxy-mode=nftables", "--healthz-bind-address=127.0.0.1:10266", "--metrics-bind-address=127.0.0.1:10259"}
 	second := s.run(t, other...)
 	said(t, second, "another fairlead of this instance works on this node")
-	said(t, first, "another fairlead of this instance waits for this one to end")
+	said(t, first, "another fairlead of this instance waits for this one to stop")
 	s.event(t, "Warning", "Standby")
 	health := netip.MustParseAddrPort("127.0.0.1:10266")
 	var code int
@@ -311,7 +311,7 @@ func (s *startup) standby(t *testing.T) {
 	s.endpoints(t, svc, ready("node1-p2"))
 	by("node1-p2") // the first still works
 	must(t, first.Kill())
-	said(t, second, "the other fairlead has ended, taking over")
+	said(t, second, "the other fairlead has stopped, taking over")
 	s.endpoints(t, svc, ready("node1-p1"))
 	by("node1-p1")
 	if out, err := s.node.Run(t.Context(), "nft", "list", "tables"); err != nil || !strings.Contains(out, "table ip fairlead\n") {

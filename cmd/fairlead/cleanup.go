@@ -11,10 +11,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
-	"github.com/fairlead/fairlead/internal/backend/nftables"
-	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/nodelock"
 	"github.com/fairlead/fairlead/internal/instance"
 )
@@ -55,10 +51,7 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 		}
 		return cleanupKubeProxy(ctx, exclude, *dryRun, s)
 	}
-	c := cleaner{streams: s, dryRun: *dryRun, verb: "removed", log: notesLogger(s, slog.LevelInfo)}
-	if c.dryRun {
-		c.verb = "would remove"
-	}
+	c := cleaner{streams: s, dryRun: *dryRun, log: notesLogger(s, slog.LevelInfo)}
 	var ids []instance.ID
 	if fs.Changed("service-proxy-name") {
 		ids = append(ids, instance.Of(*name))
@@ -66,68 +59,53 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 	return c.run(ctx, exclude, ids)
 }
 
-// cleaner takes what instances left out of the kernel.
+// cleaner removes what instances left in the kernel.
 type cleaner struct {
 	streams
 	dryRun bool
-	verb   string
 	log    *slog.Logger
 }
 
-// run cleans up after the instances, all if none is given, whose daemons do not run.
+// run cleans up after the given instances, or after all, except those whose daemon runs.
 func (c *cleaner) run(ctx context.Context, exclude []netip.Prefix, ids []instance.ID) error {
-	rules, err := iptables.Leftovers(ctx)
-	errs := []error{err}
-	tables := make(map[instance.ID][]fwd.Family)
-	for _, f := range fwd.Families {
-		found, err := nftables.Leftovers(ctx, f)
-		errs = append(errs, err)
-		for _, id := range found {
-			tables[id] = append(tables[id], f)
-		}
-	}
-	virtual, closeAll, err := ipvs.Leftovers(ctx, exclude, ids...)
+	found, closeAll, errs := findLeftovers(ctx, leftoverOptions{exclude, ids, c.log})
 	defer closeAll()
-	errs = append(errs, err)
-
-	there := make(map[instance.ID]bool)
-	for _, l := range rules {
-		there[l.Instance] = true
-	}
-	for id := range tables {
-		there[id] = true
-	}
-	for _, l := range virtual {
-		there[l.Instance] = true
-	}
-	if len(ids) > 0 {
-		maps.DeleteFunc(there, func(id instance.ID, _ bool) bool { return !slices.Contains(ids, id) })
-	}
-	if len(there) == 0 && errors.Join(errs...) == nil {
+	if len(found) == 0 && errors.Join(errs...) == nil {
 		fmt.Fprintln(c.out, "nothing of Fairlead's is in the kernel")
 	}
-	for _, id := range slices.Sorted(maps.Keys(there)) {
+	byInstance := make(map[instance.ID][]leftover)
+	for _, l := range found {
+		byInstance[l.instance] = append(byInstance[l.instance], l)
+	}
+	for _, id := range slices.Sorted(maps.Keys(byInstance)) {
 		release, err := c.hold(ctx, id)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		for _, l := range rules {
-			if l.Instance == id {
-				errs = append(errs, c.rules(ctx, l))
-			}
-		}
-		for _, f := range tables[id] {
-			errs = append(errs, c.table(ctx, id, f))
-		}
-		for _, l := range virtual { // after the rules that ask its sets
-			if l.Instance == id {
-				errs = append(errs, c.virtual(ctx, l))
-			}
+		for _, l := range byInstance[id] {
+			errs = append(errs, c.remove(ctx, l))
 		}
 		release()
 	}
 	return errors.Join(errs...)
+}
+
+// remove removes one leftover, or with dryRun says that it would.
+func (c *cleaner) remove(ctx context.Context, l leftover) error {
+	what := fmt.Sprintf("%s, %s", l.what, l.family)
+	if l.instance != 0 {
+		what += ", instance " + l.instance.String()
+	}
+	verb := "would remove"
+	if !c.dryRun {
+		if err := l.remove(ctx); err != nil {
+			return fmt.Errorf("remove %s: %w", what, err)
+		}
+		verb = "removed"
+	}
+	fmt.Fprintf(c.out, "%s %s\n", verb, what)
+	return nil
 }
 
 // hold keeps a daemon of the instance from starting meanwhile. The error says that one runs.
@@ -156,44 +134,4 @@ func (c *cleaner) hold(ctx context.Context, id instance.ID) (release func(), err
 		return func() {}, nil
 	}
 	return release, nil
-}
-
-// of ends a line about an instance.
-func of(id instance.ID) string {
-	if id == 0 {
-		return ""
-	}
-	return ", instance " + id.String()
-}
-
-func (c *cleaner) rules(ctx context.Context, l iptables.Leftover) error {
-	if !c.dryRun {
-		closeLoopback(ctx, l, c.log)
-		if err := l.Remove(ctx); err != nil {
-			return fmt.Errorf("clean up iptables, %s, %s%s: %w", l.Flavour, l.Family, of(l.Instance), err)
-		}
-	}
-	fmt.Fprintf(c.out, "%s %d chains of iptables, %s, %s%s\n", c.verb, l.Chains, l.Flavour, l.Family, of(l.Instance))
-	return nil
-}
-
-func (c *cleaner) table(ctx context.Context, id instance.ID, f fwd.Family) error {
-	if !c.dryRun {
-		if _, err := nftables.Remove(ctx, f, id); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintf(c.out, "%s the table %s of nf_tables, %s\n", c.verb, id.Table(), f)
-	return nil
-}
-
-func (c *cleaner) virtual(ctx context.Context, l ipvs.Leftover) error {
-	if !c.dryRun {
-		if err := l.Remove(ctx); err != nil {
-			return fmt.Errorf("clean up after mode ipvs, %s%s: %w", l.Family, of(l.Instance), err)
-		}
-	}
-	fmt.Fprintf(c.out, "%s %d virtual servers, %d local addresses, %d sets, %d chains of table mangle and %d other objects of mode ipvs, %s%s\n",
-		c.verb, l.Servers, l.VIPs, l.Sets, l.Chains, l.Other, l.Family, of(l.Instance))
-	return nil
 }

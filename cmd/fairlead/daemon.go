@@ -11,23 +11,22 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
-	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 	"github.com/fairlead/fairlead/internal/host/link"
-	"github.com/fairlead/fairlead/internal/host/sysctl"
 	"github.com/fairlead/fairlead/internal/instance"
 	"github.com/fairlead/fairlead/internal/kube"
+	"github.com/fairlead/fairlead/internal/kubeproxy"
 	"github.com/fairlead/fairlead/internal/localport"
 	"github.com/fairlead/fairlead/internal/reconcile"
 	"github.com/fairlead/fairlead/internal/staleflow"
@@ -35,7 +34,7 @@ import (
 
 const daemonUsage = `fairlead [flags]
 
-Runs on a node and guides connections to Services to their endpoints. Ending it leaves the rules in force.`
+Runs on every node and forwards connections to Kubernetes Services to their endpoints. When it stops, its rules stay in force.`
 
 func runDaemon(ctx context.Context, args []string, s streams) error {
 	cfg, err := config.Parse(args, os.Hostname)
@@ -45,14 +44,14 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 		return parseFlags(fs, args, daemonUsage, s)
 	}
 	if err != nil {
-		printNotes(cfg, s) // how to log is a part of what is not valid
+		printNotes(cfg, s) // the log cannot be set up: its settings may be what is invalid
 		return err
 	}
 	if cfg.ShowVersion {
 		return runVersion(ctx, nil, s)
 	}
 	log, level := newLogger(s.err, cfg)
-	warnOfNotes(cfg, log)
+	logNotes(cfg, log)
 	if cfg.WriteConfigTo != "" {
 		return writeConfig(cfg, log)
 	}
@@ -69,13 +68,17 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	log.Log(ctx, slog.Level(-1), "flags", "values", cfg.Flagz())
 	log.Info("fairlead starts", "version", version(), "node", cfg.NodeName, "mode", string(cfg.Mode))
 	setOOMScoreAdj(cfg.OOMScoreAdj, log)
-	noteHangups(ctx, log)
-	return guide(ctx, cfg, level, log)
+	ignoreHangups(ctx, log)
+	d, err := newDaemon(cfg, level, log)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
 }
 
-// noteHangups logs each SIGHUP until the context ends, so that it does not end the process. There is nothing to reload: the
-// configuration file is read again when it changes.
-func noteHangups(ctx context.Context, log *slog.Logger) {
+// ignoreHangups logs every SIGHUP instead of letting it end the process. There is nothing to reload: the configuration file is
+// read again when it changes.
+func ignoreHangups(ctx context.Context, log *slog.Logger) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	go func() {
@@ -85,13 +88,13 @@ func noteHangups(ctx context.Context, log *slog.Logger) {
 			case <-ctx.Done():
 				return
 			case <-hangups:
-				log.Info("SIGHUP ignored: a changed configuration file is read without it, other changes need a restart")
+				log.Info("SIGHUP ignored: the configuration file is read when it changes, other changes need a restart")
 			}
 		}
 	}()
 }
 
-// newLogger makes the log, and makes client-go write to it. The level may be set at any time.
+// newLogger returns the log, to which client-go writes too. Its level may be set at any time.
 func newLogger(w io.Writer, cfg *config.Config) (*slog.Logger, *slog.LevelVar) {
 	level := new(slog.LevelVar)
 	level.Set(slog.Level(-cfg.Verbosity))
@@ -105,181 +108,193 @@ func newLogger(w io.Writer, cfg *config.Config) (*slog.Logger, *slog.LevelVar) {
 	return log, level
 }
 
-// guide builds the daemon and runs it until the context ends or a part of it fails.
-func guide(ctx context.Context, cfg *config.Config, level *slog.LevelVar, log *slog.Logger) error {
-	started := startGC()
-	defer started()
-	feed := kube.NewFeed()
-	source, recorder, err := openSource(cfg, feed, log)
-	if err != nil {
+// daemon is what the parts of the running program share.
+type daemon struct {
+	// cfg is the configuration at startup; settings has the one in force.
+	cfg      *config.Config
+	settings *settings
+	mode     mode
+	level    *slog.LevelVar
+	log      *slog.Logger
+	group    group
+
+	feed   *kube.Feed
+	source kube.Source
+	// api is the source, and recorder reports Events to it; both are nil if objects come from files.
+	api      *kube.APISource
+	recorder *kube.Recorder
+	// local serves node ports on loopback addresses, if the mode cannot.
+	local *localport.Forwarder
+	// kubeProxy watches for a kube-proxy on this node; kubeProxyPresent says that there is one, or rules of one.
+	kubeProxy        *kubeproxy.Watcher
+	kubeProxyPresent atomic.Bool
+	observers        *observers
+	// healthServed says that serveHealth was called.
+	healthServed bool
+}
+
+func newDaemon(cfg *config.Config, level *slog.LevelVar, log *slog.Logger) (*daemon, error) {
+	d := &daemon{cfg: cfg, mode: modeOf(cfg), level: level, log: log, settings: newSettings(cfg), feed: kube.NewFeed()}
+	if err := d.openSource(); err != nil {
+		return nil, err
+	}
+	d.local = localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
+	d.kubeProxy = &kubeproxy.Watcher{
+		Signs:   kubeproxy.Signs,
+		Running: func(ctx context.Context) kubeproxy.Neighbour { return kubeproxy.Running(ctx, kubeproxy.Address) },
+		Warn:    func(reason, message string) { d.recorder.Node(true, reason, message) },
+		Present: d.kubeProxyPresent.Store,
+		Log:     log,
+	}
+	d.observers = newObservers(d)
+	return d, nil
+}
+
+// openSource connects to the API server, or opens the files that objects come from.
+func (d *daemon) openSource() (err error) {
+	cfg := d.cfg
+	if cfg.Objects != "" {
+		d.source, err = kube.NewFileSource(cfg.Objects, cfg.NodeName, convertOptions(cfg), d.log, d.feed)
 		return err
 	}
-	told := ctx
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	addrs, err := link.Watch(ctx)
-	if err != nil {
-		return fmt.Errorf("watch the node's addresses: %w", err)
-	}
-	var plane dataplane
-	local := localport.New(localport.Options{Families: cfg.LocalPorts(), Logger: log})
-	near, wait := newNeighbour(recorder, log), &standby{}
-	watch := newObservers(cfg, feed, source, recorder, &plane, local, near, wait, level, log)
-	g := group{cancel: cancel}
-	// The objects come while the dataplane opens, which may mean to run programs and to load modules.
-	g.run("source", func() error { return source.Run(ctx) })
-	lock, err := claim(ctx, cfg, wait, func() { watch.serveHealth(ctx, &g) }, recorder, log)
-	if err != nil { // we were told to end
-		return g.wait(ctx, log)
-	}
-	cfg.NodeShared = sharedNode(ctx, instance.Of(cfg.ServiceProxyName), log)
-	if plane, err = prepare(ctx, cfg, recorder, log); err != nil {
-		cancel(err)
-		failed := g.wait(ctx, log)
-		if told.Err() != nil { // a signal is no failure, nor what fails because of it
-			log.Info("fairlead ends before it has opened its dataplane")
-			return nil
-		}
-		return cmp.Or(failed, err)
-	}
-	wait.holder.Store(nil)
-	near.Start(ctx)
-	worker := staleflow.NewWorker(conntrack.Kernel{}, log, watch.flows)
-	flows := &flowAdapter{worker: worker, local: local, finder: plane.finder}
-	configs := make(chan *config.Config)
-	settings := &applied{store: watch.config.Store, to: configs, current: cfg}
-	loop := reconcile.New(reconcile.Options{
-		Config: cfg, Configs: configs, Feed: feed, Backends: plane.Families, Flows: flows, Events: eventAdapter{recorder},
-		Checks: watch.checks, Monitor: watch,
-		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(isVIPDevice) }, AddrChanges: addrs, Drift: plane.drift,
-		OnWritten: func(f fwd.Family) {
-			started()
-			if plane.written != nil {
-				plane.written(f)
-			}
-		},
-		OnVerified: func(f fwd.Family) { plane.verified(ctx, f) },
-		Logger:     log,
-	})
-
-	g.run("loop", func() error { return loop.Run(ctx) })
-	g.run("configuration file", func() error {
-		watchConfig(ctx, cfg, level, log, func(c *config.Config) { settings.set(ctx, c) })
-		return nil
-	})
-	if lock != nil {
-		g.run("other instances", func() error {
-			meetOthers(ctx, cfg, lock, func() { settings.share(ctx) }, log)
-			return nil
-		})
-	}
-	if plane.run != nil {
-		g.run("dataplane", func() error { plane.run(ctx); return nil })
-	}
-	g.run("kube-proxy", func() error { near.Run(ctx); return nil })
-	g.run("settings", func() error { checkSettings(ctx, cfg, recorder, log); return nil })
-	g.run("stale flows", func() error { worker.Run(ctx); return nil })
-	if cfg.LocalPorts() != [2]bool{} {
-		g.run("node ports on loopback", func() error { local.Run(ctx); return nil })
-	}
-	if err := watch.run(ctx, &g, source); err != nil {
-		cancel(&failure{"metrics server", err})
-	}
-	err = g.wait(ctx, log)
+	d.api, err = kube.NewAPISource(kube.APIOptions{
+		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, AcceptContentTypes: cfg.AcceptContentTypes, QPS: cfg.QPS, Burst: cfg.Burst,
+		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), RemoveTaint: cfg.RemoveTaint, Logger: d.log,
+		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
+	}, d.feed)
 	if err == nil {
-		log.Info("fairlead ends, the rules stay in force")
+		d.source, d.recorder = d.api, d.api.Recorder()
 	}
 	return err
 }
 
-// openSource connects to where the objects come from. The Recorder is nil where there is no API server.
-func openSource(cfg *config.Config, feed *kube.Feed, log *slog.Logger) (kube.Source, *kube.Recorder, error) {
-	if cfg.Objects != "" {
-		src, err := kube.NewFileSource(cfg.Objects, cfg.NodeName, convertOptions(cfg), log, feed)
-		if err != nil {
-			return nil, nil, err
+func (d *daemon) setup() setup {
+	return setup{cfg: d.cfg, log: d.log, warn: d.observers.Warn, spawn: d.group.run}
+}
+
+// run works until the context ends or a part fails.
+func (d *daemon) run(ctx context.Context) error {
+	signalled := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	d.group.cancel = cancel
+	startupOver := tuneGC()
+	defer startupOver()
+	addrs, err := link.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watch the node's addresses: %w", err)
+	}
+	// Objects arrive while the dataplane opens, which may run programs and load modules.
+	d.group.run("source", func() error { return d.source.Run(ctx) })
+	lock, err := claim(ctx, d.cfg, func(note string) { d.standby(ctx, note) }, d.recorder, d.log)
+	if err != nil { // the context ended
+		return d.group.wait(ctx, d.log)
+	}
+	d.cfg.NodeShared = sharedNode(ctx, instance.Of(d.cfg.ServiceProxyName), d.log)
+	plane, err := prepare(ctx, d.setup(), d.mode, d.recorder)
+	if err != nil {
+		cancel(err)
+		failed := d.group.wait(ctx, d.log)
+		if signalled.Err() != nil { // then err is a consequence of the signal
+			d.log.Info("fairlead stops before its dataplane is open")
+			return nil
 		}
-		return src, nil, nil
+		return cmp.Or(failed, err)
 	}
-	src, err := kube.NewAPISource(kube.APIOptions{
-		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, AcceptContentTypes: cfg.AcceptContentTypes, QPS: cfg.QPS, Burst: cfg.Burst,
-		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), RemoveTaint: cfg.RemoveTaint, Logger: log,
-		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
-	}, feed)
-	if err != nil {
-		return nil, nil, err
+	d.standby(ctx, "")
+	d.observers.opened(plane)
+	d.kubeProxy.Start(ctx)
+	d.start(ctx, plane, addrs, startupOver)
+	if lock != nil {
+		d.group.run("other instances", func() error {
+			meetOthers(ctx, d.cfg, lock, func() { d.settings.share(ctx) }, d.log)
+			return nil
+		})
 	}
-	return src, src.Recorder(), nil
+	if err := d.serve(ctx); err != nil {
+		cancel(&failure{"metrics server", err})
+	}
+	if err = d.group.wait(ctx, d.log); err == nil {
+		d.log.Info("fairlead stops, its rules stay in force")
+	}
+	return err
 }
 
-// dropInvalid says whether the node needs protection from packets that conntrack cannot place.
-func dropInvalid(log *slog.Logger) bool {
-	liberal, err := sysctl.FS{}.Int("net/netfilter/nf_conntrack_tcp_be_liberal")
-	if err != nil {
-		log.Debug("nf_conntrack_tcp_be_liberal cannot be read, taken for 0", "error", err)
-		return true
+// start starts the loop and everything that works alongside it, except servers. startupOver is called when everything was
+// written in a family.
+func (d *daemon) start(ctx context.Context, plane *dataplane, addrs <-chan struct{}, startupOver func()) {
+	worker := staleflow.NewWorker(conntrack.Kernel{}, d.log, d.observers.flowsSearched)
+	loop := reconcile.New(reconcile.Options{
+		Config: d.cfg, Configs: d.settings.changed, Feed: d.feed, Backends: plane.Families,
+		Flows: &flows{worker: worker, local: d.local, finder: plane.finder}, Events: d.observers,
+		Checks: d.observers.checks, Monitor: d.observers,
+		LocalAddrs: func() ([]netip.Addr, error) { return link.LocalAddrs(isVIPDevice) }, AddrChanges: addrs, Drift: plane.drift,
+		OnWritten: func(f fwd.Family) {
+			startupOver()
+			if plane.written != nil {
+				plane.written(f)
+			}
+		},
+		OnVerified: func(f fwd.Family) { retireOthers(ctx, d.setup(), plane, f) },
+		Logger:     d.log,
+	})
+	run := func(name string, fn func(context.Context)) {
+		d.group.run(name, func() error { fn(ctx); return nil })
 	}
-	return liberal == 0
-}
-
-// localnet is the kernel parameter that lets packets to and from loopback addresses pass on other interfaces.
-const localnet = "net/ipv4/conf/all/route_localnet"
-
-// loopbackOpen says that it is set. One that cannot be read is not said to be.
-func loopbackOpen() bool {
-	value, err := sysctl.FS{}.Get(localnet)
-	return err == nil && value == "1"
-}
-
-// routeLocalnet lets packets of node ports on 127.0.0.1 leave loopback. It is called when the rules were found in the kernel
-// that keep neighbours from loopback sockets, so that there is no time without them.
-func routeLocalnet(cfg *config.Config, f fwd.Family, log *slog.Logger) {
-	if f != fwd.IPv4 || !cfg.Header(cluster.Node{}, nil).NodePorts[f.Index()].Loopback {
-		return
+	d.group.run("loop", func() error { return loop.Run(ctx) })
+	run("configuration file", func(ctx context.Context) {
+		watchConfig(ctx, d.cfg, d.level, d.log, func(c *config.Config) { d.settings.set(ctx, c) })
+	})
+	if plane.run != nil {
+		run("dataplane", plane.run)
 	}
-	changed, err := sysctl.FS{}.Ensure(localnet, "1")
-	if err != nil {
-		log.Warn("node ports do not work on 127.0.0.1; allow the write, or set --iptables-localhost-nodeports=false", "error", err)
-	} else if changed {
-		log.Info("kernel parameter set", "name", localnet, "value", 1)
-	}
-}
-
-// closeLoopback takes route_localnet back before the rules go that guard loopback addresses: the kernel is then the guard
-// again. What interfaces have set for themselves stays in force. Where another instance has such rules, it needs the parameter.
-func closeLoopback(ctx context.Context, l iptables.Leftover, log *slog.Logger) {
-	if !l.Guard {
-		return
-	}
-	all, err := iptables.Leftovers(ctx)
-	if err != nil {
-		log.Debug("not all flavours of iptables can be read", "error", err)
-	}
-	if slices.ContainsFunc(all, func(o iptables.Leftover) bool { return o.Guard && o.Instance != l.Instance }) {
-		return
-	}
-	changed, err := sysctl.FS{}.Ensure(localnet, "0")
-	if err != nil {
-		log.Warn("neighbours can reach sockets on loopback addresses: set net.ipv4.conf.all.route_localnet to 0", "error", err)
-	} else if changed {
-		log.Info("kernel parameter set", "name", localnet, "value", 0)
+	run("kube-proxy watcher", d.kubeProxy.Run)
+	run("node settings", func(ctx context.Context) { checkSettings(ctx, d.cfg, d.recorder, d.log) })
+	run("stale flows", worker.Run)
+	if d.cfg.LocalPorts() != [2]bool{} {
+		run("node ports on loopback", d.local.Run)
 	}
 }
 
-// mayAdminister says whether the process has CAP_NET_ADMIN; true where that cannot be found out.
+// flows passes changes on to those that follow what is in the kernel: the worker that removes stale connection-tracking
+// entries, and the forwarder of node ports on loopback addresses. It belongs to the loop's goroutine.
+type flows struct {
+	builder staleflow.Builder
+	worker  *staleflow.Worker
+	local   *localport.Forwarder
+	// finder returns what was in the kernel before this process; nil if the mode does not know.
+	finder backend.Finder
+}
+
+// Update implements reconcile.Flows.
+func (f *flows) Update(ch fwd.Changes) {
+	f.builder.Update(ch)
+	f.local.Update(ch)
+}
+
+// Submit implements reconcile.Flows.
+func (f *flows) Submit(written [2]bool, all bool) {
+	if f.finder != nil {
+		f.builder.Found(f.finder.Found())
+	}
+	f.worker.Submit(f.builder.Snapshot(written, all))
+	f.local.Sync()
+}
+
+// mayAdminister says whether the process has CAP_NET_ADMIN. If that cannot be found out it returns true.
 func mayAdminister() bool {
 	const netAdmin = 12 // linux/capability.h
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return true
 	}
-	_, rest, _ := strings.Cut(string(text), "\nCapEff:")
-	line, _, _ := strings.Cut(rest, "\n")
+	_, after, _ := strings.Cut(string(text), "\nCapEff:")
+	line, _, _ := strings.Cut(after, "\n")
 	caps, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
 	return err != nil || caps&(1<<netAdmin) != 0
 }
 
-// setOOMScoreAdj makes the kernel spare this process when memory is short. It is not worth a failure.
+// setOOMScoreAdj tells the kernel to spare this process when memory is short. A failure is not fatal.
 func setOOMScoreAdj(want int, log *slog.Logger) {
 	const path = "/proc/self/oom_score_adj"
 	text, err := os.ReadFile(path)
@@ -287,6 +302,6 @@ func setOOMScoreAdj(want int, log *slog.Logger) {
 		return
 	}
 	if err := os.WriteFile(path, []byte(strconv.Itoa(want)), 0); err != nil {
-		log.Debug("oom_score_adj stays as it is", "wanted", want, "error", err)
+		log.Debug("cannot set oom_score_adj", "wanted", want, "error", err)
 	}
 }

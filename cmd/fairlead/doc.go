@@ -8,7 +8,7 @@
 //
 // It is wiring: flags, goroutines and exit codes. Forwarding is decided elsewhere; what is decided here concerns the process and the
 // node around it: the order of startup, kernel parameters, what other modes left, memory. What depends on the mode is in mode.go
-// and, for health and metrics, in observe.go.
+// and in a file for each mode; nothing else knows a mode by its name.
 //
 // Invariants:
 //

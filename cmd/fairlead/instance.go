@@ -19,96 +19,71 @@ import (
 const reasonStandby = "Standby"
 
 const (
-	// standbyHint is how often a process that waits for the lock says so.
-	standbyHint = 5 * time.Minute
-	// standbyPause is the shortest time between two attempts to take it.
+	// standbyReminder is the time between two log lines of a process that waits for the lock.
+	standbyReminder = 5 * time.Minute
+	// standbyPause is the minimum time between two attempts to take it.
 	standbyPause = time.Second
 )
 
-// isVIPDevice says whether the addresses of a device are Services', of whatever instance.
+// isVIPDevice says whether a device has the addresses of Services, of any instance.
 func isVIPDevice(name string) bool {
 	_, ok := instance.OfDevice(name)
 	return ok
 }
 
-// standby is what a process is while another one of its instance works on the node.
-type standby struct {
-	// holder says who that is; nil while we work ourselves.
-	holder atomic.Pointer[string]
-}
-
-// note is a sentence for /readyz, empty for none.
-func (s *standby) note() string {
-	by := s.holder.Load()
-	if by == nil {
-		return ""
-	}
-	return "on standby: another fairlead of this instance works on this node, and the kernel is not touched until it ends (" + *by + ")"
-}
-
-// waiting says that another process works on the node in our place.
-func (s *standby) waiting() bool { return s.holder.Load() != nil }
-
-// process is what we say of ourselves to others on the node.
+// process describes this process to others on the node.
 func process(cfg *config.Config) nodelock.Process {
 	return nodelock.Process{Instance: cfg.ServiceProxyName, Mode: string(cfg.Mode), Version: version()}
 }
 
-// claim makes this process the only one of its instance on the node. While there is another one it waits: two would undo each
-// other's rules, and to end would be a crash loop where an update starts the new Pod before the old one ends. The kernel is not touched
-// until then. onWait is called once before it waits. The lock is nil where there is none to be had, which is logged.
-func claim(ctx context.Context, cfg *config.Config, s *standby, onWait func(), recorder *kube.Recorder, log *slog.Logger) (*nodelock.Lock, error) {
+// claim makes this process the only one of its instance on the node. While there is another one it waits and does not touch the
+// kernel: two would undo each other's rules, and exiting would be a crash loop when an update starts the new Pod before the old
+// one ends. onWait is called with a note for /readyz whenever it begins to wait. The lock is nil if none can be made, which is
+// logged.
+func claim(ctx context.Context, cfg *config.Config, onWait func(note string), recorder *kube.Recorder, log *slog.Logger) (*nodelock.Lock, error) {
 	name, self := instance.Of(cfg.ServiceProxyName).Table(), process(cfg)
-	var told time.Time
+	var logged time.Time // zero before the first wait
 	for {
 		lock, err := nodelock.Acquire(ctx, name, self)
 		var held *nodelock.HeldError
 		switch {
 		case ctx.Err() != nil:
-			if lock != nil {
-				lock.Release()
-			}
+			lock.Release()
 			return nil, ctx.Err()
 		case err == nil:
-			if s.waiting() {
-				log.Info("the other fairlead has ended, taking over")
+			if !logged.IsZero() {
+				log.Info("the other fairlead has stopped, taking over")
 			}
 			return lock, nil
 		case !errors.As(err, &held):
-			log.Warn("cannot make sure that no other fairlead of this instance works on this node, going on without", "error", err)
+			log.Warn("cannot make sure that no other fairlead of this instance works on this node, continuing without a lock", "error", err)
 			return nil, nil
 		}
 		by := held.By.String()
-		if !s.waiting() {
-			const message = "another fairlead of this instance works on this node: waiting until it ends, the kernel is not touched." +
-				" To run both, give one of them a --service-proxy-name of its own"
+		onWait("on standby: another fairlead of this instance works on this node, the kernel is not touched until it stops (" + by + ")")
+		switch {
+		case logged.IsZero():
+			const message = "another fairlead of this instance works on this node: waiting until it stops, the kernel is not touched." +
+				" To run both, give one of them its own --service-proxy-name"
 			recorder.Node(true, reasonStandby, fmt.Sprintf("%s (holder: %s)", message, by))
 			log.Warn(message, "holder", by, "lock", "@"+name)
-			told = time.Now()
-			s.holder.Store(&by)
-			onWait()
-		}
-		s.holder.Store(&by)
-		if time.Since(told) >= standbyHint {
-			log.Warn("still waiting for the other fairlead of this instance to end", "holder", by, "lock", "@"+name)
-			told = time.Now()
+			logged = time.Now()
+		case time.Since(logged) >= standbyReminder:
+			log.Warn("still waiting for the other fairlead of this instance to stop", "holder", by, "lock", "@"+name)
+			logged = time.Now()
 		}
 		pause := time.NewTimer(standbyPause)
-		hint, cancel := context.WithTimeout(ctx, standbyHint)
-		_ = nodelock.Wait(hint, name, self) // whatever its outcome is, the next attempt tells
+		reminder, cancel := context.WithTimeout(ctx, standbyReminder)
+		_ = nodelock.Wait(reminder, name, self) // the next attempt shows whether the lock is free
 		cancel()
-		// At once if that was the holder's end.
-		if _, still, err := nodelock.Look(ctx, name); still || err != nil {
-			select {
-			case <-ctx.Done():
-			case <-pause.C:
-			}
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
 		}
-		pause.Stop()
 	}
 }
 
-// sharedNode says which other instances of Fairlead work on the node now.
+// sharedNode says whether other instances of Fairlead work on the node now.
 func sharedNode(ctx context.Context, id instance.ID, log *slog.Logger) bool {
 	names, err := nodelock.Held(instance.ID(0).Table())
 	if err != nil {
@@ -122,15 +97,19 @@ func sharedNode(ctx context.Context, id instance.ID, log *slog.Logger) bool {
 			continue
 		}
 		if p, held, err := nodelock.Look(ctx, name); err == nil && held {
-			log.Info("another instance of fairlead works on this node", "instance", p.Instance, "process", p.String())
+			logInstance(p, log)
 			shared = true
 		}
 	}
 	return shared
 }
 
-// meetOthers tells the other instances on the node of us, and hears of them, until the context ends. Only the one without a name
-// does anything to addresses that no Service of its own has, so only it has to know.
+func logInstance(p nodelock.Process, log *slog.Logger) {
+	log.Info("another instance of fairlead works on this node", "instance", p.Instance, "process", p.String())
+}
+
+// meetOthers announces this instance to the others on the node, and waits for theirs, until the context ends. Only the instance
+// without a name acts on addresses that none of its Services has, so only that one has to know.
 func meetOthers(ctx context.Context, cfg *config.Config, lock *nodelock.Lock, share func(), log *slog.Logger) {
 	id := instance.Of(cfg.ServiceProxyName)
 	var visit sync.WaitGroup
@@ -144,49 +123,52 @@ func meetOthers(ctx context.Context, cfg *config.Config, lock *nodelock.Lock, sh
 			return
 		case p := <-lock.Visitors():
 			if instance.Of(p.Instance) == id {
-				log.Info("another fairlead of this instance waits for this one to end", "process", p.String())
+				log.Info("another fairlead of this instance waits for this one to stop", "process", p.String())
 				continue
 			}
-			log.Info("another instance of fairlead works on this node", "instance", p.Instance, "process", p.String())
+			logInstance(p, log)
 			share()
 		}
 	}
 }
 
-// applied brings changes of the configuration to those who work with it.
-type applied struct {
-	store func(*config.Config)
-	to    chan<- *config.Config
-
-	mu      sync.Mutex // guards what follows, and the order of changes
-	current *config.Config
+// settings holds the configuration in force, and passes changes of it to the loop.
+type settings struct {
+	current atomic.Pointer[config.Config]
+	changed chan *config.Config
+	mu      sync.Mutex // orders changes
 }
 
-// set brings a configuration into force. That the node is shared is no part of it, and stays.
-func (a *applied) set(ctx context.Context, c *config.Config) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	c.NodeShared = a.current.NodeShared
-	a.sendLocked(ctx, c)
+func newSettings(cfg *config.Config) *settings {
+	s := &settings{changed: make(chan *config.Config)}
+	s.current.Store(cfg)
+	return s
 }
 
-// share notes that another instance works on the node. It is for good: one that is restarted has its rules in force meanwhile.
-func (a *applied) share(ctx context.Context) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.current.NodeShared {
+// set applies a configuration. Whether the node is shared is not in it, and stays as it was.
+func (s *settings) set(ctx context.Context, c *config.Config) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.NodeShared = s.current.Load().NodeShared
+	s.applyLocked(ctx, c)
+}
+
+// share applies that another instance works on the node. That is for good: the rules of an instance that restarts stay in force.
+func (s *settings) share(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := *s.current.Load()
+	if c.NodeShared {
 		return
 	}
-	c := *a.current
 	c.NodeShared = true
-	a.sendLocked(ctx, &c)
+	s.applyLocked(ctx, &c)
 }
 
-func (a *applied) sendLocked(ctx context.Context, c *config.Config) {
-	a.current = c
-	a.store(c)
+func (s *settings) applyLocked(ctx context.Context, c *config.Config) {
+	s.current.Store(c)
 	select {
-	case a.to <- c:
+	case s.changed <- c:
 	case <-ctx.Done():
 	}
 }

@@ -44,27 +44,27 @@ func TestTheSecondOfAnInstanceWaitsAndTakesOver(t *testing.T) {
 	cfg := instanceOfTest(t)
 	log := &safeBuffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	first, err := claim(t.Context(), cfg, &standby{}, func() { t.Error("the first waits") }, nil, logger)
+	first, err := claim(t.Context(), cfg, func(string) { t.Error("the first waits") }, nil, logger)
 	if err != nil || first == nil {
 		t.Fatalf("the first: %v, %v", first, err)
 	}
-	var s standby
-	waits := make(chan struct{})
+	var note string
+	waits := make(chan struct{}, 100)
 	type result struct {
 		lock *nodelock.Lock
 		err  error
 	}
 	done := make(chan result)
 	go func() {
-		lock, err := claim(t.Context(), cfg, &s, func() { close(waits) }, nil, logger)
+		lock, err := claim(t.Context(), cfg, func(n string) { note = n; waits <- struct{}{} }, nil, logger)
 		done <- result{lock, err}
 	}()
 	<-waits
 	if p := <-first.Visitors(); p != (nodelock.Process{Instance: cfg.ServiceProxyName, Mode: "iptables", Version: version(), PID: os.Getpid()}) {
 		t.Errorf("the first hears of %+v", p)
 	}
-	if !s.waiting() || !strings.Contains(s.note(), fmt.Sprint("process ", os.Getpid())) {
-		t.Errorf("on standby it says %q", s.note())
+	if !strings.Contains(note, fmt.Sprint("process ", os.Getpid())) {
+		t.Errorf("on standby it says %q", note)
 	}
 	select {
 	case r := <-done:
@@ -76,14 +76,14 @@ func TestTheSecondOfAnInstanceWaitsAndTakesOver(t *testing.T) {
 	if r.err != nil || r.lock == nil {
 		t.Fatalf("the second: %v", r)
 	}
-	if text := log.String(); strings.Count(text, "waiting until it ends") != 1 || !strings.Contains(text, "taking over") {
+	if text := log.String(); strings.Count(text, "waiting until it stops") != 1 || !strings.Contains(text, "taking over") {
 		t.Errorf("the log says\n%s", text)
 	}
 
 	// One that is told to end does not wait on.
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		lock, err := claim(ctx, cfg, &standby{}, cancel, nil, logger)
+		lock, err := claim(ctx, cfg, func(string) { cancel() }, nil, logger)
 		done <- result{lock, err}
 	}()
 	if r := <-done; r.lock != nil || !errors.Is(r.err, context.Canceled) {
@@ -121,10 +121,10 @@ func TestCleanupKeepsWhatARunningDaemonOwns(t *testing.T) {
 
 // TestASharedNodeStaysOne when the configuration file changes: whether others are there is not in it.
 func TestASharedNodeStaysOne(t *testing.T) {
-	to := make(chan *config.Config, 3)
-	var stored []*config.Config
 	first := &config.Config{NodeName: "n"}
-	a := applied{store: func(c *config.Config) { stored = append(stored, c) }, to: to, current: first}
+	a := newSettings(first)
+	a.changed = make(chan *config.Config, 3)
+	to := a.changed
 	a.set(t.Context(), &config.Config{NodeName: "n", MasqueradeAll: true})
 	if c := <-to; c.NodeShared || !c.MasqueradeAll {
 		t.Errorf("before: %+v", c)
@@ -138,7 +138,7 @@ func TestASharedNodeStaysOne(t *testing.T) {
 	if c := <-to; !c.NodeShared || c.MasqueradeAll {
 		t.Errorf("after: %+v", c)
 	}
-	if len(to) != 0 || len(stored) != 3 || first.NodeShared {
-		t.Errorf("%d more changes, %d stored, the first is shared: %t", len(to), len(stored), first.NodeShared)
+	if len(to) != 0 || first.NodeShared || !a.current.Load().NodeShared {
+		t.Errorf("%d more changes, the first is shared: %t, the last: %t", len(to), first.NodeShared, a.current.Load().NodeShared)
 	}
 }

@@ -163,7 +163,7 @@ func TestTheFirstSignalEndsWhatReadsAPipe(t *testing.T) {
 			if !errors.As(err, &exit) || exit.ExitCode() != 1 {
 				t.Errorf("ended with %v, want exit code 1: it did not do what it was asked for", err)
 			}
-			p.until(t, "fairlead: told to end")
+			p.until(t, "fairlead: stopped by a signal")
 		})
 	}
 }
@@ -204,7 +204,7 @@ func TestPartsThatDoNotEndAreLeft(t *testing.T) {
 		if err := g.wait(ctx, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(begin); took != grace {
+		if took := time.Since(begin); took != shutdownTimeout {
 			t.Errorf("ended after %v", took)
 		}
 		if !strings.Contains(log.String(), "parts=[stuck]") {
@@ -362,7 +362,7 @@ func TestEndWhileTheDataplaneOpens(t *testing.T) {
 	if err := p.end(t, syscall.SIGTERM); err != nil {
 		t.Errorf("ended with %v", err)
 	}
-	p.until(t, "ends before it has opened its dataplane")
+	p.until(t, "stops before its dataplane is open")
 	waitForEnd(t, pid)
 }
 

@@ -45,7 +45,7 @@ func endOf(ctx context.Context, ended <-chan int, s streams) int {
 	case code := <-ended:
 		return code
 	case <-timeout.C:
-		fmt.Fprintln(s.err, "fairlead: told to end while waiting for something that cannot be interrupted, such as a file that does not come")
+		fmt.Fprintln(s.err, "fairlead: stopped by a signal while waiting for something that cannot be interrupted, such as a read from a pipe")
 		return 1
 	}
 }

@@ -257,7 +257,7 @@ func TestHelp(t *testing.T) {
 		want []string
 	}{
 		{"help", []string{"fairlead trace", "fairlead render", "fairlead version"}},
-		{"--help", []string{"--cluster-cidr", "leaves the rules in force"}},
+		{"--help", []string{"--cluster-cidr", "its rules stay in force"}},
 		{"trace --help", []string{"--in-interface", "--cluster-cidr", "SOURCE DESTINATION"}},
 		{"render -h", []string{"--family", "--cluster-cidr"}},
 		{"version", []string{"fairlead ", "go1."}},

@@ -21,9 +21,9 @@ const (
 	gcPercent = 25
 )
 
-// startGC sets what may be garbage for the start. Call the function that it returns when that is over; more than once is harmless.
+// tuneGC sets what may be garbage for the start. Call the function that it returns when that is over; more than once is harmless.
 // An operator's GOGC stays in force.
-func startGC() (over func()) {
+func tuneGC() (over func()) {
 	if os.Getenv("GOGC") != "" {
 		return func() {}
 	}

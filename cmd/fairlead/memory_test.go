@@ -19,7 +19,7 @@ func TestStartGC(t *testing.T) {
 	before := gcPercentNow()
 	defer debug.SetGCPercent(before)
 
-	over := startGC()
+	over := tuneGC()
 	if p := gcPercentNow(); p <= 400 {
 		t.Errorf("at the start %d %% may be garbage, want more", p)
 	}
@@ -43,7 +43,7 @@ func TestStartGC(t *testing.T) {
 
 	t.Setenv("GOGC", "70")
 	debug.SetGCPercent(70)
-	startGC()()
+	tuneGC()()
 	if p := gcPercentNow(); p != 70 {
 		t.Errorf("GOGC=70: %d %% may be garbage", p)
 	}

@@ -1,214 +1,129 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"sync"
-	"time"
+	"net/netip"
+	"slices"
 
 	"github.com/fairlead/fairlead/internal/backend"
-	"github.com/fairlead/fairlead/internal/backend/iptables"
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
-	"github.com/fairlead/fairlead/internal/backend/nftables"
-	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
-	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/instance"
+	"github.com/fairlead/fairlead/internal/metrics"
 )
 
-// dataplane is the backends of a mode with what belongs to them outside of the loop.
-type dataplane struct {
-	backend.Families
-	// written, if not nil, is called once for each family, when everything was written.
-	written func(fwd.Family)
-	// verified is called once for each family, when everything was found in the kernel: nothing of another mode is needed any
-	// more in that family.
-	verified func(context.Context, fwd.Family)
-	// drift receives when others may have changed what is ours; nil where the kernel does not say.
-	drift <-chan backend.Drift
-	// finder tells which frontends of UDP an earlier process left; nil where the mode does not know.
-	finder backend.Finder
-	// rules counts rules; nil where there are none to count.
-	rules func() []iptables.RuleCount
-	// run works beside the loop until the context ends.
-	run func(context.Context)
-	// draining says what drains, by fwd.Family.Index; nil where nothing ever does.
-	draining func() [2]ipvs.Draining
+// mode is one dataplane that the operator can choose (--proxy-mode). Its value says everything that the command has to know
+// about it: how to open it on this node, how to print its program, what it left in the kernel, and its metrics.
+type mode struct {
+	// metrics names the mode, and says which of kube-proxy's metrics it has.
+	metrics metrics.Mode
+	// open prepares this node's kernel and returns the dataplane. The error says what is missing and what to do.
+	open func(context.Context, setup) (*dataplane, error)
+	// render prints the program of one family, as a kernel with all features gets it.
+	render func(io.Writer, *config.Config, fwd.Family, *fwd.Table) error
+	// leftovers finds what the mode left in the kernel, of all instances. It changes nothing. The function frees what removing
+	// needs; it is never nil. What cannot be read is in the error; there may be results nevertheless.
+	leftovers func(context.Context, leftoverOptions) ([]leftover, func(), error)
+	// retire removes what the mode left of this instance in one family. It is called when the family's rules of the mode in
+	// use, which may be the same one, were found in the kernel.
+	retire func(ctx context.Context, s setup, inUse *dataplane, f fwd.Family)
+
+	// localVIPs says that the mode makes the Services' addresses local to the node; nil if it never does.
+	localVIPs func(*config.Config) bool
+	// draining describes the endpoints behind a packet's destination that drain on this machine; nil if nothing ever drains.
+	draining func(context.Context, fwd.Packet) ([]string, error)
 }
 
-// openDataplane opens the dataplane of a mode on this node's kernel. warn tells users about their Services.
-func openDataplane(ctx context.Context, cfg *config.Config, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
-	id := instance.Of(cfg.ServiceProxyName)
-	switch cfg.Mode {
-	case config.ModeIPTables:
-		p, err := iptables.Open(ctx, log, id, dropInvalid(log))
-		if err != nil {
-			return dataplane{}, err
-		}
-		narrow(ctx, id, log)
-		old := newRetirement(cfg, log)
-		return dataplane{Families: p.Families, finder: p.Found, rules: p.Rules, run: old.run, drift: p.Drift, written: p.Listen, verified: func(ctx context.Context, f fwd.Family) {
-			routeLocalnet(cfg, f, log)
-			iptables.RemoveOthers(ctx, id, p.Flavour, f, nil, log)
-			removeNFTables(ctx, f, id, log)
-			old.begin(f)
-		}}, nil
-	case config.ModeNFTables:
-		p, err := nftables.Open(ctx, log, id)
-		if err != nil {
-			return dataplane{}, err
-		}
-		narrow(ctx, id, log)
-		old := newRetirement(cfg, log)
-		return dataplane{Families: p.Families, finder: p.Found, run: old.run, drift: p.Drift, written: func(fwd.Family) { p.Listen() }, verified: func(ctx context.Context, f fwd.Family) {
-			iptables.RemoveOthers(ctx, id, "", f, func(l iptables.Leftover) { closeLoopback(ctx, l, log) }, log)
-			old.begin(f)
-		}}, nil
-	case config.ModeIPVS:
-		return openIPVS(ctx, cfg, id, warn, log)
+// modes lists the modes, in the order in which their leftovers are removed: rules before the sets that they use.
+func modes() []mode { return []mode{iptablesMode, nftablesMode, ipvsMode} }
+
+// modeOf returns the mode of a configuration.
+func modeOf(cfg *config.Config) mode {
+	all := modes()
+	i := slices.IndexFunc(all, func(m mode) bool { return m.metrics.Name == string(cfg.Mode) })
+	if i < 0 {
+		panic("BUG: no dataplane for mode " + string(cfg.Mode)) // package config accepts no other name
 	}
-	return dataplane{}, fmt.Errorf("mode %q has no dataplane", cfg.Mode)
+	return all[i]
 }
 
-func openIPVS(ctx context.Context, cfg *config.Config, id instance.ID, warn func(s fwd.Service, reason, message string), log *slog.Logger) (dataplane, error) {
-	vips, err := ipvs.ParseVIPMode(string(cfg.IPVS.VIP))
-	if err != nil {
-		return dataplane{}, fmt.Errorf("--ipvs-vip: %w", err)
-	}
-	o := ipvs.Options{
-		Instance: id, NodeName: cfg.NodeName, VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs,
-		Timeouts:     hostipvs.Timeouts{TCP: cfg.IPVS.TCPTimeout, TCPFin: cfg.IPVS.TCPFinTimeout, UDP: cfg.IPVS.UDPTimeout},
-		DrainTimeout: cfg.IPVS.DrainTimeout, StrictARP: cfg.IPVS.StrictARP, Warn: warn,
-	}
-	for _, f := range fwd.Families {
-		if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
-			o.NodeIP[f.Index()] = a
-		}
-	}
-	p, err := ipvs.Open(ctx, log, o)
-	if err != nil {
-		return dataplane{}, err
-	}
-	// The rules of mode iptables go when those of this mode are written, and with them the guard of loopback addresses.
-	if loopbackOpen() {
-		left, err := iptables.Leftovers(ctx, fwd.IPv4)
-		if err != nil {
-			log.Debug("not all flavours of iptables can be read", "error", err)
-		}
-		for _, l := range left {
-			if l.Instance == id {
-				closeLoopback(ctx, l, log)
-			}
-		}
-	}
-	return dataplane{Families: p.Families, drift: p.Drift, run: p.Run, written: p.Listen, draining: p.Draining, verified: func(ctx context.Context, f fwd.Family) {
-		iptables.RemoveOthers(ctx, id, p.Flavour, f, nil, log)
-		removeNFTables(ctx, f, id, log)
-		if err := p.Widen(ctx, f); err != nil {
-			log.Warn("packets with the mark are routed by the addresses of virtual servers, as in a change of modes", "family", f.String(), "error", err)
-		}
-	}}, nil
-}
-
-// narrow keeps what --ipvs-vip=mark left from bringing to this node what the rules of another mode send to endpoints.
-func narrow(ctx context.Context, id instance.ID, log *slog.Logger) {
-	if err := ipvs.Narrow(ctx, id); err != nil {
-		log.Warn("until what mode ipvs left is removed, new connections may fail", "error", err)
-	}
-}
-
-// retirement removes what mode ipvs left, now that other rules are complete. Connections by way of virtual servers may end
-// before, which takes time, so that it is a goroutine's work.
-type retirement struct {
+// setup is what a mode works with.
+type setup struct {
 	cfg *config.Config
 	log *slog.Logger
-	due chan fwd.Family
+	// warn reports a Warning event on a Service.
+	warn func(s fwd.Service, reason, message string)
+	// spawn runs a function in a goroutine that the process waits for.
+	spawn func(name string, fn func() error)
 }
 
-func newRetirement(cfg *config.Config, log *slog.Logger) *retirement {
-	return &retirement{cfg: cfg, log: log, due: make(chan fwd.Family, len(fwd.Families))}
+func (s setup) id() instance.ID { return instance.Of(s.cfg.ServiceProxyName) }
+
+// dataplane is a mode on this node's kernel. A function or channel that a mode does not need is nil.
+type dataplane struct {
+	backend.Families
+	mode string
+	// iptables is the flavour of iptables in use; empty if the mode uses none.
+	iptables string
+	// written is called once for each family, when everything was written.
+	written func(fwd.Family)
+	// verified is called once for each family, when everything was found in the kernel and what other modes left is removed.
+	verified func(context.Context, fwd.Family)
+	// drift receives a hint when other programs may have changed our objects.
+	drift <-chan backend.Drift
+	// finder returns the UDP frontends that an earlier process left in the kernel.
+	finder backend.Finder
+	// run works alongside the loop until the context ends.
+	run func(context.Context)
+	// metrics registers the metrics that only this mode has.
+	metrics func(*metrics.Monitor)
+	// init does what --init-only needs beyond opening.
+	init func(context.Context) error
 }
 
-// begin asks for it, once for each family. It does not wait.
-func (r *retirement) begin(f fwd.Family) { r.due <- f }
+// retireOthers removes what other modes, or the same one with other tools, left in one family.
+func retireOthers(ctx context.Context, s setup, p *dataplane, f fwd.Family) {
+	for _, m := range modes() {
+		m.retire(ctx, s, p, f)
+	}
+	if p.verified != nil {
+		p.verified(ctx, f)
+	}
+}
 
-// run works until the context ends, on both families at the same time. What it does not come to is left for the next start.
-func (r *retirement) run(ctx context.Context) {
-	var families sync.WaitGroup
-	defer families.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case f := <-r.due:
-			families.Go(func() {
-				if err := r.retire(ctx, f); err != nil && ctx.Err() == nil {
-					r.log.Warn("virtual servers of mode ipvs, or what belongs to them, stay in force", "family", f.String(), "error", err)
-				}
-			})
+// leftover is what one instance has in the kernel because its daemon runs, or ran, in some mode.
+type leftover struct {
+	instance instance.ID
+	family   fwd.Family
+	// what describes it, such as "12 chains of iptables, nft".
+	what   string
+	remove func(context.Context) error
+}
+
+// leftoverOptions limit what is looked for and removed.
+type leftoverOptions struct {
+	// exclude are the networks whose virtual servers stay.
+	exclude []netip.Prefix
+	// instances are those to look at; none stands for all.
+	instances []instance.ID
+	log       *slog.Logger
+}
+
+// findLeftovers finds what all modes left, in the order of removal. It returns the same as the modes' leftovers.
+func findLeftovers(ctx context.Context, o leftoverOptions) (found []leftover, closeAll func(), errs []error) {
+	var closers []func()
+	for _, m := range modes() {
+		left, closer, err := m.leftovers(ctx, o)
+		found, closers, errs = append(found, left...), append(closers, closer), append(errs, err)
+	}
+	if len(o.instances) > 0 {
+		found = slices.DeleteFunc(found, func(l leftover) bool { return !slices.Contains(o.instances, l.instance) })
+	}
+	return found, func() {
+		for _, c := range closers {
+			c()
 		}
-	}
-}
-
-func (r *retirement) retire(ctx context.Context, f fwd.Family) error {
-	left, closeAll, err := ipvs.Leftovers(ctx, r.cfg.IPVS.ExcludeCIDRs, instance.Of(r.cfg.ServiceProxyName))
-	defer closeAll()
-	errs := []error{err}
-	for _, l := range left {
-		if l.Family != f {
-			continue
-		}
-		r.log.Info("removing what mode ipvs left, as soon as its connections have ended", "family", f.String(), "virtualServers", l.Servers, "vips", l.VIPs)
-		err := l.Retire(ctx, cmp.Or(r.cfg.IPVS.DrainTimeout, retireTimeout))
-		if err == nil {
-			r.log.Info("removed what mode ipvs left", "family", f.String())
-		}
-		errs = append(errs, err)
-	}
-	return errors.Join(errs...)
-}
-
-// retireTimeout is how long connections by way of virtual servers are kept after a change of modes: the kernel's own
-// time-out of a connection without packets.
-const retireTimeout = 15 * time.Minute
-
-// removeNFTables takes out what mode nftables left, now that other rules are complete.
-func removeNFTables(ctx context.Context, f fwd.Family, id instance.ID, log *slog.Logger) {
-	switch removed, err := nftables.Remove(ctx, f, id); {
-	case err != nil:
-		log.Warn("the table of mode nftables stays in force", "family", f.String(), "error", err)
-	case removed:
-		log.Info("removed the table of mode nftables", "family", f.String())
-	}
-}
-
-// render prints the program of one family as a kernel with all features gets it.
-func render(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) error {
-	id := instance.Of(cfg.ServiceProxyName)
-	switch cfg.Mode {
-	case config.ModeIPTables:
-		return iptables.Render(w, f, iptables.FamilyOptions{Instance: id, HairpinBPF: true, RandomFully: true, DropInvalid: true}, t)
-	case config.ModeNFTables:
-		return nftables.Render(w, f, id, t)
-	case config.ModeIPVS:
-		return renderIPVS(w, cfg, f, t)
-	}
-	return fmt.Errorf("mode %q has no text form", cfg.Mode)
-}
-
-func renderIPVS(w io.Writer, cfg *config.Config, f fwd.Family, t *fwd.Table) error {
-	vips, err := ipvs.ParseVIPMode(string(cfg.IPVS.VIP))
-	if err != nil {
-		return fmt.Errorf("--ipvs-vip: %w", err)
-	}
-	o := ipvs.RenderOptions{Instance: instance.Of(cfg.ServiceProxyName), VIPs: vips, Scheduler: cfg.IPVS.Scheduler, Exclude: cfg.IPVS.ExcludeCIDRs, HairpinBPF: true, RandomFully: true}
-	if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
-		o.NodeIP = a
-	}
-	return ipvs.Render(w, f, o, t)
+	}, errs
 }

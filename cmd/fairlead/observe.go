@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -19,126 +18,157 @@ import (
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
 
-// observers follow what the daemon does and tell others: load balancers, the kubelet, Prometheus and people.
+// observers learn from the loop what happens, and show it to load balancers, the kubelet, Prometheus and people.
 type observers struct {
 	health   *health.State
 	checks   *health.Checks
 	metrics  *metrics.Monitor
 	recorder *kube.Recorder
-	// programmed, if not nil, is called whenever rules were found in the kernel, once those of all families were.
+	// programmed, if not nil, is called whenever the kernel was found complete, once it was in all families.
 	programmed func()
-	// config is the one in force.
-	config atomic.Pointer[config.Config]
-	level  *slog.LevelVar
-	log    *slog.Logger
-	// waiting says that this process is on standby.
-	waiting func() bool
-	// healthServed says that serveHealth was called.
-	healthServed bool
 	// driftReported is, by fwd.Family.Index, when the last Event about drift was made. Only the loop's goroutine uses it.
 	driftReported [2]time.Time
 }
 
-// newObservers makes observers of a daemon that takes objects from the source. They serve nothing before run, so that the
-// dataplane may be opened until then.
-func newObservers(cfg *config.Config, feed *kube.Feed, source kube.Source, recorder *kube.Recorder, plane *dataplane, local *localport.Forwarder,
-	near *neighbour, wait *standby, level *slog.LevelVar, log *slog.Logger) *observers {
-	o := &observers{recorder: recorder, waiting: wait.waiting, level: level, log: log}
-	o.config.Store(cfg)
-	mo := metrics.Options{Mode: string(cfg.Mode), Version: version(), Changes: func() metrics.Changes {
-		total, waiting := feed.Changes()
-		_, last := feed.Waiting()
-		return metrics.Changes{Services: total.Services, Slices: total.Slices, ServicesWaiting: waiting.Services, SlicesWaiting: waiting.Slices, Last: last}
-	}}
-	mo.KubeProxy, mo.Served = near.present.Load, func() [2]bool { return plane.Served() }
-	ho := health.Options{SyncPeriod: cfg.SyncPeriod, Notes: func() []string { return notes(source, near, wait) }, Standby: wait.waiting, Served: mo.Served, Waiting: func() time.Time { since, _ := feed.Waiting(); return since }}
-	if api, ok := source.(*kube.APISource); ok {
-		mo.APIServer = api.Host()
-		mo.Watches = api.Watches
-		ho.Watches = api.Watches
-		o.programmed = api.Programmed
-	}
-	switch cfg.Mode {
-	case config.ModeIPTables:
-		mo.Rules = func() (out []metrics.Rules) {
-			for _, c := range plane.rules() {
-				out = append(out, metrics.Rules{Family: c.Family, Table: c.Table.String(), Total: c.Total, Last: c.Last})
-			}
-			return out
-		}
-	case config.ModeIPVS:
-		mo.Draining = func() (out [2]metrics.Draining) {
-			for i, d := range plane.draining() {
-				out[i] = metrics.Draining{Oldest: d.Oldest, Connections: d.Connections, Objects: d.Objects, Destinations: make(map[string]int)}
-				for r, n := range d.Count {
-					out[i].Destinations[ipvs.Reason(r).String()] = n
-				}
-			}
-			return out
-		}
-	}
-	if cfg.LocalPorts() != [2]bool{} {
-		mo.LocalPorts = func() metrics.LocalPorts { return metrics.LocalPorts(local.Stats()) }
+func newObservers(d *daemon) *observers {
+	o := &observers{recorder: d.recorder}
+	mo := metrics.Options{Mode: d.mode.metrics, Version: version(), Backlog: d.feed.Backlog}
+	ho := health.Options{SyncPeriod: d.cfg.SyncPeriod, Backlog: d.feed.Backlog, Notes: d.notes}
+	if d.api != nil {
+		mo.APIServer, mo.Watches, ho.Watches, o.programmed = d.api.Host(), d.api.Watches, d.api.Watches, d.api.Programmed
 	}
 	o.metrics = metrics.New(mo)
 	kube.ReportRequests(o.metrics)
+	registerKubeProxy(o.metrics, &d.kubeProxyPresent)
+	if d.cfg.LocalPorts() != [2]bool{} {
+		registerLocalPorts(o.metrics, d.local.Stats)
+	}
 	ho.Answered = o.metrics.Answered
 	o.health = health.NewState(ho)
-	o.checks = health.NewChecks(health.ChecksOptions{Node: cfg.NodeName, Healthy: o.health.Fresh, Warn: eventAdapter{recorder}.Warn, Log: log})
+	o.checks = health.NewChecks(health.ChecksOptions{Node: d.cfg.NodeName, Healthy: o.health.Fresh, Warn: o.Warn, Log: d.log})
 	return o
 }
 
-// run starts the servers of the configuration.
-func (o *observers) run(ctx context.Context, g *group, source kube.Source) error {
-	cfg := o.config.Load()
-	g.run("health-check node ports", func() error { o.checks.Run(ctx); return nil })
-	o.serveHealth(ctx, g)
-	if a := cfg.MetricsAddress; a.IsValid() {
-		so := metrics.ServerOptions{
-			Configz: func() any { return o.config.Load().Configz() }, Flagz: func() map[string]string { return o.config.Load().Flagz() },
-			Profiling: cfg.EnableProfiling, SetVerbosity: func(v int) { o.level.Set(slog.Level(-v)) }, Auth: cfg.MetricsAuth, Log: o.log,
+// opened completes the observers with what is known when the dataplane is open.
+func (o *observers) opened(p *dataplane) {
+	o.health.SetServed(p.Served())
+	o.metrics.SetServed(p.Served())
+	if p.metrics != nil {
+		p.metrics(o.metrics)
+	}
+}
+
+// registerKubeProxy registers the metric of a kube-proxy on the node.
+func registerKubeProxy(m *metrics.Monitor, present *atomic.Bool) {
+	m.Gauge("fairlead_kube_proxy_present", "Whether a kube-proxy, or anything that one wrote, is on the node.", func(e metrics.Emit) {
+		if present.Load() {
+			e(1)
+		} else {
+			e(0)
 		}
-		if api, ok := source.(*kube.APISource); ok && cfg.MetricsAuth {
-			reviewer, err := api.Reviewer()
+	})
+}
+
+// registerLocalPorts registers the metrics of node ports on loopback addresses.
+func registerLocalPorts(m *metrics.Monitor, stats func() localport.Stats) {
+	each := func(value func(localport.Stats, int) int) func(metrics.Emit) {
+		return func(e metrics.Emit) {
+			s := stats()
+			for i, f := range fwd.Families {
+				e(float64(value(s, i)), f.String())
+			}
+		}
+	}
+	m.Gauge("kubeproxy_nftables_localhost_nodeport_listeners", "Node ports with a listener on a loopback address.",
+		each(func(s localport.Stats, i int) int { return s.Listeners[i] }), "ip_family")
+	m.Counter("kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total", "Failed attempts to listen on a loopback address.",
+		each(func(s localport.Stats, i int) int { return int(s.BindFailures[i]) }), "ip_family")
+	m.Counter("fairlead_localhost_nodeport_accepted_total", "Connections to node ports on loopback addresses that were accepted.",
+		each(func(s localport.Stats, i int) int { return int(s.Accepted[i]) }), "ip_family")
+	m.Counter("fairlead_localhost_nodeport_refused_total", "Connections to node ports on loopback addresses that were reset at once: too many, or not from a loopback address.",
+		each(func(s localport.Stats, i int) int { return int(s.Refused[i]) }), "ip_family")
+	m.Counter("fairlead_localhost_nodeport_dial_failures_total", "Connections to node ports on loopback addresses that were reset because the endpoint did not respond.",
+		each(func(s localport.Stats, i int) int { return int(s.DialFailures[i]) }), "ip_family")
+	m.Gauge("fairlead_localhost_nodeport_connections", "Open connections to node ports on loopback addresses.",
+		func(e metrics.Emit) { e(float64(stats().Connections)) })
+}
+
+// notes are the sentences that /readyz shows.
+func (d *daemon) notes() (out []string) {
+	if d.api != nil {
+		if why := d.api.NodeLack(); why != "" {
+			out = append(out, why)
+		}
+		out = append(out, d.api.Outage()...)
+	}
+	if d.kubeProxyPresent.Load() {
+		out = append(out, "a kube-proxy, or rules of one, are on this node: stop it, then run fairlead cleanup --kube-proxy")
+	}
+	return out
+}
+
+// serve starts the servers of the configuration.
+func (d *daemon) serve(ctx context.Context) error {
+	o := d.observers
+	d.group.run("health-check node ports", func() error { o.checks.Run(ctx); return nil })
+	d.serveHealth(ctx, d.cfg.BindAddressHardFail)
+	if a := d.cfg.MetricsAddress; a.IsValid() {
+		so := metrics.ServerOptions{
+			Configz: func() any { return d.settings.current.Load().Configz() }, Flagz: func() map[string]string { return d.settings.current.Load().Flagz() },
+			Profiling: d.cfg.EnableProfiling, SetVerbosity: func(v int) { d.level.Set(slog.Level(-v)) }, Auth: d.cfg.MetricsAuth, Log: d.log,
+		}
+		if d.api != nil && d.cfg.MetricsAuth {
+			reviewer, err := d.api.Reviewer()
 			if err != nil {
 				return err
 			}
 			so.Reviewer = reviewer
 		}
-		s := health.Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: a, Handler: o.metrics.Handler(so), HardFail: cfg.BindAddressHardFail,
-			Failed: o.failed("FailedToStartMetricServer"), Log: o.log}
-		g.run("metrics server", func() error { return s.Run(ctx) })
+		s := health.Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: a, Handler: o.metrics.Handler(so), HardFail: d.cfg.BindAddressHardFail,
+			Failed: d.bindFailed("FailedToStartMetricServer"), Log: d.log}
+		d.group.run("metrics server", func() error { return s.Run(ctx) })
 	}
-	o.recorder.Node(false, "Starting", "fairlead "+version()+" starts in mode "+string(cfg.Mode)) // kube-proxy's reason
+	d.recorder.Node(false, "Starting", "fairlead "+version()+" starts in mode "+d.mode.metrics.Name) // kube-proxy's reason
 	return nil
 }
 
-// serveHealth starts the health server, once: a process on standby has it before anything else.
-func (o *observers) serveHealth(ctx context.Context, g *group) {
-	cfg := o.config.Load()
-	a := cfg.HealthzAddress
-	if o.healthServed || !a.IsValid() {
+// serveHealth starts the health server, once.
+func (d *daemon) serveHealth(ctx context.Context, hardFail bool) {
+	a := d.cfg.HealthzAddress
+	if d.healthServed || !a.IsValid() {
 		return
 	}
-	o.healthServed = true
-	s := health.Server{Name: "health", Flag: "--healthz-bind-address", Addr: a, Handler: o.health.Handler(),
-		HardFail: cfg.BindAddressHardFail && !o.waiting(), // then the other process has the port, until it ends
-		Failed:   o.failed("FailedToStartProxierHealthcheck"), Log: o.log}
-	g.run("health server", func() error { return s.Run(ctx) })
+	d.healthServed = true
+	s := health.Server{Name: "health", Flag: "--healthz-bind-address", Addr: a, Handler: d.observers.health.Handler(), HardFail: hardFail,
+		Failed: d.bindFailed("FailedToStartProxierHealthcheck"), Log: d.log}
+	d.group.run("health server", func() error { return s.Run(ctx) })
 }
 
-// failed makes an Event on the node, with the reasons of kube-proxy.
-func (o *observers) failed(reason string) func(error) {
-	return func(err error) { o.recorder.Node(true, reason, err.Error()) }
+// standby says that another process works on the node and this one waits, and why; an empty note ends that.
+func (d *daemon) standby(ctx context.Context, note string) {
+	d.observers.health.SetStandby(note)
+	if note != "" {
+		d.serveHealth(ctx, false) // the other process has the port until it ends
+	}
 }
 
-// flows counts what the worker did.
-func (o *observers) flows(p staleflow.Pass) {
+// bindFailed makes an Event on the node, with one of kube-proxy's reasons.
+func (d *daemon) bindFailed(reason string) func(error) {
+	return func(err error) { d.recorder.Node(true, reason, err.Error()) }
+}
+
+// flowsSearched counts a search for stale connection-tracking entries.
+func (o *observers) flowsSearched(p staleflow.Pass) {
 	deleted := make(map[string]int, len(p.Deleted))
 	for r, n := range p.Deleted {
 		deleted[staleflow.Reason(r).String()] = n
 	}
 	o.metrics.FlowsSearched(p.Family, p.Duration, deleted, p.Err)
+}
+
+// Warn implements reconcile.Events.
+func (o *observers) Warn(s fwd.Service, reason, message string) {
+	o.recorder.Service(s, true, reason, message)
 }
 
 // The methods below implement reconcile.Monitor.
@@ -158,10 +188,22 @@ func (o *observers) Synced(s reconcile.Sync) {
 	o.reportDrift(s)
 }
 
-// driftReportPause is the least time between two Events about drift of one family: a fight with another program is one story.
+func (o *observers) Verified(f fwd.Family, at time.Time) {
+	all := o.health.Verified(f)
+	o.metrics.Verified(f, at)
+	if all && o.programmed != nil {
+		o.programmed()
+	}
+}
+
+func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDeleted) }
+
+func (o *observers) Configured(cfg *config.Config) { o.health.SetSyncPeriod(cfg.SyncPeriod) }
+
+// driftReportPause is the minimum time between two Events about drift of one family: a fight with another program is one story.
 const driftReportPause = 10 * time.Minute
 
-// reportDrift makes an Event on the Node of what others have changed.
+// reportDrift makes an Event on the Node if other programs changed our objects.
 func (o *observers) reportDrift(s reconcile.Sync) {
 	for i, part := range s.Families {
 		if last := &o.driftReported[i]; part.Drifted > 0 && (last.IsZero() || s.End.Sub(*last) >= driftReportPause) {
@@ -171,7 +213,7 @@ func (o *observers) reportDrift(s reconcile.Sync) {
 	}
 }
 
-// driftMessage says what was changed and, where the kernel tells, by whom.
+// driftMessage says what was changed and, if the kernel tells, by which program.
 func driftMessage(f fwd.Family, part reconcile.FamilySync) string {
 	what, who := "", "another program"
 	if d := part.Drift; d != nil {
@@ -184,22 +226,3 @@ func driftMessage(f fwd.Family, part reconcile.FamilySync) string {
 	}
 	return fmt.Sprintf("%s changed %d objects of the %s dataplane%s; fairlead has repaired them", who, part.Drifted, f, what)
 }
-
-func (o *observers) Verified(f fwd.Family, at time.Time) {
-	all := o.health.Verified(f)
-	o.metrics.Verified(f, at)
-	if all && o.programmed != nil {
-		o.programmed()
-	}
-}
-
-func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDeleted) }
-
-func (o *observers) Configured(cfg *config.Config) {
-	o.health.SetSyncPeriod(cfg.SyncPeriod)
-}
-
-var (
-	_ reconcile.Monitor = (*observers)(nil)
-	_ reconcile.Checks  = (*health.Checks)(nil)
-)

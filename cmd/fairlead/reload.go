@@ -31,12 +31,12 @@ func watchConfig(ctx context.Context, cfg *config.Config, level *slog.LevelVar, 
 	err := cfg.Watch(ctx, func(next *config.Config, err error) {
 		if err != nil {
 			log.Error("the configuration file has changed and is not valid, the running configuration stays in force", "file", path, "error", oneLine(err))
-			warnOfNotes(next, log)
+			logNotes(next, log)
 			return
 		}
 		live, restart := config.Diff(cfg, next)
 		log.Info("the configuration file has changed", "file", path, "applied", len(live), "restart", len(restart))
-		warnOfNotes(next, log)
+		logNotes(next, log)
 		for _, ch := range live {
 			log.Info("applied", "setting", ch.Name, "old", ch.Old, "new", ch.New)
 		}
@@ -59,8 +59,8 @@ func watchConfig(ctx context.Context, cfg *config.Config, level *slog.LevelVar, 
 	}
 }
 
-// warnOfNotes logs what the operator should know of how a configuration came about.
-func warnOfNotes(c *config.Config, log *slog.Logger) {
+// logNotes logs what the operator should know of how a configuration came about.
+func logNotes(c *config.Config, log *slog.Logger) {
 	for _, n := range c.Notes() {
 		log.Warn(n)
 	}

@@ -42,7 +42,7 @@ func runRender(_ context.Context, args []string, s streams) error {
 		if _, err := fmt.Fprintf(s.out, "# %s\n", f); err != nil {
 			return err
 		}
-		if err := render(s.out, o.cfg, f, &o.table); err != nil {
+		if err := modeOf(o.cfg).render(s.out, o.cfg, f, &o.table); err != nil {
 			return fmt.Errorf("render %s: %w", f, err)
 		}
 	}

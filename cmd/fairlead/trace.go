@@ -14,7 +14,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/localport"
@@ -200,7 +199,7 @@ func (o *offline) trace(ctx context.Context, p fwd.Packet, iface string) traced 
 // ownsVIP says whether an address is a virtual IP that mode ipvs makes local, so that only this node itself can send from it.
 func (o *offline) ownsVIP(a netip.Addr) bool {
 	h := o.table.Header()
-	if o.cfg.Mode != config.ModeIPVS || o.cfg.IPVS.VIP == config.VIPMark || h.IsLocal(a) {
+	if m := modeOf(o.cfg); m.localVIPs == nil || !m.localVIPs(o.cfg) || h.IsLocal(a) {
 		return false
 	}
 	isIt := func(v fwd.VIP) bool { return v.Addr == a }
@@ -251,16 +250,14 @@ func (o *offline) notes(p fwd.Packet, out fwd.Outcome) []string {
 
 // draining says which endpoints behind the destination get no new connections but keep those they have, where this machine
 // is the node.
-func (o *offline) draining(ctx context.Context, p fwd.Packet) (notes []string) {
-	if o.cfg.Mode != config.ModeIPVS || !mayAdminister() {
+func (o *offline) draining(ctx context.Context, p fwd.Packet) []string {
+	m := modeOf(o.cfg)
+	if m.draining == nil || !mayAdminister() {
 		return nil
 	}
-	reals, err := ipvs.DrainingAt(ctx, p.Proto, p.Dst)
+	notes, err := m.draining(ctx, p)
 	if err != nil {
-		return []string{fmt.Sprintf("what drains on this machine cannot be read: %v", err)}
-	}
-	for _, r := range reals {
-		notes = append(notes, fmt.Sprintf("on this machine %s drains: %d established and %d other connections stay until they end", r.Addr, r.Active, r.Inactive))
+		return []string{fmt.Sprintf("cannot read what drains on this machine: %v", err)}
 	}
 	return notes
 }

@@ -28,3 +28,14 @@ type Watch struct {
 	// Open says that the API server accepted the watch and that neither side has ended it since.
 	Open bool
 }
+
+// Backlog says what has ever been put into a feed, and what of it nobody has taken out yet.
+type Backlog struct {
+	// Services and Slices count all changes, including those that a later one replaced. WaitingServices and WaitingSlices count
+	// those that wait.
+	Services, Slices, WaitingServices, WaitingSlices int
+	// WaitingSince is when the oldest change that waits came. It is zero if none waits, or the first lists are not complete.
+	WaitingSince time.Time
+	// LastChange is when the newest change came.
+	LastChange time.Time
+}

@@ -8,55 +8,68 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// StaleAfter is how long nothing may come from a watch. It is longer than the API server keeps a watch open (ten minutes
-// at most, which clients ask for) and the time after which package kube cuts one, together.
+// StaleAfter is how long a watch may be silent. It is longer than the API server keeps a watch open (clients ask for ten minutes
+// at most) plus the time after which package kube closes one that the server did not.
 const StaleAfter = 15 * time.Minute
 
-// Options are what a State works with. Waiting, Watches and Answered may be nil.
+// Options are what a State works with. All functions may be nil.
 type Options struct {
-	// SyncPeriod is the loop's; a change that waits for twice as long is stale.
+	// SyncPeriod is the loop's. A change that waits for twice as long is stale.
 	SyncPeriod time.Duration
-	// Waiting returns since when a change has waited that the loop has not taken, zero for none; nil where that is not known.
-	Waiting func() time.Time
-	// Watches tells of the watches; nil where objects come from files.
+	// Backlog returns what waits in front of the loop.
+	Backlog func() cluster.Backlog
+	// Watches returns the state of the watches; nil if objects come from files.
 	Watches func() []cluster.Watch
-	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
-	Served func() [2]bool
-	// Notes are sentences that /readyz shows to people; nil for none.
+	// Notes returns sentences that /readyz shows to people.
 	Notes func() []string
-	// Standby says that another process does the work, and this one waits to take over: then it is healthy and ready as it is. nil for
-	// never.
-	Standby func() bool
-	// Answered is called after each answer of an endpoint, which is "healthz", "livez" or "readyz".
+	// Answered is called after each response of an endpoint: "healthz", "livez" or "readyz".
 	Answered func(endpoint string, code int)
 }
 
-// State is what is known about the health of the node's forwarding. Make one with NewState; all methods may be called by
-// any goroutine.
+// State is what is known about the health of forwarding on this node. Make one with NewState. Any goroutine may call its
+// methods. Arrays are by fwd.Family.Index.
 type State struct {
 	o Options
 
-	// mu guards all that follows.
+	// mu guards all fields below.
 	mu         sync.Mutex
 	syncPeriod time.Duration
-	// pendingSince is, by fwd.Family.Index, the time of the oldest change that is not written, zero for none.
+	// served says which families the node serves.
+	served [2]bool
+	// standby says why this process waits instead of working; empty if it works.
+	standby string
+	// pendingSince is the time of the oldest change that is not written, zero for none.
 	pendingSince [2]time.Time
-	// updated is, by fwd.Family.Index, the end of the last sync without a failure; before that the start of the process.
+	// updated is the end of the last sync without a failure, or the start of the process.
 	updated [2]time.Time
-	// written says by fwd.Family.Index that everything was in the kernel once, verified that a reading of the kernel found it
-	// there.
+	// written says that everything was written at least once, verified that everything was then found in the kernel.
 	written, verified [2]bool
 	leaving           bool
 	quarantined       int
 }
 
-// NewState returns a State of a process that starts now.
+// NewState returns the State of a process that starts now and serves both families.
 func NewState(o Options) *State {
 	now := time.Now()
-	return &State{o: o, syncPeriod: o.SyncPeriod, updated: [2]time.Time{now, now}}
+	return &State{o: o, syncPeriod: o.SyncPeriod, served: [2]bool{true, true}, updated: [2]time.Time{now, now}}
 }
 
-// Queued says that a change waits to be written, since then.
+// SetServed sets which families the node serves.
+func (s *State) SetServed(served [2]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.served = served
+}
+
+// SetStandby says that another process does the work and this one waits to take over, and why. It is healthy and ready meanwhile.
+// An empty note ends that.
+func (s *State) SetStandby(note string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.standby = note
+}
+
+// Queued says that a change has been waiting to be written since that time.
 func (s *State) Queued(since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,8 +84,8 @@ func (s *State) wait(family int, since time.Time) {
 	}
 }
 
-// Synced reports an attempt to bring the kernel up to date: by fwd.Family.Index where it was tried, and where not everything
-// is in the kernel, whether or not that was tried now; and how many Services the kernel refuses.
+// Synced reports a sync: which families were tried, and in which not everything is in the kernel, whether or not that was tried
+// now; and how many Services the kernel refuses.
 func (s *State) Synced(start, end time.Time, tried, failed [2]bool, quarantined int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,38 +100,28 @@ func (s *State) Synced(start, end time.Time, tried, failed [2]bool, quarantined 
 	s.quarantined = quarantined
 }
 
-// Verified says that a reading of the kernel found everything that is wanted in one family. It reports whether that is true
-// of all families by now.
+// Verified says that everything wanted was found in the kernel in one family. It returns whether that is now true for all
+// families.
 func (s *State) Verified(f fwd.Family) (all bool) {
-	served := s.served()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.verified[f.Index()] = true
-	return covers(s.verified, served)
+	return s.everywhere(s.verified)
 }
 
-// served says which families the node serves.
-func (s *State) served() [2]bool {
-	if s.o.Served == nil {
-		return [2]bool{true, true}
-	}
-	return s.o.Served()
+// everywhere says that something is true for all families that the node serves.
+func (s *State) everywhere(is [2]bool) bool {
+	return (is[0] || !s.served[0]) && (is[1] || !s.served[1])
 }
 
-// covers says that something is true of all families that the node serves.
-func covers(is, served [2]bool) bool {
-	return (is[0] || !served[0]) && (is[1] || !served[1])
-}
-
-// Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler marked it for that. It
-// stays until told otherwise.
+// Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler marked it for deletion.
 func (s *State) Node(leaving bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leaving = leaving
 }
 
-// SetSyncPeriod says that the loop goes on with another sync period.
+// SetSyncPeriod sets the loop's sync period.
 func (s *State) SetSyncPeriod(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,56 +130,50 @@ func (s *State) SetSyncPeriod(d time.Duration) {
 
 // Fresh says whether forwarding follows what is known of the cluster.
 func (s *State) Fresh() bool {
-	at := s.look(time.Now())
+	in := s.inputs()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.fresh(at)
+	return s.fresh(in)
 }
 
-// moment is what others know at one time.
-type moment struct {
+// inputs is what the functions of Options return at one time.
+type inputs struct {
 	now     time.Time
 	waiting time.Time
 	watches []cluster.Watch
 	notes   []string
-	served  [2]bool
-	standby bool
 }
 
-// look asks those who know.
-func (s *State) look(now time.Time) moment {
-	at := moment{now: now, served: s.served()}
-	if s.o.Standby != nil {
-		at.standby = s.o.Standby()
-	}
-	if s.o.Waiting != nil {
-		at.waiting = s.o.Waiting()
+func (s *State) inputs() inputs {
+	in := inputs{now: time.Now().UTC()}
+	if s.o.Backlog != nil {
+		in.waiting = s.o.Backlog().WaitingSince
 	}
 	if s.o.Watches != nil {
-		at.watches = s.o.Watches()
+		in.watches = s.o.Watches()
 	}
 	if s.o.Notes != nil {
-		at.notes = s.o.Notes()
+		in.notes = s.o.Notes()
 	}
-	return at
+	return in
 }
 
-func (s *State) fresh(at moment) bool {
-	for _, w := range at.watches {
-		if w.Open && at.now.Sub(w.LastSeen) > StaleAfter {
+func (s *State) fresh(in inputs) bool {
+	for _, w := range in.watches {
+		if w.Open && in.now.Sub(w.LastSeen) > StaleAfter {
 			return false
 		}
 	}
-	return s.familyFresh(fwd.IPv4, at) && s.familyFresh(fwd.IPv6, at)
+	return s.familyFresh(fwd.IPv4, in) && s.familyFresh(fwd.IPv6, in)
 }
 
-// familyFresh says that no change waits for too long, neither with the loop nor before it.
-func (s *State) familyFresh(f fwd.Family, at moment) bool {
-	if !at.served[f.Index()] || at.standby { // on standby changes wait on purpose
+// familyFresh says that no change has waited for too long, neither in the loop nor in front of it.
+func (s *State) familyFresh(f fwd.Family, in inputs) bool {
+	if !s.served[f.Index()] || s.standby != "" { // on standby changes wait on purpose
 		return true
 	}
-	for _, since := range []time.Time{s.pendingSince[f.Index()], at.waiting} {
-		if !since.IsZero() && at.now.Sub(since) >= 2*s.syncPeriod {
+	for _, since := range []time.Time{s.pendingSince[f.Index()], in.waiting} {
+		if !since.IsZero() && in.now.Sub(since) >= 2*s.syncPeriod {
 			return false
 		}
 	}

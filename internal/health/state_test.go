@@ -34,19 +34,22 @@ func TestEndpoints(t *testing.T) {
 	written := synced(false, false)
 	verified := func(s *State, _ *cluster.Watch) { s.Verified(fwd.IPv4); s.Verified(fwd.IPv6) }
 	verified4 := func(s *State, _ *cluster.Watch) { s.Verified(fwd.IPv4) }
-	alone := func(s *State, _ *cluster.Watch) { s.o.Served = func() [2]bool { return [2]bool{true, false} } }
+	alone := func(s *State, _ *cluster.Watch) { s.SetServed([2]bool{true, false}) }
 	// waits is a sync of IPv4 alone, while IPv6 waits for its next attempt.
 	waits := func(s *State, _ *cluster.Watch) {
 		s.Synced(time.Now(), time.Now(), [2]bool{true, false}, [2]bool{false, true}, 0)
 	}
 	period := func(d time.Duration) step { return func(s *State, _ *cluster.Watch) { s.SetSyncPeriod(d) } }
-	untaken := func(s *State, _ *cluster.Watch) { since := time.Now(); s.o.Waiting = func() time.Time { return since } }
-	taken := func(s *State, _ *cluster.Watch) { s.o.Waiting = func() time.Time { return time.Time{} } }
+	untaken := func(s *State, _ *cluster.Watch) {
+		since := time.Now()
+		s.o.Backlog = func() cluster.Backlog { return cluster.Backlog{WaitingSince: since} }
+	}
+	taken := func(s *State, _ *cluster.Watch) { s.o.Backlog = func() cluster.Backlog { return cluster.Backlog{} } }
 	leaving := func(yes bool) step { return func(s *State, _ *cluster.Watch) { s.Node(yes) } }
 	heard := func(_ *State, w *cluster.Watch) { w.LastSeen = time.Now() }
 	open := func(yes bool) step { return func(_ *State, w *cluster.Watch) { w.Open = yes } }
 	standby := func(yes bool) step {
-		return func(s *State, _ *cluster.Watch) { s.o.Standby = func() bool { return yes } }
+		return func(s *State, _ *cluster.Watch) { s.SetStandby(map[bool]string{true: "another process works"}[yes]) }
 	}
 	day := func(s *State, w *cluster.Watch) { // of a quiet cluster, whose server sends no bookmarks
 		for range 144 {

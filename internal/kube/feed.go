@@ -56,8 +56,8 @@ type Feed struct {
 	lastTriggers map[cluster.SliceName]int64
 	serviceSeen  int
 	sliceSeen    int
-	// drained are the changes that were handed over so far.
-	drained Changes
+	// drainedServices and drainedSlices count the changes that were handed over so far.
+	drainedServices, drainedSlices int
 	// waitingSince is when the oldest change came that was not taken yet, zero for none; lastChange when the newest ever came.
 	waitingSince, lastChange time.Time
 	// needed is what must have been delivered before the Feed is synced.
@@ -97,8 +97,8 @@ func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	f.mu.Lock()
 	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
 	d := cluster.Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
-	f.drained.Services += uint64(d.Services)
-	f.drained.Slices += uint64(d.Slices)
+	f.drainedServices += d.Services
+	f.drainedSlices += d.Slices
 	f.reset()
 	f.mu.Unlock()
 
@@ -127,28 +127,16 @@ func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	return d
 }
 
-// Changes counts changes of objects, also those that a later one replaced.
-type Changes struct {
-	Services, Slices uint64
-}
-
-// Changes returns how many changes were ever put into the Feed, and how many of them no Drain has taken yet.
-func (f *Feed) Changes() (total, waiting Changes) {
+// Backlog returns what was ever put into the Feed, and what of it no Drain has taken yet.
+func (f *Feed) Backlog() cluster.Backlog {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	waiting = Changes{uint64(f.serviceSeen), uint64(f.sliceSeen)}
-	return Changes{f.drained.Services + waiting.Services, f.drained.Slices + waiting.Slices}, waiting
-}
-
-// Waiting returns when the oldest change came that no Drain has taken yet, zero if there is none or the Feed is not synced,
-// and when the newest ever came.
-func (f *Feed) Waiting() (since, last time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	b := cluster.Backlog{Services: f.drainedServices + f.serviceSeen, Slices: f.drainedSlices + f.sliceSeen,
+		WaitingServices: f.serviceSeen, WaitingSlices: f.sliceSeen, LastChange: f.lastChange}
 	if f.isSynced() {
-		since = f.waitingSince
+		b.WaitingSince = f.waitingSince
 	}
-	return since, f.lastChange
+	return b
 }
 
 // Synced says whether Services, EndpointSlices and the Node have all been delivered once, and the service CIDRs where they

@@ -123,13 +123,13 @@ func TestFeedCountsChanges(t *testing.T) {
 	f.SetSlice(sliceOf("s", "a", 0, 1))
 	f.SetSlice(sliceOf("s", "a", 0, 2))
 	f.DeleteService(named("a"))
-	if total, waiting := f.Changes(); total != (Changes{1, 2}) || waiting != total {
-		t.Errorf("before Drain: %v in all, %v waiting", total, waiting)
+	if b := f.Backlog(); b.Services != 1 || b.Slices != 2 || b.WaitingServices != 1 || b.WaitingSlices != 2 {
+		t.Errorf("before Drain: %+v", b)
 	}
 	f.Drain(store)
 	f.DeleteService(named("b"))
-	if total, waiting := f.Changes(); total != (Changes{2, 2}) || waiting != (Changes{1, 0}) {
-		t.Errorf("after Drain: %v in all, %v waiting", total, waiting)
+	if b := f.Backlog(); b.Services != 2 || b.Slices != 2 || b.WaitingServices != 1 || b.WaitingSlices != 0 {
+		t.Errorf("after Drain: %+v", b)
 	}
 }
 
@@ -209,8 +209,8 @@ func TestFeedWaiting(t *testing.T) {
 		f, store := NewFeed(), &cluster.Store{}
 		want := func(step string, since, last time.Time) {
 			t.Helper()
-			if s, l := f.Waiting(); !s.Equal(since) || !l.Equal(last) {
-				t.Errorf("%s: since %v, last %v, want %v and %v", step, s, l, since, last)
+			if b := f.Backlog(); !b.WaitingSince.Equal(since) || !b.LastChange.Equal(last) {
+				t.Errorf("%s: since %v, last %v, want %v and %v", step, b.WaitingSince, b.LastChange, since, last)
 			}
 		}
 		want("nothing", time.Time{}, time.Time{})

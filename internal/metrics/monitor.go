@@ -13,95 +13,72 @@ import (
 	"github.com/fairlead/fairlead/internal/reconcile"
 )
 
-// Options say what a Monitor shows beside what it is told. All functions but Changes may be nil; they are called when
-// metrics are asked for, by any goroutine.
+// Mode says which of kube-proxy's metrics a mode has, besides those of all modes.
+type Mode struct {
+	// Name is the name of the mode, such as "nftables".
+	Name string
+	// FullAndPartial adds the durations of full and of partial syncs.
+	FullAndPartial bool
+	// WriteFailures is the name of the counter of syncs that failed to write, PartialFailures that of those among them that had
+	// not read the kernel before. A mode without such a counter has an empty name.
+	WriteFailures, PartialFailures string
+}
+
+// Options are what a Monitor works with. Its functions are called at each scrape, by any goroutine.
 type Options struct {
-	// Mode is the dataplane, Version that of the program.
-	Mode, Version string
-	// APIServer is the host of requests to the API server, as their URLs have it; empty where there is none.
+	Mode Mode
+	// Version is that of the program.
+	Version string
+	// APIServer is the host of requests to the API server, as in their URLs; empty if there is none.
 	APIServer string
-	// Changes tells of the objects' changes.
-	Changes func() Changes
-	// Watches tells of the watches of an API server.
+	// Backlog returns what waits in front of the loop.
+	Backlog func() cluster.Backlog
+	// Watches returns the state of the watches of the API server; nil if there is none.
 	Watches func() []cluster.Watch
-	// Served says by fwd.Family.Index which families the node serves; nil stands for both.
-	Served func() [2]bool
-	// Rules counts rules by family and table (mode iptables).
-	Rules func() []Rules
-	// Draining tells, by fwd.Family.Index, of destinations that get no new connections (mode ipvs).
-	Draining func() [2]Draining
-	// KubeProxy says whether there is a kube-proxy, or anything of one, on the node.
-	KubeProxy func() bool
-	// LocalPorts tells of node ports that are served in user space on loopback addresses.
-	LocalPorts func() LocalPorts
 }
 
-// Changes counts changes of objects since the start, and how many of them the loop has not taken yet.
-type Changes struct {
-	Services, Slices               uint64
-	ServicesWaiting, SlicesWaiting uint64
-	// Last is when the newest came.
-	Last time.Time
-}
-
-// Rules counts the rules of one table.
-type Rules struct {
-	Family fwd.Family
-	Table  string
-	// Total is how many there are, Last how many the last sync wrote.
-	Total, Last int
-}
-
-// Draining is what is left of destinations that go.
-type Draining struct {
-	// Destinations counts them by reason.
-	Destinations map[string]int
-	// Oldest is for how long the oldest has drained.
-	Oldest time.Duration
-	// Connections are those of all of them.
-	Connections uint64
-	// Objects counts all that is still to be taken out of the kernel; 0 means that nothing drains.
-	Objects int
-}
-
-// LocalPorts is what package localport tells; arrays are by fwd.Family.Index.
-type LocalPorts struct {
-	Listeners                                     [2]int
-	Connections                                   int
-	Accepted, Refused, DialFailures, BindFailures [2]uint64
-}
-
-// Monitor keeps metrics. The loop tells it what it does. Make one with New; all methods may be called by any goroutine.
+// Monitor keeps the metrics, and learns from the loop what they count. Make one with New. Any goroutine may call its methods.
 type Monitor struct {
 	o       Options
 	set     set
 	vectors vectors
 
-	// mu guards all that follows.
+	// mu guards all fields below.
 	mu sync.Mutex
 	// queued is when the loop last said that a change waits.
 	queued time.Time
 	// held are the changes that the loop took and could not write yet.
 	held events
-	// verified is, by fwd.Family.Index, when the kernel was read last and had all that is wanted, in seconds since 1970.
+	// served says by fwd.Family.Index which families the node serves.
+	served [2]bool
+	// verified is, by fwd.Family.Index, when the kernel was last found complete, in seconds since 1970.
 	verified [2]float64
 }
 
 // events counts changes of objects.
-type events struct{ Services, Slices int }
+type events struct{ services, slices int }
 
-// New returns a Monitor. At the start a first sync counts as asked for.
+// New returns a Monitor. The first sync counts as requested at the start of the process.
 func New(o Options) *Monitor {
-	m := &Monitor{o: o, set: set{registry: prometheus.NewRegistry()}, queued: time.Now()}
+	m := &Monitor{o: o, set: set{registry: prometheus.NewRegistry()}, queued: time.Now(), served: [2]bool{true, true}}
 	m.set.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.register()
+	m.registerProxy()
+	m.registerOwn()
+	m.registerRequests()
 	return m
 }
 
-// Specs lists all metrics but those of the Go runtime and the process.
+// Specs lists all metrics except those of the Go runtime and of the process.
 func (m *Monitor) Specs() []Spec { return m.set.specs }
 
-// Queued says that a change waits to be written, since then.
+// SetServed sets which families the node serves.
+func (m *Monitor) SetServed(served [2]bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.served = served
+}
+
+// Queued says that a change has been waiting to be written since that time.
 func (m *Monitor) Queued(since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -139,8 +116,8 @@ func (m *Monitor) Synced(s reconcile.Sync) {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.held.Services += s.ServiceEvents
-	m.held.Slices += s.SliceEvents
+	m.held.services += s.ServiceEvents
+	m.held.slices += s.SliceEvents
 	if !incomplete {
 		m.held = events{}
 	}
@@ -159,47 +136,32 @@ func (m *Monitor) syncedFamily(s reconcile.Sync, part reconcile.FamilySync, labe
 	v.written.WithLabelValues().Add(float64(part.Result.Written))
 	v.deleted.WithLabelValues().Add(float64(part.Result.Deleted))
 	v.drifted.WithLabelValues().Add(float64(part.Drifted))
-	if part.Failed {
-		m.failed(part, label)
-		return
-	}
-	v.last.WithLabelValues(label).Set(seconds(part.End))
-	for _, t := range part.Triggers {
-		v.programming.WithLabelValues(label).Observe(part.End.Sub(t).Seconds())
-	}
-}
-
-// failed counts a sync that failed for a family.
-func (m *Monitor) failed(part reconcile.FamilySync, label string) {
-	v := &m.vectors
-	v.failures.WithLabelValues(label).Inc()
-	if part.Unread {
-		return
-	}
-	for _, c := range []*prometheus.CounterVec{v.restoreFailures, v.nftFailures} {
-		if c != nil {
-			c.WithLabelValues(label).Inc()
+	if !part.Failed {
+		v.last.WithLabelValues(label).Set(seconds(part.End))
+		for _, t := range part.Triggers {
+			v.programming.WithLabelValues(label).Observe(part.End.Sub(t).Seconds())
 		}
+		return
 	}
-	if v.partialFailures != nil && !part.Full {
+	v.failures.WithLabelValues(label).Inc()
+	if v.writeFailures != nil && !part.Unread {
+		v.writeFailures.WithLabelValues(label).Inc()
+	}
+	if v.partialFailures != nil && !part.Unread && !part.Full {
 		v.partialFailures.WithLabelValues(label).Inc()
 	}
 }
 
-// Verified says that a reading of the kernel found all that is wanted in one family.
+// Verified says that everything wanted was found in the kernel in one family.
 func (m *Monitor) Verified(f fwd.Family, at time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.verified[f.Index()] = seconds(at)
 }
 
-func (m *Monitor) readVerified(e emit) {
-	served := [2]bool{true, true}
-	if m.o.Served != nil {
-		served = m.o.Served()
-	}
+func (m *Monitor) readVerified(e Emit) {
 	m.mu.Lock()
-	verified := m.verified
+	served, verified := m.served, m.verified
 	m.mu.Unlock()
 	for i, f := range fwd.Families {
 		if served[i] {
@@ -208,7 +170,7 @@ func (m *Monitor) readVerified(e emit) {
 	}
 }
 
-// Answered counts an answer of the health server.
+// Answered counts a response of the health server.
 func (m *Monitor) Answered(endpoint string, code int) {
 	switch endpoint {
 	case "healthz":
@@ -218,7 +180,7 @@ func (m *Monitor) Answered(endpoint string, code int) {
 	}
 }
 
-// FlowsSearched counts a search for stale flows; deleted is by the reason for which they were stale.
+// FlowsSearched counts a search for stale connection-tracking entries. deleted has the number of deleted entries by reason.
 func (m *Monitor) FlowsSearched(f fwd.Family, took time.Duration, deleted map[string]int, err error) {
 	v, label := &m.vectors, f.String()
 	v.flowDuration.WithLabelValues(label).Observe(took.Seconds())
@@ -237,9 +199,9 @@ func (m *Monitor) unwritten() events {
 	return m.held
 }
 
-// readQueued tells when a sync was asked for last, also while the loop hangs and takes no notice of it.
-func (m *Monitor) readQueued(e emit) {
-	last := m.o.Changes().Last
+// readQueued emits when a sync was last requested. It also sees requests that a loop that hangs has not taken.
+func (m *Monitor) readQueued(e Emit) {
+	last := m.o.Backlog().LastChange
 	m.mu.Lock()
 	if m.queued.After(last) {
 		last = m.queued
@@ -250,21 +212,9 @@ func (m *Monitor) readQueued(e emit) {
 	}
 }
 
-func (m *Monitor) readChanges(value func(Changes) float64) func(emit) {
-	return func(e emit) { e(value(m.o.Changes())) }
-}
+// The methods below implement kube.RequestMetrics.
 
-func (m *Monitor) readRules(value func(Rules) int) func(emit) {
-	return func(e emit) {
-		for _, r := range m.o.Rules() {
-			e(float64(value(r)), r.Table, r.Family.String())
-		}
-	}
-}
-
-// The methods below are those of kube.RequestMetrics.
-
-// Result counts an answer of the API server.
+// Result counts a response of the API server.
 func (m *Monitor) Result(code, method, host string) {
 	m.vectors.requestResults.WithLabelValues(code, method, host).Inc()
 }
@@ -274,24 +224,31 @@ func (m *Monitor) Retry(code, verb, host string) {
 	m.vectors.requestRetries.WithLabelValues(code, verb, host).Inc()
 }
 
-// Duration observes the time until an answer.
+// Duration observes the time until a response.
 func (m *Monitor) Duration(verb, host string, d time.Duration) {
 	m.vectors.requestDuration.WithLabelValues(verb, host).Observe(d.Seconds())
 }
 
-// RateLimiter observes the time for which a request waited for its turn.
+// RateLimiter observes the time that a request waited for the rate limiter.
 func (m *Monitor) RateLimiter(verb, host string, d time.Duration) {
 	m.vectors.limiterDuration.WithLabelValues(verb, host).Observe(d.Seconds())
 }
 
-// RequestSize observes the size of a request's body.
+// RequestSize observes the size of a request body.
 func (m *Monitor) RequestSize(verb, host string, bytes float64) {
 	m.vectors.requestSize.WithLabelValues(verb, host).Observe(bytes)
 }
 
-// ResponseSize observes the size of an answer's body.
+// ResponseSize observes the size of a response body.
 func (m *Monitor) ResponseSize(verb, host string, bytes float64) {
 	m.vectors.responseSize.WithLabelValues(verb, host).Observe(bytes)
 }
 
 func seconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

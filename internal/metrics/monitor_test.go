@@ -2,17 +2,12 @@ package metrics
 
 import (
 	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"regexp"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/cluster"
@@ -20,34 +15,24 @@ import (
 	"github.com/fairlead/fairlead/internal/reconcile"
 )
 
-var update = flag.Bool("update", false, "rewrite golden files")
+// The metrics of modes as the modes define them, see cmd/fairlead.
+var (
+	iptables = Mode{Name: "iptables", FullAndPartial: true, WriteFailures: "kubeproxy_sync_proxy_rules_iptables_restore_failures_total",
+		PartialFailures: "kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total"}
+	nftables = Mode{Name: "nftables", FullAndPartial: true, WriteFailures: "kubeproxy_sync_proxy_rules_nftables_sync_failures_total"}
+	ipvs     = Mode{Name: "ipvs", WriteFailures: "kubeproxy_sync_proxy_rules_iptables_restore_failures_total"}
+)
 
 // full are options with everything there is.
-func full(mode string) Options {
+func full(mode Mode) Options {
 	return Options{
 		Mode: mode, Version: "v1",
-		Changes: func() Changes {
-			return Changes{Services: 20, Slices: 30, ServicesWaiting: 2, SlicesWaiting: 3, Last: time.Unix(1_600_000_000, 0)}
+		Backlog: func() cluster.Backlog {
+			return cluster.Backlog{Services: 20, Slices: 30, WaitingServices: 2, WaitingSlices: 3, LastChange: time.Unix(1_600_000_000, 0)}
 		},
 		Watches: func() []cluster.Watch {
 			return []cluster.Watch{{Resource: "services", LastSeen: time.Now().Add(-time.Minute), Open: true}, {Resource: "nodes", LastSeen: time.Now()}}
 		},
-		Rules:     func() []Rules { return []Rules{{fwd.IPv4, "nat", 100, 7}} },
-		Draining:  draining(mode),
-		KubeProxy: func() bool { return true },
-		LocalPorts: func() LocalPorts {
-			return LocalPorts{Listeners: [2]int{1, 2}, Connections: 3, BindFailures: [2]uint64{4, 5}}
-		},
-	}
-}
-
-// draining is nil but in mode ipvs.
-func draining(mode string) func() [2]Draining {
-	if mode != ipvs {
-		return nil
-	}
-	return func() [2]Draining {
-		return [2]Draining{{}, {Destinations: map[string]int{"removed": 2}, Oldest: 90 * time.Second, Connections: 7, Objects: 5}}
 	}
 }
 
@@ -107,12 +92,10 @@ func TestSynced(t *testing.T) {
 		`kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"} 0`,
 		`kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv6"} 1`,
 		`kubeproxy_sync_proxy_rules_iptables_partial_restore_failures_total{ip_family="IPv6"} 1`,
-		`kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"} 100`,
-		`kubeproxy_sync_proxy_rules_iptables_last{ip_family="IPv4",table="nat"} 7`,
 		`fairlead_sync_failures_total{ip_family="IPv6"} 1`, `fairlead_sync_failures_total{ip_family="IPv4"} 0`,
 		`fairlead_objects_written_total 5`, `fairlead_objects_deleted_total 6`, `fairlead_drifted_objects_total 8`,
 		`fairlead_services 7`, `fairlead_frontends 9`, `fairlead_endpoints 11`, `fairlead_conflicts 12`, `fairlead_quarantined_services 1`,
-		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`, `fairlead_kube_proxy_present 1`,
+		`fairlead_apply_duration_seconds_bucket{le="0.002"} 1`, `fairlead_info{mode="iptables",version="v1"} 1`,
 		`fairlead_last_verified_timestamp_seconds{ip_family="IPv4"} 0`, `fairlead_watch_open{resource="services"} 1`, `fairlead_watch_open{resource="nodes"} 0`,
 		`fairlead_watch_stale_seconds{resource="services"} 6`, `go_goroutines `, `process_start_time_seconds `,
 	)
@@ -134,16 +117,20 @@ func TestSynced(t *testing.T) {
 		`fairlead_last_verified_timestamp_seconds{ip_family="IPv6"} 1.7e+09`)
 }
 
-func TestDraining(t *testing.T) {
-	wantLines(t, scrape(t, New(full(ipvs))), `fairlead_ipvs_draining_destinations{ip_family="IPv6",reason="removed"} 2`,
-		`fairlead_ipvs_draining_connections{ip_family="IPv4"} 0`, `fairlead_ipvs_draining_connections{ip_family="IPv6"} 7`,
-		`fairlead_ipvs_draining_objects{ip_family="IPv4"} 0`, `fairlead_ipvs_draining_objects{ip_family="IPv6"} 5`,
-		`fairlead_ipvs_draining_oldest_seconds{ip_family="IPv6"} 90`)
+// TestReads registers metrics whose values are kept elsewhere.
+func TestReads(t *testing.T) {
+	m := New(full(nftables))
+	m.Gauge("fairlead_g", "A gauge.", func(e Emit) { e(1, "a"); e(2, "b") }, "l")
+	m.Counter("fairlead_c", "A counter.", func(e Emit) { e(3) })
+	wantLines(t, scrape(t, m), "# HELP fairlead_g A gauge.", "# TYPE fairlead_g gauge", `fairlead_g{l="a"} 1`, `fairlead_g{l="b"} 2`, "# TYPE fairlead_c counter", "fairlead_c 3")
+	if s := m.Specs()[len(m.Specs())-2]; s.Name != "fairlead_g" || s.Type != "gauge" || !slices.Equal(s.Labels, []string{"l"}) {
+		t.Errorf("%+v", s)
+	}
 }
 
 // A kernel that cannot be read is no failure to write.
 func TestUnread(t *testing.T) {
-	for _, mode := range []string{iptables, nftables, ipvs} {
+	for _, mode := range []Mode{iptables, nftables, ipvs} {
 		m := New(full(mode))
 		m.Synced(reconcile.Sync{Families: [2]reconcile.FamilySync{{Tried: true, Failed: true, Unread: true}, {}}})
 		text := scrape(t, m)
@@ -156,7 +143,7 @@ func TestUnread(t *testing.T) {
 func TestQueued(t *testing.T) {
 	newest := time.Unix(1_600_000_000, 0)
 	o := full(nftables)
-	o.Changes = func() Changes { return Changes{Last: newest} }
+	o.Backlog = func() cluster.Backlog { return cluster.Backlog{LastChange: newest} }
 	m := New(o)
 	m.queued = newest.Add(-time.Hour) // the start of the process
 	want := func(at time.Time) {
@@ -192,8 +179,6 @@ func TestOthers(t *testing.T) {
 		`rest_client_request_duration_seconds_bucket{host="h",verb="GET",le="0.025"} 1`,
 		`rest_client_rate_limiter_duration_seconds_bucket{host="h",verb="GET",le="0.005"} 1`,
 		`rest_client_request_size_bytes_bucket{host="h",verb="GET",le="64"} 1`, `rest_client_response_size_bytes_bucket{host="h",verb="GET",le="64"} 0`,
-		`kubeproxy_nftables_localhost_nodeport_listeners{ip_family="IPv6"} 2`,
-		`kubeproxy_nftables_localhost_nodeport_listener_creation_failures_total{ip_family="IPv4"} 4`, `fairlead_localhost_nodeport_connections 3`,
 	)
 }
 
@@ -237,50 +222,6 @@ func TestKubernetesRelease(t *testing.T) {
 	}
 }
 
-// specs lists all metrics of all modes, one line each.
-func specs() (lines []string, all []Spec) {
-	modes := make(map[string][]string)
-	for _, mode := range []string{iptables, ipvs, nftables} {
-		for _, s := range New(full(mode)).Specs() {
-			line := fmt.Sprintf("%s %s {%s}", s.Name, s.Type, strings.Join(s.Labels, ","))
-			if len(s.Buckets) > 0 {
-				line += fmt.Sprintf(" %v", s.Buckets)
-			}
-			if modes[line] == nil {
-				all = append(all, s)
-			}
-			modes[line] = append(modes[line], mode)
-		}
-	}
-	for line, in := range modes {
-		if len(in) < 3 {
-			line += " mode " + strings.Join(in, ",")
-		}
-		lines = append(lines, line)
-	}
-	slices.Sort(lines)
-	return lines, all
-}
-
-// TestGolden shows each change of what dashboards and alerts depend on: names, types, labels and buckets.
-func TestGolden(t *testing.T) {
-	lines, _ := specs()
-	got := strings.Join(lines, "\n") + "\n"
-	const file = "testdata/metrics.txt"
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), got); d != "" {
-		t.Errorf("metrics changed; -update rewrites %s (-want +got):\n%s", file, d)
-	}
-}
-
 // TestNothingElse compares what a scrape shows with what the set remembers.
 func TestNothingElse(t *testing.T) {
 	m := New(full(iptables))
@@ -300,36 +241,5 @@ func TestNothingElse(t *testing.T) {
 		if kind := strings.ToLower(f.GetType().String()); known[name] != kind {
 			t.Errorf("%s is a %s, the set says %q", name, kind, known[name])
 		}
-	}
-}
-
-// TestDocumented compares the table in docs/metrics.md with the metrics.
-func TestDocumented(t *testing.T) {
-	page, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	rows := make(map[string]string)
-	for _, row := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|(.*)$").FindAllStringSubmatch(string(page), -1) {
-		rows[row[1]] = row[2]
-	}
-	_, all := specs()
-	for _, s := range all {
-		row, ok := rows[s.Name]
-		if !ok {
-			t.Errorf("docs/metrics.md has no row for %s", s.Name)
-			continue
-		}
-		cells := strings.Split(row, "|")
-		if kind := strings.TrimSpace(cells[0]); kind != s.Type {
-			t.Errorf("docs/metrics.md says that %s is a %s, it is a %s", s.Name, kind, s.Type)
-		}
-		if labels := strings.ReplaceAll(strings.TrimSpace(cells[1]), "`", ""); labels != strings.Join(s.Labels, ", ") {
-			t.Errorf("docs/metrics.md says that %s has the labels %q, it has %q", s.Name, labels, s.Labels)
-		}
-		delete(rows, s.Name)
-	}
-	for name := range rows {
-		t.Errorf("docs/metrics.md has a row for %s, which does not exist", name)
 	}
 }

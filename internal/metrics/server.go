@@ -38,7 +38,7 @@ func (m *Monitor) Handler(o ServerOptions) http.Handler {
 		p.get(path, func(w http.ResponseWriter, _ *http.Request) { writeText(w, "ok") })
 	}
 	p.get("/metrics", promhttp.HandlerFor(m.set.registry, promhttp.HandlerOpts{}).ServeHTTP)
-	p.get("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { writeText(w, m.o.Mode) })
+	p.get("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { writeText(w, m.o.Mode.Name) })
 	p.get("/statusz", p.statusz)
 	if o.Configz != nil {
 		p.get("/configz", p.configz)
@@ -133,7 +133,7 @@ func (p *pages) statusz(w http.ResponseWriter, _ *http.Request) {
 	release := kubernetesRelease()
 	up := time.Since(p.started).Round(time.Second)
 	writeText(w, fmt.Sprintf("fairlead statusz\n%sStarted: %s\nUp: %s\nGo version: %s\nBinary version: %s\nKubernetes libraries: %s\nMode: %s\nPaths: %s\n",
-		notForMachines, p.started.UTC().Format(time.RFC1123), up, runtime.Version(), p.monitor.o.Version, release, p.monitor.o.Mode,
+		notForMachines, p.started.UTC().Format(time.RFC1123), up, runtime.Version(), p.monitor.o.Version, release, p.monitor.o.Mode.Name,
 		strings.Join(slices.Sorted(slices.Values(p.paths)), " ")))
 }
 

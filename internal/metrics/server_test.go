@@ -24,7 +24,7 @@ func request(t *testing.T, h http.Handler, method, path, body string, header ...
 }
 
 func TestPages(t *testing.T) {
-	m := New(full("ipvs"))
+	m := New(full(ipvs))
 	level := 0
 	all := ServerOptions{
 		Configz:   func() any { return map[string]any{"kubeproxy.config.k8s.io": map[string]any{"Mode": "ipvs"}} },
@@ -105,7 +105,7 @@ func (r *reviews) Review(ctx context.Context, token, verb, path string) (string,
 
 func TestAuth(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	m := New(full("ipvs"))
+	m := New(full(ipvs))
 	tests := []struct {
 		name, method, path, authorization string
 		err                               error
@@ -149,7 +149,7 @@ func TestAuth(t *testing.T) {
 func TestAuthRemembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &reviews{}
-		h := New(full("ipvs")).Handler(ServerOptions{Auth: true, Reviewer: r, Log: slog.New(slog.DiscardHandler)})
+		h := New(full(ipvs)).Handler(ServerOptions{Auth: true, Reviewer: r, Log: slog.New(slog.DiscardHandler)})
 		ask := func(token string, code, asked int) {
 			t.Helper()
 			before := r.asked

@@ -8,6 +8,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
+// familyLabel is the label for the address family.
+const familyLabel = "ip_family"
+
 // Spec describes one metric, for documentation and tests.
 type Spec struct {
 	Name string
@@ -20,7 +23,7 @@ type Spec struct {
 	Buckets []float64
 }
 
-// set is a registry that remembers what is in it.
+// set is a registry that remembers the Spec of every metric in it.
 type set struct {
 	registry *prometheus.Registry
 	specs    []Spec
@@ -33,7 +36,7 @@ func (s *set) add(c prometheus.Collector, spec Spec) {
 
 func (s *set) counter(name, help string, labels ...string) *prometheus.CounterVec {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	fromTheStart(labels, func(values ...string) { v.WithLabelValues(values...) })
+	initSeries(labels, func(values ...string) { v.WithLabelValues(values...) })
 	s.add(v, Spec{Name: name, Type: "counter", Help: help, Labels: labels})
 	return v
 }
@@ -41,7 +44,7 @@ func (s *set) counter(name, help string, labels ...string) *prometheus.CounterVe
 func (s *set) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
 	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 	if len(labels) == 0 {
-		v.WithLabelValues() // it is there from the beginning
+		v.WithLabelValues() // makes its only series
 	}
 	s.add(v, Spec{Name: name, Type: "gauge", Help: help, Labels: labels})
 	return v
@@ -49,37 +52,38 @@ func (s *set) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
 
 func (s *set) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
-	fromTheStart(labels, func(values ...string) { v.WithLabelValues(values...) })
+	initSeries(labels, func(values ...string) { v.WithLabelValues(values...) })
 	s.add(v, Spec{Name: name, Type: "histogram", Help: help, Labels: labels, Buckets: buckets})
 	return v
 }
 
-// fromTheStart makes the series of a counter or histogram that are known before anything is counted: a dashboard then shows that nothing
-// was, and a rate sees the first increase.
-func fromTheStart(labels []string, make func(values ...string)) {
+// initSeries makes the series of a counter or histogram that are known before anything is counted. A dashboard then shows 0
+// instead of nothing, and rate() sees the first increase.
+func initSeries(labels []string, make func(values ...string)) {
 	switch {
 	case len(labels) == 0:
 		make()
-	case slices.Equal(labels, []string{"ip_family"}):
+	case slices.Equal(labels, []string{familyLabel}):
 		for _, f := range fwd.Families {
 			make(f.String())
 		}
 	}
 }
 
-// emit takes a value with the values of its labels.
-type emit func(value float64, labels ...string)
+// Emit takes one value of a metric with the values of its labels.
+type Emit func(value float64, labels ...string)
 
-// readCounter and readGauge register metrics whose values somebody else keeps: read is called whenever they are asked for.
-func (s *set) readCounter(name, help string, read func(emit), labels ...string) {
-	s.read(prometheus.CounterValue, Spec{Name: name, Type: "counter", Help: help, Labels: labels}, read)
+// Counter and Gauge register a metric whose values are kept elsewhere. Each scrape calls read, from any goroutine.
+func (m *Monitor) Counter(name, help string, read func(Emit), labels ...string) {
+	m.set.read(prometheus.CounterValue, Spec{Name: name, Type: "counter", Help: help, Labels: labels}, read)
 }
 
-func (s *set) readGauge(name, help string, read func(emit), labels ...string) {
-	s.read(prometheus.GaugeValue, Spec{Name: name, Type: "gauge", Help: help, Labels: labels}, read)
+// Gauge is described at Counter.
+func (m *Monitor) Gauge(name, help string, read func(Emit), labels ...string) {
+	m.set.read(prometheus.GaugeValue, Spec{Name: name, Type: "gauge", Help: help, Labels: labels}, read)
 }
 
-func (s *set) read(kind prometheus.ValueType, spec Spec, read func(emit)) {
+func (s *set) read(kind prometheus.ValueType, spec Spec, read func(Emit)) {
 	s.add(reader{prometheus.NewDesc(spec.Name, spec.Help, spec.Labels, nil), kind, read}, spec)
 }
 
@@ -87,7 +91,7 @@ func (s *set) read(kind prometheus.ValueType, spec Spec, read func(emit)) {
 type reader struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
-	read func(emit)
+	read func(Emit)
 }
 
 // Describe implements prometheus.Collector.

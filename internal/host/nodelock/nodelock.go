@@ -16,29 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is what a process says of itself.
+// Process is what a process tells others about itself.
 type Process struct {
-	// Instance is its value of --service-proxy-name, Mode its mode, Version its version.
+	// Instance is its value of --service-proxy-name.
 	Instance string `json:"instance"`
 	Mode     string `json:"mode"`
 	Version  string `json:"version"`
-	// PID is its process ID as we see it, 0 where it is in a PID namespace that we cannot see.
+	// PID is its process ID as we see it; 0 if it is in a PID namespace that we cannot see.
 	PID int `json:"-"`
-}
-
-// ErrUntrusted says that the lock's socket is one that a user made who has no business with it.
-var ErrUntrusted = errors.New("the socket belongs to another user than root")
-
-// HeldError says that another process holds a lock.
-type HeldError struct {
-	// Name is that of the lock.
-	Name string
-	// By is the holder; only PID is known of one that does not answer.
-	By Process
-}
-
-func (e *HeldError) Error() string {
-	return fmt.Sprintf("another process holds the lock @%s (%s)", e.Name, e.By)
 }
 
 func (p Process) String() string {
@@ -56,32 +41,45 @@ func (p Process) String() string {
 	return fmt.Sprintf("fairlead %s, mode %s, %s, %s", p.Version, p.Mode, name, pid)
 }
 
-// helloTimeout bounds how long the other end may take to say who it is, and maxHello how long that may be.
+// ErrUntrusted says that the lock's socket belongs to a user who may not hold the lock.
+var ErrUntrusted = errors.New("the socket belongs to another user than root")
+
+// HeldError says that another process holds a lock.
+type HeldError struct {
+	// Name is that of the lock.
+	Name string
+	// By is the holder. Only the PID of a holder that does not respond is known.
+	By Process
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("another process holds the lock @%s (%s)", e.Name, e.By)
+}
+
 const (
+	// helloTimeout is how long the other end may take to say who it is, and maxHello how many bytes that may be.
 	helloTimeout = 2 * time.Second
 	maxHello     = 4 << 10
+	// maxVisitors is how many connections a holder keeps open.
+	maxVisitors = 64
+	// visitPause is the time between two visits while nobody holds the lock.
+	visitPause = time.Second
 )
-
-// maxVisitors bounds the connections that a holder keeps open.
-const maxVisitors = 64
 
 // Lock is a lock that is held until Release or the end of the process.
 type Lock struct {
 	listener *net.UnixListener
-	self     Process
 	visitors chan Process
-	done     sync.WaitGroup
-
-	mu    sync.Mutex // guards what follows
-	conns map[*net.UnixConn]bool
-	ended bool
+	// release ends the context of the connections of visitors, done waits for their goroutines.
+	release context.CancelFunc
+	done    sync.WaitGroup
 }
 
-// Acquire takes a lock, and does not wait for it. The error is a *HeldError where another process holds it, ErrUntrusted where the
-// socket is no lock.
+// Acquire takes a lock if it is free; it does not wait. The error is a *HeldError if another process holds the lock, and wraps
+// ErrUntrusted if the socket is no lock.
 func Acquire(ctx context.Context, name string, self Process) (*Lock, error) {
 	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "unix", "@"+name)
+	listener, err := lc.Listen(ctx, "unix", "@"+name)
 	if errors.Is(err, unix.EADDRINUSE) {
 		by, held, lerr := Look(ctx, name)
 		switch {
@@ -90,7 +88,7 @@ func Acquire(ctx context.Context, name string, self Process) (*Lock, error) {
 		case held:
 			return nil, &HeldError{name, by}
 		}
-		l, err = lc.Listen(ctx, "unix", "@"+name) // it ended in between
+		listener, err = lc.Listen(ctx, "unix", "@"+name) // the holder ended in between
 		if errors.Is(err, unix.EADDRINUSE) {
 			return nil, &HeldError{Name: name}
 		}
@@ -98,161 +96,149 @@ func Acquire(ctx context.Context, name string, self Process) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock @%s: %w", name, err)
 	}
-	k := &Lock{listener: l.(*net.UnixListener), self: self, visitors: make(chan Process, maxVisitors), conns: make(map[*net.UnixConn]bool)}
-	k.done.Go(k.accept)
-	return k, nil
+	held, release := context.WithCancel(context.WithoutCancel(ctx))
+	l := &Lock{listener: listener.(*net.UnixListener), visitors: make(chan Process, maxVisitors), release: release}
+	l.done.Go(func() { l.accept(held, self) })
+	return l, nil
 }
 
-// Release gives the lock back.
+// Release gives the lock back. A nil Lock may be released.
 func (l *Lock) Release() {
-	l.mu.Lock()
-	l.ended = true
-	_ = l.listener.Close() // what Close may fail with, the kernel has done
-	for c := range l.conns {
-		_ = c.Close()
+	if l == nil {
+		return
 	}
-	l.mu.Unlock()
+	_ = l.listener.Close() // cannot fail
+	l.release()
 	l.done.Wait()
 }
 
-// Visitors receives who visits, and who waits for the lock, each once as they come.
+// Visitors receives each process that visits or waits for the lock, once, when it comes.
 func (l *Lock) Visitors() <-chan Process { return l.visitors }
 
-func (l *Lock) accept() {
+func (l *Lock) accept(held context.Context, self Process) {
+	slots := make(chan struct{}, maxVisitors)
 	for {
 		c, err := l.listener.AcceptUnix()
 		if err != nil {
-			return // released; nothing else ends an accept on such a socket for good
+			return // released; nothing else makes accept on such a socket fail for good
 		}
-		if !l.keep(c) {
+		pid, err := peer(c)
+		if err != nil {
 			_ = c.Close()
 			continue
 		}
-		l.done.Go(func() {
-			l.serve(c)
-			l.mu.Lock()
-			delete(l.conns, c)
-			l.mu.Unlock()
+		select {
+		case slots <- struct{}{}:
+			l.done.Go(func() {
+				defer func() { <-slots }()
+				defer context.AfterFunc(held, func() { _ = c.Close() })()
+				defer c.Close()
+				l.serve(c, pid, self)
+			})
+		default: // too many visitors
 			_ = c.Close()
-		})
+		}
 	}
 }
 
-// keep notes a connection that is to end with the lock.
-func (l *Lock) keep(c *net.UnixConn) bool {
-	cred, err := credentials(c)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err != nil || !trusted(cred) || l.ended || len(l.conns) >= maxVisitors {
-		return false
-	}
-	l.conns[c] = true
-	return true
-}
-
-// serve says who we are and hears who visits, then waits for the end of the connection.
-func (l *Lock) serve(c *net.UnixConn) {
+// serve says who holds the lock, reads who visits, and waits for the end of the connection.
+func (l *Lock) serve(c *net.UnixConn, pid int, self Process) {
 	_ = c.SetDeadline(time.Now().Add(helloTimeout))
-	if json.NewEncoder(c).Encode(l.self) != nil {
+	if json.NewEncoder(c).Encode(self) != nil {
 		return
 	}
 	var p Process
-	if json.NewDecoder(io.LimitReader(c, maxHello)).Decode(&p) == nil {
-		if cred, err := credentials(c); err == nil {
-			p.PID = int(cred.Pid)
-		}
-		select {
-		case l.visitors <- p:
-		default: // nobody reads
-		}
-		_ = c.SetDeadline(time.Time{})
-		_, _ = io.Copy(io.Discard, c)
+	if json.NewDecoder(io.LimitReader(c, maxHello)).Decode(&p) != nil {
+		return
 	}
+	p.PID = pid
+	select {
+	case l.visitors <- p:
+	default: // nobody reads
+	}
+	_ = c.SetDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, c)
 }
 
 // Look says who holds a lock.
 func Look(ctx context.Context, name string) (by Process, held bool, err error) {
-	c, err := dial(ctx, name)
+	c, pid, err := dial(ctx, name)
 	if c == nil {
 		return Process{}, false, err
 	}
 	defer c.Close()
-	return hello(c), true, nil
-}
-
-// dial connects to a holder; nil if there is none.
-func dial(ctx context.Context, name string) (*net.UnixConn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", "@"+name)
-	if errors.Is(err, unix.ECONNREFUSED) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look who holds the lock @%s: %w", name, err)
-	}
-	c := conn.(*net.UnixConn)
-	cred, err := credentials(c)
-	if err == nil && !trusted(cred) {
-		err = fmt.Errorf("%w (user %d, process %d)", ErrUntrusted, cred.Uid, cred.Pid)
-	}
-	if err != nil {
-		_ = c.Close()
-		return nil, fmt.Errorf("lock @%s: %w", name, err)
-	}
-	return c, nil
-}
-
-// hello hears who holds the lock.
-func hello(c *net.UnixConn) (p Process) {
 	_ = c.SetReadDeadline(time.Now().Add(helloTimeout))
-	_ = json.NewDecoder(io.LimitReader(c, maxHello)).Decode(&p) // what it does not say is not known
-	_ = c.SetReadDeadline(time.Time{})
-	p.PID = 0
-	if cred, err := credentials(c); err == nil {
-		p.PID = int(cred.Pid)
-	}
-	return p
+	_ = json.NewDecoder(io.LimitReader(c, maxHello)).Decode(&by) // what it does not say remains unknown
+	by.PID = pid
+	return by, true, nil
 }
 
-// Wait returns nil when a lock may be free, at once if it is, and the error of the context when that ends before. self is told to the
-// holder.
+// Wait returns nil when a lock may be free, at once if it is, and the error of the context if that ends first. It tells the holder
+// who waits.
 func Wait(ctx context.Context, name string, self Process) error {
-	return visit(ctx, name, self)
-}
-
-// Visit tells the holder of a lock, and each holder after it, that we are here, until the context ends.
-func Visit(ctx context.Context, name string, self Process) {
-	for {
-		_ = visit(ctx, name, self) // a holder that cannot be told now will be below
-		t := time.NewTimer(visitPause)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-		}
-	}
-}
-
-// visitPause is the time between two visits where nobody holds the lock.
-const visitPause = time.Second
-
-// visit stays with the holder until it, or the context, ends.
-func visit(ctx context.Context, name string, self Process) error {
-	c, err := dial(ctx, name)
+	c, _, err := dial(ctx, name)
 	if c == nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	defer stop()
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
 	if err := json.NewEncoder(c).Encode(self); err == nil {
 		_, _ = io.Copy(io.Discard, c)
 	}
 	return ctx.Err()
 }
 
-// Held returns the names of locks that are held and begin with the prefix, sorted. Those of untrusted users are among them.
+// Visit tells the holder of a lock, and each later holder, that this process is there, until the context ends.
+func Visit(ctx context.Context, name string, self Process) {
+	for ctx.Err() == nil {
+		_ = Wait(ctx, name, self) // a holder that cannot be reached now is visited later
+		pause := time.NewTimer(visitPause)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+// dial connects to the holder of a lock and returns its PID. The connection is nil if there is no holder.
+func dial(ctx context.Context, name string) (*net.UnixConn, int, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", "@"+name)
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("look who holds the lock @%s: %w", name, err)
+	}
+	c := conn.(*net.UnixConn)
+	pid, err := peer(c)
+	if err != nil {
+		_ = c.Close()
+		return nil, 0, fmt.Errorf("lock @%s: %w", name, err)
+	}
+	return c, pid, nil
+}
+
+// peer returns the PID of the process at the other end, the one that listens or the one that connected. The error wraps
+// ErrUntrusted if that is neither root's process nor our own user's, which may not hold a lock or talk to its holder.
+func peer(c *net.UnixConn) (pid int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, cerr); err != nil {
+		return 0, err
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return 0, fmt.Errorf("%w (user %d, process %d)", ErrUntrusted, cred.Uid, cred.Pid)
+	}
+	return int(cred.Pid), nil
+}
+
+// Held returns the names of locks that are held and begin with the prefix, sorted, including those of untrusted users.
 func Held(prefix string) ([]string, error) {
 	list, err := os.ReadFile("/proc/thread-self/net/unix")
 	if err != nil {
@@ -277,17 +263,3 @@ func parseHeld(list, prefix string) []string {
 	slices.Sort(out)
 	return slices.Compact(out)
 }
-
-// credentials are those of the process that listens, for a connection that was made to it, and of the one that connected, for one
-// that was accepted.
-func credentials(c *net.UnixConn) (cred *unix.Ucred, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred, errors.Join(err, cerr)
-}
-
-// trusted says whether a process may hold a lock, or speak to its holder.
-func trusted(cred *unix.Ucred) bool { return cred.Uid == 0 || int(cred.Uid) == os.Geteuid() }
