@@ -30,7 +30,7 @@ func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
 			r := newRenderer(f)
-			b.Families[f.Index()] = backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, owning: r, found: b.Found, log: log}, sameValue)
+			b.Families[f.Index()] = backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, renderer: r, found: b.Found, log: log}, sameValue)
 		}
 	}
 	return b

@@ -16,7 +16,7 @@
 // node (with a capital: masquerade), x for drop and r for reject; then follow the pools with their sizes. "pool-10" alone is
 // the shape in which all are treated alike. Prefix "from-" and "sources-": only sources in the set come through.
 //
-// The chains of pools of the usual sizes are always there (sizesAhead), since a rule that comes to a full map costs a walk
+// The chains of pools of the usual sizes are always there (commonSizes), since a rule that comes to a full map costs a walk
 // through the map; but an endpoint that comes costs a walk through all such rules. What a change costs beyond its elements is a validation: wherever a verdict that leads to a chain comes
 // to a map, the kernel looks at all verdicts of the table, 0.1 to 0.3 ms for 1000. Removing verdicts, and whatever is done
 // to endpoints, costs none.

@@ -15,7 +15,7 @@ func withoutIdle(fam fwd.Family, text string) string {
 	if _, end, closed := strings.Cut(rest, "\n\t}\n"); found && closed {
 		text = begin + end
 	}
-	for _, p := range ahead[fam.Index()]() {
+	for _, p := range commonPools[fam.Index()]() {
 		head := "\tchain " + p.id.Name + " {\n"
 		if at := strings.Index(text, head); at >= 0 && !strings.Contains(text, "goto "+p.id.Name+"\n") && !strings.Contains(text, "goto "+p.id.Name+",") {
 			end := at + strings.Index(text[at:], "\n\t}\n") + len("\n\t}\n")

@@ -3,6 +3,7 @@ package nftables
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -171,10 +172,14 @@ func (t targets) verdict() string {
 }
 
 // endpoints yields the indexes with their endpoints.
-func (t targets) endpoints(fam fwd.Family, yield func(index, endpoint string)) {
-	_, list, _ := strings.Cut(string(t), "\x00")
-	for size := indexLen + nft.Len(fam, endpointFields); len(list) >= size; list = list[size:] {
-		yield(list[:indexLen], list[indexLen:size])
+func (t targets) endpoints(fam fwd.Family) iter.Seq2[string, string] {
+	return func(yield func(index, endpoint string) bool) {
+		_, list, _ := strings.Cut(string(t), "\x00")
+		for size := indexLen + nft.Len(fam, endpointFields); len(list) >= size; list = list[size:] {
+			if !yield(list[:indexLen], list[indexLen:size]) {
+				return
+			}
+		}
 	}
 }
 

@@ -12,23 +12,21 @@ import (
 // step is one transaction.
 type step struct {
 	ops []nft.Op
-	// completes are the objects that are written when it is committed.
+	// completes are the objects that are in the kernel once it is committed.
 	completes []ID
 }
 
-// steps orders a plan into transactions. Mostly they are one, or two where chains go:
+// steps orders a plan into transactions, mostly one, or two if chains are deleted:
 //
-//	prepare  new chains and sets, and addresses of endpoints
-//	switch   changed chains, then frontends; last, if they are new, the base chains
-//	collect  sets, chains and addresses that nothing refers to any more
+//	prepare  new chains and sets, and elements that no packet meets yet
+//	switch   changed chains, then frontends, then base chains if they are new
+//	collect  sets, chains and elements that nothing refers to any more
 //
-// A transaction of more than chunk elements, new chains and their rules is split, to leave the kernel's lock to others in between and to fit into
-// the socket's buffer. A frontend is switched in one step in any case.
+// A transaction is split when it has more than chunk elements, new chains and rules, so that others get the kernel's lock in
+// between and the messages fit into the socket's buffer. One frontend is always switched in one step.
 func steps(fam fwd.Family, p plan, chunk int) []step {
 	if _, gone := p.Deletes[ID{Kind: KindTable}]; gone {
-		s := step{ops: []nft.Op{{Kind: nft.DelTable}}}
-		s.completes = slices.AppendSeq(s.completes, maps.Keys(p.Deletes))
-		return []step{s}
+		return []step{{ops: []nft.Op{{Kind: nft.DelTable}}, completes: slices.Collect(maps.Keys(p.Deletes))}}
 	}
 	b := &batcher{family: fam, plan: p, chunk: chunk}
 	b.table()
@@ -45,19 +43,19 @@ type batcher struct {
 	chunk  int
 	steps  []step
 	cur    step
-	// elements counts those of the present step, and the rules of new chains.
-	elements int
+	// size counts the elements of the current step, its new chains and their rules.
+	size int
 }
 
-// flush ends the present step.
+// flush ends the current step.
 func (b *batcher) flush() []step {
 	switch n := len(b.steps); {
 	case len(b.cur.ops) > 0:
 		b.steps = append(b.steps, b.cur)
-	case n > 0: // nothing was left to do for these
+	case n > 0: // these objects need no operation
 		b.steps[n-1].completes = append(b.steps[n-1].completes, b.cur.completes...)
 	}
-	b.cur, b.elements = step{}, 0
+	b.cur, b.size = step{}, 0
 	return b.steps
 }
 
@@ -65,34 +63,22 @@ func (b *batcher) add(o nft.Op) { b.cur.ops = append(b.cur.ops, o) }
 
 func (b *batcher) complete(id ID) { b.cur.completes = append(b.cur.completes, id) }
 
-// elementsOf are those of an operation on elements: of the last one if it is of the same kind, otherwise of a new one.
-func (b *batcher) elementsOf(kind nft.OpKind, set string) *[]nft.Element {
+// addElements adds to the last operation if it is of the same kind on the same set.
+func (b *batcher) addElements(kind nft.OpKind, set string, els ...nft.Element) {
 	if n := len(b.cur.ops); n == 0 || b.cur.ops[n-1].Kind != kind || b.cur.ops[n-1].Name != set {
 		def, _ := staticSet(set)
 		b.add(nft.Op{Kind: kind, Name: set, Set: def})
 	}
-	return &b.cur.ops[len(b.cur.ops)-1].Elements
+	last := &b.cur.ops[len(b.cur.ops)-1]
+	last.Elements = append(last.Elements, els...)
 }
 
-// was is the value that an object is believed to have.
-func (b *batcher) was(id ID) string {
-	o, _ := b.plan.Actual(id)
-	return o.Value
-}
-
-// count counts n elements or rules to come, in a new step if the present one has enough.
-func (b *batcher) count(n int) {
-	if b.elements > 0 && b.elements+n > b.chunk {
+// reserve makes room for n elements or rules, in a new step if the current one is full.
+func (b *batcher) reserve(n int) {
+	if b.size > 0 && b.size+n > b.chunk {
 		b.flush()
 	}
-	b.elements += n
-}
-
-// limited adds or deletes an element without a value.
-func (b *batcher) limited(kind nft.OpKind, set, key string) {
-	b.count(1)
-	els := b.elementsOf(kind, set)
-	*els = append(*els, nft.Element{Key: key})
+	b.size += n
 }
 
 func (b *batcher) table() {
@@ -100,14 +86,14 @@ func (b *batcher) table() {
 	if _, wanted := b.plan.Upserts[id]; !wanted {
 		return
 	}
-	if _, there := b.plan.Actual(id); there {
+	if !b.isNew(id) {
 		b.add(nft.Op{Kind: nft.DelTable})
 	}
 	b.add(nft.Op{Kind: nft.AddTable})
 	b.complete(id)
 }
 
-// sorted are the objects of some kind, in a fixed order.
+// sorted returns the objects of a kind in a fixed order.
 func sorted(m map[ID]Object, kind Kind) []ID {
 	var ids []ID
 	for id := range m {
@@ -119,38 +105,44 @@ func sorted(m map[ID]Object, kind Kind) []ID {
 	return ids
 }
 
-// isNew says that an object is to be made, and not changed.
+// isNew reports whether an object does not exist yet.
 func (b *batcher) isNew(id ID) bool {
-	_, there := b.plan.Actual(id)
-	return !there
+	_, exists := b.plan.Actual(id)
+	return !exists
 }
 
-// prepare makes what nothing meets yet. Chains come before what goes to them, and sets before rules that use them.
+// prepare adds what no packet meets yet. Chains come before what jumps to them, and sets before rules that use them.
 func (b *batcher) prepare() {
-	chains := sorted(b.plan.Upserts, KindChain)
-	for _, id := range chains {
+	var chains []ID
+	for _, id := range sorted(b.plan.Upserts, KindChain) {
 		if b.isNew(id) && b.plan.Upserts[id].chain.base == (nft.Base{}) {
-			b.count(1)
+			b.reserve(1)
 			b.add(nft.Op{Kind: nft.AddChain, Name: id.Name})
+			chains = append(chains, id)
 		}
 	}
 	for _, id := range sorted(b.plan.Upserts, KindSet) {
 		b.set(id)
 	}
 	for _, id := range chains {
-		if c := b.plan.Upserts[id].chain; b.isNew(id) && c.base == (nft.Base{}) {
-			b.count(len(c.rules))
-			b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
-			b.complete(id)
-		}
+		c := b.plan.Upserts[id].chain
+		b.reserve(len(c.rules))
+		b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
+		b.complete(id)
 	}
-	for _, id := range sorted(b.plan.Upserts, KindElement) {
-		b.limited(nft.AddElements, id.Name, id.Key)
+	b.elements(nft.AddElements, b.plan.Upserts)
+}
+
+// elements adds or deletes elements without a value.
+func (b *batcher) elements(kind nft.OpKind, m map[ID]Object) {
+	for _, id := range sorted(m, KindElement) {
+		b.reserve(1)
+		b.addElements(kind, id.Name, nft.Element{Key: id.Key})
 		b.complete(id)
 	}
 }
 
-// set makes a set. One that is there otherwise, which nobody but a stranger can have made, makes way for it.
+// set adds a set. One that exists with other contents, which somebody else must have made, is replaced.
 func (b *batcher) set(id ID) {
 	s := b.plan.Upserts[id].set
 	if !b.isNew(id) {
@@ -175,116 +167,108 @@ func (b *batcher) switchOver() {
 		b.frontends(sorted(m, KindFrontend))
 	}
 	for _, id := range chains {
-		if c := b.plan.Upserts[id].chain; b.isNew(id) && c.base != (nft.Base{}) {
-			b.add(nft.Op{Kind: nft.AddChain, Name: id.Name, Base: c.base})
-			b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
-			b.complete(id)
+		if b.isNew(id) && b.plan.Upserts[id].chain.base != (nft.Base{}) {
+			b.addBase(id)
 		}
 	}
 }
 
-// rewrite gives a chain other rules. A base chain may hang elsewhere than it should, so it is made anew.
+// addBase adds a base chain with its rules.
+func (b *batcher) addBase(id ID) {
+	c := b.plan.Upserts[id].chain
+	b.add(nft.Op{Kind: nft.AddChain, Name: id.Name, Base: c.base})
+	b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
+	b.complete(id)
+}
+
+// rewrite replaces the rules of a chain. A base chain may hang on the wrong hook, so it is deleted and added.
 func (b *batcher) rewrite(id ID) {
 	c := b.plan.Upserts[id].chain
 	b.add(nft.Op{Kind: nft.FlushChain, Name: id.Name})
 	if c.base != (nft.Base{}) {
 		b.add(nft.Op{Kind: nft.DelChain, Name: id.Name})
-		b.add(nft.Op{Kind: nft.AddChain, Name: id.Name, Base: c.base})
+		b.addBase(id)
+		return
 	}
 	b.add(nft.Op{Kind: nft.AddRules, Name: id.Name, Rules: c.exprs()})
 	b.complete(id)
 }
 
-// frontends changes frontends, as many at a time as a step may have, so that their elements are in few messages.
+// frontends changes frontends, as many together as fit into a step, so that their elements are in few messages.
 func (b *batcher) frontends(ids []ID) {
 	for len(ids) > 0 {
-		var all changes
+		all := changes{elements: make(map[change][]nft.Element)}
 		n := 0
-		for n < len(ids) && (b.elements == 0 && n == 0 || b.elements+all.size() < b.chunk) {
+		for n < len(ids) && (b.size == 0 && n == 0 || b.size+all.size < b.chunk) {
 			b.compare(ids[n], &all)
 			b.complete(ids[n])
 			n++
 		}
-		for _, c := range all {
+		for _, kind := range []nft.OpKind{nft.DelElements, nft.AddElements} {
 			for _, set := range []string{setVIPs, setNodePorts, setEndpoints, setNodePortEndpoints} {
-				if els := c.elements[set]; len(els) > 0 {
-					of := b.elementsOf(c.kind, set)
-					if *of == nil {
-						*of = els
-					} else {
-						*of = append(*of, els...)
-					}
-					b.elements += len(els)
+				if els := all.elements[change{kind, set}]; len(els) > 0 {
+					b.addElements(kind, set, els...)
 				}
 			}
 		}
+		b.size += all.size
 		if ids = ids[n:]; len(ids) > 0 {
 			b.flush()
 		}
 	}
 }
 
-// changes are elements to delete and to add, by set.
-type changes [2]struct {
-	kind     nft.OpKind
-	elements map[string][]nft.Element
+// change is an operation on the elements of a set.
+type change struct {
+	kind nft.OpKind
+	set  string
 }
 
-func (c *changes) note(kind nft.OpKind, set string, el nft.Element) {
-	i := 0
-	if kind == nft.AddElements {
-		i = 1
-	}
-	if c[i].elements == nil {
-		c[i].kind, c[i].elements = kind, make(map[string][]nft.Element)
-	}
-	c[i].elements[set] = append(c[i].elements[set], el)
+// changes are the elements to delete and to add.
+type changes struct {
+	elements map[change][]nft.Element
+	size     int
 }
 
-func (c *changes) size() int {
-	n := 0
-	for _, half := range c {
-		for _, els := range half.elements {
-			n += len(els)
-		}
-	}
-	return n
+func (c *changes) add(kind nft.OpKind, set, key, value string) {
+	at := change{kind, set}
+	c.elements[at] = append(c.elements[at], nft.Element{Key: key, Value: value})
+	c.size++
 }
 
-// compare notes what changes in a frontend. The kernel has no change of an element's value: the old one goes and the new
-// one comes.
+// compare adds what changes in a frontend. The kernel cannot change an element's value: the old element is deleted and a
+// new one added.
 func (b *batcher) compare(id ID, out *changes) {
-	was, is := targets(b.was(id)), targets(b.plan.Upserts[id].Value)
+	actual, _ := b.plan.Actual(id)
+	was, is := targets(actual.Value), targets(b.plan.Upserts[id].Value)
 	if v, w := was.verdict(), is.verdict(); v != w {
 		if v != "" {
-			out.note(nft.DelElements, id.Name, nft.Element{Key: id.Key, Value: v})
+			out.add(nft.DelElements, id.Name, id.Key, v)
 		}
 		if w != "" {
-			out.note(nft.AddElements, id.Name, nft.Element{Key: id.Key, Value: w})
+			out.add(nft.AddElements, id.Name, id.Key, w)
 		}
 	}
-	endpoints := endpointsOf(id.Name)
-	old := make(map[string]string)
-	was.endpoints(b.family, func(i, ep string) { old[i] = ep })
-	is.endpoints(b.family, func(i, ep string) {
-		el := nft.Element{Key: id.Key + i, Value: ep}
-		before, there := old[i]
+	set := endpointsOf(id.Name)
+	old := maps.Collect(was.endpoints(b.family))
+	for i, ep := range is.endpoints(b.family) {
+		before, exists := old[i]
 		delete(old, i)
-		if there && before == ep {
-			return
+		if exists && before == ep {
+			continue
 		}
-		if there {
-			out.note(nft.DelElements, endpoints, nft.Element{Key: el.Key, Value: before})
+		if exists {
+			out.add(nft.DelElements, set, id.Key+i, before)
 		}
-		out.note(nft.AddElements, endpoints, el)
-	})
+		out.add(nft.AddElements, set, id.Key+i, ep)
+	}
 	for i, ep := range old {
-		out.note(nft.DelElements, endpoints, nft.Element{Key: id.Key + i, Value: ep})
+		out.add(nft.DelElements, set, id.Key+i, ep)
 	}
 }
 
-// collect removes what nothing refers to. It is a transaction of its own: kernels before 6.2 may find a chain in use that
-// the same transaction ceased to use.
+// collect deletes what nothing refers to. It is a transaction of its own: before 6.2 the kernel may take a chain for used
+// if the last use of it was deleted in the same transaction.
 func (b *batcher) collect() {
 	chains := sorted(b.plan.Deletes, KindChain)
 	sets := sorted(b.plan.Deletes, KindSet)
@@ -302,8 +286,5 @@ func (b *batcher) collect() {
 		b.add(nft.Op{Kind: nft.DelChain, Name: id.Name})
 		b.complete(id)
 	}
-	for _, id := range sorted(b.plan.Deletes, KindElement) {
-		b.limited(nft.DelElements, id.Name, id.Key)
-		b.complete(id)
-	}
+	b.elements(nft.DelElements, b.plan.Deletes)
 }

@@ -183,22 +183,22 @@ func (l lang) pick(p place, bit, size int) *part {
 	}}
 }
 
-// sizesAhead is up to which size the chains of pools are always there, by scope. Whenever a rule comes to a map of endpoints, the
+// commonSizes is up to which size the chains of pools are always there, by scope. Whenever a rule comes to a map of endpoints, the
 // kernel walks through all that is in it (nf_tables_bind_set), 15 ms for 100,000 endpoints. So the chains that are likely to be
 // wanted are made while the maps are empty. Not more than these: with each endpoint that is written the kernel walks through all
 // rules that use the map (nft_add_set_elem), 25 ns for each; 200 rules make a start take twice as long.
-var sizesAhead = [fwd.NumScopes]int{fwd.Cluster: 24, fwd.Local: 8}
+var commonSizes = [fwd.NumScopes]int{fwd.Cluster: 24, fwd.Local: 8}
 
-// ahead lists, by fwd.Family.Index, the chains that are always there. They are made once and never changed.
-var ahead = [2]func() []*part{
-	sync.OnceValue(lang{fwd.IPv4}.chainsAhead), sync.OnceValue(lang{fwd.IPv6}.chainsAhead),
+// commonPools lists, by fwd.Family.Index, the chains that are always there. They are made once and never changed.
+var commonPools = [2]func() []*part{
+	sync.OnceValue(lang{fwd.IPv4}.commonChains), sync.OnceValue(lang{fwd.IPv6}.commonChains),
 }
 
-func (l lang) chainsAhead() []*part {
+func (l lang) commonChains() []*part {
 	var out []*part
 	for _, nodePort := range []bool{false, true} {
 		for _, scope := range []fwd.Scope{fwd.Cluster, fwd.Local} {
-			for size := 1; size <= sizesAhead[scope]; size++ {
+			for size := 1; size <= commonSizes[scope]; size++ {
 				p := l.pick(place{nodePort, scope}, plain, size)
 				o := p.build(nil)
 				out = append(out, &part{id: p.id, build: func(*fwd.Header) Object { return o }})

@@ -61,7 +61,9 @@ func (p *printer) elements() map[string][]nft.Element {
 		t, set := targets(p.objects[id].Value), endpointsOf(id.Name)
 		out[id.Name] = append(out[id.Name], nft.Element{Key: id.Key, Value: t.verdict()})
 		first := len(out[set])
-		t.endpoints(p.family, func(i, ep string) { out[set] = append(out[set], nft.Element{Key: id.Key + i, Value: ep}) })
+		for i, ep := range t.endpoints(p.family) {
+			out[set] = append(out[set], nft.Element{Key: id.Key + i, Value: ep})
+		}
 		slices.SortFunc(out[set][first:], func(a, b nft.Element) int { return cmp.Compare(numberOf(a), numberOf(b)) })
 	}
 	return out

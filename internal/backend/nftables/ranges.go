@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -8,42 +9,26 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// elements are those of a set of prefixes as nft(8) writes them: where each range begins, and where it has ended. A set
-// whose first range does not begin at the lowest address says so with an end there.
+// elements returns the elements of a set of prefixes as nft(8) writes them: the first address of each range, and the first
+// address after it with End. A set whose first range does not begin at the lowest address has an End there.
 func (s *rangeSet) elements() []nft.Element {
-	if len(s.prefixes) == 0 {
-		return nil
-	}
-	var out []nft.Element
-	zero := make([]byte, s.prefixes[0].Addr().BitLen()/8)
-	if s.prefixes[0].Addr().Compare(lowest(s.prefixes[0])) != 0 {
-		out = append(out, nft.Element{Key: string(zero), End: true})
-	}
-	var last netip.Addr
+	var bounds, out []nft.Element
 	for _, p := range s.prefixes {
-		if p.Addr() == last { // one range with the one before
-			out = out[:len(out)-1]
-		} else {
-			out = append(out, nft.Element{Key: string(p.Addr().AsSlice())})
+		bounds = append(bounds, nft.Element{Key: string(p.Masked().Addr().AsSlice())})
+		if end, ok := after(p); ok {
+			bounds = append(bounds, nft.Element{Key: string(end.AsSlice()), End: true})
 		}
-		end, more := after(p)
-		if !more {
-			break
+	}
+	for i, b := range boundaries(bounds) {
+		if lowest := strings.Repeat("\x00", len(b)); i == 0 && b != lowest {
+			out = append(out, nft.Element{Key: lowest, End: true})
 		}
-		last = end
-		out = append(out, nft.Element{Key: string(end.AsSlice()), End: true})
+		out = append(out, nft.Element{Key: b, End: i%2 == 1})
 	}
 	return out
 }
 
-func lowest(p netip.Prefix) netip.Addr {
-	if p.Addr().Is4() {
-		return netip.IPv4Unspecified()
-	}
-	return netip.IPv6Unspecified()
-}
-
-// after is the first address behind a prefix; there is none behind one that ends with the highest address.
+// after returns the first address after a prefix; there is none after one that ends with the highest address.
 func after(p netip.Prefix) (netip.Addr, bool) {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -54,31 +39,26 @@ func after(p netip.Prefix) (netip.Addr, bool) {
 	return next, next.IsValid()
 }
 
-// boundaries are the addresses at which membership in a set of ranges changes, sorted.
+// boundaries returns the addresses at which membership in a set of ranges changes, sorted: in, out, in, and so on.
 func boundaries(elements []nft.Element) []string {
-	sorted := slices.Clone(elements)
-	slices.SortFunc(sorted, func(a, b nft.Element) int {
-		if c := strings.Compare(a.Key, b.Key); c != 0 {
-			return c
-		}
-		// Where a range ends and the next begins, nothing changes: the end comes first, and the beginning takes it back.
-		if a.End == b.End {
+	ordinal := func(e nft.Element) int { // where one range ends and the next begins, the end comes first
+		if e.End {
 			return 0
 		}
-		if a.End {
-			return -1
-		}
 		return 1
+	}
+	sorted := slices.SortedFunc(slices.Values(elements), func(a, b nft.Element) int {
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(ordinal(a), ordinal(b)))
 	})
 	var out []string
 	inside := false
 	for _, e := range sorted {
 		if e.End != inside {
-			continue // an end outside or a beginning inside
+			continue // an end outside of a range, or a beginning inside
 		}
 		inside = !e.End
 		if n := len(out); n > 0 && out[n-1] == e.Key {
-			out = out[:n-1]
+			out = out[:n-1] // the next range begins here: nothing changes
 			continue
 		}
 		out = append(out, e.Key)

@@ -13,50 +13,42 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// owning says whose objects are whose.
-type owning interface {
-	// owner is the Service that a frontend or a chain of session affinity belongs to.
-	owner(ID) (fwd.Service, bool)
-	// partsOf lists the shared objects that a frontend with this verdict leads to.
-	partsOf(verdict string) []ID
-}
-
-// culprits finds the Services whose objects the kernel refuses. It has the kernel check the objects of ever smaller halves
-// of those that are in the refused message, with what they need and with the Services that were found to be good; nothing is
-// written. Small Services come first, so that where there is no room for all it is the largest that has to go. There are none
-// if the kernel refuses what belongs to nobody.
+// culprits finds the Services whose objects the kernel refuses. It has the kernel check, without writing anything, the
+// objects of ever smaller halves of the Services in the refused message, together with what they need and with the Services
+// that passed. Small Services come first, so that if there is no room for all, the largest is named. If the kernel refuses
+// objects that belong to no Service, there are no culprits.
 func (t *target) culprits(ctx context.Context, p plan, refusal *nft.Error) []fwd.Service {
-	s := search{target: t, plan: p, owned: make(map[fwd.Service][]ID)}
+	s := search{target: t, plan: p, objects: make(map[fwd.Service][]ID)}
 	for id, o := range p.Upserts {
-		owner, ok := t.owning.owner(id)
+		owner, ok := t.renderer.owners[id]
 		if !ok {
 			continue
 		}
-		s.owned[owner] = append(s.owned[owner], id)
+		s.objects[owner] = append(s.objects[owner], id)
 		if id.Kind == KindFrontend {
-			s.owned[owner] = append(s.owned[owner], t.owning.partsOf(targets(o.Value).verdict())...)
+			s.objects[owner] = append(s.objects[owner], t.renderer.partsOf(targets(o.Value).verdict())...)
 		}
 	}
 	if s.refused(ctx, nil) {
 		return nil
 	}
-	suspects := slices.SortedFunc(maps.Keys(s.owned), func(a, b fwd.Service) int {
-		return cmp.Or(cmp.Compare(len(s.owned[a]), len(s.owned[b])), a.Compare(b))
+	all := slices.SortedFunc(maps.Keys(s.objects), func(a, b fwd.Service) int {
+		return cmp.Or(cmp.Compare(len(s.objects[a]), len(s.objects[b])), a.Compare(b))
 	})
-	at := slices.DeleteFunc(slices.Clone(suspects), func(o fwd.Service) bool { return !touches(refusal, s.owned[o]) })
-	if s.find(ctx, at); len(s.found) == 0 && len(at) < len(suspects) {
+	suspects := slices.DeleteFunc(slices.Clone(all), func(o fwd.Service) bool { return !concerns(refusal, s.objects[o]) })
+	if s.find(ctx, suspects); len(s.found) == 0 && len(suspects) < len(all) {
 		s.good = nil
-		s.find(ctx, suspects) // what is at fault may show elsewhere
+		s.find(ctx, all) // the error may show at another object than its cause
 	}
 	return s.found
 }
 
-// touches says whether one of the objects may be what was refused.
-func touches(refusal *nft.Error, ids []ID) bool {
+// concerns reports whether one of the objects may be what was refused.
+func concerns(refusal *nft.Error, ids []ID) bool {
 	keys := make(map[string]bool, len(refusal.Elements))
 	for _, e := range refusal.Elements {
 		keys[e.Key] = true
-		if refusal.Name == endpointsOf(setVIPs) || refusal.Name == endpointsOf(setNodePorts) {
+		if refusal.Name == setEndpoints || refusal.Name == setNodePortEndpoints {
 			keys[e.Key[:len(e.Key)-indexLen]] = true
 		}
 	}
@@ -72,9 +64,9 @@ func touches(refusal *nft.Error, ids []ID) bool {
 type search struct {
 	*target
 	plan plan
-	// owned are the objects of each Service that are to be written, and the shared ones that it needs.
-	owned map[fwd.Service][]ID
-	// found are the culprits, good those that the kernel takes together.
+	// objects are those of each Service that are to be written, and the parts that they need.
+	objects map[fwd.Service][]ID
+	// found are the culprits, good the Services that the kernel accepts together.
 	found, good []fwd.Service
 }
 
@@ -91,8 +83,8 @@ func (s *search) find(ctx context.Context, suspects []fwd.Service) {
 	}
 }
 
-// refused says whether the kernel refuses the objects of some Services beside those of the good ones. What is too large to
-// be asked about counts as refused.
+// refused reports whether the kernel refuses the objects of some Services in addition to those of the good ones. What is too
+// large for one transaction counts as refused.
 func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
 	err := s.check(ctx, slices.Concat(s.good, services))
 	if errors.Is(err, nft.ErrTooLarge) {
@@ -102,13 +94,13 @@ func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
 	return errors.Is(err, nft.ErrTooLarge) || errors.As(err, &ne) && ne.Refused()
 }
 
-// check asks about the objects of some Services, together with those of nobody in particular: the table, its own chains, and
-// its own sets.
+// check has the kernel check the objects of some Services, together with those of no Service: the table, its static chains
+// and its static sets.
 func (s *search) check(ctx context.Context, services []fwd.Service) error {
 	some := plan{Upserts: make(map[ID]Object), Actual: s.plan.Actual}
 	want := func(id ID) {
 		o, ok := s.plan.Upserts[id]
-		if was, there := s.plan.Actual(id); ok && !(there && sameValue(o, was)) { // not what was written before the refusal
+		if was, exists := s.plan.Actual(id); ok && !(exists && sameValue(o, was)) { // not what was written before the refusal
 			some.Upserts[id] = o
 		}
 	}
@@ -119,7 +111,7 @@ func (s *search) check(ctx context.Context, services []fwd.Service) error {
 		}
 	}
 	for _, owner := range services {
-		for _, id := range s.owned[owner] {
+		for _, id := range s.objects[owner] {
 			want(id)
 		}
 	}

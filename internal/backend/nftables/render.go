@@ -1,26 +1,25 @@
 package nftables
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// renderer implements backend.Renderer for one family. What it keeps is derived from the table: how many Services need
-// each part.
+// renderer implements backend.Renderer for one family. What it keeps is derived from the table.
 type renderer struct {
 	family fwd.Family
 	header fwd.Header
-	// owners tell whose a frontend is, an element of "unmoved", or a chain of session affinity: where a frontend passes from one Service to another,
-	// the one that loses it may come last.
+	// owners are the Services of the objects in their programs. If a frontend moves from one Service to another, the change
+	// of the one that loses it may come last.
 	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
 	statics map[string]*chain
 	begun   bool
 }
 
+// counted is a part with the number of references to it.
 type counted struct {
 	part *part
 	uses int
@@ -50,7 +49,7 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[ID, Object] {
 		for b := range 256 {
 			out.set(elementID(setEqualBytes, string(keyByte(keyByte(nil, byte(b)), byte(b)))), Object{})
 		}
-		for _, p := range ahead[r.family.Index()]() {
+		for _, p := range commonPools[r.family.Index()]() {
 			r.need(p, 1, &out)
 		}
 		r.setHeader(r.header, &out)
@@ -102,32 +101,12 @@ func (r *renderer) setHeader(h fwd.Header, out *edits) {
 
 // replace changes the program of one Service.
 func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
-	for id, v := range is.frontends {
-		out.set(id, Object{Value: string(v)})
+	for id, o := range is.objects {
+		out.set(id, o)
 		r.owners[id] = owner
 	}
-	for id := range was.frontends {
-		if _, stays := is.frontends[id]; !stays && r.owners[id] == owner {
-			out.gone(id)
-			delete(r.owners, id)
-		}
-	}
-	for _, id := range is.unmoved {
-		out.set(id, Object{})
-		r.owners[id] = owner
-	}
-	for _, id := range was.unmoved {
-		if !slices.Contains(is.unmoved, id) && r.owners[id] == owner {
-			out.gone(id)
-			delete(r.owners, id)
-		}
-	}
-	for id, c := range is.own {
-		out.set(id, chainObject(c))
-		r.owners[id] = owner
-	}
-	for id := range was.own {
-		if is.own[id] == nil {
+	for id := range was.objects {
+		if _, stays := is.objects[id]; !stays && r.owners[id] == owner {
 			out.gone(id)
 			delete(r.owners, id)
 		}
@@ -140,7 +119,7 @@ func (r *renderer) replace(owner fwd.Service, was, is program, out *edits) {
 	}
 }
 
-// need notes that a part is referred to once more or less.
+// need changes the number of references to a part.
 func (r *renderer) need(p *part, by int, out *edits) {
 	c := r.parts[p.id]
 	if c == nil {
@@ -161,20 +140,9 @@ func (r *renderer) need(p *part, by int, out *edits) {
 	}
 }
 
-// owner implements owning.
-func (r *renderer) owner(id ID) (fwd.Service, bool) {
-	s, ok := r.owners[id]
-	return s, ok
-}
-
-// partsOf implements owning.
-func (r *renderer) partsOf(verdict string) []ID {
+// partsOf returns the parts that a frontend with this verdict leads to.
+func (r *renderer) partsOf(verdict string) (out []ID) {
 	name, _ := strings.CutPrefix(verdict, "goto ")
-	c := r.parts[ID{Kind: KindChain, Name: name}]
-	if c == nil {
-		return nil
-	}
-	var out []ID
 	var add func(*part)
 	add = func(p *part) {
 		out = append(out, p.id)
@@ -182,13 +150,14 @@ func (r *renderer) partsOf(verdict string) []ID {
 			add(n)
 		}
 	}
-	add(c.part)
+	if c := r.parts[ID{Kind: KindChain, Name: name}]; c != nil {
+		add(c.part)
+	}
 	return out
 }
 
 // objectsOf renders a whole table for one family.
 func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
-	r := newRenderer(fam)
 	h := t.Header()
 	ch := fwd.Changes{Header: &h}
 	for f := range t.Services() {
@@ -198,7 +167,7 @@ func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
 		ch.VIPs = append(ch.VIPs, fwd.VIPChange{VIP: v})
 	}
 	out := make(map[ID]Object)
-	for _, e := range r.Render(ch) {
+	for _, e := range newRenderer(fam).Render(ch) {
 		if e.Delete {
 			delete(out, e.Key)
 		} else {

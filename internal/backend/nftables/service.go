@@ -20,15 +20,11 @@ type part struct {
 	needs []*part
 }
 
-// program is all that a Service contributes to one family.
+// program is what a Service contributes to one family.
 type program struct {
-	// frontends with their verdicts and endpoints.
-	frontends map[ID]targets
-	// unmoved are elements of the set of that name.
-	unmoved []ID
-	// own are chains of the Service's own, for session affinity.
-	own map[ID]*chain
-	// parts are what the elements and own chains refer to; one part can be in it several times.
+	// objects are the Service's own: its frontends, elements of the set "unmoved", and chains for session affinity.
+	objects map[ID]Object
+	// parts are those that the objects refer to; one part may occur several times.
 	parts []*part
 }
 
@@ -62,7 +58,7 @@ func programOf(fam fwd.Family, f *fwd.Fragment, skip func(fwd.ServicePort) bool)
 	if f == nil {
 		return program{}
 	}
-	c := compiler{lang: lang{fam}, frag: f, pools: make([]pool, len(f.Pools)), out: program{frontends: make(map[ID]targets), own: make(map[ID]*chain)}}
+	c := compiler{lang: lang{fam}, frag: f, pools: make([]pool, len(f.Pools)), out: program{objects: make(map[ID]Object)}}
 	for i := range f.Pools {
 		p := &f.Pools[i]
 		if p.Key.Family != fam || skip(p.Key.Port) {
@@ -142,9 +138,9 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 		}
 	}
 	key := string(frontendKey(nil, f.Key))
-	c.out.frontends[ID{Kind: KindFrontend, Name: set, Key: key}] = newTargets(v, list)
+	c.out.objects[ID{Kind: KindFrontend, Name: set, Key: key}] = Object{Value: string(newTargets(v, list))}
 	if c.frag.KeepsAddress(f) {
-		c.out.unmoved = append(c.out.unmoved, elementID(setUnmoved, key))
+		c.out.objects[elementID(setUnmoved, key)] = Object{}
 	}
 }
 
@@ -258,10 +254,10 @@ func (c *compiler) affinity(p *fwd.Pool) {
 		h := portHash(p.Key.Port, e.Addr.String())
 		record := []operand{l.source(), random(1, uint32(h>>32)), random(1, uint32(h))}
 		name := fmt.Sprintf("endpoint-%016x", h)
-		c.out.own[ID{Kind: KindChain, Name: name}] = &chain{rules: []rule{
-			all(update(setAffinity, p.AffinitySec, record...)), all(isProto(proto), l.dnatTo(e.Addr))}}
+		c.out.objects[ID{Kind: KindChain, Name: name}] = chainObject(&chain{rules: []rule{
+			all(update(setAffinity, p.AffinitySec, record...)), all(isProto(proto), l.dnatTo(e.Addr))}})
 		again = append(again, all(in(setAffinity, record...), goTo(name)))
 		fresh = append(fresh, all(among, goTo(name)))
 	}
-	c.out.own[ID{Kind: KindChain, Name: affinityChain(p.Key)}] = &chain{rules: append(again, fresh...)}
+	c.out.objects[ID{Kind: KindChain, Name: affinityChain(p.Key)}] = chainObject(&chain{rules: append(again, fresh...)})
 }

@@ -21,8 +21,8 @@ type target struct {
 	table  nft.Interface
 	// chunk is how many elements a transaction may write, where there is a choice.
 	chunk int
-	// owning tells whom to blame.
-	owning owning
+	// renderer knows which Services the objects belong to.
+	renderer *renderer
 	// found, if not nil, takes the frontends that were read.
 	found *backend.Found
 	// log, if not nil, gets warnings about session affinity.

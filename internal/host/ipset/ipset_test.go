@@ -475,7 +475,7 @@ func FuzzDecodeList(f *testing.F) {
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, c := range mustParse(t, everyType) {
 		for _, e := range c.Entries {
-			for a, err := range netlink.Attrs(changeRequest(Change{Set: c.Set, Entry: e}).Body[sizeofGenmsg:]) {
+			for a, err := range netlink.Attrs(changeRequest(Change{Set: c.Set, Entry: e}).Body[4:]) {
 				if err != nil {
 					t.Fatal(err)
 				}

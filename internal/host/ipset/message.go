@@ -76,9 +76,6 @@ const (
 	errFull         unix.Errno = 4352
 )
 
-// sizeofGenmsg is the header of netfilter's messages: family, version, resource.
-const sizeofGenmsg = 4
-
 // revisions are the oldest of each type that do what is needed here (SCTP, in those with ports), so that an ipset program
 // older than the kernel can list the sets too.
 var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
@@ -86,13 +83,13 @@ var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
 // newRequest begins a message. With NLM_F_EXCL the kernel refuses to make what is there already and to remove what is not.
 // (Without it it lets a set of one family pass for one of the other, so that this package compares settings by itself.)
 func newRequest(cmd uint16, ipv6 bool) netlink.Request {
-	family := byte(unix.AF_INET)
+	family := byte(unix.NFPROTO_IPV4)
 	if ipv6 {
-		family = unix.AF_INET6
+		family = unix.NFPROTO_IPV6
 	}
-	body := append(make([]byte, 0, 128), family, unix.NFNETLINK_V0, 0, 0)
 	return netlink.Request{
-		Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Flags: unix.NLM_F_EXCL, Body: netlink.AppendAttr(body, attrProtocol, protocol),
+		Type: unix.NFNL_SUBSYS_IPSET<<8 | cmd, Flags: unix.NLM_F_EXCL,
+		Body: netlink.AppendAttr(netlink.NetfilterHeader(family), attrProtocol, protocol),
 	}
 }
 
@@ -203,12 +200,13 @@ func decodeList(msgs []netlink.Message) ([]listed, error) {
 		if m.Type != unix.NFNL_SUBSYS_IPSET<<8|cmdList {
 			continue
 		}
-		if len(m.Body) < sizeofGenmsg {
-			return nil, netlink.ErrMalformed
+		attrs, err := m.NetfilterAttrs()
+		if err != nil {
+			return nil, err
 		}
 		// The name comes before the rest.
 		var c *listed
-		for a, err := range netlink.Attrs(m.Body[sizeofGenmsg:]) {
+		for a, err := range netlink.Attrs(attrs) {
 			switch {
 			case err != nil:
 				return nil, err

@@ -67,7 +67,7 @@ func watch(ctx context.Context, groups []int, concerns func(netlink.Message) boo
 				signal()
 			}
 		},
-		Missed: func(error) { signal() },
+		Missed: signal,
 		Ended:  func() { close(out) },
 	})
 	return out, err

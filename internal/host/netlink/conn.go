@@ -11,39 +11,39 @@ import (
 )
 
 const (
-	// answerSize is the most that an error takes of the receive buffer, in bytes: 36, the kernel's explanation, and the
-	// kernel's own bookkeeping.
+	// answerSize is the maximum size of an error in the receive buffer, in bytes: 36, the explanation, and the kernel's
+	// overhead.
 	answerSize = 1280
-	// maxBatch is the number of messages in one send. The kernel holds its lock no longer than for one message, so it may
-	// be large; beyond some hundreds it gains nothing.
+	// maxBatch is the maximum number of messages in one send. The kernel locks for each message, so it may be large, but
+	// more than a few hundred bring nothing.
 	maxBatch = 512
-	// listTries is how often a list is read that changes while it is read.
+	// listTries is how often a list is read that changes meanwhile.
 	listTries = 5
 )
 
 var (
-	// ErrInterrupted says that a list changed while it was read.
+	// ErrInterrupted means that a list changed while it was read.
 	ErrInterrupted = errors.New("the list changed while it was read")
-	// ErrAnswerLost says that the kernel could not deliver its answer, so that it is not known what became of a request.
+	// ErrAnswerLost means that the kernel could not deliver its answer, so that the outcome of a request is unknown.
 	ErrAnswerLost = errors.New("the kernel's answer was lost")
 )
 
-// Conn is a connection to the kernel in the network namespace in which Dial was called. It is safe for concurrent use: one
-// conversation goes on at a time, others wait for it. It replaces its socket as needed (invariant 3 of the package).
+// Conn is a connection to the kernel in the network namespace in which Dial was called. It is safe for concurrent use: calls
+// are carried out one after the other. It replaces its socket when needed (invariant 3 of the package).
 type Conn struct {
 	settings
-	mu     sync.Mutex // guards what follows
-	socket *socket    // nil if the last one was thrown away
-	seq    uint32     // the last number used; it goes on from socket to socket
+	mu     sync.Mutex // guards the fields below, except ports
+	socket *socket    // nil if the last one was closed
+	seq    uint32     // the last sequence number, of all sockets
 	closed bool
-	// ports are the addresses of the present socket and of the one before it.
+	// ports are the addresses of the current socket and of the one before it.
 	ports [2]atomic.Uint32
 }
 
 // Dial opens a connection for a protocol, such as unix.NETLINK_ROUTE.
 func Dial(protocol int) (*Conn, error) { return DialSize(protocol, bufferSize) }
 
-// DialSize is Dial with a send buffer of a given size in bytes. The kernel accepts no message larger than that.
+// DialSize is Dial with the size of the send buffer in bytes. No message can be larger.
 func DialSize(protocol, sendSize int) (*Conn, error) {
 	ns, err := currentNamespace()
 	if err != nil {
@@ -81,12 +81,12 @@ func (c *Conn) Close() error {
 	return errors.Join(errs...)
 }
 
-// Sent says whether a message that the kernel multicasts is about a request of this Conn.
+// Sent reports whether a message that the kernel multicasts was caused by a request of this Conn.
 func (c *Conn) Sent(m Message) bool {
 	return m.Port != 0 && (m.Port == c.ports[0].Load() || m.Port == c.ports[1].Load())
 }
 
-// converse calls talk with a socket in which nothing is left over, and throws the socket away unless talk leaves it so.
+// converse calls talk with a clean socket, and closes the socket unless talk leaves it clean.
 func (c *Conn) converse(ctx context.Context, talk func(*socket) error) (err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -102,7 +102,7 @@ func (c *Conn) converse(ctx context.Context, talk func(*socket) error) (err erro
 		}
 	}
 	s := c.socket
-	defer func() { // also where talk panics
+	defer func() { // also if talk panics
 		if !s.clean {
 			c.socket = nil
 			_ = s.close()
@@ -113,8 +113,8 @@ func (c *Conn) converse(ctx context.Context, talk func(*socket) error) (err erro
 }
 
 // Do sends all requests, in order, hundreds in one system call. failed is nil if all succeeded; otherwise it is as long as
-// reqs and holds an *Error for each that the kernel refused. err says that it is not known what became of requests from
-// the first of a batch on: the socket failed, or the context ended between batches; failed then tells of those before.
+// reqs and has an *Error for each request that the kernel refused. If err is not nil, the socket failed or the context ended
+// between batches: the outcome of the requests of this and later batches is unknown, failed is valid for those before.
 func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err error) {
 	err = c.converse(ctx, func(s *socket) error {
 		for done := 0; done < len(reqs); {
@@ -143,7 +143,7 @@ func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err erro
 	return failed, err
 }
 
-// pack puts as many requests as one send may have into a buffer, at least one. Only the last one asks for an answer.
+// pack encodes as many requests as fit into one send, at least one. Only the last one asks for an answer.
 func pack(reqs []Request, first uint32, most, bytes int) (msg []byte, n int) {
 	for n < len(reqs) && n < most && (n == 0 || len(msg)+len(reqs[n].Body)+unix.NLMSG_HDRLEN <= bytes) {
 		msg = reqs[n].append(msg, 0, first+uint32(n))
@@ -154,7 +154,7 @@ func pack(reqs []Request, first uint32, most, bytes int) (msg []byte, n int) {
 	return last.append(msg[:at], unix.NLM_F_ACK, first+uint32(n)-1), n
 }
 
-// answers reads what the kernel says of the n requests from sequence number first on.
+// answers receives the answers to the n requests from sequence number first on.
 func (s *socket) answers(ctx context.Context, first uint32, n int, fail func(i int, e *Error)) error {
 	for last := uint32(n) - 1; ; {
 		b, err := s.receive(ctx)
@@ -193,7 +193,7 @@ func (s *socket) acks(b []byte, first uint32, n int, f func(i uint32, e *Error))
 	return nil
 }
 
-// lost turns the error of an overrun into one that says what it means.
+// lost adds ErrAnswerLost to the error of an overrun.
 func lost(err error) error {
 	if errors.Is(err, unix.ENOBUFS) {
 		return fmt.Errorf("%w: %w", ErrAnswerLost, err)
@@ -244,8 +244,8 @@ func (c *Conn) Transact(ctx context.Context, subsystem uint16, reqs []Request, c
 	return refused, err
 }
 
-// outcome reads what the kernel says of a transaction. All of it is there once the messages are sent: errors, and the
-// answer to the message with NLM_F_ACK, which comes whether or not the transaction succeeded as a whole.
+// outcome receives the answers to a transaction. The kernel has sent all of them when send returns: errors, and the answer
+// to the message with NLM_F_ACK, whether or not the transaction as a whole succeeded.
 func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
 	answered, overrun := false, error(nil)
 	for {
@@ -281,8 +281,8 @@ func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
 	return nil, nil
 }
 
-// Get sends one request and returns the messages with which the kernel answers it, none for requests that only change
-// something. An error that the kernel answers is an *Error.
+// Get sends one request and returns the messages of the answer; requests that only change something have none. If the
+// kernel refuses the request the error is an *Error.
 func (c *Conn) Get(ctx context.Context, req Request) (out []Message, err error) {
 	err = c.ask(ctx, req, unix.NLM_F_ACK, func(m Message) error {
 		out = append(out, m.clone())
@@ -291,7 +291,7 @@ func (c *Conn) Get(ctx context.Context, req Request) (out []Message, err error) 
 	return out, err
 }
 
-// List is Dump into a slice. A list that changed while it was read is read again, several times if need be.
+// List is Dump into a slice. A list that changes while it is read is read again, up to five times.
 func (c *Conn) List(ctx context.Context, req Request) (out []Message, err error) {
 	for range listTries {
 		out = nil
@@ -309,9 +309,9 @@ func (c *Conn) List(ctx context.Context, req Request) (out []Message, err error)
 	return out, nil
 }
 
-// Dump sends one request for a list and yields its messages as they come, in constant memory; their bodies are valid until
-// yield returns. An error of yield ends it and is returned; yield must not use the Conn. An error that the kernel answers is
-// an *Error. ErrInterrupted says that some of what was yielded may be double or missing, since the list changed meanwhile.
+// Dump sends one request for a list and yields its messages as they arrive, in constant memory. A message is valid until
+// yield returns. An error of yield ends the dump and is returned; yield must not use the Conn. If the kernel refuses the
+// request the error is an *Error. ErrInterrupted means that the list changed, so that messages may be duplicated or missing.
 func (c *Conn) Dump(ctx context.Context, req Request, yield func(Message) error) error {
 	return c.ask(ctx, req, unix.NLM_F_DUMP, yield)
 }
@@ -339,14 +339,14 @@ func (c *Conn) ask(ctx context.Context, req Request, flags uint16, yield func(Me
 	})
 }
 
-// answer is what the kernel answers to the request with a sequence number.
+// answer is the kernel's answer to the request with a sequence number.
 type answer struct {
 	port, seq uint32
-	// interrupted says that the list changed while it was read.
+	// interrupted means that the list changed while it was read.
 	interrupted bool
 }
 
-// take takes in a datagram. It returns true after the last message, and the error that it carries.
+// take processes a datagram. done is true after the last message; err is then the error in it.
 func (a *answer) take(b []byte, yield func(Message) error) (done bool, err error) {
 	for m, err := range Messages(b) {
 		if err != nil {

@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// ErrMalformed says that the kernel sent something that is not netlink.
+// ErrMalformed means that the kernel sent something that is not netlink.
 var ErrMalformed = errors.New("malformed netlink message")
 
 // Request is one netlink message to the kernel.
 type Request struct {
-	// Type is the message type: RTM_NEWADDR, the id of a generic netlink family, a netfilter subsystem and command.
+	// Type is RTM_NEWADDR and the like, the id of a generic netlink family, or a netfilter subsystem and command.
 	Type uint16
 	// Flags are added to NLM_F_REQUEST. NLM_F_ACK and NLM_F_DUMP are not for the caller to set.
 	Flags uint16
@@ -34,7 +35,7 @@ func NetfilterHeader(family uint8) []byte {
 type Message struct {
 	Type, Flags uint16
 	Seq         uint32
-	// Port is the address of the socket whose request this answers or follows from, 0 for none.
+	// Port is the address of the socket whose request caused the message, 0 for none.
 	Port uint32
 	// Body is what follows the netlink header.
 	Body []byte
@@ -48,7 +49,7 @@ func (m Message) NetfilterAttrs() ([]byte, error) {
 	return m.Body[netfilterHeader:], nil
 }
 
-// clone returns a Message with a body of its own.
+// clone returns a Message with a copy of the body.
 func (m Message) clone() Message {
 	m.Body = append([]byte(nil), m.Body...)
 	return m
@@ -56,9 +57,9 @@ func (m Message) clone() Message {
 
 // Error is an error that the kernel answered.
 type Error struct {
-	// Errno is the kernel's number. Subsystems have numbers of their own from 4096 on.
+	// Errno is the kernel's number. Numbers from 4096 on are specific to a subsystem.
 	Errno unix.Errno
-	// Text is the kernel's explanation, mostly empty.
+	// Text is the kernel's explanation, often empty.
 	Text string
 }
 
@@ -94,7 +95,7 @@ func (r Request) append(b []byte, flags uint16, seq uint32) []byte {
 	return pad(append(b, r.Body...), len(r.Body))
 }
 
-// pad fills up to a multiple of four after something of n bytes.
+// pad pads to a multiple of four after n bytes.
 func pad(b []byte, n int) []byte {
 	for ; n%4 != 0; n++ {
 		b = append(b, 0)
@@ -102,7 +103,7 @@ func pad(b []byte, n int) []byte {
 	return b
 }
 
-// Messages yields the messages of a datagram. Their bodies are parts of b.
+// Messages yields the messages of a datagram. Their bodies are slices of b.
 func Messages(b []byte) iter.Seq2[Message, error] {
 	return func(yield func(Message, error) bool) {
 		for len(b) > 0 {
@@ -167,14 +168,14 @@ func (m Message) err() (*Error, error) {
 
 const attrHeader = 4
 
-// AppendAttr appends an attribute to b, which begins at a multiple of four.
+// AppendAttr appends an attribute to b. The length of b must be a multiple of four.
 func AppendAttr(b []byte, typ uint16, data ...byte) []byte {
 	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeader+len(data)))
 	b = binary.NativeEndian.AppendUint16(b, typ)
 	return pad(append(b, data...), len(data))
 }
 
-// AppendText appends an attribute with a string that a zero byte ends.
+// AppendText appends an attribute with a string and a zero byte.
 func AppendText(b []byte, typ uint16, s string) []byte {
 	return AppendAttr(b, typ, append([]byte(s), 0)...)
 }
@@ -205,7 +206,7 @@ func AppendNet16(b []byte, typ uint16, v uint16) []byte {
 	return AppendAttr(b, typ, byte(v>>8), byte(v))
 }
 
-// AppendNest appends an attribute that consists of those that fill appends.
+// AppendNest appends an attribute that contains the attributes that fill appends.
 func AppendNest(b []byte, typ uint16, fill func([]byte) []byte) []byte {
 	at := len(b)
 	b = binary.NativeEndian.AppendUint16(b, 0)
@@ -214,12 +215,12 @@ func AppendNest(b []byte, typ uint16, fill func([]byte) []byte) []byte {
 	return b
 }
 
-// bytes are what attributes are encoded in.
+// bytes holds encoded attributes.
 type bytes interface{ ~[]byte | ~string }
 
-// AttrOf is an attribute as it was read.
+// AttrOf is an attribute that was read.
 type AttrOf[T bytes] struct {
-	// Type is without the flags for nesting and byte order.
+	// Type has no flags for nesting and byte order.
 	Type uint16
 	Data T
 }
@@ -227,17 +228,13 @@ type AttrOf[T bytes] struct {
 // Attr is an attribute in a message.
 type Attr = AttrOf[[]byte]
 
-// Text reads a string that ends with a zero byte.
+// Text decodes a string that ends with a zero byte.
 func (a AttrOf[T]) Text() string {
-	for i := range len(a.Data) {
-		if a.Data[i] == 0 {
-			return string(a.Data[:i])
-		}
-	}
-	return string(a.Data)
+	s, _, _ := strings.Cut(string(a.Data), "\x00")
+	return s
 }
 
-// Host32 reads a number in the byte order of the machine, as rtnetlink and generic netlink write them; 0 if there is none.
+// Host32 decodes a number in the byte order of the machine, as rtnetlink and generic netlink send it; 0 if there is none.
 func (a AttrOf[T]) Host32() uint32 {
 	if len(a.Data) < 4 {
 		return 0
@@ -245,7 +242,7 @@ func (a AttrOf[T]) Host32() uint32 {
 	return binary.NativeEndian.Uint32([]byte(a.Data[:4]))
 }
 
-// Net32 reads a number in network byte order, as netfilter writes them; 0 if there is none.
+// Net32 decodes a number in network byte order, as netfilter sends it; 0 if there is none.
 func (a AttrOf[T]) Net32() uint32 {
 	if len(a.Data) < 4 {
 		return 0
@@ -253,7 +250,7 @@ func (a AttrOf[T]) Net32() uint32 {
 	return binary.BigEndian.Uint32([]byte(a.Data[:4]))
 }
 
-// Attrs yields the attributes that are encoded in b, in order.
+// Attrs yields the attributes in b, in order.
 func Attrs[T bytes](b T) iter.Seq2[AttrOf[T], error] {
 	return func(yield func(AttrOf[T], error) bool) {
 		for len(b) > 0 {
@@ -274,7 +271,7 @@ func Attrs[T bytes](b T) iter.Seq2[AttrOf[T], error] {
 	}
 }
 
-// AttrMap returns the attributes that are encoded in b by type, the last one of each.
+// AttrMap returns the attributes in b by type, the last one of each.
 func AttrMap[T bytes](b T) (map[uint16]AttrOf[T], error) {
 	m := make(map[uint16]AttrOf[T])
 	for a, err := range Attrs(b) {
@@ -286,7 +283,7 @@ func AttrMap[T bytes](b T) (map[uint16]AttrOf[T], error) {
 	return m, nil
 }
 
-// Each calls f for the attributes that are encoded in b, in order, until it returns an error.
+// Each calls f for the attributes in b, in order, until it returns an error.
 func Each[T bytes](b T, f func(AttrOf[T]) error) error {
 	for a, err := range Attrs(b) {
 		if err == nil {

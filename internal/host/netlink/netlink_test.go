@@ -489,7 +489,7 @@ func newEars() ears {
 func (e ears) listener() Listener {
 	return Listener{
 		Messages: func([]Message) { e.heard <- struct{}{} },
-		Missed:   func(error) { e.missed <- struct{}{} },
+		Missed:   func() { e.missed <- struct{}{} },
 		Ended:    func() { close(e.ended) },
 	}
 }

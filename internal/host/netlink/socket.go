@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	// bufferSize is the default size of both buffers of a socket. Only CAP_NET_ADMIN in the first user namespace gets it; others
-	// get what net.core.wmem_max and rmem_max allow, and smaller batches.
+	// bufferSize is the default size of both buffers of a socket. It needs CAP_NET_ADMIN in the first user namespace; without
+	// it the buffers are as large as net.core.wmem_max and rmem_max allow, and batches smaller.
 	bufferSize = 1 << 20
-	// readSize is more than the kernel puts into one datagram (32 KiB).
+	// readSize is larger than the kernel's datagrams (32 KiB).
 	readSize = 64 << 10
-	// timeout is how long the kernel may take to answer. It works while the message is sent, so that the answer is normally
-	// there by then, except to dumps.
+	// timeout is how long the kernel may take to answer. It carries out a request while it is sent, so that the answer is
+	// normally there when send returns, except for dumps.
 	timeout = 60 * time.Second
 )
 
-// settings say how sockets are opened.
+// settings are the settings of a socket.
 type settings struct {
 	protocol int
 	// groups are the multicast groups to join.
@@ -38,19 +38,19 @@ type settings struct {
 type socket struct {
 	file *os.File
 	raw  syscall.RawConn
-	// port is the address that the kernel gave the socket; answers carry it.
+	// port is the address that the kernel gave the socket; answers have it.
 	port uint32
-	// sendSize and receiveSize are the sizes that the buffers really have, in bytes.
+	// sendSize and receiveSize are the actual sizes of the buffers in bytes.
 	sendSize, receiveSize int
 	buf                   []byte
-	// clean says that every answer to what was sent has been received. A socket that is not clean is never used again.
+	// clean means that all answers to what was sent were received. A socket that is not clean is never used again.
 	clean bool
 }
 
 // currentNamespace opens the network namespace of the calling thread.
 func currentNamespace() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") }
 
-// open opens a socket in the namespace, whichever thread the caller runs on.
+// open opens a socket in the namespace, on whatever thread the caller runs.
 func (c settings) open() (*socket, error) {
 	type result struct {
 		s   *socket
@@ -72,8 +72,8 @@ func (c settings) open() (*socket, error) {
 	return r.s, nil
 }
 
-// inNamespace calls f with the goroutine locked to a thread in the namespace. The thread goes back to its own one afterwards: a
-// thread that ends takes along the processes which it started and which are to end with their parent (PR_SET_PDEATHSIG).
+// inNamespace calls f with the goroutine locked to a thread in the namespace. The thread returns to its namespace afterwards
+// instead of exiting, since the exit of a thread kills the processes that it started with PR_SET_PDEATHSIG.
 func (c settings) inNamespace(f func() error) error {
 	runtime.LockOSThread()
 	own, err := currentNamespace()
@@ -84,7 +84,7 @@ func (c settings) inNamespace(f func() error) error {
 	defer own.Close()
 	here, err := own.Stat()
 	there, err2 := c.namespace.Stat()
-	if err = errors.Join(err, err2); err != nil || os.SameFile(here, there) { // setns needs a capability that this process may not have
+	if err = errors.Join(err, err2); err != nil || os.SameFile(here, there) { // setns needs a capability that the process may not have
 		defer runtime.UnlockOSThread()
 		if err == nil {
 			err = f()
@@ -97,7 +97,7 @@ func (c settings) inNamespace(f func() error) error {
 	}
 	err = f()
 	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		// The thread stays locked, so that the runtime ends it with this goroutine and nobody else runs on it.
+		// The thread stays locked, so that it exits with this goroutine and no other goroutine runs on it.
 		return errors.Join(err, fmt.Errorf("return to the thread's network namespace: %w", back))
 	}
 	runtime.UnlockOSThread()
@@ -109,7 +109,7 @@ func (c settings) openHere() (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The runtime's poller makes deadlines and Close end a wait.
+	// With the runtime's poller, deadlines and Close interrupt a wait.
 	s := &socket{file: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, readSize)}
 	if err := s.setUp(fd, c); err != nil {
 		return nil, errors.Join(err, s.file.Close())
@@ -139,10 +139,10 @@ func (s *socket) setUp(fd int, c settings) error {
 	if s.receiveSize, err = enlarge(fd, bufferSize, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF); err != nil {
 		return err
 	}
-	// Answers with explanations and without a copy of the request; kernels before 4.12 explain nothing.
+	// Errors have an explanation, since Linux 4.12, and no copy of the request.
 	options := []int{unix.NETLINK_CAP_ACK, unix.NETLINK_EXT_ACK}
 	if c.protocol == unix.NETLINK_ROUTE {
-		// The kernel leaves out of a dump what was not asked for (4.20).
+		// The kernel filters dumps (4.20).
 		options = append(options, unix.NETLINK_GET_STRICT_CHK)
 	}
 	for _, o := range options {
@@ -154,7 +154,7 @@ func (s *socket) setUp(fd int, c settings) error {
 	return err
 }
 
-// enlarge sets the size of a buffer and returns the size that it has then.
+// enlarge sets the size of a buffer and returns its actual size.
 func enlarge(fd, size, force, plain int) (int, error) {
 	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size)
 	if errors.Is(err, unix.EPERM) {
@@ -166,7 +166,7 @@ func enlarge(fd, size, force, plain int) (int, error) {
 	return unix.GetsockoptInt(fd, unix.SOL_SOCKET, plain)
 }
 
-// send sends messages to the kernel, which carries them out before send returns.
+// send sends messages to the kernel, which processes them before send returns.
 func (s *socket) send(b []byte) error {
 	var err error
 	s.clean = false
@@ -183,7 +183,7 @@ func (s *socket) send(b []byte) error {
 	return nil
 }
 
-// receive waits for one datagram from the kernel, which is valid until the next call.
+// receive waits for a datagram from the kernel, which is valid until the next call.
 func (s *socket) receive(ctx context.Context) ([]byte, error) {
 	b, err := s.poll()
 	if !errors.Is(err, unix.EAGAIN) {
@@ -195,7 +195,7 @@ func (s *socket) receive(ctx context.Context) ([]byte, error) {
 	return s.wait(ctx)
 }
 
-// wait is receive without a timeout of its own.
+// wait is receive without the timeout.
 func (s *socket) wait(ctx context.Context) (b []byte, err error) {
 	stop := context.AfterFunc(ctx, func() { s.file.SetReadDeadline(time.Unix(1, 0)) })
 	if ctx.Err() == nil {
@@ -207,13 +207,13 @@ func (s *socket) wait(ctx context.Context) (b []byte, err error) {
 			err = fmt.Errorf("receive from the kernel: %w", waited)
 		}
 	}
-	if !stop() { // the deadline that has passed is there to stay
+	if !stop() { // the deadline has passed for later calls too
 		return nil, ctx.Err()
 	}
 	return b, err
 }
 
-// poll is receive without waiting: where there is nothing to receive the error is EAGAIN.
+// poll is receive without waiting: if there is nothing to receive the error is EAGAIN.
 func (s *socket) poll() (b []byte, err error) {
 	if e := s.raw.Control(func(fd uintptr) { b, err = s.read(int(fd)) }); e != nil {
 		err = e
@@ -231,7 +231,7 @@ func (s *socket) read(fd int) ([]byte, error) {
 			return nil, fmt.Errorf("receive from the kernel: %w", err)
 		case flags&unix.MSG_TRUNC != 0:
 			return nil, fmt.Errorf("receive from the kernel: a datagram larger than %d bytes", len(s.buf))
-		case ok && sa.Pid == 0: // other processes may write to the socket too
+		case ok && sa.Pid == 0: // other processes may send to the socket too
 			return s.buf[:n], nil
 		}
 	}

@@ -7,25 +7,25 @@ import (
 	"time"
 )
 
-// The pauses before a subscription that failed is made again, and the longest of them.
+// The first and the longest pause before a failed subscription is renewed.
 const (
 	firstPause = 100 * time.Millisecond
 	maxPause   = 30 * time.Second
 )
 
-// Listener hears what the kernel multicasts. Its functions are called one at a time, in a goroutine of the subscription.
+// Listener receives what the kernel multicasts. Its functions are called one at a time, in a goroutine of the subscription.
 type Listener struct {
-	// Messages is called with messages that came together, such as those about one transaction. They are valid until it returns.
+	// Messages is called with the messages of one datagram. They are valid until it returns.
 	Messages func([]Message)
-	// Missed is called after messages may have been lost, once later ones are heard again: the socket was overrun, or
-	// failed and was replaced. why is the cause.
-	Missed func(why error)
+	// Missed is called if messages may have been lost because the socket failed, for example by an overrun, after it was
+	// replaced.
+	Missed func()
 	// Ended is called last, after the end of the context.
 	Ended func()
 }
 
 // Subscribe listens to multicast groups (unix.RTNLGRP_LINK, unix.NFNLGRP_NFTABLES) of a protocol in the network namespace of
-// the calling thread, from when it returns until the context ends. After any failure it subscribes again, with growing
+// the calling thread, from when it returns until the context ends. If the socket fails it subscribes again, with growing
 // pauses. The error is that of the first attempt.
 func Subscribe(ctx context.Context, protocol int, groups []int, l Listener) error {
 	ns, err := currentNamespace()
@@ -44,13 +44,13 @@ func Subscribe(ctx context.Context, protocol int, groups []int, l Listener) erro
 	return nil
 }
 
-// listen is the goroutine of a subscription. It owns the socket; open makes another.
+// listen is the goroutine of a subscription. It owns the socket; open opens another.
 func listen(ctx context.Context, s *socket, open func() (*socket, error), l Listener) {
 	defer l.Ended()
 	for pause := firstPause; ; {
-		heard, why := s.forward(ctx, l.Messages)
+		received := s.forward(ctx, l.Messages)
 		_ = s.close()
-		if heard {
+		if received {
 			pause = firstPause
 		}
 		for s = nil; s == nil; {
@@ -60,31 +60,28 @@ func listen(ctx context.Context, s *socket, open func() (*socket, error), l List
 			case <-time.After(pause):
 			}
 			pause = min(2*pause, maxPause)
-			var err error
-			if s, err = open(); err != nil {
-				why = err
-			}
+			s, _ = open() // if it fails, again after a longer pause
 		}
-		l.Missed(why)
+		l.Missed()
 	}
 }
 
-// forward hands on messages until the context ends or something fails. heard says whether there were any.
-func (s *socket) forward(ctx context.Context, messages func([]Message)) (heard bool, err error) {
-	var together []Message
+// forward passes on messages until the context ends or the socket fails. received says whether there were any.
+func (s *socket) forward(ctx context.Context, messages func([]Message)) (received bool) {
+	var batch []Message
 	for {
 		b, err := s.wait(ctx)
 		if err != nil {
-			return heard, err
+			return received
 		}
-		together = together[:0]
+		batch = batch[:0]
 		for m, err := range Messages(b) {
 			if err != nil {
-				return heard, err
+				return received
 			}
-			together = append(together, m)
+			batch = append(batch, m)
 		}
-		messages(together)
-		heard = true
+		messages(batch)
+		received = true
 	}
 }

@@ -11,17 +11,17 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// sendBuffer is the size of the socket's buffer in bytes. A transaction must fit into it as a whole.
+// sendBuffer is the size of the socket's buffer in bytes. A whole transaction must fit into it.
 const sendBuffer = 64 << 20
 
-// MaxTransaction is the size of a transaction in bytes that Commit refuses to exceed.
+// MaxTransaction is the maximum size of a transaction in bytes.
 const MaxTransaction = sendBuffer / 4
 
-// ErrTooLarge says that a transaction was not sent since it is larger than MaxTransaction.
+// ErrTooLarge is the error of a transaction that is larger than MaxTransaction; it is not sent.
 var ErrTooLarge = errors.New("the transaction is too large")
 
-// Conn is a table in the kernel of the network namespace in which Open was called. It implements Interface. Commit and Read
-// may run at the same time, in different goroutines.
+// Conn is a table in the network namespace in which Open was called. It implements Interface. Commit and Read may run
+// concurrently.
 type Conn struct {
 	family        fwd.Family
 	table         string
@@ -30,7 +30,7 @@ type Conn struct {
 
 var _ Interface = (*Conn)(nil)
 
-// Open connects to the kernel for one table of one family.
+// Open opens sockets for one table of one family. It does not add the table.
 func Open(f fwd.Family, table string) (*Conn, error) {
 	w, err := netlink.DialSize(unix.NETLINK_NETFILTER, sendBuffer)
 	if err != nil {
@@ -43,13 +43,13 @@ func Open(f fwd.Family, table string) (*Conn, error) {
 	return &Conn{family: f, table: table, writes: w, reads: r}, nil
 }
 
-// Close gives the sockets back; what was written stays.
+// Close closes the sockets; what was written stays.
 func (c *Conn) Close() error { return errors.Join(c.writes.Close(), c.reads.Close()) }
 
 // Commit implements Interface.
 func (c *Conn) Commit(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, true) }
 
-// Check implements Interface. Kernels before 5.12 do not look for what only shows in all of it, such as loops.
+// Check implements Interface. Kernels before 5.12 do not check the transaction as a whole, for example for loops.
 func (c *Conn) Check(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, false) }
 
 func (c *Conn) transact(ctx context.Context, ops []Op, commit bool) error {

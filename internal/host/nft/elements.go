@@ -6,22 +6,22 @@ import (
 	"sort"
 )
 
-// Elements are the elements of one set in little memory, since there may be hundreds of thousands: one buffer of records of
-// the same length, a key, a value and a byte that is 1 for an End. Begin with NewElements and Add, then Sort.
+// Elements are the elements of one set in compact form, since there may be hundreds of thousands: one buffer with records of
+// the same length, each a key, a value and a byte that is 1 for an End. Use NewElements, Add, then Sort.
 type Elements struct {
 	keyLen, valueLen int
 	records          []byte
-	// verdicts are those that occur; the value of an element in a map to verdicts is an index of them, which numbers finds.
+	// verdicts are the different verdicts; a record of a map to verdicts has an index into it as value. numbers is its inverse.
 	verdicts []string
 	numbers  map[string]uint32
-	// CatchAll says that there is an element for all keys that no other element has. It is not among the others.
+	// CatchAll says that there is an element for all other keys. It has no record.
 	CatchAll bool
 }
 
-// verdictLen is the length of an index of Elements.verdicts.
+// verdictLen is the length of an index into Elements.verdicts in bytes.
 const verdictLen = 4
 
-// NewElements returns Elements of a set of that shape without any.
+// NewElements returns empty Elements for a set of that shape.
 func NewElements(s Shape) Elements {
 	if s.Verdicts() {
 		return Elements{keyLen: int(s.KeyLen), valueLen: verdictLen, numbers: make(map[string]uint32)}
@@ -33,10 +33,10 @@ func (e *Elements) size() int { return e.keyLen + e.valueLen + 1 }
 
 func (e *Elements) record(i int) []byte { return e.records[i*e.size():][:e.size()] }
 
-// Len is the number of elements.
+// Len returns the number of elements.
 func (e *Elements) Len() int { return len(e.records) / e.size() }
 
-// At returns an element, by a number from 0 to Len-1.
+// At returns the element with an index from 0 to Len-1.
 func (e *Elements) At(i int) Element {
 	r := e.record(i)
 	out := Element{Key: string(r[:e.keyLen]), End: r[len(r)-1] != 0}
@@ -58,7 +58,7 @@ func (e *Elements) All() []Element {
 	return out
 }
 
-// Add adds an element. One without a key is the one for all other keys.
+// Add adds an element. One without a key is the element for all other keys (CatchAll).
 func (e *Elements) Add(el Element) {
 	if el.Key == "" {
 		e.CatchAll = true
@@ -91,8 +91,7 @@ func (e *Elements) Join(o Elements) {
 	e.CatchAll = e.CatchAll || o.CatchAll
 }
 
-// Sort sorts by key, an element with End behind one without, and leaves one of those that have both in common. It reports
-// whether there were such.
+// Sort sorts by key, an element with End after one without, and removes duplicates. It reports whether there were any.
 func (e *Elements) Sort() (doubles bool) {
 	sort.Sort(&byKey{e, make([]byte, e.size())})
 	kept := 0

@@ -11,7 +11,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// maxMessage bounds a message with elements: the list of them is an attribute, which ends at 64 KiB.
+// maxMessage limits a message with elements: their list is one attribute, which cannot exceed 64 KiB.
 const maxMessage = 48 << 10
 
 // encoder makes the requests of a transaction.
@@ -174,7 +174,7 @@ const (
 	nfAccept = 1
 )
 
-// verdicts by name, without those that name a chain.
+// verdicts are the verdicts without a chain, by name.
 var verdicts = map[string]int32{"drop": nfDrop, "accept": nfAccept, "return": unix.NFT_RETURN}
 
 func appendVerdict(b []byte, v string) []byte {
@@ -193,7 +193,7 @@ func appendVerdict(b []byte, v string) []byte {
 	return netlink.AppendAttr(b, unix.NFTA_DATA_VERDICT, attrs...) // without the flag of a nested attribute, like the kernel
 }
 
-// ParseVerdict is the inverse: it reads the attributes of a value that is a verdict.
+// ParseVerdict decodes the attributes of a value that is a verdict.
 func ParseVerdict(data string) (string, error) {
 	value, err := netlink.AttrMap(data)
 	if err != nil {

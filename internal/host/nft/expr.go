@@ -9,8 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Register names the 32-bit word of the virtual machine's registers at which a value begins, as netlink does it: the
-// registers of 16 bytes have names of their own, which the kernel prefers.
+// Register returns the number of the register for a value that begins at a 32-bit word. Where a register of 16 bytes begins
+// there, it is that one, which the kernel prefers.
 func Register(word int) uint32 {
 	if word%4 == 0 {
 		return uint32(unix.NFT_REG_1 + word/4)
@@ -18,8 +18,8 @@ func Register(word int) uint32 {
 	return uint32(unix.NFT_REG32_00 + word)
 }
 
-// known are the attributes of each expression that say what it does. Kernels may send more, of which we know nothing;
-// they do not count when rules are compared.
+// known are the attributes of each expression that define what it does. Newer kernels may send others, which are ignored
+// when rules are compared.
 var known = map[string][]uint16{
 	"payload":   {unix.NFTA_PAYLOAD_DREG, unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_SREG},
 	"meta":      {unix.NFTA_META_DREG, unix.NFTA_META_KEY, unix.NFTA_META_SREG},
@@ -38,7 +38,7 @@ var known = map[string][]uint16{
 	"reject": {unix.NFTA_REJECT_TYPE, unix.NFTA_REJECT_ICMP_CODE},
 }
 
-// normal returns an expression as it is compared: with attributes that we know, sorted.
+// normal returns an expression in the form in which expressions are compared: with known attributes only, sorted.
 func normal(name, attrs string) (Expr, error) {
 	types, ok := known[name]
 	if !ok {
@@ -61,7 +61,7 @@ func normal(name, attrs string) (Expr, error) {
 	return Expr{name, string(b)}, nil
 }
 
-// builder collects the attributes of one expression; they must come sorted by type.
+// builder collects the attributes of one expression, which must be added in the order of their types.
 type builder struct {
 	name  string
 	attrs []byte
@@ -83,7 +83,7 @@ func (b *builder) num(typ uint16, v uint32) *builder {
 
 func (b *builder) reg(typ uint16, word int) *builder { return b.num(typ, Register(word)) }
 
-// data is a value, in an attribute of its own.
+// data adds an attribute with a value (NFTA_DATA_VALUE).
 func (b *builder) data(typ uint16, v string) *builder {
 	return b.raw(typ, string(netlink.AppendRaw(nil, unix.NFTA_DATA_VALUE, v)))
 }
@@ -111,7 +111,7 @@ func Ct(key uint32, to int) Expr {
 	return build("ct").reg(unix.NFTA_CT_DREG, to).num(unix.NFTA_CT_KEY, key).expr()
 }
 
-// FibType loads the type of the address that flags name (unix.NFTA_FIB_F_SADDR, unix.NFTA_FIB_F_DADDR), as the routing table has it.
+// FibType loads the type that an address has in the routing table; flags are unix.NFTA_FIB_F_SADDR or NFTA_FIB_F_DADDR.
 func FibType(flags uint32, to int) Expr {
 	return build("fib").reg(unix.NFTA_FIB_DREG, to).num(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_ADDRTYPE).num(unix.NFTA_FIB_FLAGS, flags).expr()
 }
@@ -122,39 +122,39 @@ func Random(mod, offset uint32, to int) Expr {
 		num(unix.NFTA_NG_TYPE, unix.NFT_NG_RANDOM).num(unix.NFTA_NG_OFFSET, offset).expr()
 }
 
-// Compare ends the rule unless the relation holds (unix.NFT_CMP_*); numbers compare in network byte order.
+// Compare ends the rule unless the relation op holds (unix.NFT_CMP_*). Numbers are compared in network byte order.
 func Compare(op uint32, from int, with string) Expr {
 	return build("cmp").reg(unix.NFTA_CMP_SREG, from).num(unix.NFTA_CMP_OP, op).data(unix.NFTA_CMP_DATA, with).expr()
 }
 
-// Bitwise is register & mask ^ xor.
+// Bitwise computes register & mask ^ xor.
 func Bitwise(word int, mask, xor string) Expr {
 	return build("bitwise").reg(unix.NFTA_BITWISE_SREG, word).reg(unix.NFTA_BITWISE_DREG, word).
 		num(unix.NFTA_BITWISE_LEN, uint32(len(mask))).data(unix.NFTA_BITWISE_MASK, mask).data(unix.NFTA_BITWISE_XOR, xor).expr()
 }
 
-// ToNetworkOrder turns a number of 32 bits into network byte order.
+// ToNetworkOrder converts a number of 32 bits to network byte order.
 func ToNetworkOrder(word int) Expr {
 	return build("byteorder").reg(unix.NFTA_BYTEORDER_SREG, word).reg(unix.NFTA_BYTEORDER_DREG, word).
 		num(unix.NFTA_BYTEORDER_OP, unix.NFT_BYTEORDER_HTON).num(unix.NFTA_BYTEORDER_LEN, 4).num(unix.NFTA_BYTEORDER_SIZE, 4).expr()
 }
 
-// In ends the rule unless the set has the key in the registers.
+// In ends the rule unless the set contains the key in the registers.
 func In(set string, from int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
-// Map loads the value that the map has for the key in the registers, and ends the rule if it has none.
+// Map loads the value of the key in the registers, and ends the rule if the map does not have the key.
 func Map(set string, from, to int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).reg(unix.NFTA_LOOKUP_DREG, to).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
-// VerdictMap gives the verdict that the map has for the key in the registers, and ends the rule if it has none.
+// VerdictMap returns the verdict of the key in the registers, and ends the rule if the map does not have the key.
 func VerdictMap(set string, from int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
-// Update adds an element to a set, or begins its time anew; it ends the rule if the set is full.
+// Update adds an element to a set, or resets its timeout. It ends the rule if the set is full.
 func Update(set string, from int, timeoutSec uint32) Expr {
 	msec := binary.BigEndian.AppendUint64(nil, uint64(timeoutSec)*1000)
 	return build("dynset").text(unix.NFTA_DYNSET_SET_NAME, set).num(unix.NFTA_DYNSET_OP, unix.NFT_DYNSET_OP_UPDATE).
@@ -166,7 +166,7 @@ func Immediate(v string, to int) Expr {
 	return build("immediate").reg(unix.NFTA_IMMEDIATE_DREG, to).data(unix.NFTA_IMMEDIATE_DATA, v).expr()
 }
 
-// Verdict gives a verdict: "accept", "drop", "return", "goto CHAIN" or "jump CHAIN".
+// Verdict returns a verdict: "accept", "drop", "return", "goto CHAIN" or "jump CHAIN".
 func Verdict(v string) Expr {
 	return build("immediate").num(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
 		raw(unix.NFTA_IMMEDIATE_DATA, string(appendVerdict(nil, v))).expr()
@@ -187,25 +187,25 @@ func DNAT(family uint32, addr, port int) Expr {
 		num(unix.NFTA_NAT_FLAGS, NatMapIPs|NatProtoPorts).expr()
 }
 
-// SNAT gives the connection the source address in the registers and a random source port; the family is as for DNAT.
+// SNAT changes the source of the connection to the address in the registers and a random port; the family is as for DNAT.
 func SNAT(family uint32, addr int) Expr {
 	return build("nat").num(unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT).num(unix.NFTA_NAT_FAMILY, family).
 		reg(unix.NFTA_NAT_REG_ADDR_MIN, addr).reg(unix.NFTA_NAT_REG_ADDR_MAX, addr).
 		num(unix.NFTA_NAT_FLAGS, NatMapIPs|NatFullyRandom).expr()
 }
 
-// Masquerade gives the connection a source address of this host and a random source port.
+// Masquerade changes the source of the connection to an address of this host and a random port.
 func Masquerade() Expr {
 	return build("masq").num(unix.NFTA_MASQ_FLAGS, NatFullyRandom).expr()
 }
 
-// Reject drops the packet and answers with ICMP port unreachable of the family whose code that is.
+// Reject drops the packet and sends an ICMP error with the code.
 func Reject(code uint8) Expr {
 	return build("reject").num(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_ICMP_UNREACH).raw(unix.NFTA_REJECT_ICMP_CODE, string([]byte{code})).expr()
 }
 
-// Reset drops the packet and answers with a TCP reset; the packet has to be one of TCP.
+// Reset drops a TCP packet and sends a reset.
 func Reset() Expr { return build("reject").num(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST).expr() }
 
-// HostUint32 is a number in the byte order of the machine.
+// HostUint32 encodes a number in the byte order of the machine.
 func HostUint32(v uint32) string { return string(binary.NativeEndian.AppendUint32(nil, v)) }

@@ -2,8 +2,8 @@ package nft
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -12,44 +12,44 @@ import (
 
 // Interface is one table of one family.
 type Interface interface {
-	// Read returns all that is in the table; the zero Content if there is no such table.
+	// Read returns what is in the table, the zero Content if the table does not exist.
 	Read(context.Context) (Content, error)
-	// Commit carries out operations in one transaction: all of them, in order, or none. An error of the kernel is an *Error.
+	// Commit carries out all operations, in order, or none. If the kernel refuses them the error is an *Error.
 	Commit(context.Context, []Op) error
-	// Check returns the error that Commit would return, and changes nothing.
+	// Check returns the error that Commit would return, without changing anything.
 	Check(context.Context, []Op) error
 }
 
 // Content is what a table holds.
 type Content struct {
-	// Exists says whether the table is there at all.
+	// Exists says whether there is such a table.
 	Exists bool
 	Chains []Chain
 	// Sets by their names.
 	Sets map[string]Shape
-	// Elements by the name of the set, sorted. Those of sets with Dynamic, which packets make, are left out.
+	// Elements by the name of the set, sorted, without those of Dynamic sets.
 	Elements map[string]Elements
 }
 
-// Chain is a list of rules. With a Base it hangs on a hook of the kernel.
+// Chain is a list of rules. A base chain, one with a Base, is called from a hook of the kernel.
 type Chain struct {
 	Name  string
 	Base  Base
 	Rules []Rule
 }
 
-// Base says where a base chain hangs; the zero Base is that of a regular chain.
+// Base is the hook of a base chain. The zero Base is that of a regular chain.
 type Base struct {
 	// Type is "nat" or "filter".
 	Type string
 	Hook Hook
 	// Priority orders the chains of a hook, the lowest first.
 	Priority int32
-	// Drop is the policy drop; otherwise it is accept.
+	// Drop makes the policy drop instead of accept.
 	Drop bool
 }
 
-// Hook is a place in the way of a packet.
+// Hook is a point on the path of a packet.
 type Hook uint32
 
 // The hooks (NF_INET_*).
@@ -72,29 +72,29 @@ func (h Hook) String() string {
 // Rule is a list of expressions.
 type Rule []Expr
 
-// Expr is one expression of a rule: its name in the kernel and its netlink attributes, encoded and sorted by type.
+// Expr is an expression of a rule: its name in the kernel, and its netlink attributes, encoded and sorted by type.
 type Expr struct {
 	Name, Attrs string
 }
 
-// Set is a set or a map; its elements are apart from it.
+// Set is the definition of a set or a map, without its elements.
 type Set struct {
 	Name string
-	// Key are the fields that are looked up together.
+	// Key are the fields of a key.
 	Key []Field
-	// Value are the fields that a map gives; empty for a set, and for a map to verdicts.
+	// Value are the fields of a map's values; empty for a set and for a map to verdicts.
 	Value []Field
 	// Verdicts makes it a map to verdicts.
 	Verdicts bool
-	// Interval allows ranges: an element is where one begins, one with End where it ends. Only for a key of one field.
+	// Interval allows ranges: an element begins a range, one with End ends it. The key must have one field.
 	Interval bool
-	// Dynamic lets packets add elements, each with a time after which it goes.
+	// Dynamic lets packets add elements, each with a timeout.
 	Dynamic bool
-	// Size is the most elements that fit; 0 means no bound.
+	// Size is the maximum number of elements; 0 means no limit.
 	Size uint32
 }
 
-// Field is a part of a key or a value.
+// Field is a field of a key or a value.
 type Field uint8
 
 // The fields. Addresses are those of the table's family.
@@ -124,7 +124,7 @@ func (f Field) Len(fam fwd.Family) int {
 	return 4
 }
 
-// Offset is where an address, or its last byte, begins in the network header, in bytes.
+// Offset is the offset of an address, or of its last byte, in the network header, in bytes.
 func (f Field) Offset(fam fwd.Family) uint32 {
 	switch f {
 	case SourceLast:
@@ -144,7 +144,7 @@ func (f Field) Offset(fam fwd.Family) uint32 {
 	return 16
 }
 
-// Padded is the length in bytes in a key or value of several fields, in which each begins at a multiple of four bytes.
+// Padded is the length in bytes in a key or value of several fields, each of which is padded to a multiple of four bytes.
 func (f Field) Padded(fam fwd.Family) int { return (f.Len(fam) + 3) &^ 3 }
 
 // Len is the length of a key or a value of these fields in bytes.
@@ -161,45 +161,45 @@ func Len(fam fwd.Family, fields []Field) int {
 
 // Element is an element of a set or map.
 type Element struct {
-	// Key is as long as the set's fields are.
+	// Key has the length of the set's fields.
 	Key string
-	// Value is that of a map: the fields, or a verdict as "drop" or "goto CHAIN".
+	// Value is the value in a map: its fields, or a verdict such as "drop" or "goto CHAIN".
 	Value string
-	// End says that the Key is the first one after a range.
+	// End says that Key is the first key after a range.
 	End bool
 }
 
-// OpKind is what an Op does.
+// OpKind is the kind of an Op.
 type OpKind uint8
 
-// The kinds of operations, with the fields of Op that they need beside Name.
+// The kinds of operations, with the fields of Op that they use in addition to Name.
 const (
-	// AddTable makes the table; it is harmless if it is there.
+	// AddTable adds the table if it does not exist.
 	AddTable OpKind = iota
-	// DelTable removes the table with all that is in it.
+	// DelTable deletes the table with everything in it.
 	DelTable
-	// AddChain makes a chain without rules (Base).
+	// AddChain adds a chain without rules (Base).
 	AddChain
-	// FlushChain removes all rules of a chain.
+	// FlushChain deletes all rules of a chain.
 	FlushChain
 	// AddRules adds rules at the end of a chain (Rules).
 	AddRules
-	// DelChain removes a chain that nothing goes to, with its rules.
+	// DelChain deletes a chain that nothing refers to, with its rules.
 	DelChain
-	// AddSet makes a set or map (Set).
+	// AddSet adds a set or map (Set).
 	AddSet
-	// DelSet removes a set that no rule uses, with its elements.
+	// DelSet deletes a set that no rule uses, with its elements.
 	DelSet
 	// AddElements adds elements (Set, Elements).
 	AddElements
-	// DelElements removes elements (Set, Elements).
+	// DelElements deletes elements (Set, Elements).
 	DelElements
 )
 
-// Op is a step of a transaction.
+// Op is an operation of a transaction.
 type Op struct {
 	Kind OpKind
-	// Name is that of the chain or set.
+	// Name is the name of the chain or set.
 	Name     string
 	Base     Base
 	Rules    []Rule
@@ -217,11 +217,11 @@ func (o Op) String() string {
 type Error struct {
 	// Op is the operation that was refused; empty if it was the transaction as a whole.
 	Op string
-	// Name is that of the operation's chain or set. Elements are those of them among which the one is that was refused.
+	// Name is the name of its chain or set. Elements are those in the refused message; at least one of them is at fault.
 	Name     string
 	Elements []Element
 	Errno    unix.Errno
-	// Text is the kernel's own explanation, often empty.
+	// Text is the kernel's explanation, often empty.
 	Text string
 }
 
@@ -239,20 +239,17 @@ func (e *Error) Error() string {
 // Unwrap returns the error number.
 func (e *Error) Unwrap() error { return e.Errno }
 
-// Refused says whether the kernel will not accept the same again, however often it is tried. What is missing, there
-// already or in use can be otherwise the next time, since others may write to the table. An element that is there already is
-// refused nevertheless: it is one of two that exclude each other, such as ranges that overlap, or others have made it, which
-// a reading finds out. So is what finds no room (ENFILE: a set is full; EMFILE: a chain is referred to too often; ENOSPC): the
-// limits are the kernel's, and without the Services that exceed them the others fit.
+// permanent are the errors with which the kernel refuses what it will refuse again. If something is missing, exists already
+// or is in use, the next attempt may succeed, since others may write to the table.
+var permanent = []unix.Errno{
+	unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM,
+	// A limit of the kernel: a full set, a chain with too many references. Without the Services that exceed it the others fit.
+	unix.ENFILE, unix.EMFILE, unix.ENOSPC,
+}
+
+// Refused reports whether the kernel will refuse the same operations again. An element that exists already counts as refused:
+// either it excludes another one in the table, such as a range that overlaps, or somebody else added it, which the next
+// reading finds out.
 func (e *Error) Refused() bool {
-	if errors.Is(e.Errno, unix.EEXIST) && len(e.Elements) > 0 {
-		return true
-	}
-	for _, no := range []unix.Errno{unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM,
-		unix.ENFILE, unix.EMFILE, unix.ENOSPC} {
-		if errors.Is(e.Errno, no) {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(permanent, e.Errno) || e.Errno == unix.EEXIST && len(e.Elements) > 0
 }

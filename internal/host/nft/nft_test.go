@@ -136,16 +136,16 @@ func TestUsable(t *testing.T) {
 		{"everything", kernel(0, func(Op) bool { return false }), nil},
 		{"no nf_tables", kernel(unix.EAFNOSUPPORT, func(o Op) bool { return o.Kind == AddTable }), []string{"nf_tables itself"}},
 		{"no numgen", kernel(unix.ENOENT, expr("numgen")), []string{"random numbers (CONFIG_NFT_NUMGEN)"}},
-		{"no fib", kernel(unix.ENOENT, expr("fib")), []string{"the kinds of addresses (CONFIG_NFT_FIB)"}},
+		{"no fib", kernel(unix.ENOENT, expr("fib")), []string{"address types (CONFIG_NFT_FIB)"}},
 		{"no masquerade", kernel(unix.ENOENT, expr("masq")), []string{"masquerade (CONFIG_NFT_MASQ)"}},
-		{"no dynset", kernel(unix.ENOENT, expr("dynset")), []string{"packets add to"}},
+		{"no dynset", kernel(unix.ENOENT, expr("dynset")), []string{"packets add elements to"}},
 		{"no reject", kernel(unix.ENOENT, expr("reject")), []string{"reject (CONFIG_NFT_REJECT)"}},
 		{"no nat", kernel(unix.ENOENT, func(o Op) bool { return o.Base.Type == "nat" }), []string{"chains of type nat", "CONFIG_NFT_FIB", "CONFIG_NFT_REJECT", "CONFIG_NFT_MASQ", "destination NAT"}},
 		{"no concatenations", kernel(unix.EOPNOTSUPP, func(o Op) bool { return len(o.Set.Key) > 1 }), []string{"concatenations", "maps to verdicts", "destination NAT"}},
 		{"no ranges", kernel(unix.EOPNOTSUPP, func(o Op) bool { return o.Set.Interval }), []string{"sets of ranges"}},
 		{"two things", kernel(unix.ENOENT, expr("numgen", "ct")), []string{"CONFIG_NFT_NUMGEN", "CONFIG_NFT_CT"}},
-		{"not permitted", kernel(unix.EPERM, func(Op) bool { return true }), []string{"ask the kernel", "not permitted"}},
-		{"no answer", func([]Op) error { return errors.New("nobody is there") }, []string{"ask the kernel", "nobody is there"}},
+		{"not permitted", kernel(unix.EPERM, func(Op) bool { return true }), []string{"check the kernel", "not permitted"}},
+		{"no answer", func([]Op) error { return errors.New("nobody is there") }, []string{"check the kernel", "nobody is there"}},
 	}
 	for _, tt := range tests {
 		for _, f := range fwd.Families {

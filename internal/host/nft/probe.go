@@ -12,15 +12,15 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// feature is something of the kernel that the tables of Services cannot do without.
+// feature is a feature of the kernel that mode nftables needs.
 type feature struct {
-	// name says what it is, and the option of the kernel's configuration where there is one for it.
+	// name describes it, with the option of the kernel's configuration if there is one.
 	name string
-	// ops need it, in a table that is there.
+	// ops use the feature, in a table that exists.
 	ops []Op
 }
 
-// features lists what tables of Services are made of; each needs nothing but itself. The names of its chains and sets end with id.
+// features returns the features; each can be checked alone. The names of its chains and sets end with id.
 func features(f fwd.Family, id string) []feature {
 	vip := []Field{DestAddr, Protocol, DestPort}
 	words := f.Bits() / 32
@@ -56,10 +56,10 @@ func features(f fwd.Family, id string) []feature {
 			Set: Set{Name: sn, Key: []Field{SourceAddr}, Interval: true}, Elements: []Element{{Key: addr}, {Key: next, End: true}}}}},
 		{"maps to verdicts", with(Set{Key: []Field{Protocol, DestPort}, Verdicts: true}, Rule{
 			Meta(unix.NFT_META_L4PROTO, 0), Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, 1), VerdictMap(sn, 0)})},
-		{"sets that packets add to, with a time-out (dynset)", with(Set{Key: []Field{SourceAddr}, Dynamic: true, Size: 16},
+		{"sets that packets add elements to, with a timeout (dynset)", with(Set{Key: []Field{SourceAddr}, Dynamic: true, Size: 16},
 			Rule{Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 0, uint32(words*4), 0), Update(sn, 0, 10)})},
 		{"random numbers (CONFIG_NFT_NUMGEN)", rules(Rule{Random(2, 0, 0), Compare(unix.NFT_CMP_EQ, 0, HostUint32(1))})},
-		{"the kinds of addresses (CONFIG_NFT_FIB)", base("nat", Prerouting,
+		{"address types (CONFIG_NFT_FIB)", base("nat", Prerouting,
 			Rule{FibType(unix.NFTA_FIB_F_DADDR, 0), Compare(unix.NFT_CMP_EQ, 0, HostUint32(unix.RTN_LOCAL))})},
 		{"connection tracking (CONFIG_NFT_CT)", rules(Rule{Ct(unix.NFT_CT_STATUS, 0), Compare(unix.NFT_CMP_EQ, 0, HostUint32(0))})},
 		{"reject (CONFIG_NFT_REJECT)", base("nat", Prerouting, Rule{Reject(code)})},
@@ -70,8 +70,8 @@ func features(f fwd.Family, id string) []feature {
 	}
 }
 
-// usable asks about all features at once, and about each where one is missing; check judges operations without an effect. Each
-// question waits until no CPU looks at the rules of before, which takes up to tens of milliseconds.
+// usable checks all features at once, and each of them if that fails. A check takes up to tens of milliseconds, since the
+// kernel waits until no CPU uses the old rules.
 func usable(f fwd.Family, check func([]Op) error) error {
 	every := []Op{{Kind: AddTable}}
 	for i := range features(f, "") {
@@ -86,7 +86,7 @@ func usable(f fwd.Family, check func([]Op) error) error {
 		err := check(append([]Op{{Kind: AddTable}}, feat.ops...))
 		var ne *Error
 		if err != nil && (!errors.As(err, &ne) || errors.Is(err, unix.EPERM)) {
-			return fmt.Errorf("ask the kernel what it has of nf_tables: %w", err) // it was not asked, or did not say
+			return fmt.Errorf("check the kernel's features of nf_tables: %w", err) // the check itself failed
 		}
 		if err == nil {
 			continue
@@ -95,17 +95,17 @@ func usable(f fwd.Family, check func([]Op) error) error {
 			first = err
 		}
 		if len(feat.ops) == 0 {
-			break // nothing else can be there
+			break // no other feature can exist
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("the kernel lacks, or refuses, what Services need of nf_tables: %s (%w)", strings.Join(missing, "; "), first)
+		return fmt.Errorf("the kernel lacks or refuses features of nf_tables: %s (%w)", strings.Join(missing, "; "), first)
 	}
 	return nil
 }
 
-// Usable says what the kernel lacks of what tables of Services are made of. Nothing is made: the kernel checks, in a table
-// of a name of its own, and forgets.
+// Usable returns an error that names the features that the kernel lacks. Nothing is written: the kernel checks operations on
+// a table with another name, and discards them.
 func (c *Conn) Usable(ctx context.Context) error {
 	probe := Conn{family: c.family, table: c.table + "-probe", writes: c.writes}
 	return usable(c.family, func(ops []Op) error { return probe.Check(ctx, ops) })

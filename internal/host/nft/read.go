@@ -11,147 +11,121 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Attr is a netlink attribute as it was read.
+// Attr is a netlink attribute that was read.
 type Attr = netlink.AttrOf[string]
 
-// attempts is how often something is read that changes all the time.
-const attempts = 5
+// attrs are the attributes of a message by type.
+type attrs = map[uint16]Attr
 
-// steady reads until nothing changes meanwhile, or moves: a hash table of the kernel that grows meanwhile gives some elements
-// twice and others not at all.
-func steady(read func() error) error {
-	var err error
-	for range attempts {
-		if err = read(); !errors.Is(err, netlink.ErrInterrupted) {
-			return err
-		}
-	}
-	return err
-}
-
-// Read implements Interface. Where others write to large sets all the time, what it returns of these is what was met in
-// any of several readings.
+// Read implements Interface. If others write to large sets all the time, it returns all elements that it met in several
+// attempts to read them.
 func (c *Conn) Read(ctx context.Context) (Content, error) {
 	out := Content{Elements: make(map[string]Elements)}
-	reads := []func() error{
-		func() (err error) { out.Exists, err = c.Exists(ctx); return err },
-		func() (err error) { out.Chains, err = c.readChains(ctx); return err },
-		func() error { return c.readRules(ctx, out.Chains) },
-		func() (err error) { out.Sets, err = c.readSets(ctx); return err },
+	var err error
+	if out.Exists, err = c.Exists(ctx); err != nil || !out.Exists {
+		return Content{}, err
 	}
-	for i, read := range reads {
-		if i > 0 && !out.Exists {
-			break
-		}
-		err := ctx.Err()
-		if err == nil {
-			err = steady(read)
-		}
-		if err != nil {
-			return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, err)
-		}
+	if out.Chains, err = c.readChains(ctx); err == nil {
+		out.Sets, err = c.readSets(ctx)
+	}
+	if err != nil {
+		return Content{}, fmt.Errorf("read nf_tables table %s: %w", c.table, err)
 	}
 	for name, s := range out.Sets {
 		if s.Dynamic() {
 			continue
 		}
-		els, err := c.readElements(ctx, name, s)
-		if err != nil {
+		if out.Elements[name], err = c.readElements(ctx, name, s); err != nil {
 			return Content{}, fmt.Errorf("read nf_tables table %s, set %s: %w", c.table, name, err)
 		}
-		out.Elements[name] = els
 	}
 	return out, nil
 }
 
-// Exists says whether the kernel has the table. A kernel without nf_tables has none.
+// Exists reports whether the kernel has the table. A kernel without nf_tables has none.
 func (c *Conn) Exists(ctx context.Context) (bool, error) {
 	names, err := c.Tables(ctx)
-	if errors.Is(err, netlink.ErrInterrupted) {
-		err = nil // other tables come and go meanwhile
-	}
 	return slices.Contains(names, c.table), err
 }
 
 // Tables returns the names of all tables of the family. A kernel without nf_tables has none.
-func (c *Conn) Tables(ctx context.Context) ([]string, error) {
-	var names []string
-	err := steady(func() error {
-		names = nil
-		return c.dump(ctx, unix.NFT_MSG_GETTABLE, netlink.NetfilterHeader(protoFamily(c.family)), func(a attrs) error {
-			names = append(names, a[unix.NFTA_TABLE_NAME].Text())
-			return nil
-		})
-	})
+func (c *Conn) Tables(ctx context.Context) (names []string, err error) {
+	tables, err := c.list(ctx, unix.NFT_MSG_GETTABLE, netlink.NetfilterHeader(protoFamily(c.family)))
 	for _, unsupported := range []error{unix.EINVAL, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT} {
 		if errors.Is(err, unsupported) {
 			return nil, nil // nothing in the kernel handles the message
 		}
 	}
 	if err != nil {
-		err = fmt.Errorf("list tables: %w", err)
+		return nil, fmt.Errorf("list tables of nf_tables: %w", err)
 	}
-	return names, err
+	for _, a := range tables {
+		names = append(names, a[unix.NFTA_TABLE_NAME].Text())
+	}
+	return names, nil
 }
 
-// attrs are the attributes of a message by type.
-type attrs = map[uint16]Attr
-
-// dump yields the attributes of each message of the answer to a request for a list.
-func (c *Conn) dump(ctx context.Context, msg uint16, body []byte, yield func(attrs) error) error {
-	req := netlink.Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | msg, Body: body}
-	err := c.reads.Dump(ctx, req, func(m netlink.Message) error {
-		b, err := m.NetfilterAttrs()
-		if err != nil {
-			return err
-		}
-		a, err := netlink.AttrMap(string(b))
-		if err != nil {
-			return err
-		}
-		return yield(a)
-	})
+// list returns the objects of a kind, as attributes.
+func (c *Conn) list(ctx context.Context, msg uint16, body []byte) ([]attrs, error) {
+	msgs, err := c.reads.List(ctx, netlink.Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | msg, Body: body})
 	if err != nil {
-		return fmt.Errorf("nf_tables: %w", err)
+		return nil, err
 	}
-	return nil
-}
-
-// dumpTable is dump for the objects of a kind in the table. Older kernels send those of all tables.
-func (c *Conn) dumpTable(ctx context.Context, msg uint16, yield func(attrs) error) error {
-	return c.dump(ctx, msg, inTable(c.family, c.table), func(a attrs) error {
-		if a[unix.NFTA_TABLE_NAME].Text() != c.table { // it has the same number in all messages
-			return nil
+	out := make([]attrs, len(msgs))
+	for i, m := range msgs {
+		if out[i], err = messageAttrs(m); err != nil {
+			return nil, err
 		}
-		return yield(a)
-	})
+	}
+	return out, nil
 }
 
-func (c *Conn) readChains(ctx context.Context) (out []Chain, err error) {
-	err = c.dumpTable(ctx, unix.NFT_MSG_GETCHAIN, func(a attrs) error {
+func messageAttrs(m netlink.Message) (attrs, error) {
+	b, err := m.NetfilterAttrs()
+	if err != nil {
+		return nil, err
+	}
+	return netlink.AttrMap(string(b))
+}
+
+// listInTable is list for the objects in the table. Older kernels send those of all tables.
+func (c *Conn) listInTable(ctx context.Context, msg uint16) ([]attrs, error) {
+	all, err := c.list(ctx, msg, inTable(c.family, c.table))
+	return slices.DeleteFunc(all, func(a attrs) bool { return a[unix.NFTA_TABLE_NAME].Text() != c.table }), err
+}
+
+// readChains reads the chains with their rules.
+func (c *Conn) readChains(ctx context.Context) ([]Chain, error) {
+	chains, err := c.listInTable(ctx, unix.NFT_MSG_GETCHAIN)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := c.listInTable(ctx, unix.NFT_MSG_GETRULE)
+	if err != nil {
+		return nil, err
+	}
+	byChain := make(map[string][]Rule)
+	for _, a := range rules {
+		r, err := parseRule(a[unix.NFTA_RULE_EXPRESSIONS].Data)
+		if err != nil {
+			return nil, err
+		}
+		name := a[unix.NFTA_RULE_CHAIN].Text()
+		byChain[name] = append(byChain[name], r)
+	}
+	out := make([]Chain, len(chains))
+	for i, a := range chains {
 		hook, err := netlink.AttrMap(a[unix.NFTA_CHAIN_HOOK].Data)
-		policy, hasPolicy := a[unix.NFTA_CHAIN_POLICY]
-		out = append(out, Chain{Name: a[unix.NFTA_CHAIN_NAME].Text(), Base: Base{
-			Type: a[unix.NFTA_CHAIN_TYPE].Text(), Drop: hasPolicy && policy.Net32() == nfDrop,
-			Hook: Hook(hook[unix.NFTA_HOOK_HOOKNUM].Net32()), Priority: int32(hook[unix.NFTA_HOOK_PRIORITY].Net32())}})
-		return err
-	})
-	return out, err
-}
-
-func (c *Conn) readRules(ctx context.Context, chains []Chain) error {
-	byName := make(map[string]int)
-	for i := range chains {
-		byName[chains[i].Name] = i
-		chains[i].Rules = nil
-	}
-	return c.dumpTable(ctx, unix.NFT_MSG_GETRULE, func(a attrs) error {
-		rule, err := parseRule(a[unix.NFTA_RULE_EXPRESSIONS].Data)
-		if i, ok := byName[a[unix.NFTA_RULE_CHAIN].Text()]; ok {
-			chains[i].Rules = append(chains[i].Rules, rule)
+		if err != nil {
+			return nil, err
 		}
-		return err
-	})
+		policy, hasPolicy := a[unix.NFTA_CHAIN_POLICY]
+		name := a[unix.NFTA_CHAIN_NAME].Text()
+		out[i] = Chain{Name: name, Rules: byChain[name], Base: Base{
+			Type: a[unix.NFTA_CHAIN_TYPE].Text(), Drop: hasPolicy && policy.Net32() == nfDrop,
+			Hook: Hook(hook[unix.NFTA_HOOK_HOOKNUM].Net32()), Priority: int32(hook[unix.NFTA_HOOK_PRIORITY].Net32())}}
+	}
+	return out, nil
 }
 
 func parseRule(s string) (r Rule, err error) {
@@ -168,9 +142,16 @@ func parseRule(s string) (r Rule, err error) {
 }
 
 func (c *Conn) readSets(ctx context.Context) (map[string]Shape, error) {
+	sets, err := c.listInTable(ctx, unix.NFT_MSG_GETSET)
+	if err != nil {
+		return nil, err
+	}
 	out := make(map[string]Shape)
-	err := c.dumpTable(ctx, unix.NFT_MSG_GETSET, func(a attrs) error {
+	for _, a := range sets {
 		desc, err := netlink.AttrMap(a[unix.NFTA_SET_DESC].Data)
+		if err != nil {
+			return nil, err
+		}
 		sh := Shape{
 			KeyType: a[unix.NFTA_SET_KEY_TYPE].Net32(), KeyLen: a[unix.NFTA_SET_KEY_LEN].Net32(),
 			DataType: a[unix.NFTA_SET_DATA_TYPE].Net32(), DataLen: a[unix.NFTA_SET_DATA_LEN].Net32(),
@@ -180,18 +161,18 @@ func (c *Conn) readSets(ctx context.Context) (map[string]Shape, error) {
 			sh.DataLen = 0 // kernels differ in what they send
 		}
 		out[a[unix.NFTA_SET_NAME].Text()] = sh
-		return err
-	})
-	return out, err
+	}
+	return out, nil
 }
 
-// readElements reads the elements of a set. If there is no reading without a change meanwhile, it joins those that it has.
+// elementAttempts is how often a set is read that changes all the time.
+const elementAttempts = 5
+
+// readElements reads the elements of a set. A hash table of the kernel that grows meanwhile yields some elements twice and
+// others not at all, so the set is read again. If it changes during every attempt, the elements of all attempts are joined.
 func (c *Conn) readElements(ctx context.Context, set string, sh Shape) (Elements, error) {
 	met := NewElements(sh)
-	for range attempts {
-		if err := ctx.Err(); err != nil {
-			return Elements{}, err
-		}
+	for range elementAttempts {
 		els, err := c.dumpElements(ctx, set, sh)
 		if err != nil && !errors.Is(err, netlink.ErrInterrupted) {
 			return Elements{}, err
@@ -208,7 +189,11 @@ func (c *Conn) readElements(ctx context.Context, set string, sh Shape) (Elements
 func (c *Conn) dumpElements(ctx context.Context, set string, sh Shape) (Elements, error) {
 	out := NewElements(sh)
 	body := netlink.AppendText(inTable(c.family, c.table), unix.NFTA_SET_ELEM_LIST_SET, set)
-	err := c.dump(ctx, unix.NFT_MSG_GETSETELEM, body, func(a attrs) error {
+	err := c.reads.Dump(ctx, netlink.Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETSETELEM, Body: body}, func(m netlink.Message) error {
+		a, err := messageAttrs(m)
+		if err != nil {
+			return err
+		}
 		return netlink.Each(a[unix.NFTA_SET_ELEM_LIST_ELEMENTS].Data, func(a Attr) error {
 			el, err := parseElement(sh.Verdicts(), a.Data)
 			if err == nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Shape is what the kernel knows of a set; the fields of a key are known to nft(8) alone.
+// Shape is what the kernel knows about a set. Only nft(8) knows the fields of its key.
 type Shape struct {
 	KeyType, KeyLen uint32
 	// DataType and DataLen are 0 for a set that is not a map.
@@ -29,16 +29,16 @@ func (s *Set) Shape(fam fwd.Family) Shape {
 	return sh
 }
 
-// Dynamic says that packets add the elements.
+// Dynamic reports whether packets add the elements.
 func (s Shape) Dynamic() bool { return s.Flags&unix.NFT_SET_EVAL != 0 }
 
-// Verdicts says that it is a map to verdicts.
+// Verdicts reports whether it is a map to verdicts.
 func (s Shape) Verdicts() bool { return s.DataType == dataVerdict }
 
 // dataVerdict is the type of the values of a map to verdicts (NFT_DATA_VERDICT).
 const dataVerdict = 0xffffff00
 
-// flags are those of a set (NFT_SET_*).
+// flags returns the flags of a set (NFT_SET_*).
 func (s *Set) flags() uint32 {
 	var f uint32
 	if s.Interval {
@@ -53,7 +53,7 @@ func (s *Set) flags() uint32 {
 	return f
 }
 
-// nftType is the number that nft(8) has for the type of a field (TYPE_* in its datatype.h). The kernel only keeps it.
+// nftType is the number of a field's type in nft(8) (TYPE_* in its datatype.h). The kernel only stores it.
 func (f Field) nftType(fam fwd.Family) uint32 {
 	switch f {
 	case SourceAddr, DestAddr:
@@ -69,7 +69,7 @@ func (f Field) nftType(fam fwd.Family) uint32 {
 	return 4 // an integer of any length
 }
 
-// typeOf joins the types of fields as nft does, six bits each.
+// typeOf combines the types of fields as nft does, six bits each.
 func typeOf(fam fwd.Family, fields []Field) uint32 {
 	var t uint32
 	for _, f := range fields {
@@ -78,13 +78,12 @@ func typeOf(fam fwd.Family, fields []Field) uint32 {
 	return t
 }
 
-// NumberModulus is the modulus by which nft(8) is told of the type of a Number: typeof numgen random mod NumberModulus.
+// NumberModulus is the modulus in the declaration of a Number for nft(8): typeof numgen random mod NumberModulus.
 const NumberModulus = 1<<32 - 1
 
-// What nft(8) keeps in the userdata of a set, so that it can print and check rules that use the set: "typeof ip daddr .
-// ...". The numbers are those of libnftnl's udata.h and of nft's expression.h and proto.h; they are part of what different
-// versions of nft agree on. Each item is a byte of type, a byte of length and that many bytes; numbers are in the byte
-// order of the machine.
+// What nft(8) stores in the userdata of a set, so that it can print and check rules that use the set: "typeof ip daddr . ...".
+// The numbers are those of libnftnl's udata.h and of nft's expression.h and proto.h, on which different versions of nft
+// agree. An item is a byte with its type, a byte with its length, and its data; numbers are in the byte order of the machine.
 const (
 	udataKeyOrder   = 0
 	udataDataOrder  = 1
@@ -116,7 +115,7 @@ func (u userdata) num(typ byte, v uint32) userdata {
 	return u.item(typ, binary.NativeEndian.AppendUint32(nil, v))
 }
 
-// typeofExpr describes an expression by its kind and what belongs to that kind.
+// typeofExpr describes an expression by its kind and the properties of that kind.
 func typeofExpr(kind uint32, of userdata) userdata {
 	return userdata{}.num(0, kind).item(1, of)
 }
@@ -156,7 +155,7 @@ func typeofFields(fam fwd.Family, fields []Field) userdata {
 	return typeofExpr(exprConcat, parts)
 }
 
-// userdata is what nft(8) would write for a set that is declared with typeof.
+// userdata returns what nft(8) writes for a set that is declared with typeof.
 func (s *Set) userdata(fam fwd.Family) string {
 	order := uint32(0)
 	if len(s.Key) == 1 && s.Key[0] != Number {

@@ -11,30 +11,30 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Change is what the kernel tells of one object that a transaction made, changed or removed.
+// Change is the kernel's notification of an object that a transaction added, changed or deleted.
 type Change struct {
 	// Kind is the type of the message, such as unix.NFT_MSG_DELRULE.
 	Kind uint16
-	// Family and Table are those of the object. Tables of other families are left out.
+	// Family and Table are the object's. Only tables of the families ip and ip6 are reported.
 	Family fwd.Family
 	Table  string
-	// Message is the whole notification. It is valid until the function that gets it returns.
+	// Message is the whole notification. It is valid until the function that it is passed to returns.
 	Message netlink.Message
 }
 
-// Watch reports, from when it returns until the context ends, which tables of nf_tables somebody else changes. foreign says
-// which changes count. report is called once for each family that has some, after each transaction, with the process that
-// committed it, such as "nft (pid 4711)": its name, and the ID of its thread as the first PID namespace of the machine sees it.
-// Where notifications may have been lost, report is called for both families, without a process. Neither function may wait.
-// ended is called last.
+// Watch reports which families of nf_tables are changed by others, from when it returns until the context ends. foreign
+// decides which changes count. report is called after each transaction, once for each family with such changes, with the
+// process that committed it, such as "nft (pid 4711)": its name, and its thread ID in the first PID namespace of the machine.
+// If notifications may have been lost, report is called for both families, without a process. Both functions must return
+// quickly. ended is called last.
 //
-// The kernel tells of each object that anybody writes, ours too: while there is somebody to tell, that takes a quarter of
-// the time of writing very many.
+// The kernel sends a notification for each object that anybody writes, including us. While somebody listens, writing very
+// many objects takes a quarter longer.
 func Watch(ctx context.Context, foreign func(Change) bool, report func(f fwd.Family, process string), ended func()) error {
 	w := &watch{foreign: foreign, report: report}
 	return netlink.Subscribe(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, netlink.Listener{
 		Messages: w.messages,
-		Missed: func(error) {
+		Missed: func() {
 			w.changed = [2]bool{true, true}
 			w.commit("")
 		},
@@ -42,18 +42,18 @@ func Watch(ctx context.Context, foreign func(Change) bool, report func(f fwd.Fam
 	})
 }
 
-// WatchTable is Watch for a table that only the transactions of conns may change.
+// WatchTable is Watch for a table that only conns should change.
 func WatchTable(ctx context.Context, table string, conns []*Conn, report func(f fwd.Family, process string), ended func()) error {
 	return Watch(ctx, func(c Change) bool {
 		return c.Table == table && !slices.ContainsFunc(conns, func(own *Conn) bool { return own.writes.Sent(c.Message) })
 	}, report, ended)
 }
 
-// watch puts together what belongs to one transaction: the kernel tells of each object, then of the commit.
+// watch groups notifications by transaction: the kernel sends one for each object, then one for the commit.
 type watch struct {
 	foreign func(Change) bool
 	report  func(f fwd.Family, process string)
-	// changed says by fwd.Family.Index whether the present transaction has a change that counts.
+	// changed says, by fwd.Family.Index, whether the current transaction has a change that counts.
 	changed [2]bool
 }
 
@@ -82,7 +82,7 @@ func (w *watch) commit(process string) {
 	w.changed = [2]bool{}
 }
 
-// changeIn reads a notification. In all that name a table the attribute for it is the first kind.
+// changeIn decodes a notification. The attribute with the table has the same number in all of them.
 func changeIn(m netlink.Message, attrs []byte) (Change, bool) {
 	c := Change{Kind: m.Type & 0xff, Message: m}
 	switch m.Body[0] {
@@ -102,7 +102,7 @@ func changeIn(m netlink.Message, attrs []byte) (Change, bool) {
 	return c, false
 }
 
-// committer names the process that committed a transaction, by the notification of its end (enum nft_gen_attributes).
+// committer returns the process that committed a transaction, from the notification of its end (enum nft_gen_attributes).
 func committer(attrs []byte) string {
 	const procPID, procName = 2, 3
 	a, err := netlink.AttrMap(attrs)
