@@ -11,17 +11,17 @@ import (
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 )
 
-// Reason says why a flow is stale.
+// Reason is why a flow is stale.
 type Reason uint8
 
 // The reasons.
 const (
-	// BlackHole: the flow began without NAT, since the Service had no endpoints or the rules were not there yet. It is one of
-	// UDP, or a TCP connection that still waits for its first answer.
+	// BlackHole: the flow began without NAT, because the Service had no endpoints or its rules were not written yet. It is a
+	// UDP flow, or a TCP connection that still waits for its first answer.
 	BlackHole Reason = iota
-	// EndpointGone: the flow goes to something that does not serve.
+	// EndpointGone: the flow goes to an endpoint that does not serve.
 	EndpointGone
-	// FrontendGone: the flow was translated for a frontend that is no longer there.
+	// FrontendGone: the flow was translated for a frontend that was deleted.
 	FrontendGone
 	// NumReasons is the number of reasons, for arrays by reason.
 	NumReasons
@@ -33,43 +33,35 @@ func (r Reason) String() string {
 
 // family is the plan of one address family.
 type family struct {
-	// keys are the UDP frontends with the endpoints that serve, sorted; none where nothing serves.
+	// keys are the UDP frontends with their serving endpoints, sorted.
 	keys map[fwd.Key][]netip.AddrPort
-	// left are endpoints that UDP frontends have lost, sorted; where a frontend is gone, flows to them are stale.
-	left map[fwd.Key][]netip.AddrPort
-	// found are UDP frontends that a process before this one left in the kernel.
+	// lost are the endpoints that UDP frontends have lost, sorted; if the frontend was deleted, flows to them are stale.
+	lost map[fwd.Key][]netip.AddrPort
+	// found are UDP frontends that an earlier process left in the kernel.
 	found map[fwd.Key]struct{}
-	// connects says which TCP frontends new connections are forwarded for, as far as that changed or all is to be looked at.
-	connects map[fwd.Key]bool
+	// forwards says for TCP frontends whether they forward new connections: for those that changed, or for all that forward.
+	forwards map[fwd.Key]bool
 }
 
-// Plan says which flows are stale. It is immutable and safe for concurrent use. The zero Plan finds none.
+// Plan decides which flows are stale. It is immutable and safe for concurrent use. With the zero Plan none is.
 type Plan struct {
 	header   fwd.Header
-	families [2]*family // by fwd.Family.Index; nil for a family that is not to be looked at
+	families [2]*family // by fwd.Family.Index; nil if the family need not be checked
 }
 
-// Empty says that no flow can be stale, so that there is nothing to look at.
+// Empty reports whether no flow can be stale.
 func (p Plan) Empty() bool { return !p.has(fwd.IPv4) && !p.has(fwd.IPv6) }
 
 func (p Plan) has(f fwd.Family) bool { return p.hasUDP(f) || p.hasTCP(f) }
 
 func (p Plan) hasUDP(f fwd.Family) bool {
 	fam := p.families[f.Index()]
-	return fam != nil && len(fam.keys)+len(fam.left)+len(fam.found) > 0
+	return fam != nil && len(fam.keys)+len(fam.lost)+len(fam.found) > 0
 }
 
 func (p Plan) hasTCP(f fwd.Family) bool {
 	fam := p.families[f.Index()]
-	if fam == nil {
-		return false
-	}
-	for _, forwards := range fam.connects {
-		if forwards {
-			return true
-		}
-	}
-	return false
+	return fam != nil && slices.Contains(slices.Collect(maps.Values(fam.forwards)), true)
 }
 
 // Stale reports whether a flow is to be removed, and why.
@@ -86,7 +78,7 @@ func (p Plan) Stale(f conntrack.Flow) (Reason, bool) {
 	served := p.servesNodePorts(dst, f.OrigSrc.Addr())
 	switch vip.Proto {
 	case fwd.TCP:
-		return BlackHole, f.Opening && !natted && (fam.connects[vip] || served && fam.connects[nodePort])
+		return BlackHole, f.Opening && !natted && (fam.forwards[vip] || served && fam.forwards[nodePort])
 	case fwd.UDP:
 		return fam.staleUDP(vip, nodePort, served, natted, f.ReplySrc)
 	}
@@ -110,11 +102,11 @@ func (f *family) staleUDP(vip, nodePort fwd.Key, served, natted bool, endpoint n
 	return BlackHole, len(serving) > 0
 }
 
-// wasForwarded says whether a translation to an endpoint was made by a frontend that is no longer there: a virtual IP, a
-// node port, or a node port on an address on which it is not served any more. A translation to something else may be another
-// program's. What a process before this one wrote is known without its endpoints; then any translation counts.
+// wasForwarded reports whether a translation to an endpoint comes from a frontend that was deleted: a virtual IP, a node port,
+// or a node port on an address that no longer serves node ports. Other translations may be another program's. The endpoints
+// of frontends of an earlier process are not known; any translation for them counts.
 func (f *family) wasForwarded(vip, nodePort fwd.Key, served bool, endpoint netip.AddrPort) bool {
-	if contains(f.left[vip], endpoint) || contains(f.left[nodePort], endpoint) || !served && contains(f.keys[nodePort], endpoint) {
+	if contains(f.lost[vip], endpoint) || contains(f.lost[nodePort], endpoint) || !served && contains(f.keys[nodePort], endpoint) {
 		return true
 	}
 	_, foundVIP := f.found[vip]
@@ -131,7 +123,7 @@ func contains(sorted []netip.AddrPort, a netip.AddrPort) bool {
 	return ok
 }
 
-// union joins two sorted lists without changing them.
+// union merges two sorted lists into a new one.
 func union(a, b []netip.AddrPort) []netip.AddrPort {
 	switch {
 	case len(a) == 0:
@@ -144,8 +136,7 @@ func union(a, b []netip.AddrPort) []netip.AddrPort {
 	return slices.Compact(out)
 }
 
-// merge returns a plan that does all that p was to do and that next is to do. next is the newer one and counts where they
-// differ.
+// merge returns a plan that finds what p or next finds. If they differ next counts, which is newer.
 func (p Plan) merge(next Plan) Plan {
 	out := Plan{header: next.header}
 	for i := range out.families {
@@ -163,22 +154,22 @@ func (p Plan) merge(next Plan) Plan {
 
 func (f *family) merge(next *family) *family {
 	out := &family{
-		keys: next.keys, left: maps.Clone(f.left), found: overlay(f.found, next.found), connects: overlay(f.connects, next.connects),
+		keys: next.keys, lost: maps.Clone(f.lost), found: overlay(f.found, next.found), forwards: overlay(f.forwards, next.forwards),
 	}
 	if next.keys == nil {
 		out.keys = f.keys
 	}
-	if out.left == nil {
-		out.left = next.left
+	if out.lost == nil {
+		out.lost = next.lost
 		return out
 	}
-	for k, eps := range next.left {
-		out.left[k] = union(out.left[k], eps)
+	for k, eps := range next.lost {
+		out.lost[k] = union(out.lost[k], eps)
 	}
 	return out
 }
 
-// overlay returns a map with the entries of both, those of b where both have one.
+// overlay returns a map with the entries of both; those of b replace those of a.
 func overlay[V any](a, b map[fwd.Key]V) map[fwd.Key]V {
 	switch {
 	case len(a) == 0:
@@ -191,19 +182,19 @@ func overlay[V any](a, b map[fwd.Key]V) map[fwd.Key]V {
 	return out
 }
 
-// Builder follows the table and makes plans. An Update costs the change, a Snapshot the number of UDP frontends of the
-// families that changed. The zero Builder is ready to use; it belongs to one goroutine.
+// Builder follows the table and makes plans. The cost of an Update is proportional to the change, that of a Snapshot to the
+// number of UDP frontends in the families that changed. The zero Builder is ready to use; it belongs to one goroutine.
 type Builder struct {
 	header   fwd.Header
 	families [2]family
-	// services are those with TCP frontends that forward.
+	// services are the Services with TCP frontends that forward.
 	services map[fwd.Service]*fwd.Fragment
 	// dirty says which families have changes of UDP frontends.
 	dirty [2]bool
 }
 
-// Found tells of UDP frontends that the kernel had before anything was written: those of a process before this one. Where
-// the table does not have them either, the next Plan finds their flows.
+// Found adds frontends that were in the kernel before anything was written, from an earlier process. If the table does not
+// have them, the next Plan finds their UDP flows.
 func (b *Builder) Found(keys []fwd.Key) {
 	for _, k := range keys {
 		if k.Proto != fwd.UDP {
@@ -218,10 +209,10 @@ func (b *Builder) Found(keys []fwd.Key) {
 	}
 }
 
-// Update takes in changes of the table.
+// Update processes changes of the table.
 func (b *Builder) Update(ch fwd.Changes) {
 	b.updateTCP(ch.Services)
-	// A key may pass from one Service to another within the changes, in either order: first all go, then all come.
+	// A key may move from one Service to another within the changes, in either order: first all are removed, then added.
 	before := make(map[fwd.Key][]netip.AddrPort)
 	for _, sc := range ch.Services {
 		for key := range udpTargets(sc.Old) {
@@ -242,30 +233,30 @@ func (b *Builder) Update(ch fwd.Changes) {
 			}
 			fam.keys[key] = serving
 			if !known || !slices.Equal(serving, was) {
-				b.lost(key, was)
+				b.endpointsLost(key, was)
 			}
 		}
 	}
 	for key, was := range before {
-		b.lost(key, was)
+		b.endpointsLost(key, was)
 	}
 	if ch.Header != nil {
 		b.setHeader(*ch.Header)
 	}
 }
 
-// lost notes that a frontend no longer has all the endpoints that it had.
-func (b *Builder) lost(key fwd.Key, endpoints []netip.AddrPort) {
+// endpointsLost records that a frontend no longer has all of its endpoints.
+func (b *Builder) endpointsLost(key fwd.Key, endpoints []netip.AddrPort) {
 	i := key.Family.Index()
 	b.dirty[i] = true
 	if len(endpoints) == 0 {
 		return
 	}
 	fam := &b.families[i]
-	if fam.left == nil {
-		fam.left = make(map[fwd.Key][]netip.AddrPort)
+	if fam.lost == nil {
+		fam.lost = make(map[fwd.Key][]netip.AddrPort)
 	}
-	fam.left[key] = union(fam.left[key], endpoints)
+	fam.lost[key] = union(fam.lost[key], endpoints)
 }
 
 func (b *Builder) setHeader(h fwd.Header) {
@@ -283,7 +274,7 @@ func (b *Builder) setHeader(h fwd.Header) {
 	b.header = h
 }
 
-// updateTCP notes which TCP frontends began or ceased to forward.
+// updateTCP records which TCP frontends began or ceased to forward.
 func (b *Builder) updateTCP(changes []fwd.ServiceChange) {
 	before := make(map[fwd.Key]struct{})
 	for _, sc := range changes {
@@ -298,7 +289,7 @@ func (b *Builder) updateTCP(changes []fwd.ServiceChange) {
 			if _, did := before[k]; did {
 				delete(before, k)
 			} else {
-				b.connects(k, true)
+				b.setForwards(k, true)
 			}
 		}
 		switch {
@@ -312,45 +303,46 @@ func (b *Builder) updateTCP(changes []fwd.ServiceChange) {
 		}
 	}
 	for k := range before {
-		b.connects(k, false)
+		b.setForwards(k, false)
 	}
 }
 
-func (b *Builder) connects(k fwd.Key, forwards bool) {
+func (b *Builder) setForwards(k fwd.Key, forwards bool) {
 	fam := &b.families[k.Family.Index()]
-	if fam.connects == nil {
-		fam.connects = make(map[fwd.Key]bool)
+	if fam.forwards == nil {
+		fam.forwards = make(map[fwd.Key]bool)
 	}
-	fam.connects[k] = forwards
+	fam.forwards[k] = forwards
 }
 
-// Snapshot returns the plan for what changed since the last Snapshot, or with all set for everything. It leaves out
-// families whose rules are not in the kernel, by fwd.Family.Index: their changes wait for a later Snapshot.
+// Snapshot returns the plan for what changed since the last Snapshot, or with all for everything. written says, by
+// fwd.Family.Index, whether the rules of a family are in the kernel; the changes of one whose rules are not are kept for a
+// later Snapshot.
 func (b *Builder) Snapshot(written [2]bool, all bool) Plan {
 	p := Plan{header: b.header}
 	if all {
 		for _, f := range b.services {
 			for k := range tcpForwarding(f) {
-				b.connects(k, true)
+				b.setForwards(k, true)
 			}
 		}
 	}
 	for i := range b.families {
 		fam := &b.families[i]
-		if !written[i] || !all && !b.dirty[i] && len(fam.connects) == 0 {
+		if !written[i] || !all && !b.dirty[i] && len(fam.forwards) == 0 {
 			continue
 		}
-		out := &family{connects: fam.connects}
+		out := &family{forwards: fam.forwards}
 		if all || b.dirty[i] {
-			out.keys, out.left, out.found = maps.Clone(fam.keys), fam.left, fam.found
+			out.keys, out.lost, out.found = maps.Clone(fam.keys), fam.lost, fam.found
 		}
 		p.families[i] = out
-		fam.connects, fam.left, fam.found, b.dirty[i] = nil, nil, nil, false
+		fam.forwards, fam.lost, fam.found, b.dirty[i] = nil, nil, nil, false
 	}
 	return p
 }
 
-// tcpForwarding yields the TCP frontends of a fragment for which new connections of anybody are forwarded.
+// tcpForwarding yields the TCP frontends of a fragment that forward new connections.
 func tcpForwarding(f *fwd.Fragment) iter.Seq[fwd.Key] {
 	return func(yield func(fwd.Key) bool) {
 		if f == nil {
@@ -365,7 +357,7 @@ func tcpForwarding(f *fwd.Fragment) iter.Seq[fwd.Key] {
 	}
 }
 
-// udpTargets returns the endpoints that serve behind each UDP frontend of a fragment.
+// udpTargets returns the serving endpoints of each UDP frontend of a fragment.
 func udpTargets(f *fwd.Fragment) map[fwd.Key][]netip.AddrPort {
 	if f == nil {
 		return nil

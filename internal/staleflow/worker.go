@@ -12,31 +12,30 @@ import (
 )
 
 const (
-	// batchSize is how many stale flows are collected before they are deleted; it bounds the memory of a pass.
+	// batchSize is how many stale flows are collected before they are deleted, which limits the memory of a pass.
 	batchSize = 500
-	// After a pass the worker rests restFactor times as long as the pass took, at most maxRest, so that a cluster in which
-	// UDP endpoints change all the time does not cost the node a core.
+	// After a pass the worker pauses for restFactor times the duration of the pass, at most maxRest, so that a cluster in
+	// which UDP endpoints change all the time does not cost the node a core.
 	restFactor = 4
 	maxRest    = 30 * time.Second
-	// What failed, or was interrupted, is tried again after firstRetry, then after twice as long each time, up to maxRetry.
+	// A pass that failed or was interrupted is retried after firstRetry, then after twice as long each time, up to maxRetry.
 	firstRetry = time.Second
 	maxRetry   = time.Minute
 )
 
-// Pass is the outcome of looking at the flows of one family.
+// Pass is the result of checking the flows of one family.
 type Pass struct {
 	Family fwd.Family
 	// Deleted counts the flows that were removed, by Reason.
-	Deleted [NumReasons]int
-	// Duration is how long it took.
+	Deleted  [NumReasons]int
 	Duration time.Duration
-	// Complete is false where the kernel left flows out of the dump.
+	// Complete is false if the kernel may have left flows out of a dump.
 	Complete bool
-	// Err is why the pass failed. Flows may have been deleted all the same.
+	// Err is why the pass failed. Flows may have been deleted nevertheless.
 	Err error
 }
 
-// Worker removes stale flows in its own time. Submit may be called from any goroutine.
+// Worker removes stale flows in the background. Submit may be called from any goroutine.
 type Worker struct {
 	table conntrack.Table
 	log   *slog.Logger
@@ -47,7 +46,7 @@ type Worker struct {
 	mu      sync.Mutex // guards pending
 	pending Plan
 
-	// failing says by fwd.Family.Index that the last pass failed; it belongs to Run.
+	// failing says, by fwd.Family.Index, that the last pass failed; it belongs to Run.
 	failing [2]bool
 }
 
@@ -56,7 +55,7 @@ func NewWorker(table conntrack.Table, log *slog.Logger, done func(Pass)) *Worker
 	return &Worker{table: table, log: log, done: done, wake: make(chan struct{}, 1)}
 }
 
-// Submit hands over a plan and returns at once. A plan that was not begun yet is merged with it.
+// Submit passes on a plan without waiting. It is merged with a plan that waits already.
 func (w *Worker) Submit(p Plan) {
 	w.mu.Lock()
 	w.pending = w.pending.merge(p)
@@ -71,7 +70,7 @@ func (w *Worker) Submit(p Plan) {
 	}
 }
 
-// Run works until the context ends. It is called once, in a goroutine of the caller, who waits for it.
+// Run carries out plans until the context ends. It is called once, and the caller waits for it.
 func (w *Worker) Run(ctx context.Context) {
 	var retry <-chan time.Time
 	wait := firstRetry
@@ -104,7 +103,7 @@ func (w *Worker) Run(ctx context.Context) {
 	}
 }
 
-// work carries out a plan. What fails or is interrupted it puts back, to be tried again; then it returns false.
+// work carries out a plan. It puts back the families whose pass failed or was interrupted, and then returns false.
 func (w *Worker) work(ctx context.Context, plan Plan) (done bool) {
 	done = true
 	for _, f := range fwd.Families {
@@ -133,7 +132,7 @@ func (w *Worker) pass(ctx context.Context, plan Plan, f fwd.Family) Pass {
 	p := Pass{Family: f, Complete: true}
 	begin := time.Now()
 	var batches [NumReasons][]conntrack.Flow
-	var deleteErr error // the first one; the others' are most likely the same
+	var deleteErr error // the first one; later ones are probably the same
 	remove := func(r Reason) {
 		n, err := w.table.Delete(ctx, batches[r])
 		p.Deleted[r] += n
@@ -185,7 +184,7 @@ func (w *Worker) report(ctx context.Context, p Pass) {
 	switch {
 	case p.Err != nil:
 		level := slog.LevelWarn
-		if *failing { // once is enough
+		if *failing { // logged already
 			level = slog.LevelDebug
 		}
 		w.log.Log(ctx, level, "failed to remove stale flows, retrying", append(attrs, "error", p.Err)...)

@@ -13,11 +13,11 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// TableName is the name of our table, in the families ip and ip6; that of an instance with a name is instance.ID.Table.
+// TableName is the name of our table; that of an instance with a name is instance.ID.Table.
 const TableName = "fairlead"
 
-// defaultChunk is how many elements a transaction writes at most, where it can be split. The kernel holds its lock for
-// about 20 ms for so many.
+// defaultChunk is the maximum number of elements in a transaction that can be split. The kernel holds its lock for about
+// 20 ms to write them.
 const defaultChunk = 10000
 
 // New returns a Backend on the tables of the families that the map has.
@@ -36,24 +36,25 @@ func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger
 	return b
 }
 
-// Backend is what a node has of the mode.
+// Backend has a Backend for each family.
 type Backend struct {
 	backend.Families
-	// Found tells which frontends an earlier process left.
+	// Found has the frontends that an earlier process left in the kernel.
 	Found *backend.Found
 }
 
-// Plane is the mode on this node's kernel.
+// Plane is a Backend on this node's kernel.
 type Plane struct {
 	*Backend
-	// Drift receives when somebody else has changed a table of ours, since Listen was called.
+	// Drift receives a hint when somebody else changes our table, once Listen was called.
 	Drift backend.Hints
-	// Listen is to be called when all was written for the first time, since it makes that take longer. Where there is a table
-	// already Open has called it; more than one call is harmless.
+	// Listen is to be called after the first write, which it would slow down. If the table exists already, Open calls it. It
+	// may be called more than once.
 	Listen func()
 }
 
-// Open returns a Plane of an instance with the families in which the kernel has nf_tables; at least one. The error says what is missing.
+// Open returns a Plane of an instance, with the families, at least one, for which the kernel has all features. The error
+// names those that are missing.
 func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error) {
 	table := id.Table()
 	tables := make(map[fwd.Family]nft.Interface)
@@ -76,7 +77,7 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error)
 		return nil, errors.Join(errs...)
 	}
 	for _, err := range errs {
-		log.Warn("one address family is left out", "error", err)
+		log.Warn("address family is disabled", "error", err)
 	}
 	drift := backend.NewHints()
 	p := &Plane{Backend: New(tables, log), Drift: drift, Listen: sync.OnceFunc(func() {
@@ -84,11 +85,11 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error)
 			drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		}
 		if err := nft.WatchTable(ctx, table, conns, report, func() {}); err != nil {
-			log.Warn("what others do to the table is not noticed before the next verification", "error", err)
+			log.Warn("cannot watch the table; changes by others are found by the next verification", "error", err)
 		}
 	})}
 	for _, c := range conns {
-		if there, err := c.Exists(ctx); there || err != nil {
+		if exists, err := c.Exists(ctx); exists || err != nil {
 			p.Listen()
 		}
 	}

@@ -17,13 +17,13 @@ type Kind uint8
 
 // The kinds.
 const (
-	// KindTable is the table itself; it holds everything else.
+	// KindTable is the table itself, which contains everything else.
 	KindTable Kind = iota
-	// KindSet is a set or map. The elements of a set of ranges belong to it; those of others are objects of their own.
+	// KindSet is a set or map. The elements of a set of ranges belong to it; those of others are separate objects.
 	KindSet
 	// KindChain is a chain with its rules.
 	KindChain
-	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map of endpoints beside that.
+	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map endpointsOf it.
 	KindFrontend
 	// KindElement is an element of another set.
 	KindElement
@@ -32,31 +32,31 @@ const (
 // ID identifies an object of a table.
 type ID struct {
 	Kind Kind
-	// Name is that of the chain or set; of a frontend or element it is that of the set that the Key is in.
+	// Name is the name of the chain or set; of a frontend or element it is that of its set.
 	Name string
-	// Key is that of the frontend or element, as the kernel has it.
+	// Key is the key of the frontend or element in the kernel's encoding.
 	Key string
 }
 
-// Object is what an object holds.
+// Object is the content of a kernel object.
 type Object struct {
-	// Value is compared: all that the kernel knows of the object, in a form of our own (chainValue, setValue, targets).
+	// Value is compared: what the kernel knows about the object, encoded by chainValue, setValue or targets.
 	Value string
-	// chain or set is what is written; nil for what was read.
+	// chain or set is what is written; both are nil for an object that was read.
 	chain *chain
 	set   *rangeSet
 }
 
-// sameValue compares what the kernel holds.
+// sameValue reports whether the kernel holds the same.
 func sameValue(a, b Object) bool { return a.Value == b.Value }
 
-// chain is a chain as it is wanted.
+// chain is a wanted chain.
 type chain struct {
 	base  nft.Base
 	rules []rule
 }
 
-// rule is a rule in nft's syntax and as the kernel takes it. Both are made of the same values (rule.go).
+// rule is a rule, in nft's syntax and in the kernel's encoding. Both are made from the same values (rule.go).
 type rule struct {
 	text  string
 	exprs nft.Rule
@@ -70,10 +70,10 @@ func (c *chain) exprs() []nft.Rule {
 	return out
 }
 
-// chainObject is the object of a chain.
+// chainObject returns the object of a chain.
 func chainObject(c *chain) Object { return Object{Value: chainValue(c.base, c.exprs()), chain: c} }
 
-// chainValue is the same string exactly for the same chain.
+// chainValue encodes a chain; equal chains have equal values.
 func chainValue(b nft.Base, rules []nft.Rule) string {
 	var s strings.Builder
 	if b != (nft.Base{}) {
@@ -82,7 +82,7 @@ func chainValue(b nft.Base, rules []nft.Rule) string {
 	for _, r := range rules {
 		for _, x := range r {
 			s.WriteString(x.Name)
-			s.WriteByte('0' + byte(len(x.Attrs)/4)) // so that no attribute is taken for a name
+			s.WriteByte('0' + byte(len(x.Attrs)/4)) // so that an attribute cannot be confused with a name
 			s.WriteString(x.Attrs)
 		}
 		s.WriteByte('\n')
@@ -90,7 +90,7 @@ func chainValue(b nft.Base, rules []nft.Rule) string {
 	return s.String()
 }
 
-// rangeSet is a set as it is wanted, with the ranges of one that holds ranges.
+// rangeSet is a wanted set, with its prefixes if it is a set of ranges.
 type rangeSet struct {
 	nft.Set
 	prefixes []netip.Prefix
@@ -100,8 +100,8 @@ func setObject(fam fwd.Family, s *rangeSet) Object {
 	return Object{Value: setValue(s.Shape(fam), s.elements()), set: s}
 }
 
-// setValue is the same string exactly for the same set. ranges are its elements if it holds ranges; however the kernel
-// splits them, the value tells the same.
+// setValue encodes a set; equal sets have equal values. ranges are the elements of a set of ranges, in whatever way the
+// kernel splits them.
 func setValue(sh nft.Shape, ranges []nft.Element) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%+v", sh)
@@ -111,10 +111,10 @@ func setValue(sh nft.Shape, ranges []nft.Element) string {
 	return s.String()
 }
 
-// ID of an element.
+// elementID returns the ID of an element.
 func elementID(set, key string) ID { return ID{Kind: KindElement, Name: set, Key: key} }
 
-// Keys and values are written as the kernel has them: each field padded to four bytes if there are several.
+// The kernel's encoding of keys and values: each field is padded to four bytes if there are several.
 
 func keyAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
 func keyProto(b []byte, p fwd.Proto) []byte { return append(b, byte(p), 0, 0, 0) }
@@ -122,7 +122,7 @@ func keyPort(b []byte, p uint16) []byte     { return append(b, byte(p>>8), byte(
 func keyByte(b []byte, v byte) []byte       { return append(b, v, 0, 0, 0) }
 func keyNumber(b []byte, n uint32) []byte   { return binary.NativeEndian.AppendUint32(b, n) }
 
-// frontendKey is the key in one of the maps to verdicts.
+// frontendKey appends the key in a map to verdicts.
 func frontendKey(b []byte, k fwd.Key) []byte {
 	if !k.IsNodePort() {
 		b = keyAddr(b, k.Addr)
@@ -130,7 +130,7 @@ func frontendKey(b []byte, k fwd.Key) []byte {
 	return keyPort(keyProto(b, k.Proto), k.Port)
 }
 
-// keyOf is the key of a frontend's element: what frontendKey was made of.
+// keyOf is the inverse of frontendKey.
 func keyOf(fam fwd.Family, id ID) fwd.Key {
 	k := fwd.Key{Family: fam}
 	b := []byte(id.Key)
@@ -142,14 +142,14 @@ func keyOf(fam fwd.Family, id ID) fwd.Key {
 	return k
 }
 
-// endpointValue is the value of a map to endpoints.
+// endpointValue appends the value in a map to endpoints.
 func endpointValue(b []byte, a netip.AddrPort) []byte { return keyPort(keyAddr(b, a.Addr()), a.Port()) }
 
-// targets is the value of a frontend: its verdict, a zero byte, and for each index, in the order of the bytes of its
-// number, four bytes of that and the endpoint.
+// targets is the value of a frontend: its verdict, a zero byte, and for each index its number in four bytes and the endpoint,
+// sorted by these bytes.
 type targets string
 
-// newTargets joins a verdict and a list of indexes with their endpoints, which it sorts.
+// newTargets encodes a verdict and a list of indexes with their endpoints, which it sorts.
 func newTargets(verdict string, list []string) targets {
 	slices.Sort(list)
 	size := len(verdict) + 1

@@ -12,12 +12,12 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// A pool is chosen from by indexes: a random number below the number of indexes is looked up together with the frontend.
-// Where all weights are equal each endpoint has one index, and where their sum is small as many as its weight. Otherwise
-// the weights are written as sums of powers of two: there is a level for each power, with the endpoints whose weight has
-// that bit, and first a level is chosen, then one of its endpoints.
+// An endpoint of a pool is chosen by index: a random number below the number of indexes is looked up together with the
+// frontend. If all weights are equal each endpoint has one index; if their sum is small it has as many as its weight.
+// Otherwise the weights are split into powers of two: there is a level for each power, with the endpoints whose weight has
+// that bit. First a level is chosen, then one of its endpoints.
 
-// level is a list of endpoints among which the choice is uniform.
+// level is a list of endpoints that are equally likely.
 type level struct {
 	// bit is the power of two, or plain.
 	bit   int
@@ -27,7 +27,7 @@ type level struct {
 // plain is the bit of a level that is the whole pool.
 const plain = -1
 
-// levelsOf lays out a pool.
+// levelsOf assigns the indexes of a pool.
 func levelsOf(eps []fwd.Endpoint) []level {
 	weights := make([]uint32, len(eps))
 	var sum, divisor uint64
@@ -69,7 +69,7 @@ func gcd(a, b uint64) uint64 {
 	return a
 }
 
-// token is a claim of an endpoint to one index.
+// token is the claim of an endpoint to one index.
 type token struct {
 	hash uint64
 	addr netip.AddrPort
@@ -91,12 +91,12 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// slotsOf gives each token an index, in such a way that a token more or less changes few of the others, five of a
-// hundred on average, and that it depends on nothing but the tokens.
+// slotsOf gives each token an index. The result depends only on the set of tokens, and adding or removing one changes few
+// of the others, five of a hundred on average.
 //
-// In rounds, each token that has no index yet asks for one at random, and gets it if it is free; of those who ask in the
-// same round the one with the lowest hash goes first. The index asked for is the low bits of a hash, with one bit less
-// where that is beyond the end, so that the table grows like one of linear hashing. The tokens are overwritten.
+// In each round, every token without an index asks for one and gets it if it is free, the token with the lowest hash first.
+// The index is the low bits of a hash that depends on the round, with one bit less if that is beyond the end, as in linear
+// hashing. slotsOf overwrites tokens.
 func slotsOf(tokens []token) []netip.AddrPort {
 	n := len(tokens)
 	slots := make([]netip.AddrPort, n)
@@ -129,9 +129,9 @@ func slotsOf(tokens []token) []netip.AddrPort {
 	return slots
 }
 
-// place is where a pick looks for endpoints.
+// place says in which pool of a frontend an endpoint is looked up.
 type place struct {
-	// nodePort says that the key is one of a node port.
+	// nodePort says that the frontend is a node port.
 	nodePort bool
 	scope    fwd.Scope
 }
@@ -147,10 +147,11 @@ func (p place) prefix() string {
 	return s + "pool"
 }
 
-// firstIndex is the lowest index of a level: the two pools of a service port, and the levels of a pool, are apart.
+// firstIndex is the lowest index of a level. The indexes of the two pools of a service port, and of the levels of a pool,
+// do not overlap.
 func firstIndex(s fwd.Scope, bit int) uint32 { return uint32(s)<<30 | uint32(bit+1)<<24 }
 
-// indexed lists the endpoints of a pool as targets has them.
+// indexed returns the endpoints of a pool in the encoding of targets.
 func indexed(s fwd.Scope, levels []level) []string {
 	n := 0
 	for _, lv := range levels {
@@ -167,7 +168,7 @@ func indexed(s fwd.Scope, levels []level) []string {
 	return list
 }
 
-// pick is the part for the choice among endpoints of one level: one chain for all pools of that size.
+// pick is the part that chooses an endpoint of a level: one chain for all pools of that size.
 func (l lang) pick(p place, bit, size int) *part {
 	name := fmt.Sprintf("%s-%d", p.prefix(), size)
 	if bit != plain {
@@ -183,13 +184,14 @@ func (l lang) pick(p place, bit, size int) *part {
 	}}
 }
 
-// commonSizes is up to which size the chains of pools are always there, by scope. Whenever a rule comes to a map of endpoints, the
-// kernel walks through all that is in it (nf_tables_bind_set), 15 ms for 100,000 endpoints. So the chains that are likely to be
-// wanted are made while the maps are empty. Not more than these: with each endpoint that is written the kernel walks through all
-// rules that use the map (nft_add_set_elem), 25 ns for each; 200 rules make a start take twice as long.
+// commonSizes is the size up to which the chains of pools always exist, by scope. When a rule with a map of endpoints is
+// added, the kernel walks through the map (nf_tables_bind_set), which takes 15 ms for 100,000 endpoints. So the chains that
+// are likely to be needed are added while the maps are empty. There are no more of them because for each endpoint that is
+// added the kernel walks through all rules that use the map (nft_add_set_elem), 25 ns for each: with 200 rules a start takes
+// twice as long.
 var commonSizes = [fwd.NumScopes]int{fwd.Cluster: 24, fwd.Local: 8}
 
-// commonPools lists, by fwd.Family.Index, the chains that are always there. They are made once and never changed.
+// commonPools returns, by fwd.Family.Index, the chains that always exist. They are rendered once and never change.
 var commonPools = [2]func() []*part{
 	sync.OnceValue(lang{fwd.IPv4}.commonChains), sync.OnceValue(lang{fwd.IPv6}.commonChains),
 }
@@ -208,14 +210,14 @@ func (l lang) commonChains() []*part {
 	return out
 }
 
-// choose is the part for the choice from a whole pool.
+// choose is the part that chooses an endpoint of a pool.
 func (l lang) choose(p place, levels []level) *part {
 	if len(levels) == 1 {
 		return l.pick(p, levels[0].bit, len(levels[0].slots))
 	}
 	h := fnv.New64a()
 	levels = slices.Clone(levels)
-	slices.Reverse(levels) // the likeliest first
+	slices.Reverse(levels) // the most likely first
 	var needs []*part
 	var shares []uint64
 	for _, lv := range levels {
@@ -233,7 +235,7 @@ func (l lang) choose(p place, levels []level) *part {
 		}}
 }
 
-// shareOut gives, for a list of rules of which the first that matches is taken, the match with which each is taken in
+// shareOut returns the matches for a list of rules, of which the first that matches is taken, so that each is taken in
 // proportion to its share. The last one always matches.
 func shareOut(shares []uint64) []clause {
 	var left uint64

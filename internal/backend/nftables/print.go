@@ -15,8 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Render prints the whole table of one family and instance as input for nft -f, which it replaces the table by. The same table gives
-// the same bytes.
+// Render writes the table of one family and instance as input for nft -f that replaces the table. The output depends only on
+// the table.
 func Render(w io.Writer, fam fwd.Family, id instance.ID, t *fwd.Table) error {
 	p := printer{lang: lang{fam}, table: id.Table(), objects: objectsOf(fam, t), out: bufio.NewWriter(w)}
 	p.print()
@@ -31,7 +31,7 @@ type printer struct {
 }
 
 func (p *printer) printf(format string, args ...any) {
-	fmt.Fprintf(p.out, format, args...) // an error shows in Flush
+	fmt.Fprintf(p.out, format, args...) // Flush returns the error
 }
 
 func (p *printer) print() {
@@ -51,7 +51,7 @@ func (p *printer) print() {
 	p.printf("}\n")
 }
 
-// elements are those of all sets, each list in the order in which it is printed.
+// elements returns the elements of each set in the order in which they are printed.
 func (p *printer) elements() map[string][]nft.Element {
 	out := make(map[string][]nft.Element)
 	for _, id := range sorted(p.objects, KindElement) {
@@ -69,7 +69,7 @@ func (p *printer) elements() map[string][]nft.Element {
 	return out
 }
 
-// numberOf is the index at the end of a key.
+// numberOf returns the index at the end of a key.
 func numberOf(e nft.Element) uint32 {
 	return binary.NativeEndian.Uint32([]byte(e.Key[len(e.Key)-indexLen:]))
 }
@@ -85,7 +85,7 @@ func (p *printer) chain(name string, c *chain) {
 	p.printf("\t}\n")
 }
 
-// field is the expression by whose type nft knows a field.
+// field returns the expression that declares the type of a field for nft.
 func (p *printer) field(f nft.Field) string {
 	switch f {
 	case nft.SourceAddr, nft.DestAddr:

@@ -11,14 +11,14 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// clause is a part of a rule, in nft's syntax and as the kernel takes it. The expressions are those that nft makes of the
-// text, so that it makes no difference who wrote a table.
+// clause is a part of a rule, in nft's syntax and in the kernel's encoding. The expressions are those that nft makes from the
+// text, so that it does not matter which of both wrote a table.
 type clause struct {
 	text  string
 	exprs nft.Rule
 }
 
-// all joins clauses to a rule; empty ones match everything.
+// all joins clauses into a rule; empty ones match everything.
 func all(cs ...clause) rule {
 	var r rule
 	var words []string
@@ -42,7 +42,7 @@ func (l lang) ip() string {
 	return "ip"
 }
 
-// operand is something that is loaded into registers, from a word on.
+// operand is a value that is loaded into registers from a word on.
 type operand struct {
 	text  string
 	bytes int
@@ -71,14 +71,14 @@ func destPort() operand {
 	return operand{"th dport", 2, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, word) }}
 }
 
-// byteOf is a byte of an address, the first of which has the number 0.
+// byteOf is byte i of an address, counted from 0.
 func (l lang) byteOf(f nft.Field, i int) operand {
 	at := f.Offset(l.family) + uint32(i)
 	return operand{fmt.Sprintf("@nh,%d,8", 8*at), 1, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1, word) }}
 }
 
-// hairpin matches where source and destination are the same address. The kernel cannot compare two fields of a packet before
-// 6.13, but it can look up whether two bytes are the same. The last ones come first: where addresses differ these mostly do.
+// hairpin matches packets with the same address as source and destination. Before 6.13 the kernel cannot compare two fields
+// of a packet, but it can look up a pair of bytes. The last bytes come first: they differ most often.
 func (l lang) hairpin() clause {
 	var pairs []clause
 	for i := l.family.Bits()/8 - 1; i >= 0; i-- {
@@ -87,7 +87,7 @@ func (l lang) hairpin() clause {
 	return clause(all(pairs...))
 }
 
-// random is a number from offset to offset+mod-1. With mod 1 it is a constant, in a place where nft's syntax has none.
+// random is a random number from offset to offset+mod-1. With mod 1 it is a constant, where nft's syntax does not allow one.
 func random(mod, offset uint32) operand {
 	text := fmt.Sprintf("numgen random mod %d", mod)
 	if offset > 0 {
@@ -96,7 +96,7 @@ func random(mod, offset uint32) operand {
 	return operand{text, 4, func(word int) nft.Expr { return nft.Random(mod, offset, word) }}
 }
 
-// concat loads operands one after the other from the first register on.
+// concat loads operands into consecutive registers from the first one on.
 func concat(ops []operand) clause {
 	var c clause
 	word := 0
@@ -111,19 +111,19 @@ func concat(ops []operand) clause {
 	return c
 }
 
-// in matches where the set has the operands.
+// in matches if the set contains the operands.
 func in(set string, ops ...operand) clause {
 	c := concat(ops)
 	return clause{c.text + " @" + set, append(c.exprs, nft.In(set, 0))}
 }
 
-// verdictOf does what the map says of the operands.
+// verdictOf returns the verdict that the map has for the operands.
 func verdictOf(m string, ops ...operand) clause {
 	c := concat(ops)
 	return clause{c.text + " vmap @" + m, append(c.exprs, nft.VerdictMap(m, 0))}
 }
 
-// update notes the operands in a dynamic set for a time.
+// update adds the operands to a dynamic set, or resets their timeout.
 func update(set string, timeoutSec uint32, ops ...operand) clause {
 	c := concat(ops)
 	return clause{fmt.Sprintf("update @%s { %s timeout %ds }", set, c.text, timeoutSec), append(c.exprs, nft.Update(set, 0, timeoutSec))}
@@ -144,16 +144,16 @@ func (l lang) nfproto() uint32 {
 // addrWords is how many registers of 32 bits an address takes.
 func (l lang) addrWords() int { return l.family.Bits() / 32 }
 
-// dnatBy sends the connection to the endpoint that the map has for the operands.
+// dnatBy changes the destination to the endpoint that the map has for the operands.
 func (l lang) dnatBy(m string, ops ...operand) clause {
 	c := concat(ops)
 	return clause{fmt.Sprintf("dnat %s to %s map @%s", l.ip(), c.text, m),
 		append(c.exprs, nft.Map(m, 0, 0), nft.DNAT(l.nfproto(), 0, l.addrWords()))}
 }
 
-// dnatTo sends the connection to an endpoint.
+// dnatTo changes the destination to an endpoint.
 func (l lang) dnatTo(a netip.AddrPort) clause {
-	const second = 4 // nft begins each constant at a register of 16 bytes
+	const second = 4 // nft loads each constant into a register of 16 bytes
 	return clause{"dnat to " + a.String(), nft.Rule{nft.Immediate(string(a.Addr().AsSlice()), 0),
 		nft.Immediate(string([]byte{byte(a.Port() >> 8), byte(a.Port())}), second), nft.DNAT(l.nfproto(), 0, second)}}
 }
@@ -162,10 +162,10 @@ func verdict(v string) clause { return clause{v, nft.Rule{nft.Verdict(v)}} }
 
 func goTo(chain string) clause { return verdict("goto " + chain) }
 
-// reset refuses TCP. The kernel sends as many resets as there are connections, but limits ICMP errors per client.
+// reset rejects TCP with a reset: the kernel limits the rate of ICMP errors to a client, but not that of resets.
 func reset() clause { return clause{"reject with tcp reset", nft.Rule{nft.Reset()}} }
 
-// reject answers with port unreachable.
+// reject sends the ICMP error port unreachable.
 func (l lang) reject() clause {
 	code := uint8(3)
 	if l.family == fwd.IPv6 {
@@ -174,12 +174,12 @@ func (l lang) reject() clause {
 	return clause{"reject", nft.Rule{nft.Reject(code)}}
 }
 
-// compare is the relation of an operand to a constant.
+// compare compares an operand with a constant.
 func compare(o operand, op uint32, text, data string) clause {
 	return clause{o.text + " " + text, nft.Rule{o.load(0), nft.Compare(op, 0, data)}}
 }
 
-// prefix matches addresses inside, or outside with not.
+// prefix matches addresses in the prefix, or with not addresses outside of it.
 func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
 	op, text := uint32(unix.NFT_CMP_EQ), l.addr(f).text+" "
 	if not {
@@ -207,7 +207,7 @@ func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
 	return clause{text, nft.Rule{l.addr(f).load(0), nft.Bitwise(0, string(mask), string(make([]byte, len(mask)))), nft.Compare(op, 0, string(addr))}}
 }
 
-// arrivedOn matches the interface of that name, or those whose names begin so.
+// arrivedOn matches packets from the interface with the name, or with begins from all whose names begin with it.
 func arrivedOn(name string, begins bool) clause {
 	data, text := name, fmt.Sprintf("iifname %q", name+"*")
 	if !begins {
@@ -216,7 +216,7 @@ func arrivedOn(name string, begins bool) clause {
 	return clause{text, nft.Rule{nft.Meta(unix.NFT_META_IIFNAME, 0), nft.Compare(unix.NFT_CMP_EQ, 0, data)}}
 }
 
-// isLocal matches where an address is one of this host, or is none with not.
+// isLocal matches if an address is one of this host, or with not if it is none.
 func isLocal(f nft.Field, not bool) clause {
 	which, flag := "daddr", uint32(unix.NFTA_FIB_F_DADDR)
 	if f == nft.SourceAddr {
@@ -249,7 +249,7 @@ func hasMark(bit uint32) clause {
 		nft.Bitwise(0, nft.HostUint32(bit), nft.HostUint32(0)), nft.Compare(unix.NFT_CMP_EQ, 0, nft.HostUint32(bit))}}
 }
 
-// masquerade rewrites the source to the address, or to one that the kernel chooses if it is the zero Addr.
+// masquerade changes the source to the address, or if that is the zero Addr to one that the kernel chooses.
 func (l lang) masquerade(source netip.Addr) clause {
 	if !source.IsValid() {
 		return clause{"masquerade fully-random", nft.Rule{nft.Masquerade()}}
@@ -257,7 +257,7 @@ func (l lang) masquerade(source netip.Addr) clause {
 	return clause{fmt.Sprintf("snat to %s fully-random", source), nft.Rule{nft.Immediate(string(source.AsSlice()), 0), nft.SNAT(l.nfproto(), 0)}}
 }
 
-// The bits of conntrack's states and status (linux/netfilter/nf_conntrack_common.h, nf_tables.h).
+// Bits of conntrack's states and status (linux/netfilter/nf_conntrack_common.h, nf_tables.h).
 const (
 	ctEstablished = 1 << 1
 	ctRelated     = 1 << 2

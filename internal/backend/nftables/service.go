@@ -11,12 +11,12 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// part is an object that several Services may need: a chain or set whose content is in its name, up to what the header
-// says.
+// part is an object that several Services may share: a chain or set whose name determines its content, apart from what
+// depends on the header.
 type part struct {
 	id    ID
 	build func(*fwd.Header) Object
-	// needs are parts that this one refers to.
+	// needs are the parts that this one refers to.
 	needs []*part
 }
 
@@ -33,18 +33,18 @@ type compiler struct {
 	lang
 	frag *fwd.Fragment
 	out  program
-	// pools are those of the fragment, in the same order.
+	// pools has an entry for each pool of the fragment.
 	pools []pool
 }
 
-// pool is one without affinity; one with affinity has no levels.
+// pool is a pool without session affinity; one with session affinity has no levels.
 type pool struct {
 	levels []level
-	// list has the indexes with their endpoints (indexed).
+	// list are the indexes with their endpoints (indexed).
 	list []string
 }
 
-// pool finds one.
+// pool finds a pool by its key.
 func (c *compiler) pool(k fwd.PoolKey) pool {
 	i, ok := slices.BinarySearchFunc(c.frag.Pools, k, func(p fwd.Pool, k fwd.PoolKey) int { return p.Key.Compare(k) })
 	if !ok {
@@ -53,7 +53,7 @@ func (c *compiler) pool(k fwd.PoolKey) pool {
 	return c.pools[i]
 }
 
-// programOf renders a Service for one family, without the service ports to skip. It is pure, and independent of the header.
+// programOf renders a Service for one family, without the service ports to skip. It is pure, and does not depend on the header.
 func programOf(fam fwd.Family, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
@@ -79,11 +79,11 @@ func programOf(fam fwd.Family, f *fwd.Fragment, skip func(fwd.ServicePort) bool)
 	return c.out
 }
 
-// action is what a route does, in nft's terms: a verdict, and the parts that it refers to.
+// action is a route in terms of nf_tables: a verdict, and the parts that it refers to.
 type action struct {
 	verdict string
 	mark    bool
-	// letter tells routes apart in the name of a chain.
+	// letter stands for the route in the name of a chain.
 	letter string
 	needs  []*part
 }
@@ -144,7 +144,7 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 	}
 }
 
-// route returns the verdict for a frontend with these actions by class of source, and the parts that it refers to.
+// route returns the verdict for a frontend with these actions, by class of source, and the parts that it refers to.
 func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 	out := acts[fwd.Outside]
 	same := !slices.ContainsFunc(acts[:], func(a action) bool { return a.verdict != out.verdict || a.mark })
@@ -170,7 +170,7 @@ func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 	return "goto " + name, []*part{p}
 }
 
-// routeChain tells the classes of sources apart.
+// routeChain renders the chain that distinguishes the classes of sources.
 func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	c := &chain{}
 	do := func(match clause, a action) {
@@ -182,14 +182,15 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	}
 	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
 	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]
-	// The usual case of a cluster IP takes fewer expressions: all go the same way, and all but pods are masqueraded.
+	// The usual case of a cluster IP takes fewer expressions: all sources have the same verdict, and all except pods are
+	// masqueraded.
 	if d := h.Detector[l.family.Index()].Prefix; d.Bits() > 0 && pod.verdict == outside.verdict && !differ(outside, host) && outside.mark && !pod.mark {
 		c.rules = append(c.rules, all(l.prefix(nft.SourceAddr, d, true), addMark(h.Mark())))
 		do(clause{}, pod)
 		return c
 	}
-	// A node address that the detector recognises counts as a pod, so pods are looked for even where they go the same way
-	// as everybody else.
+	// A node address that the detector recognizes counts as a pod, so pods are matched even if they are treated like
+	// everybody else.
 	if match, ok := l.pod(h.Detector[l.family.Index()]); ok && (differ(pod, outside) || differ(host, outside)) {
 		do(match, pod)
 	}
@@ -200,7 +201,7 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	return c
 }
 
-// gate lets through sources in the prefixes alone.
+// gate accepts only sources in the prefixes.
 func (c *compiler) gate(sources []netip.Prefix, v string, needs []*part) (string, []*part) {
 	h := prefixHash(sources)
 	fam := c.family
@@ -217,16 +218,16 @@ func (c *compiler) gate(sources []netip.Prefix, v string, needs []*part) (string
 	return "goto " + gate.id.Name, []*part{gate}
 }
 
-// affinityPrefix begins the names of chains with session affinity.
+// affinityPrefix is the prefix of the names of chains for session affinity.
 const affinityPrefix = "affinity-"
 
-// affinityChain is the name of the chain of a pool with session affinity.
+// affinityChain returns the name of the chain of a pool with session affinity.
 func affinityChain(k fwd.PoolKey) string {
 	return fmt.Sprintf(affinityPrefix+"%s-%016x", k.Scope, portHash(k.Port, ""))
 }
 
-// portHash names a service port, and something of it, in 64 bits: that two of a hundred thousand names are the same by
-// accident has a probability below one in a billion.
+// portHash hashes a service port and something that belongs to it. The probability that two of a hundred thousand are the
+// same is below one in a billion.
 func portHash(p fwd.ServicePort, what string) uint64 {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s", p.Namespace, p.Name, p.Port, p.Proto, what)
@@ -235,12 +236,12 @@ func portHash(p fwd.ServicePort, what string) uint64 {
 
 // affinity renders the chain of a pool with session affinity, and a chain for each of its endpoints:
 //
-//	is the client remembered with endpoint A? goto A; with B? goto B; ...
+//	if the client is remembered with endpoint A: goto A; with B: goto B; ...
 //	choose by weight: goto A, or B, or ...
 //	A: remember the client with A; DNAT to A
 //
-// All chains of a service port share what is remembered, and a client that is remembered with an endpoint that is not in
-// the pool is chosen for anew. If there is no room to remember a client, it is served all the same.
+// All chains of a service port share the remembered clients. A client that is remembered with an endpoint outside of the pool
+// gets a new one. If the set of clients is full, a client is served without being remembered.
 func (c *compiler) affinity(p *fwd.Pool) {
 	l := c.lang
 	proto := p.Key.Port.Proto

@@ -10,26 +10,26 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// The sets and maps that every table has.
+// The sets and maps of every table.
 const (
 	setVIPs              = "vips"               // (virtual IP, protocol, port) → verdict
 	setNodePorts         = "nodeports"          // (protocol, port) → verdict
 	setEndpoints         = "endpoints"          // (virtual IP, protocol, port, index) → endpoint
 	setNodePortEndpoints = "nodeport-endpoints" // (protocol, port, index) → endpoint
-	setAffinity          = "affinity"           // clients that have an endpoint: (client, two words that name port and endpoint)
+	setAffinity          = "affinity"           // remembered clients: (client, two words that identify port and endpoint)
 	setEqualBytes        = "equal-bytes"        // (byte, byte) for each byte
 	setClusterIPs        = "cluster-ips"
-	setUnmoved           = "unmoved" // (virtual IP, protocol, port) that is an endpoint too: a connection keeps its destination
+	setUnmoved           = "unmoved" // (virtual IP, protocol, port) that are endpoints too: DNAT does not change the destination
 
 	setServiceCIDRs = "service-cidrs-" // and a hash of them
 )
 
-// affinitySize bounds the clients that are remembered, all Services taken together, since it is packets of strangers that add
-// them and each takes some 100 bytes of kernel memory. A client that does not fit is served, but not remembered.
+// affinitySize limits the remembered clients of all Services together: anybody's packets add them, and each takes some 100
+// bytes of kernel memory. A client that does not fit is served, but not remembered.
 const affinitySize = 1 << 20
 
-// staticSets are in the order in which they are printed. Those that the table of Services fills have no size, which a cluster
-// could reach. (With a size the kernel keeps them in a hash table that does not grow. Its walk over all verdicts for each new
+// staticSets are the sets of every table in the order in which they are printed. Those with Services have no size, which a
+// cluster could reach. (With a size the kernel uses a hash table that does not grow. Its walk over all verdicts for each new
 // one, see doc.go, is then faster for 50,000 Services, 7 ms instead of 13, but slower for 10,000, 3.4 ms instead of 1.3, and
 // for 1,000, 2.2 ms instead of 0.2, since it also walks empty buckets.)
 var staticSets = []nft.Set{
@@ -43,7 +43,7 @@ var staticSets = []nft.Set{
 	{Name: setUnmoved, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort}},
 }
 
-// beside is the map of endpoints that belongs to a map to verdicts.
+// endpointsOf returns the map of endpoints that belongs to a map to verdicts.
 func endpointsOf(frontends string) string {
 	if frontends == setNodePorts {
 		return setNodePortEndpoints
@@ -51,7 +51,7 @@ func endpointsOf(frontends string) string {
 	return setEndpoints
 }
 
-// staticSet returns the definition of one of them.
+// staticSet returns the definition of a static set.
 func staticSet(name string) (nft.Set, bool) {
 	for _, s := range staticSets {
 		if s.Name == name {
@@ -61,7 +61,7 @@ func staticSet(name string) (nft.Set, bool) {
 	return nft.Set{}, false
 }
 
-// The chains that every table has; those below are there only where node ports are served on loopback addresses.
+// The static chains. The last three exist only if node ports are served on loopback addresses.
 const (
 	chainPrerouting  = "nat-prerouting"
 	chainOutput      = "nat-output"
@@ -75,7 +75,7 @@ const (
 	chainLoopback     = "loopback"
 )
 
-// isStatic says whether a chain is one of them.
+// isStatic reports whether a chain is static.
 func isStatic(name string) bool {
 	switch name {
 	case chainPrerouting, chainOutput, chainPostrouting, chainServices, chainNodePorts, chainRefuse, chainFilterInput, chainFilterOutput, chainLoopback:
@@ -91,7 +91,7 @@ const (
 	priorityFilter = 0
 )
 
-// staticChains renders the chains whose content depends on the header alone.
+// staticChains renders the chains that depend only on the header.
 func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	l := lang{fam}
 	np := h.NodePorts[fam.Index()]
@@ -107,7 +107,7 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	services := []rule{all(verdictOf(setVIPs, l.dest(), protocol(), destPort()))}
 	services = append(services, l.nodePorts(np)...)
 	if h.RejectOtherPorts {
-		// Where somebody gave the address to an interface of this host, the ports are the host's own.
+		// If somebody assigned the address to an interface of this host, the other ports are the host's.
 		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), goTo(chainRefuse)))
 	}
 	if s := serviceCIDRs(fam, h); s != nil {
@@ -120,16 +120,16 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
 	set(chainRefuse, all(isProto(fwd.TCP), reset()), all(l.reject()))
 	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
-		// Others use the bit too: what we masquerade has been translated as well. Connection tracking does not say so of what was
-		// sent to an endpoint with the frontend's own address. The bit is cleared, so that a packet which comes by again is not
-		// masqueraded twice.
+		// Others use the bit too, so only translated packets are masqueraded. Connection tracking does not report a translation
+		// if the endpoint has the frontend's address. The bit is cleared so that a packet that passes again is not masqueraded
+		// twice.
 		all(hasMark(mark), ctIsDNAT(), clearMark(mark), masquerade),
 		all(hasMark(mark), in(setUnmoved, l.dest(), protocol(), destPort()), clearMark(mark), masquerade),
-		// Who redirects a host's connections to its own loopback address is somebody else.
+		// Connections of the host that are redirected to its loopback address were redirected by somebody else.
 		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade))
 
 	if np.Loopback {
-		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.
+		// route_localnet lets neighbors send to loopback addresses. Only packets of this host, or after our DNAT, may pass.
 		martian := all(l.prefix(nft.DestAddr, l.loopback(), false), l.prefix(nft.SourceAddr, l.loopback(), true), goTo(chainLoopback))
 		base(chainFilterInput, "filter", nft.Input, priorityFilter, martian)
 		base(chainFilterOutput, "filter", nft.Output, priorityFilter, martian)
@@ -138,8 +138,8 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	return out
 }
 
-// serviceCIDRs is the set of the header's service CIDRs, nil if there are none or nothing is dropped. It has another name
-// when they change: the new one is there before a rule uses it, and the old one goes when none does.
+// serviceCIDRs returns the set of the header's service CIDRs, nil if there are none or nothing is dropped. When they change
+// it has another name: the new set is added before a rule uses it, and the old one is deleted when none does.
 func serviceCIDRs(fam fwd.Family, h *fwd.Header) *rangeSet {
 	cidrs := h.ServiceCIDRs[fam.Index()]
 	if !h.DropUnallocated || len(cidrs) == 0 {
@@ -148,7 +148,7 @@ func serviceCIDRs(fam fwd.Family, h *fwd.Header) *rangeSet {
 	return &rangeSet{nft.Set{Name: fmt.Sprintf(setServiceCIDRs+"%016x", prefixHash(cidrs).Sum64()), Key: []nft.Field{nft.DestAddr}, Interval: true}, cidrs}
 }
 
-// prefixHash names a list of prefixes; more can be written to it.
+// prefixHash returns a hash of prefixes, to which more can be written.
 func prefixHash(ps []netip.Prefix) hash.Hash64 {
 	h := fnv.New64a()
 	for _, p := range ps {
@@ -164,8 +164,7 @@ func (l lang) loopback() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
 }
 
-// nodePorts are the rules that lead to the node ports. The kernel knows the addresses of the node, so one that appears
-// later is served at once.
+// nodePorts renders the rules for node ports. The kernel knows the addresses of the node, so a new one is served at once.
 func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 	var rules []rule
 	if np.Loopback {
@@ -184,7 +183,7 @@ func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 	return rules
 }
 
-// pod matches packets from local pods; ok is false if there is no way to recognise them.
+// pod matches packets from local pods; ok is false if they cannot be recognized.
 func (l lang) pod(d fwd.Detector) (c clause, ok bool) {
 	if d.Prefix.IsValid() {
 		return l.prefix(nft.SourceAddr, d.Prefix, false), true

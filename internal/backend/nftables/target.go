@@ -19,11 +19,11 @@ import (
 type target struct {
 	family fwd.Family
 	table  nft.Interface
-	// chunk is how many elements a transaction may write, where there is a choice.
+	// chunk is the maximum number of elements in a transaction that can be split.
 	chunk int
 	// renderer knows which Services the objects belong to.
 	renderer *renderer
-	// found, if not nil, takes the frontends that were read.
+	// found, if not nil, records the frontends that were read.
 	found *backend.Found
 	// log, if not nil, gets warnings about session affinity.
 	log *slog.Logger
@@ -101,13 +101,13 @@ func (t *target) warnIfFull(ctx context.Context) {
 	}
 }
 
-// readFrontends puts verdicts and endpoints together.
+// readFrontends joins verdicts with their endpoints.
 func readFrontends(name string, verdicts, endpoints nft.Elements, out map[ID]Object) {
 	var list []string
 	v, e := 0, 0
 	for v < verdicts.Len() || e < endpoints.Len() {
-		// The next frontend is that of the next verdict, or of an endpoint before it: one without a verdict, which is not of
-		// our making.
+		// The next frontend is that of the next verdict, or that of an endpoint before it, which has no verdict: somebody else
+		// added it.
 		var verdict, first nft.Element
 		if v < verdicts.Len() {
 			verdict = verdicts.At(v)

@@ -13,22 +13,22 @@ import (
 type Flow struct {
 	// Proto is the transport protocol by its IANA number.
 	Proto uint8
-	// OrigSrc and OrigDst are what the first packet had, before NAT.
+	// OrigSrc and OrigDst are those of the first packet, before NAT.
 	OrigSrc, OrigDst netip.AddrPort
-	// ReplySrc and ReplyDst are what answers have: ReplySrc is where the packets really go, ReplyDst the address under
-	// which the other side sees the client. Without NAT they are OrigDst and OrigSrc.
+	// ReplySrc and ReplyDst are what answers have: ReplySrc is where packets really go, ReplyDst the client as the other side
+	// sees it. Without NAT they are OrigDst and OrigSrc.
 	ReplySrc, ReplyDst netip.AddrPort
 	// Zone is the conntrack zone of both directions, 0 for the default one.
 	Zone uint16
-	// OrigZone is the zone of the original direction alone, where only that is in a zone.
+	// OrigZone is the zone of the original direction, if only that direction is in a zone.
 	OrigZone uint16
 	// ID is the kernel's number of the entry.
 	ID uint32
-	// Opening says that it is a TCP connection of which only SYNs of the client were seen so far.
+	// Opening says that it is a TCP connection with only SYNs of the client so far.
 	Opening bool
 }
 
-// IPv6 says of which family the flow is.
+// IPv6 reports whether it is a flow of IPv6.
 func (f *Flow) IPv6() bool { return f.OrigDst.Addr().Is6() }
 
 // Attributes of a conntrack message.
@@ -64,13 +64,13 @@ const (
 	tcpSynSent      = 1
 
 	ctaFilterOrigFlags = 1
-	// Flags of CTA_FILTER_ORIG_FLAGS: what of the original tuple an entry must have.
+	// Flags of CTA_FILTER_ORIG_FLAGS: the parts of the original tuple to compare.
 	filterIPDst    = 1 << 1
 	filterProtoNum = 1 << 3
 	filterPortDst  = 1 << 5
 )
 
-// decode reads the attributes of a message about one entry. It allocates nothing.
+// decode decodes the attributes of a message about an entry. It does not allocate.
 func decode(attrs []byte) (Flow, error) {
 	var f Flow
 	var orig, reply tuple
@@ -160,7 +160,7 @@ func (t *tuple) decodeProto(a netlink.Attr) error {
 	return nil
 }
 
-// decodeTCPState reads the state of a TCP connection from CTA_PROTOINFO; other protocols have other attributes there.
+// decodeTCPState decodes the state of a TCP connection in CTA_PROTOINFO; other protocols have other attributes there.
 func decodeTCPState(b []byte, to *uint8) error {
 	return netlink.Each(b, func(a netlink.Attr) error {
 		if a.Type != ctaProtoInfoTCP {

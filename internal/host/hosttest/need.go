@@ -13,25 +13,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The environment variables that say which run of the kernel tests this is, if not make test-kernel. They are set beside Env.
+// The environment variables, in addition to Env, that say which run of the kernel tests this is, if not make test-kernel.
 const (
-	// EnvIPVS is set to 1 on a kernel that was chosen because it has IPVS (make test-ipvs).
+	// EnvIPVS is 1 in make test-ipvs.
 	EnvIPVS = "FAIRLEAD_IPVS_TESTS"
-	// EnvVM is set to 1 on a kernel that was chosen because it has everything, in an emulated machine (make test-vm).
+	// EnvVM is 1 in make test-vm.
 	EnvVM = "FAIRLEAD_VM_TESTS"
 )
 
 // Target is a make target that runs kernel tests on one kernel.
 type Target string
 
-// All of them are part of make test.
+// The targets; all are part of make test.
 const (
 	OnMachine Target = "test-kernel"
 	WithIPVS  Target = "test-ipvs"
 	InVM      Target = "test-vm"
 )
 
-// Current is the target whose run this process is part of.
+// Current returns the target that runs this process.
 func Current() Target {
 	switch {
 	case os.Getenv(EnvVM) == "1":
@@ -42,25 +42,25 @@ func Current() Target {
 	return OnMachine
 }
 
-// Slow says that the kernel may take ten times as long as the machine's own, which timeouts have to allow for.
+// Slow reports whether the kernel may be ten times slower than the machine's own, which timeouts must allow for.
 func (t Target) Slow() bool { return t != OnMachine }
 
-// Feature is something that not every kernel has.
+// Feature is a feature that not every kernel has.
 type Feature struct {
 	name string
-	// probe tries the real thing, once, in a network namespace of its own.
+	// probe tries the feature, once, in a new network namespace.
 	probe func() error
-	// runs are those whose kernel has the feature, the one that tests most with it first.
+	// runs are the targets whose kernel has the feature, the one with most tests of it first.
 	runs []Target
 }
 
-// Where features are.
+// The targets whose kernels have a feature.
 var (
 	withIPVS     = []Target{WithIPVS, InVM}
 	withNFTables = []Target{OnMachine, InVM}
 )
 
-// What tests may need.
+// The features that tests may need.
 var (
 	// IPVS is the virtual server table.
 	IPVS = Feature{name: "IPVS", runs: withIPVS, probe: once(func() error {
@@ -82,7 +82,7 @@ var (
 		}
 		return unix.Close(fd)
 	})}
-	// NFTables is tables of the families ip, ip6 and inet, and iptables-nft with them.
+	// NFTables is tables of the families ip, ip6 and inet, and iptables-nft.
 	NFTables = Feature{name: "nftables", runs: withNFTables, probe: once(func() error { return run("nft", "add", "table", "inet", "fl-probe") })}
 	// Zones is conntrack zones.
 	Zones = Feature{name: "conntrack zones", runs: withNFTables, probe: once(func() error {
@@ -90,12 +90,12 @@ var (
 	})}
 )
 
-// Need lets a kernel test run only on a kernel that has the features: each is tried. On another one the test is skipped
-// if a run on a kernel that has all of them is one make target away, and the message names that target; in that run it fails.
-// Otherwise the rules are those of Netns. The calling goroutine stays in its network namespace.
+// Need skips or fails a kernel test unless the kernel has the features. It is skipped if another make target runs on a kernel
+// that has all of them, and the message names that target. Like Netns it skips the test unless kernel tests were requested.
+// The calling goroutine stays in its network namespace.
 func Need(t testing.TB, features ...Feature) {
 	t.Helper()
-	asked(t)
+	requireEnv(t)
 	for _, f := range features {
 		err := f.probe()
 		if err == nil {
@@ -107,14 +107,14 @@ func Need(t testing.TB, features ...Feature) {
 		case slices.Contains(f.runs, Current()):
 			t.Fatal(why)
 		case len(runs) == 0:
-			t.Fatal(why + "; no make target runs tests on a kernel that has all that this one needs")
+			t.Fatal(why + "; no make target runs tests on a kernel with all features that this test needs")
 		default:
 			t.Skipf("%s\n*** SKIPPED here. Run it with: make %s", why, runs[0])
 		}
 	}
 }
 
-// suitable are the runs whose kernels have all of the features.
+// suitable returns the targets whose kernels have all of the features.
 func suitable(features []Feature) []Target {
 	runs := slices.Clone(features[0].runs)
 	for _, f := range features[1:] {
@@ -123,14 +123,14 @@ func suitable(features []Feature) []Target {
 	return runs
 }
 
-// once returns a probe that runs in a fresh network namespace the first time and remembers what came of it.
+// once returns a probe that runs once, in a new network namespace, and remembers its result.
 func once(try func() error) func() error {
 	return sync.OnceValue(func() error {
 		done := make(chan error)
 		go func() {
 			runtime.LockOSThread()
-			// The thread goes back to its own namespace: one that ends takes along what it has started and what is to end with its
-			// parent, which may be another test's server.
+			// The thread returns to its namespace instead of exiting, which would kill the processes that it started with
+			// PR_SET_PDEATHSIG, perhaps another test's server.
 			own, err := os.Open("/proc/thread-self/ns/net")
 			if err == nil {
 				defer own.Close()
@@ -148,6 +148,5 @@ func once(try func() error) func() error {
 	})
 }
 
-// module loads a kernel module if there is one by that name. Whether it helped is for the probe to say: the feature may be
-// built in.
+// module loads a kernel module if it exists. Errors do not matter: the feature may be built in, and the probe finds out.
 func module(name string) { _ = exec.Command("modprobe", "-q", name).Run() }

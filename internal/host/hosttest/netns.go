@@ -12,26 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Env is the environment variable that asks for kernel tests.
+// Env is the environment variable that enables kernel tests.
 const Env = "FAIRLEAD_KERNEL_TESTS"
 
-// Patience is how long a test waits for what must come at once before it fails. It is long, since machines that run tests are busy.
+// Patience is how long a test waits for something that should happen at once. It is long because test machines are busy.
 const Patience = 2 * time.Minute
 
-// Netns moves the calling goroutine into a new network namespace until it ends, with lo up. Children that it starts are
-// in the namespace too; other goroutines, those of t.Run included, are not. The test fails if a program is missing.
+// Netns moves the calling goroutine into a new network namespace, with lo up, until the goroutine ends. Its child processes
+// are in the namespace too; other goroutines, including those of t.Run, are not. The test fails if a program is missing.
 func Netns(t testing.TB, programs ...string) {
 	t.Helper()
-	asked(t)
+	requireEnv(t)
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			t.Fatalf("kernel test: %v", err)
 		}
 	}
-	// A thread that is locked when its goroutine ends is destroyed, so no other goroutine ever runs in the namespace.
+	// A thread that is locked when its goroutine ends exits, so that no other goroutine ever runs in the namespace.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("kernel test: make a network namespace (needs root): %v", err)
+		t.Fatalf("kernel test: create a network namespace (needs root): %v", err)
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -42,8 +42,8 @@ func Netns(t testing.TB, programs ...string) {
 	}
 }
 
-// asked skips a test unless kernel tests were asked for.
-func asked(t testing.TB) {
+// requireEnv skips a test unless kernel tests are enabled.
+func requireEnv(t testing.TB) {
 	t.Helper()
 	if os.Getenv(Env) != "1" {
 		t.Skipf("kernel test: needs root and %s=1", Env)

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Port returns a TCP port of an address on which nobody listens, and holds it until the test ends: no other process is given
-// it, and a connection to it is refused, but who asks for it by number, as net.Listen does with SO_REUSEADDR, may listen on it.
-// A port that was found free and released could be somebody else's a moment later.
+// Port returns a TCP port on which nobody listens, and reserves it until the test ends: connections to it are refused, and the
+// kernel does not assign it to others, but a listener that names the port, with SO_REUSEADDR like net.Listen, gets it. A free
+// port that is not reserved could be taken by somebody else a moment later.
 func Port(t testing.TB, addr netip.Addr) uint16 {
 	t.Helper()
 	domain, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16()})
@@ -19,7 +19,7 @@ func Port(t testing.TB, addr netip.Addr) uint16 {
 	}
 	fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		t.Fatalf("make a socket: %v", err)
+		t.Fatalf("open a socket: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
@@ -30,7 +30,7 @@ func Port(t testing.TB, addr netip.Addr) uint16 {
 	}
 	name, err := unix.Getsockname(fd)
 	if err != nil {
-		t.Fatalf("ask for a port of %s: %v", addr, err)
+		t.Fatalf("get the port of a socket on %s: %v", addr, err)
 	}
 	if v6, ok := name.(*unix.SockaddrInet6); ok {
 		return uint16(v6.Port)
@@ -38,7 +38,7 @@ func Port(t testing.TB, addr netip.Addr) uint16 {
 	return uint16(name.(*unix.SockaddrInet4).Port)
 }
 
-// Listen listens on a Port, which others do not get after the listener is closed, as long as the test runs.
+// Listen listens on a Port, which stays reserved until the test ends, even if the listener is closed.
 func Listen(t testing.TB, addr netip.Addr) *net.TCPListener {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, Port(t, addr))))

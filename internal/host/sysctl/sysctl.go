@@ -27,8 +27,7 @@ func (s FS) path(name string) (string, error) {
 	return filepath.Join(root, name), nil
 }
 
-// Get returns a value without white space at its ends. The error is fs.ErrNotExist where the kernel has no such
-// parameter.
+// Get returns a value without surrounding white space. The error is fs.ErrNotExist if the kernel has no such parameter.
 func (s FS) Get(name string) (string, error) {
 	path, err := s.path(name)
 	if err != nil {
@@ -74,7 +73,7 @@ func (s FS) Set(name, value string) error {
 	return nil
 }
 
-// Ensure sets a value unless it is that already; values of several numbers are compared number by number.
+// Ensure sets a value unless the parameter has it; values of several numbers are compared number by number.
 func (s FS) Ensure(name, value string) (changed bool, err error) {
 	old, err := s.Get(name)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// at returns n bytes of the registers, from the one that the attribute names (nft.Register).
+// at returns n bytes from the register in the attribute on (nft.Register).
 func (w *walk) at(a nft.Attr, n int) []byte {
 	reg := int(a.Net32())
 	i := (reg - unix.NFT_REG_1) * 16
@@ -24,7 +24,7 @@ func (w *walk) at(a nft.Attr, n int) []byte {
 	return w.regs[i : i+n]
 }
 
-// store writes to registers, padded with zeros to a whole one as the kernel does it.
+// store writes to registers, padded with zeros to a multiple of four bytes as in the kernel.
 func (w *walk) store(a nft.Attr, data []byte) {
 	to := w.at(a, (len(data)+3)&^3)
 	clear(to)
@@ -33,7 +33,7 @@ func (w *walk) store(a nft.Attr, data []byte) {
 
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// eval evaluates one expression of a rule: ok is false where the rule ends there.
+// eval evaluates an expression of a rule. ok is false if the rule ends there.
 func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict string, ok bool, err error) {
 	a := x.attrs
 	switch x.name {
@@ -96,7 +96,7 @@ func (w *walk) load(x *expression, r []*expression, fork func(walk)) error {
 	return fmt.Errorf("%s is not simulated", x.name)
 }
 
-// payload is a piece of the packet as it is now.
+// payload returns bytes of the packet in its current state.
 func (w *walk) payload(base uint32, offset, n int) ([]byte, error) {
 	var header []byte
 	switch base {
@@ -140,7 +140,7 @@ func (w *walk) meta(a map[uint16]nft.Attr) (string, bool, error) {
 	case unix.NFT_META_MARK:
 		data = host32(w.mark)
 	case unix.NFT_META_IIFNAME:
-		if w.in == "" { // the kernel has no interface to name: the rule ends
+		if w.in == "" { // without an interface the rule ends
 			return "", false, nil
 		}
 		data = append([]byte(w.in), make([]byte, unix.IFNAMSIZ-len(w.in))...)
@@ -157,7 +157,7 @@ func (w *walk) ct(a map[uint16]nft.Attr) error {
 	case unix.NFT_CT_STATE:
 		v = 1 << 3 // new: only first packets are simulated
 	case unix.NFT_CT_STATUS:
-		if w.dnat && w.dst != w.p.Dst { // what stays as it is counts as not translated
+		if w.dnat && w.dst != w.p.Dst { // an unchanged destination does not count as translated
 			v = 1 << 5
 		}
 	default:
@@ -188,10 +188,10 @@ func (w *walk) fib(a map[uint16]nft.Attr) error {
 	return nil
 }
 
-// maxDraws is how many values of one random number are followed.
+// maxDraws is the maximum number of values of a random number that are followed.
 const maxDraws = 1 << 16
 
-// numgen draws a number. Where it is only compared with a bound, two values stand for all.
+// numgen draws a number. If it is only compared with a bound, two values represent all.
 func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) error {
 	if a[unix.NFTA_NG_TYPE].Net32() != unix.NFT_NG_RANDOM {
 		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Net32())
@@ -218,12 +218,12 @@ func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) e
 	return nil
 }
 
-// upperBound recognises the comparison of a number with a bound: byteorder, then cmp lt.
-func upperBound(rest []*expression) (uint32, bool) {
-	if len(rest) < 2 || rest[0].name != "byteorder" || rest[1].name != "cmp" {
+// upperBound recognizes the comparison of a number with a bound: byteorder, then cmp lt.
+func upperBound(next []*expression) (uint32, bool) {
+	if len(next) < 2 || next[0].name != "byteorder" || next[1].name != "cmp" {
 		return 0, false
 	}
-	a := rest[1].attrs
+	a := next[1].attrs
 	v := value(a[unix.NFTA_CMP_DATA])
 	return binary.BigEndian.Uint32([]byte(v)), a[unix.NFTA_CMP_OP].Net32() == unix.NFT_CMP_LT && len(v) == 4
 }
@@ -267,7 +267,7 @@ func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
 	return "", true, nil
 }
 
-// inside says whether a key is in one of the ranges: whether the last boundary at or before it begins a range.
+// inside reports whether a key is in one of the ranges, that is, whether the last boundary at or before it begins a range.
 func (s *set) inside(key string) bool {
 	best, in := "", false
 	for _, e := range s.elements {
@@ -314,7 +314,7 @@ func (w *walk) nat(a map[uint16]nft.Attr) error {
 	}
 	addr, _ := netip.AddrFromSlice(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8))
 	port := binary.BigEndian.Uint16(w.at(a[unix.NFTA_NAT_REG_PROTO_MIN], 2))
-	// The verdict of this simulation is forward also where the destination stays as it is.
+	// The simulated verdict is forward even if the destination does not change.
 	w.dst, w.dnat = netip.AddrPortFrom(addr, port), true
 	return nil
 }

@@ -14,17 +14,17 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// Host is what the rules can ask of the machine that they are on.
+// Host is the state of the machine that rules depend on.
 type Host struct {
-	// Local are the addresses of type LOCAL; loopback ones need not be named.
+	// Local are the addresses of type LOCAL, with or without loopback addresses.
 	Local []netip.Addr
-	// Mark is what others have marked the packet with.
+	// Mark is the packet's mark before our rules.
 	Mark uint32
-	// Remembered are the keys of dynamic sets, by the name of the set, that have not expired.
+	// Remembered are the keys in dynamic sets that have not expired, by the name of the set.
 	Remembered map[string]map[string]bool
 }
 
-// Note is an element that a packet adds to a dynamic set, or whose time it begins anew.
+// Note is an element that a packet adds to a dynamic set, or whose timeout it resets.
 type Note struct {
 	Set, Key   string
 	TimeoutSec uint32
@@ -35,9 +35,9 @@ type Outcome struct {
 	Verdict    fwd.Verdict
 	Endpoint   netip.AddrPort
 	Masquerade bool
-	// Source is what the source is rewritten to; the zero Addr where the kernel chooses.
+	// Source is the new source address; the zero Addr if the kernel chooses it.
 	Source netip.Addr
-	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
+	// Reset says that a packet is rejected with a TCP reset instead of an ICMP error.
 	Reset bool
 }
 
@@ -51,20 +51,20 @@ type Result struct {
 
 func (h *Host) isLocal(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Local, a) }
 
-// hook is one of the places on the way of a packet, with the types of chains that see it.
+// hook is a hook on the path of a packet, with the types of chains that see the packet.
 type hook struct {
 	nft.Hook
 	nat bool // the first packet of a connection that has no translation yet
 }
 
-// The ways of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again by
-// the loopback interface with its connection's address translation decided, so no nat chain sees it a second time.
+// The paths of a packet; see the diagram of netfilter's hooks. A packet that this host sends to itself enters again through
+// the loopback interface. The address translation of its connection is decided then, so no nat chain sees it a second time.
 var (
-	wayIn      = []hook{{nft.Prerouting, true}}
-	wayLocal   = []hook{{nft.Input, true}}
-	wayForward = []hook{{nft.Forward, false}, {nft.Postrouting, true}}
-	wayOut     = []hook{{nft.Output, true}, {nft.Postrouting, true}}
-	wayLoop    = []hook{{nft.Prerouting, false}, {nft.Input, false}}
+	pathIn      = []hook{{nft.Prerouting, true}}
+	pathLocal   = []hook{{nft.Input, true}}
+	pathForward = []hook{{nft.Forward, false}, {nft.Postrouting, true}}
+	pathOut     = []hook{{nft.Output, true}, {nft.Postrouting, true}}
+	pathLoop    = []hook{{nft.Prerouting, false}, {nft.Input, false}}
 )
 
 // frame is a position in a chain: of rules, and of expressions in the rule.
@@ -73,10 +73,10 @@ type frame struct {
 	rule  int
 }
 
-// register words hold four bytes each; random is what of them was drawn and not looked at.
+// words is the number of registers of four bytes.
 const words = 16
 
-// walk is a packet on its way.
+// walk is the state of a packet on its path.
 type walk struct {
 	t    *Table
 	host *Host
@@ -91,8 +91,8 @@ type walk struct {
 	notes            []Note
 
 	hooks  []hook
-	bases  []*chain // still to pass at the present hook
-	ready  bool     // bases are those of the present hook
+	bases  []*chain // still to pass at the current hook
+	ready  bool     // bases are those of the current hook
 	routed bool
 	stack  []frame
 	expr   int
@@ -101,14 +101,14 @@ type walk struct {
 	steps  int
 }
 
-// Run says everything that may become of the first packet of a connection, sorted by verdict, endpoint and masquerading.
+// Run returns all outcomes of the first packet of a connection, sorted by verdict, endpoint and masquerading.
 func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != t.family || fwd.FamilyOf(p.Dst.Addr()) != t.family {
 		return nil, fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, t.family)
 	}
-	first := walk{t: t, host: &h, p: p, dst: p.Dst, mark: h.Mark, hooks: wayIn, prob: 1}
+	first := walk{t: t, host: &h, p: p, dst: p.Dst, mark: h.Mark, hooks: pathIn, prob: 1}
 	if p.InInterface == "" {
-		first.hooks = wayOut
+		first.hooks = pathOut
 	}
 	at := make(map[Outcome]*Result)
 	todo := []walk{first}
@@ -155,7 +155,7 @@ func number(b bool) int {
 	return 0
 }
 
-// fate is what a hook, or a rule of it, says.
+// fate is the decision of a hook or of a rule.
 type fate uint8
 
 const (
@@ -165,7 +165,7 @@ const (
 	reject
 )
 
-// run takes the packet to the end of its way; fork is given the branches not taken.
+// run takes the packet to the end of its path. It passes branches that it does not follow to fork.
 func (w *walk) run(fork func(walk)) (fwd.Verdict, error) {
 	for len(w.hooks) > 0 || w.route() {
 		f, err := w.pass(fork)
@@ -185,24 +185,24 @@ func (w *walk) run(fork func(walk)) (fwd.Verdict, error) {
 	return fwd.VerdictPass, nil
 }
 
-// route chooses the second leg of the way by the present destination; it returns false if there is none.
+// route chooses the second part of the path by the current destination; it returns false if there is none.
 func (w *walk) route() bool {
 	local := w.host.isLocal(w.dst.Addr())
 	switch {
 	case w.routed || w.p.InInterface == "" && !local:
 		return false
 	case w.p.InInterface == "":
-		w.hooks = wayLoop
+		w.hooks = pathLoop
 	case local:
-		w.hooks = wayLocal
+		w.hooks = pathLocal
 	default:
-		w.hooks = wayForward
+		w.hooks = pathForward
 	}
 	w.routed = true
 	return true
 }
 
-// pass takes the packet through the base chains of one hook, or the rest of them if the walk was forked there.
+// pass takes the packet through the base chains of one hook, or the remaining ones if the walk was forked there.
 func (w *walk) pass(fork func(walk)) (fate, error) {
 	h := w.hooks[0]
 	if !w.ready {
@@ -247,7 +247,7 @@ func (w *walk) base(fork func(walk)) (fate, error) {
 			continue
 		}
 		if w.steps++; w.steps > 10000 {
-			return 0, errors.New("the packet goes round in circles")
+			return 0, errors.New("the packet loops")
 		}
 		v, err := w.rule(top.chain.rules[top.rule], fork)
 		if err != nil {
@@ -265,7 +265,7 @@ func (w *walk) base(fork func(walk)) (fate, error) {
 	return accept, nil
 }
 
-// follow does what a verdict says; an empty one is none.
+// follow carries out a verdict; an empty one does nothing.
 func (w *walk) follow(v string) (fate, error) {
 	word, to, _ := strings.Cut(v, " ")
 	switch word {
@@ -290,8 +290,7 @@ func (w *walk) follow(v string) (fate, error) {
 	return next, fmt.Errorf("verdict %q", v)
 }
 
-// rule evaluates the expressions of a rule, from w.expr on, and returns its verdict. A rule whose expression does not
-// match has none.
+// rule evaluates the expressions of a rule, from w.expr on, and returns its verdict. A rule that does not match has none.
 func (w *walk) rule(r []*expression, fork func(walk)) (string, error) {
 	for w.expr < len(r) {
 		x := r[w.expr]
@@ -307,7 +306,7 @@ func (w *walk) rule(r []*expression, fork func(walk)) (string, error) {
 	return "", nil
 }
 
-// branch forks the walk, with other registers and a share of its probability.
+// branch forks the walk with changed registers and a share of its probability.
 func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
 	other := *w
 	other.stack = slices.Clone(w.stack)
@@ -317,5 +316,5 @@ func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
 	fork(other)
 }
 
-// value is the data in an attribute that holds a value.
+// value returns the data in an attribute with a value.
 func value(a nft.Attr) string { return attrsOf(a.Data)[unix.NFTA_DATA_VALUE].Data }

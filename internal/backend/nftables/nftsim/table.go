@@ -16,29 +16,29 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// Table is the table of one family, or its absence. It belongs to one goroutine.
+// Table is a table of one family, which may not exist yet. It belongs to one goroutine.
 type Table struct {
 	family fwd.Family
 	state  *state
 	parse  parser
-	// bases are the base chains in the order of their priorities.
+	// bases are the base chains by priority.
 	bases []*chain
-	// Before is called at the begin of each Commit, if it is set; an error of it is that of the Commit.
+	// Before, if set, is called at the start of each Commit, which returns its error.
 	Before func() error
-	// Refuse, if it is set, is asked about every operation of a Commit or Check; what is not 0 is the error of it.
+	// Refuse, if set, is called for every operation of a Commit or Check and returns its error, or 0.
 	Refuse func(nft.Op) unix.Errno
-	// Room is the most elements that a set may have whose definition does not say, by its name; 0 means no bound.
+	// Room is the maximum number of elements of a set without a size, by its name; 0 means no limit.
 	Room map[string]int
 }
 
-// state is what a table holds; nil if there is no table. Its chains and sets are replaced and never changed, so that a
-// copy of the maps is a copy of all.
+// state is the content of a table; nil if it does not exist. Chains and sets are replaced and never changed, so that it is
+// enough to copy the maps.
 type state struct {
 	chains map[string]*chain
 	sets   map[string]*set
-	// leads says where rules and elements lead to; nil if it has to be found out again.
+	// leads are the chains that rules and elements refer to; nil if it has to be computed.
 	leads map[string]bool
-	// fresh are the sets that are of the present transaction alone.
+	// fresh are the sets that were copied in the current transaction.
 	fresh map[*set]bool
 	parse parser
 }
@@ -48,27 +48,27 @@ type chain struct {
 	rules [][]*expression
 }
 
-// expression is an nft.Expr with what is read of it.
+// expression is a decoded nft.Expr.
 type expression struct {
 	name  string
 	attrs map[uint16]nft.Attr
-	// set is the one that it uses, verdict that of an immediate one; mostly empty.
+	// set is the set that it uses, verdict the verdict of an immediate expression.
 	set, verdict string
 }
 
-// parser remembers the expressions that it has read.
+// parser caches decoded expressions.
 type parser map[nft.Expr]*expression
 
 type set struct {
 	def   nft.Set
 	shape nft.Shape
-	// elements by key; of a set of ranges the keys with "end" or "begin" behind them.
+	// elements by key; in a set of ranges the value of End follows the key.
 	elements map[string]nft.Element
 }
 
 var _ nft.Interface = (*Table)(nil)
 
-// New returns a table that does not exist yet.
+// New returns a table that does not exist.
 func New(f fwd.Family) *Table { return &Table{family: f, parse: make(parser)} }
 
 func (s *state) clone() *state {
@@ -108,7 +108,7 @@ func (t *Table) Check(_ context.Context, ops []nft.Op) error {
 	return err
 }
 
-// after is the state after operations, or what is wrong with them.
+// after returns the state after operations, or the error with which the kernel refuses them.
 func (t *Table) after(ops []nft.Op) (*state, error) {
 	next := t.state.clone()
 	for i := range ops {
@@ -151,7 +151,7 @@ func (t *Table) Commit(_ context.Context, ops []nft.Op) error {
 	return nil
 }
 
-// apply carries out one operation; the table itself may come or go.
+// apply carries out one operation, which may add or delete the table itself.
 func (s *state) apply(t *Table, o *nft.Op, table **state) unix.Errno {
 	switch {
 	case o.Kind == nft.AddTable:
@@ -258,13 +258,13 @@ func attrsOf(b string) map[uint16]nft.Attr {
 	return m
 }
 
-// chainOf is the chain to which a verdict leads, if any.
+// chainOf returns the chain in a verdict, if any.
 func chainOf(verdict string) string {
 	_, chain, _ := strings.Cut(verdict, " ")
 	return chain
 }
 
-// expressions yields those of all rules.
+// expressions yields the expressions of all rules.
 func (s *state) expressions() iter.Seq[*expression] {
 	return func(yield func(*expression) bool) {
 		for _, c := range s.chains {
@@ -279,7 +279,7 @@ func (s *state) expressions() iter.Seq[*expression] {
 	}
 }
 
-// used says whether a rule or an element leads to the chain.
+// used reports whether a rule or an element refers to the chain.
 func (s *state) used(name string) bool {
 	if s.leads == nil {
 		s.leads = make(map[string]bool)
@@ -388,7 +388,7 @@ func (s *state) verdictsOf(x *expression) iter.Seq[string] {
 	}
 }
 
-// full says whether a set has more elements than it may have.
+// full reports whether a set has more elements than it may have.
 func (x *set) full(t *Table) bool {
 	room := t.Room[x.def.Name]
 	if x.def.Size > 0 {
@@ -397,7 +397,7 @@ func (x *set) full(t *Table) bool {
 	return room > 0 && len(x.elements) > room
 }
 
-// allowed are the expressions that work in some chains only: the hooks, and the type if it matters.
+// allowed are the expressions that work only in some chains, with the hooks, and the type if it matters.
 var allowed = map[string]struct {
 	typ   string
 	hooks []nft.Hook
@@ -408,7 +408,7 @@ var allowed = map[string]struct {
 	"reject": {"", []nft.Hook{nft.Prerouting, nft.Input, nft.Forward, nft.Output}},
 }
 
-// maxJumps is the depth of chains that the kernel accepts (NFT_JUMP_STACK_SIZE).
+// maxJumps is the maximum depth of chains (NFT_JUMP_STACK_SIZE).
 const maxJumps = 16
 
 // allows says whether an expression works in chains that are reached from a base chain.
