@@ -26,7 +26,7 @@ func aps(s ...string) []netip.AddrPort {
 	return out
 }
 
-// key reads "10.96.0.10:53/udp" or "node4:30053/udp".
+// key parses "10.96.0.10:53/udp" or "node4:30053/udp".
 func key(tb testing.TB, s string) fwd.Key {
 	tb.Helper()
 	var k fwd.Key
@@ -50,7 +50,7 @@ func key(tb testing.TB, s string) fwd.Key {
 	return k
 }
 
-// fragment makes a Service with a UDP port and a TCP port behind the given keys. Both forward if there are endpoints.
+// fragment returns a Service with a UDP port and a TCP port that have the given keys. Both forward if there are endpoints.
 func fragment(name string, created int64, keys []fwd.Key, endpoints []netip.AddrPort) *fwd.Fragment {
 	owner := fwd.Service{Namespace: "ns", Name: name}
 	f := &fwd.Fragment{Owner: owner, CreatedUnix: created}
@@ -237,7 +237,7 @@ func TestSnapshotHoldsWhatChanged(t *testing.T) {
 	}
 }
 
-// TestUnwrittenFamilyWaits proves that what was to be done for a family is not lost while its rules cannot be written.
+// TestUnwrittenFamilyWaits proves that the changes of a family are kept while its rules cannot be written.
 func TestUnwrittenFamilyWaits(t *testing.T) {
 	var table fwd.Table
 	var b Builder
@@ -261,7 +261,7 @@ func TestUnwrittenFamilyWaits(t *testing.T) {
 	}
 }
 
-// TestConnectsOfEverything proves that SYNs to all TCP frontends are looked for where rules may have been missing.
+// TestConnectsOfEverything proves that a plan for everything finds SYNs to all TCP frontends.
 func TestConnectsOfEverything(t *testing.T) {
 	var table fwd.Table
 	var b Builder
@@ -324,12 +324,12 @@ func TestSnapshotIsImmutable(t *testing.T) {
 	}
 }
 
-// naive reads the rules in their words, from the whole table, without any index.
+// naive implements the rules of doc.go literally, on the whole table, without an index.
 type naive struct {
 	table *fwd.Table
-	had   map[fwd.Key][]netip.AddrPort // endpoints that each key ever had
+	had   map[fwd.Key][]netip.AddrPort // all endpoints that each key had
 	found map[fwd.Key]bool
-	began map[fwd.Key]bool // TCP keys that forward, of those that began to or are looked at
+	began map[fwd.Key]bool // TCP keys that began to forward, or with all set any that forward
 }
 
 func (n *naive) stale(f conntrack.Flow) (Reason, bool) {
@@ -393,7 +393,7 @@ func (n *naive) stale(f conntrack.Flow) (Reason, bool) {
 	return 0, false
 }
 
-// remember notes the endpoints of all keys, and which TCP keys forward of those that did not before, or with all set of all.
+// remember records the endpoints of all keys, and the TCP keys that began to forward, or with all set any that forward.
 func (n *naive) remember(forwarded map[fwd.Key]bool, all bool) {
 	now := n.forwarding()
 	for k := range now {
@@ -413,7 +413,7 @@ func (n *naive) remember(forwarded map[fwd.Key]bool, all bool) {
 	}
 }
 
-// forwarding are the TCP keys behind which there are endpoints.
+// forwarding returns the TCP keys with endpoints.
 func (n *naive) forwarding() map[fwd.Key]bool {
 	out := make(map[fwd.Key]bool)
 	for frag := range n.table.Services() {
@@ -426,7 +426,7 @@ func (n *naive) forwarding() map[fwd.Key]bool {
 	return out
 }
 
-// TestPlanAgainstNaive merges snapshots as a worker does that never gets to work, and compares with the naive reading.
+// TestPlanAgainstNaive merges snapshots like a worker that never starts a pass, and compares with the naive implementation.
 func TestPlanAgainstNaive(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

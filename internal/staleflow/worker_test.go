@@ -107,7 +107,7 @@ func TestWorkerMergesAndRests(t *testing.T) {
 			<-passes
 			at = append(at, time.Since(begin))
 		}
-		// Two families of a second each, then 4 × 2 s of rest, then all ten others as one.
+		// Two families of a second each, then a pause of 4 × 2 s, then all ten others as one.
 		if diff := cmp.Diff([]time.Duration{2 * time.Second, 2 * time.Second, 11 * time.Second, 12 * time.Second}, at); diff != "" {
 			t.Errorf("passes ended (-want +got):\n%s", diff)
 		}
@@ -130,8 +130,8 @@ func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 	})
 }
 
-// TestWorkerTriesAgain proves that a pass that failed, or that the kernel interrupted, is repeated by itself, after ever
-// longer times, and that a new plan need not wait for that.
+// TestWorkerTriesAgain proves that a pass that failed, or that the kernel interrupted, is retried with growing pauses, and that
+// a new plan need not wait for the retry.
 func TestWorkerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fails atomic.Value // the operation that fails
@@ -179,7 +179,7 @@ func TestWorkerTriesAgain(t *testing.T) {
 		time.Sleep(time.Second)
 		fails.Store("delete")
 		begin = time.Now()
-		w.Submit(Plan{}) // nothing new, but both families are still to do
+		w.Submit(Plan{}) // nothing new, but both families wait for a retry
 		if p, at := next(); !errors.Is(p.Err, failure) || at != 0 {
 			t.Errorf("after %v: got %+v", at, p)
 		}
@@ -204,7 +204,7 @@ func TestWorkerTriesAgain(t *testing.T) {
 
 func TestWorkerEndsWithTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := NewWorker(slow{&conntrackfake.Table{}, time.Hour}, quiet(), func(p Pass) { t.Errorf("a pass that the end interrupted is reported: %+v", p) })
+		w := NewWorker(slow{&conntrackfake.Table{}, time.Hour}, quiet(), func(p Pass) { t.Errorf("a pass that the end of the context interrupted is reported: %+v", p) })
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { w.Run(ctx); close(done) }()
@@ -244,7 +244,7 @@ func TestWorkerLogsWhatItRemoved(t *testing.T) {
 	}
 }
 
-// TestWorkerWarnsOnce proves that a failure that lasts is told once, and again after a success.
+// TestWorkerWarnsOnce proves that a lasting failure is logged once, and again after a success.
 func TestWorkerWarnsOnce(t *testing.T) {
 	var out bytes.Buffer
 	var fail error

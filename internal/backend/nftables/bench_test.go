@@ -10,7 +10,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// discard takes every transaction and holds nothing.
+// discard accepts every transaction and stores nothing.
 type discard struct{}
 
 func (discard) Read(context.Context) (nft.Content, error) { return nft.Content{}, nil }

@@ -23,16 +23,16 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// simulation is a Subject: the backend on simulated tables. There is nothing foreign in a table of ours.
+// simulation is a Subject: the backend on simulated tables. Our table contains nothing of others.
 type simulation struct {
 	header fwd.Header
 	chunk  int
-	// strictly makes every header strict, which the suite leaves alone.
+	// strictly applies strictHeader to every header.
 	strictly bool
 	tables   map[fwd.Family]*nftsim.Table
 	backend  backend.Families
 	mode     *Backend
-	// failReads is how many calls that read a family are to fail.
+	// failReads is how many reads of a family will fail.
 	failReads map[fwd.Family]int
 	writes    int
 	fail      int
@@ -83,7 +83,7 @@ func (s *simulation) Restart() backend.Families {
 	return s.backend
 }
 
-// failingReads is the table of a family that fails to be read as often as it is asked for.
+// failingReads is the table of a family with simulation.failReads.
 type failingReads struct {
 	*nftsim.Table
 	sim    *simulation
@@ -99,7 +99,7 @@ func (t failingReads) Read(ctx context.Context) (nft.Content, error) {
 	return t.Table.Read(ctx)
 }
 
-// strict is a backend that is told to reject other ports, and to drop what is sent to addresses that no Service has.
+// strict is a backend that rejects other ports of cluster IPs and drops packets to addresses of no Service.
 type strict struct{ backend.Backend }
 
 func (r strict) Update(ch fwd.Changes) {
@@ -110,7 +110,7 @@ func (r strict) Update(ch fwd.Changes) {
 	r.Backend.Update(ch)
 }
 
-// strictHeader has CIDRs with cluster IPs, with addresses of no Service, of other kinds, and of this host.
+// strictHeader sets CIDRs with cluster IPs, addresses of no Service, of other kinds, and of this host.
 func strictHeader(h fwd.Header) fwd.Header {
 	h.RejectOtherPorts, h.DropUnallocated = h.MasqueradeBit%4 != 0, true
 	h.ServiceCIDRs = [2][]netip.Prefix{
@@ -156,7 +156,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 	return s.judge(p, nftsim.Host{Remembered: remembered})
 }
 
-// Deviate says what Lookup says with the strict header.
+// Deviate returns the result of Lookup with the strict header.
 func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Outcome) []backendtest.Outcome {
 	if !s.strictly || t.Lookup(p).Verdict != fwd.VerdictPass {
 		return lookup
@@ -181,7 +181,7 @@ func (s *simulation) Dump() string {
 		for _, kind := range []Kind{KindTable, KindSet, KindChain, KindFrontend, KindElement} {
 			for _, id := range sorted(m, kind) {
 				b.WriteString(f.String() + " " + strconv.Itoa(int(kind)) + " " + id.Name + " " + hex.EncodeToString([]byte(id.Key)) + ": " +
-					hex.EncodeToString([]byte(m[id].Value)) + "\n") // fmt takes a tenth of the suite's time
+					hex.EncodeToString([]byte(m[id].Value)) + "\n") // fmt would take a tenth of the suite's time
 			}
 		}
 	}
@@ -234,7 +234,7 @@ func TestConformanceInSmallPieces(t *testing.T) {
 	backendtest.RunBriefly(t, func(_ testing.TB, h fwd.Header) backendtest.Subject { return newSimulation(h, 7, false) })
 }
 
-// TestRefusal: what the kernel will never take is told from what may pass.
+// TestRefusal: errors that will not go away are distinguished from those that may.
 func TestRefusal(t *testing.T) {
 	for errno, refused := range map[unix.Errno]bool{unix.EINVAL: true, unix.EOPNOTSUPP: true, unix.EBUSY: false, unix.ENOENT: false, unix.ENOMEM: false} {
 		table := nftsim.New(fwd.IPv4)

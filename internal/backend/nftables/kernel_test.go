@@ -47,7 +47,7 @@ func kernel(t testing.TB) map[fwd.Family]nft.Interface {
 	return out
 }
 
-// values are what is compared of objects.
+// values returns the values of objects, which are compared.
 func values(m map[ID]Object) map[ID]string {
 	out := make(map[ID]string)
 	for id, o := range m {
@@ -65,7 +65,7 @@ func readAll(t testing.TB, f fwd.Family, table nft.Interface) map[ID]string {
 	return values(m)
 }
 
-// give tells a backend of a whole table.
+// give updates a backend with a whole table.
 func give(b backend.Backend, t *fwd.Table) {
 	h := t.Header()
 	ch := fwd.Changes{Header: &h}
@@ -138,7 +138,7 @@ func unmovedFragment() *fwd.Fragment {
 	return f
 }
 
-// special gives a frontend routes of a kind of their own.
+// special gives a frontend unusual routes.
 func special(i int, fe *fwd.Frontend) {
 	drop := fwd.Route{Action: fwd.Drop}
 	reject := fwd.Route{Action: fwd.Reject}
@@ -206,8 +206,9 @@ func samplePool(k fwd.PoolKey, i, endpoints int) fwd.Pool {
 	return p
 }
 
-// What is in the kernel compares equal to what was wanted, and what nft makes of the text that is rendered is the same;
-// otherwise a restart would write again what is there, and every check would see drift. nft can list all of it.
+// TestKernelRoundTrip: what is read from the kernel compares equal to what was wanted, and so does what nft makes from the
+// rendered text. Otherwise a restart would write everything again, and every verification would find drift. nft can list all
+// of it.
 func TestKernelRoundTrip(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
@@ -264,7 +265,7 @@ func TestKernelRoundTrip(t *testing.T) {
 	}
 }
 
-// benchServices is FAIRLEAD_BENCH_SERVICES, the numbers of Services to measure with, such as "1000,10000,50000".
+// benchServices returns the numbers of Services to measure with: FAIRLEAD_BENCH_SERVICES, such as "1000,10000,50000".
 func benchServices(b *testing.B) (out []int) {
 	b.Helper()
 	for _, text := range strings.Split(cmp.Or(os.Getenv("FAIRLEAD_BENCH_SERVICES"), "1000,10000"), ",") {
@@ -277,7 +278,7 @@ func benchServices(b *testing.B) (out []int) {
 	return out
 }
 
-// cpu is the processor time of this process, that in the kernel included.
+// cpu returns the processor time of this process, including time in the kernel.
 func cpu(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage
@@ -288,7 +289,7 @@ func cpu(b *testing.B) time.Duration {
 }
 
 // BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes some of them, one at a time: an endpoint
-// is replaced, a pool has one less, the Service goes, it comes. It prints the mean times of the changes, the processor time
+// is replaced, a pool loses one, the Service is deleted, it is added. It prints the mean times of the changes, the processor time
 // of one, and how long it takes to read everything back; with FAIRLEAD_KERNEL_TESTS=1 as root.
 func BenchmarkKernel(b *testing.B) {
 	for _, n := range benchServices(b) {
@@ -356,7 +357,7 @@ func BenchmarkKernel(b *testing.B) {
 	}
 }
 
-// TestKernelCatchAll: an element that a stranger made for all keys has no key by which it could be deleted.
+// TestKernelCatchAll: an element for all other keys, which somebody else added, has no key by which it could be deleted.
 func TestKernelCatchAll(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
@@ -381,7 +382,7 @@ func TestKernelCatchAll(t *testing.T) {
 	}
 }
 
-// TestKernelRedirection: a connection that somebody else redirects to the host's own loopback address keeps its source.
+// TestKernelRedirection: a connection that somebody else redirects to the host's loopback address keeps its source.
 func TestKernelRedirection(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	b := New(kernel(t), nil)
@@ -410,7 +411,7 @@ func TestKernelRedirection(t *testing.T) {
 	}
 }
 
-// TestKernelListen: the changes of others are heard from Listen on, and where an earlier run left a table from Open on.
+// TestKernelListen: changes by others are reported after Listen, or after Open if an earlier process left a table.
 func TestKernelListen(t *testing.T) {
 	hosttest.Netns(t)
 	other := kernel(t)
@@ -454,8 +455,8 @@ func TestKernelListen(t *testing.T) {
 	heard(p, "what others do to the table of an earlier run")
 }
 
-// The kernel and nft take every name that the configuration takes: a prefix with a wildcard, one that is as long as a name,
-// a bridge.
+// TestKernelInterfaceNames: the kernel and nft accept every name that the configuration accepts: a prefix, a name of the
+// maximum length, a bridge.
 func TestKernelInterfaceNames(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tables := kernel(t)

@@ -14,7 +14,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// recorder writes down the transactions of a table, one line each.
+// recorder records the transactions of a table, one line each.
 type recorder struct {
 	*nftsim.Table
 	commits []string
@@ -89,8 +89,8 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
-// TestStepsAreBounded: however many Services with session affinity come at once, with chains of their own, no transaction
-// grows with their number, so that none is too large for the socket.
+// TestStepsAreBounded: if many Services with session affinity, which have chains of their own, are added at once, the size of
+// a transaction does not grow with their number, so that none is too large for the socket.
 func TestStepsAreBounded(t *testing.T) {
 	const chunk = 500
 	table := &fwd.Table{}
@@ -111,7 +111,7 @@ func TestStepsAreBounded(t *testing.T) {
 				n++
 			}
 		}
-		if n > chunk+100 { // and the sets, and what the table begins with
+		if n > chunk+100 { // and the sets
 			t.Errorf("transaction %d writes %d", i, n)
 		}
 		all += len(s.completes)
@@ -121,7 +121,7 @@ func TestStepsAreBounded(t *testing.T) {
 	}
 }
 
-// TestMalformed: a table of our name that is not of our making is replaced in one transaction, and cleaned up.
+// TestMalformed: a table with our name that somebody else made is replaced in one transaction, and cleaned up.
 func TestMalformed(t *testing.T) {
 	ctx := context.Background()
 	odd := nft.Set{Name: setVIPs, Key: []nft.Field{nft.DestPort}}

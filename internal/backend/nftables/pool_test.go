@@ -22,7 +22,7 @@ func randomTokens(r *rand.Rand, n int) []token {
 	return out
 }
 
-// Every token has one index, the order in which they are given does not matter, and one more or less moves few others.
+// TestSlots: every token has one index, the order of the tokens does not matter, and adding or removing one moves few others.
 func TestSlots(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, n := range []int{1, 2, 3, 10, 64, 65, 100, 300} {
@@ -39,7 +39,7 @@ func TestSlots(t *testing.T) {
 			slices.SortFunc(got, netip.AddrPort.Compare)
 			slices.SortFunc(want, netip.AddrPort.Compare)
 			if !slices.Equal(got, want) {
-				t.Fatalf("of %d: not everybody has an index", n+1)
+				t.Fatalf("of %d: not every token has an index", n+1)
 			}
 			r.Shuffle(len(tokens), func(i, j int) { tokens[i], tokens[j] = tokens[j], tokens[i] })
 			if !slices.Equal(slotsOf(slices.Clone(tokens)), with) {
@@ -54,14 +54,14 @@ func TestSlots(t *testing.T) {
 			}
 			moved, most = moved+changed, max(most, changed)
 		}
-		// Where the number of bits of an index changes, half of them are asked for anew.
+		// If the number of bits of an index changes, half of the tokens ask for another index.
 		if n != 64 && n > 3 && (float64(moved)/rounds > 8 || most > 16) {
 			t.Errorf("of %d: one more changes %.1f indexes on average and %d at most", n, float64(moved)/rounds, most)
 		}
 	}
 }
 
-// The shares of the endpoints are exactly in proportion to their weights.
+// TestLevels: the shares of the endpoints are exactly in proportion to their weights.
 func TestLevels(t *testing.T) {
 	for _, weights := range [][]uint32{{1}, {7}, {1, 2, 3}, {65535, 65535}, {1, 65535}, {40000, 1001, 1}, {12, 18, 30, 6}} {
 		var eps []fwd.Endpoint

@@ -22,7 +22,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// quarantined applies a table and takes out whom the kernel refuses, as the loop does; it returns their names.
+// quarantined applies a table, removes the Services that the kernel refuses, as the loop does, and returns their names.
 func quarantined(t *testing.T, b backend.Backend, table *fwd.Table) []string {
 	t.Helper()
 	var out []string
@@ -44,8 +44,8 @@ func quarantined(t *testing.T, b backend.Backend, table *fwd.Table) []string {
 	return nil
 }
 
-// TestCulprits: whatever object of a Service is refused, that Service is named, and with it alone taken out all others are
-// written, at the start and later.
+// TestCulprits: whichever object of a Service is refused, only that Service is named, and without it all others are written,
+// at the start and later.
 func TestCulprits(t *testing.T) {
 	element := func(set, key string) func(nft.Op) bool {
 		return func(o nft.Op) bool {
@@ -99,7 +99,7 @@ func TestCulprits(t *testing.T) {
 				t.Errorf("%s, later %v (-want +got):\n%s", tt.name, later, diff)
 			}
 			if diff := cmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, sim)); diff != "" {
-				t.Errorf("%s, later %v: the others are not there (-want +got):\n%s", tt.name, later, diff)
+				t.Errorf("%s, later %v: the others are not in the table (-want +got):\n%s", tt.name, later, diff)
 			}
 		}
 	}
@@ -122,9 +122,9 @@ func wide(name string, addrs, ports int) *fwd.Fragment {
 	return f
 }
 
-// TestFull: where the kernel has no room for the frontends of all Services, whether of one that exceeds it by itself, of two
-// that do together, or of one for which the others leave none, the largest is named; the others are there, and what changes
-// of them later.
+// TestFull: if the kernel has no room for the frontends of all Services, because of one Service that alone exceeds it, of two
+// that do together, or of one for which the others leave none, the largest is named. The others are written, and so are
+// their later changes.
 func TestFull(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -169,12 +169,12 @@ func TestFull(t *testing.T) {
 			t.Errorf("%s: a change of a small one: %v", tt.name, err)
 		}
 		if diff := cmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, sim)); diff != "" {
-			t.Errorf("%s: the others are not there (-want +got):\n%s", tt.name, diff)
+			t.Errorf("%s: the others are not in the table (-want +got):\n%s", tt.name, diff)
 		}
 	}
 }
 
-// TestNoSizes: no set that Services fill has a size.
+// TestNoSizes: no set with elements of Services has a size.
 func TestNoSizes(t *testing.T) {
 	for id, o := range objectsOf(fwd.IPv4, everyShape()) {
 		if id.Kind == KindSet && o.set.Size > 0 && !o.set.Dynamic {
@@ -183,8 +183,8 @@ func TestNoSizes(t *testing.T) {
 	}
 }
 
-// TestKernelManyFrontends: with more frontends than any cluster was thought to have, in one Service, all is served, and
-// other Services are changed beside it.
+// TestKernelManyFrontends: a Service with more frontends than any cluster should have is served, and other Services can be
+// changed meanwhile.
 func TestKernelManyFrontends(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -203,10 +203,10 @@ func TestKernelManyFrontends(t *testing.T) {
 	}
 	apply("263,000 frontends")
 	b.Update(table.Put(sampleFragment(2, 2)))
-	apply("a new Service beside them")
+	apply("one more Service")
 	b.Update(table.Put(sampleFragment(1, 3)))
 	apply("a changed one")
-	// To list the map would take the kernel a minute; whether an element could be deleted it says at once.
+	// Listing the map would take the kernel a minute; checking whether an element could be deleted is fast.
 	for k, want := range map[fwd.Key]error{
 		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.1"), Proto: fwd.UDP, Port: 80}:           nil,
 		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.2"), Proto: fwd.SCTP, Port: 80}:          nil,
@@ -241,7 +241,7 @@ func fill(t *testing.T, table nft.Interface) {
 	}
 }
 
-// affine is a Service of the host with session affinity, which leads to itself.
+// affine is a Service with session affinity whose endpoint is on this host.
 func affine(addr netip.Addr, port uint16, to netip.AddrPort) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: "affine"}}
 	owner := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
@@ -251,7 +251,7 @@ func affine(addr netip.Addr, port uint16, to netip.AddrPort) *fwd.Fragment {
 	return f
 }
 
-// TestKernelAffinityFull: where no more clients can be remembered, they are served all the same, and it is said once.
+// TestKernelAffinityFull: if no more clients can be remembered, they are served nevertheless, and it is logged once.
 func TestKernelAffinityFull(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -271,7 +271,7 @@ func TestKernelAffinityFull(t *testing.T) {
 			t.Fatal(drifted, err)
 		}
 		if got := strings.Count(log.String(), "affinity"); got != want {
-			t.Errorf("said %d times, want %d: %s", got, want, log.String())
+			t.Errorf("logged %d times, want %d: %s", got, want, log.String())
 		}
 	}
 	dial := func() {
@@ -297,7 +297,7 @@ func TestKernelAffinityFull(t *testing.T) {
 	}
 }
 
-// Where the kernel refuses what is nobody's, nobody is blamed.
+// If the kernel refuses objects of no Service, there are no culprits.
 func TestNobodyIsToBlame(t *testing.T) {
 	for _, name := range []string{chainServices, chainPostrouting, setEqualBytes, setClusterIPs} {
 		sim := nftsim.New(fwd.IPv4)
@@ -317,8 +317,7 @@ func TestNobodyIsToBlame(t *testing.T) {
 	}
 }
 
-// TestKernelCulprits: the kernel refuses source ranges that overlap, and those of one Service do, which no Service from the
-// compiler can have.
+// TestKernelCulprits: the kernel refuses source ranges that overlap, as in one Service, which the compiler would not render.
 func TestKernelCulprits(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -336,6 +335,6 @@ func TestKernelCulprits(t *testing.T) {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tab)); diff != "" {
-		t.Errorf("the others are not there (-want +got):\n%s", diff)
+		t.Errorf("the others are not in the table (-want +got):\n%s", diff)
 	}
 }

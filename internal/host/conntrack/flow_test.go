@@ -11,7 +11,7 @@ import (
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// appendFlow appends the attributes of an entry as the kernel does, together with some that are of no interest.
+// appendFlow appends the attributes of an entry as the kernel does, including some that are ignored.
 func appendFlow(b []byte, f Flow) []byte {
 	b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
 	b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
@@ -94,7 +94,7 @@ func key(f Flow) Flow {
 	return Flow{Proto: f.Proto, OrigSrc: f.OrigSrc, OrigDst: f.OrigDst, Zone: f.Zone, OrigZone: f.OrigZone, ID: f.ID}
 }
 
-// FuzzFlow feeds messages to the decoder. Whatever was understood must be understood again when it is written anew.
+// FuzzFlow feeds messages to the decoder. A flow that it decodes must survive encoding and decoding.
 func FuzzFlow(f *testing.F) {
 	for _, s := range samples {
 		f.Add(request(msgNew, 0, s.IPv6(), appendFlow(nil, s)).Body)
@@ -109,7 +109,7 @@ func FuzzFlow(f *testing.F) {
 			return
 		}
 		if fl.OrigSrc.Addr().Is6() != fl.IPv6() || fl.ReplySrc.Addr().Is6() != fl.IPv6() || fl.ReplyDst.Addr().Is6() != fl.IPv6() {
-			return // a mixture cannot be written
+			return // a mixture of families cannot be encoded
 		}
 		again, err := decode(appendFlow(nil, fl))
 		if err != nil || key(again) != key(fl) || again.ReplySrc.Addr() != fl.ReplySrc.Addr() {

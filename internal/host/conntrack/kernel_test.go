@@ -19,7 +19,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// insert makes entries in the kernel.
+// insert adds entries to the kernel's table.
 func insert(tb testing.TB, flows ...Flow) {
 	tb.Helper()
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
@@ -86,7 +86,7 @@ func TestKernelDumpAndDelete(t *testing.T) {
 		t.Errorf("TCP: got %v", tcp)
 	}
 
-	// Another id, another zone: not this flow.
+	// Flows with another id or zone are not deleted.
 	wrong := []Flow{got[0], got[2]}
 	wrong[0].ID++
 	wrong[1].Zone = 6
@@ -136,8 +136,8 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 	}
 }
 
-// TestKernelDumpsOpening proves that of all TCP connections those alone come that wait for their first answer, and that
-// one of them can be deleted.
+// TestKernelDumpsOpening proves that only TCP connections that wait for their first answer are dumped, and that one of them
+// can be deleted.
 func TestKernelDumpsOpening(t *testing.T) {
 	hosttest.Netns(t, "conntrack")
 	for port, args := range map[string][]string{

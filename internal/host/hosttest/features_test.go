@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// features are what tests of the IPVS run use, each tried in a fresh network namespace.
+// features are what tests of make test-ipvs use, each tried in a new network namespace.
 var features = []struct {
 	name string
 	try  func(*testing.T)
@@ -123,7 +123,7 @@ var features = []struct {
 	}},
 }
 
-// TestFeatures says which of the things that tests in the IPVS run use its kernel has.
+// TestFeatures: the kernel of make test-ipvs has the features that its tests use.
 func TestFeatures(t *testing.T) {
 	Need(t, IPVS, Dummy, SCTP)
 	for _, f := range features {
@@ -134,7 +134,7 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-// match writes a rule in both families. An underscore is a blank inside a word.
+// match adds a rule in both families. An underscore is a space inside a word.
 func match(t *testing.T, table, chain, rule string) {
 	t.Helper()
 	for _, command := range []string{"iptables-legacy", "ip6tables-legacy"} {
@@ -151,10 +151,10 @@ func match(t *testing.T, table, chain, rule string) {
 	}
 }
 
-// echoPort is where echo listens and connects to.
+// echoPort is the port of echo.
 const echoPort = 7
 
-// echo connects to an address and returns what a listener on another one got from there.
+// echo connects to an address, and returns what a listener on another address received.
 func echo(t *testing.T, protocol int, on, to [4]byte) string {
 	t.Helper()
 	socket := func() int {
@@ -196,7 +196,7 @@ func echo(t *testing.T, protocol int, on, to [4]byte) string {
 	return string(buf[:n])
 }
 
-// forwarding sends from one namespace through that of the test to another, in both families, and masquerades on the way.
+// forwarding sends packets from one namespace through that of the test to another, with masquerading, in both families.
 func forwarding(t *testing.T) {
 	for _, name := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
 		if err := os.WriteFile(name, []byte("1"), 0); err != nil {
@@ -206,7 +206,7 @@ func forwarding(t *testing.T) {
 	var in [2]func(func() error) // the client's namespace and the server's
 	for i, n := range []string{"1", "2"} {
 		var file *os.File
-		in[i], file = neighbour(t)
+		in[i], file = neighbor(t)
 		link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "fl-" + n}, PeerName: "eth0", PeerNamespace: netlink.NsFd(file.Fd())}
 		if err := netlink.LinkAdd(link); err != nil {
 			t.Fatal(err)
@@ -252,8 +252,8 @@ func forwarding(t *testing.T) {
 	}
 }
 
-// neighbour makes one more network namespace, which ends with the test, and returns what runs something in it.
-func neighbour(t *testing.T) (in func(func() error), namespace *os.File) {
+// neighbor creates another network namespace until the end of the test, and returns a function that runs others in it.
+func neighbor(t *testing.T) (in func(func() error), namespace *os.File) {
 	t.Helper()
 	in = func(f func() error) {
 		t.Helper()

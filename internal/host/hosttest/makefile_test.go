@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestMakefileRunsWhatNeedsTheVM finds the tests whose Need only the emulated machine fulfils: each is named in make test-vm, so
-// that none is skipped everywhere.
+// TestMakefileRunsWhatNeedsTheVM: each test whose Need only the emulated machine fulfills is named in make test-vm, so that
+// none is skipped everywhere.
 func TestMakefileRunsWhatNeedsTheVM(t *testing.T) {
 	features := map[string]Feature{"IPVS": IPVS, "Dummy": Dummy, "SCTP": SCTP, "NFTables": NFTables, "Zones": Zones}
 	makefile, err := os.ReadFile("../../../Makefile")
@@ -68,7 +68,7 @@ func TestMakefileRunsWhatNeedsTheVM(t *testing.T) {
 	}
 }
 
-// name is the last part of an identifier with or without a package.
+// name returns an identifier without its package.
 func name(e ast.Expr) string {
 	switch e := e.(type) {
 	case *ast.Ident:

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// recorder is a test that only notes how it ended.
+// recorder is a test that records how it ended.
 type recorder struct {
 	testing.TB
 	skipped, failed string
@@ -26,7 +26,7 @@ func TestNeed(t *testing.T) {
 		name            string
 		features        []Feature
 		env             string // the variable of the run
-		skipped, failed string // what the message holds
+		skipped, failed string // parts of the message
 	}{
 		{"there", []Feature{{"x", there, withIPVS}}, machine, "", ""},
 		{"there in the IPVS run", []Feature{{"x", there, withIPVS}}, ipvs, "", ""},
@@ -41,7 +41,7 @@ func TestNeed(t *testing.T) {
 		{"no run has both", []Feature{{"x", missing, []Target{WithIPVS}}, {"y", there, []Target{OnMachine}}}, machine, "", "no make target"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for _, ci := range []string{"", "true"} { // makes no difference: the other runs are part of CI, too
+			for _, ci := range []string{"", "true"} { // makes no difference: CI runs the other targets too
 				t.Setenv("CI", ci)
 				t.Setenv(Env, "1")
 				for _, env := range []string{EnvIPVS, EnvVM} {

@@ -101,7 +101,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// FuzzMessages feeds bytes to everything that reads: it must end without a panic.
+// FuzzMessages feeds bytes to all decoders: none may panic.
 func FuzzMessages(f *testing.F) {
 	f.Add(Request{Type: unix.NLMSG_ERROR, Body: append([]byte{0xef, 0xff, 0xff, 0xff}, AppendText(nil, 1, "x")...)}.append(nil, unix.NLM_F_ACK_TLVS, 1))
 	f.Add(Request{Type: unix.NLMSG_DONE, Flags: unix.NLM_F_ACK_TLVS, Body: AppendUint32(nil, 1, 1)}.append(nil, 0, 1))
@@ -115,7 +115,7 @@ func FuzzMessages(f *testing.F) {
 	})
 }
 
-// TestAnswer puts together answers that come in several datagrams.
+// TestAnswer: answers are assembled from several datagrams.
 func TestAnswer(t *testing.T) {
 	const seq, port = 7, 9
 	from := func(port byte, b []byte) []byte { b[12] = port; return b }
@@ -167,7 +167,7 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// TestPack checks what goes into one send.
+// TestPack checks which requests go into one send.
 func TestPack(t *testing.T) {
 	reqs := make([]Request, 10)
 	for i := range reqs {
@@ -223,7 +223,7 @@ func address(typ uint16, a netip.Addr) Request {
 	b = binary.NativeEndian.AppendUint32(b, 1) // lo
 	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
 	if typ == unix.RTM_DELADDR {
-		flags = 0 // in a removal NLM_F_EXCL has another meaning
+		flags = 0 // NLM_F_EXCL means something else for a deletion
 	}
 	return Request{Type: typ, Flags: flags, Body: AppendAttr(b, unix.IFA_LOCAL, a.AsSlice()...)}
 }
@@ -250,7 +250,7 @@ func count(t *testing.T, c *Conn) int {
 func TestKernelDo(t *testing.T) {
 	for _, small := range []bool{false, true} {
 		c := dial(t)
-		if small { // as without the right to large buffers
+		if small { // as without the capability for large buffers
 			shrink(t, c.socket, 16<<10)
 			c.socket.receiveSize, c.socket.sendSize = 32<<10, 32<<10
 		}
@@ -273,7 +273,7 @@ func TestKernelDo(t *testing.T) {
 					t.Errorf("request %d: %v", i, e)
 				}
 			}
-			// The second time all are there.
+			// The second time all exist.
 			for i := range n {
 				want[i] = true
 			}
@@ -304,7 +304,7 @@ func shrink(t *testing.T, s *socket, size int) {
 	}
 }
 
-// TestKernelLateAnswers leaves answers of an earlier call in the socket: they are not taken for those of the next.
+// TestKernelLateAnswers leaves answers of an earlier call in the socket: they are not taken for those of the next call.
 func TestKernelLateAnswers(t *testing.T) {
 	c := dial(t)
 	reqs := addresses(unix.RTM_NEWADDR, 3)
@@ -325,8 +325,8 @@ func TestKernelLateAnswers(t *testing.T) {
 	}
 }
 
-// TestKernelOverrun loses answers of requests that the kernel carried out. The calls after that are answered with their own,
-// on another socket in the namespace of the first, from whatever thread they come.
+// TestKernelOverrun loses answers of requests that the kernel carried out. Later calls get their own answers, on another
+// socket in the same namespace, on whatever thread they run.
 func TestKernelOverrun(t *testing.T) {
 	c := dial(t)
 	shrink(t, c.socket, 0)
@@ -358,8 +358,8 @@ func nftables(typ, flags uint16, attrs []byte) Request {
 	return Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ, Flags: flags, Body: append([]byte{unix.NFPROTO_IPV4, unix.NFNETLINK_V0, 0, 0}, attrs...)}
 }
 
-// TestKernelTransactOverrun loses the answers of a transaction that the kernel committed. That is said, and what is left of
-// them is not taken for the answer to the next transaction, be it one that is refused or one that is not.
+// TestKernelTransactOverrun loses the answers of a transaction that the kernel committed. The error says so, and the answers
+// that are left are not taken for those of the next transaction, whether it is refused or not.
 func TestKernelTransactOverrun(t *testing.T) {
 	hosttest.Need(t, hosttest.NFTables)
 	hosttest.Netns(t)
@@ -376,7 +376,7 @@ func TestKernelTransactOverrun(t *testing.T) {
 		return c.Transact(t.Context(), unix.NFNL_SUBSYS_NFTABLES, reqs, true)
 	}
 	make50 := []Request{nftables(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, table)}
-	for i := range 50 { // each is answered, the buffer holds one or two
+	for i := range 50 { // each has an answer, and the buffer holds one or two
 		make50 = append(make50, nftables(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE|unix.NLM_F_ACK, chain(fmt.Sprint("c", i))))
 	}
 	del := func(name string) Request { return nftables(unix.NFT_MSG_DELCHAIN, unix.NLM_F_ACK, chain(name)) }
@@ -387,16 +387,16 @@ func TestKernelTransactOverrun(t *testing.T) {
 	if refused, err := transact(del("c1"), del("none")); err != nil || refused == nil || refused.Index != 1 || !errors.Is(refused.Err, unix.ENOENT) {
 		t.Errorf("a transaction that is refused, after it: %v, %v", refused, err)
 	}
-	if refused, err := transact(del("c49")); refused != nil || err != nil { // is there: the first one was committed
+	if refused, err := transact(del("c49")); refused != nil || err != nil { // exists: the first transaction was committed
 		t.Errorf("a transaction that is carried out, after that: %v, %v", refused, err)
 	}
-	// One that is refused many times over was refused, whatever was lost of the reasons.
+	// A transaction with many errors was refused, even if some of the errors were lost.
 	shrink(t, c.socket, 0)
 	many := slices.Repeat([]Request{del("none")}, 50)
 	if refused, err := transact(many...); err != nil || refused == nil || refused.Index != 0 || !errors.Is(refused.Err, unix.ENOENT) {
-		t.Errorf("a transaction that is refused many times over: %v, %v", refused, err)
+		t.Errorf("a transaction with many errors: %v, %v", refused, err)
 	}
-	// Answers that arrive late, as after a call that was given up, have numbers that are never used again.
+	// Late answers, as after a call that was given up, have sequence numbers that are never used again.
 	err = c.converse(t.Context(), func(s *socket) error {
 		defer func() { s.clean = true }()
 		var msgs []byte
@@ -421,7 +421,7 @@ func TestKernelTransactOverrun(t *testing.T) {
 	}
 }
 
-// TestKernelYieldFails ends a list midway: what is left of it is not taken for what comes next.
+// TestKernelYieldFails ends a dump midway: the remaining messages are not taken for the next answer.
 func TestKernelYieldFails(t *testing.T) {
 	c := dial(t)
 	if failed, err := c.Do(t.Context(), addresses(unix.RTM_NEWADDR, 2000)); failed != nil || err != nil {
@@ -443,7 +443,7 @@ func TestKernelYieldFails(t *testing.T) {
 	}
 }
 
-// TestKernelNoAnswer: a wait for an answer that does not come ends with its context, and the socket with it.
+// TestKernelNoAnswer: waiting for an answer that does not come ends with the context, and the socket is closed.
 func TestKernelNoAnswer(t *testing.T) {
 	c := dial(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -462,7 +462,7 @@ func TestKernelNoAnswer(t *testing.T) {
 	}
 }
 
-// TestClosed: a Conn that was closed opens no socket again.
+// TestClosed: a closed Conn does not open a socket again.
 func TestClosed(t *testing.T) {
 	c, err := Dial(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -476,19 +476,19 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// ears is a Listener that counts.
-type ears struct {
-	heard, missed chan struct{}
-	ended         chan struct{}
+// counter is a Listener that counts.
+type counter struct {
+	received, missed chan struct{}
+	ended            chan struct{}
 }
 
-func newEars() ears {
-	return ears{make(chan struct{}, 1000), make(chan struct{}, 1000), make(chan struct{})}
+func newCounter() counter {
+	return counter{make(chan struct{}, 1000), make(chan struct{}, 1000), make(chan struct{})}
 }
 
-func (e ears) listener() Listener {
+func (e counter) listener() Listener {
 	return Listener{
-		Messages: func([]Message) { e.heard <- struct{}{} },
+		Messages: func([]Message) { e.received <- struct{}{} },
 		Missed:   func() { e.missed <- struct{}{} },
 		Ended:    func() { close(e.ended) },
 	}
@@ -503,8 +503,7 @@ func await(t *testing.T, c <-chan struct{}, what string) {
 	}
 }
 
-// TestKernelSubscribeOverrun changes more than the socket of a subscription holds while nobody reads: that something was
-// missed is said, and what comes later is heard.
+// TestKernelSubscribeOverrun overruns the socket of a subscription: Missed is called, and later messages are received.
 func TestKernelSubscribeOverrun(t *testing.T) {
 	c := dial(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -518,21 +517,22 @@ func TestKernelSubscribeOverrun(t *testing.T) {
 	if failed, err := c.Do(ctx, addresses(unix.RTM_NEWADDR, 200)); failed != nil || err != nil {
 		t.Fatal(failed, err)
 	}
-	e := newEars()
+	e := newCounter()
 	go listen(ctx, s, sub.open, e.listener())
-	await(t, e.missed, "that messages were lost is not said")
-	for len(e.heard) > 0 {
-		<-e.heard
+	await(t, e.missed, "Missed is not called")
+	for len(e.received) > 0 {
+		<-e.received
 	}
 	if failed, err := c.Do(ctx, addresses(unix.RTM_DELADDR, 1)); failed != nil || err != nil {
 		t.Fatal(failed, err)
 	}
-	await(t, e.heard, "what comes later is not heard")
+	await(t, e.received, "later messages are not received")
 	cancel()
 	await(t, e.ended, "the subscription does not end")
 }
 
-// TestSubscribeAgain: a subscription whose socket fails, with an error that is no overrun, is made again, however often that fails.
+// TestSubscribeAgain: a subscription whose socket fails with an error other than an overrun is renewed, even if the first
+// attempts fail.
 func TestSubscribeAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w, err := os.Pipe()
@@ -556,9 +556,9 @@ func TestSubscribeAgain(t *testing.T) {
 		defer ns.Close()
 		return settings{protocol: unix.NETLINK_ROUTE, sendSize: bufferSize, namespace: ns}.open()
 	}
-	e := newEars()
+	e := newCounter()
 	go listen(ctx, broken, open, e.listener())
-	await(t, e.missed, "that something was missed is not said")
+	await(t, e.missed, "Missed is not called")
 	cancel()
 	await(t, e.ended, "the subscription does not end")
 	if attempts != 3 {
@@ -654,12 +654,12 @@ func BenchmarkAddresses(b *testing.B) {
 	run("batch", do)
 }
 
-// TestKernelOpenEndsNoThread: sockets are opened on threads of other namespaces, which go on. One that ended would take along
-// the processes that it had started, if these are to end with their parent.
+// TestKernelOpenEndsNoThread: opening a socket in another namespace does not end a thread, which would kill the processes
+// that it started with PR_SET_PDEATHSIG.
 func TestKernelOpenEndsNoThread(t *testing.T) {
 	c := dial(t)
 	var threads sync.WaitGroup
-	for range 16 { // so that there are threads which wait for work
+	for range 16 { // so that there are idle threads
 		threads.Go(func() { _ = unix.Nanosleep(&unix.Timespec{Nsec: 20e6}, nil) })
 	}
 	threads.Wait()

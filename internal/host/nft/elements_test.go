@@ -9,7 +9,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestElements: what was added in any order, some of it twice, is there once, sorted.
+// TestElements: elements that were added in any order, some of them twice, are there once, sorted.
 func TestElements(t *testing.T) {
 	sets := map[string]struct {
 		set   Set

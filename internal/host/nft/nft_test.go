@@ -17,7 +17,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// The userdata are those that nft 1.0.6 writes for the declarations in the names, on a little-endian machine.
+// TestUserdata: the userdata are those of nft 1.0.6 for the declarations in the names, on a little-endian machine.
 func TestUserdata(t *testing.T) {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		t.Skip("userdata is in the byte order of the machine")
@@ -55,7 +55,7 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// Expressions are written as they are compared: with attributes that are known, sorted.
+// TestExpressionsAreNormal: expressions are written in the form in which they are compared.
 func TestExpressionsAreNormal(t *testing.T) {
 	for _, x := range []Expr{
 		Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 16, 4, 3), Meta(unix.NFT_META_MARK, 0), SetMeta(unix.NFT_META_MARK, 0), Ct(unix.NFT_CT_STATE, 0),
@@ -66,13 +66,13 @@ func TestExpressionsAreNormal(t *testing.T) {
 		if err != nil || got != x {
 			t.Errorf("%s: %x becomes %x, %v", x.Name, x.Attrs, got.Attrs, err)
 		}
-		unknown := string(netlink.AppendNet32(nil, 99, 7)) // of a kernel to come
+		unknown := string(netlink.AppendNet32(nil, 99, 7)) // of a newer kernel
 		if got, err := normal(x.Name, unknown+x.Attrs); err != nil || got != x {
-			t.Errorf("%s with an attribute that is not known: %x, %v", x.Name, got.Attrs, err)
+			t.Errorf("%s with an unknown attribute: %x, %v", x.Name, got.Attrs, err)
 		}
 	}
 	if _, err := normal("meta", "abc"); err == nil {
-		t.Error("what is no attribute is taken for one")
+		t.Error("malformed attributes are accepted")
 	}
 }
 
@@ -84,7 +84,7 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// FuzzAttrs: whatever the kernel sends, reading ends, without a panic, and what is written is read.
+// FuzzAttrs: whatever the kernel sends, decoding does not panic, and attributes survive encoding and decoding.
 func FuzzAttrs(f *testing.F) {
 	f.Add("")
 	f.Add(Random(10, 3, 4).Attrs)
@@ -108,9 +108,9 @@ func FuzzAttrs(f *testing.F) {
 	})
 }
 
-// TestUsable: what is missing is named, everything that is, and nothing else; an error that is no answer is told as it is.
+// TestUsable: the error names exactly the missing features; another error of the check is returned as it is.
 func TestUsable(t *testing.T) {
-	// kernel refuses what the function says.
+	// kernel refuses operations for which lacks is true.
 	kernel := func(errno unix.Errno, lacks func(Op) bool) func([]Op) error {
 		return func(ops []Op) error {
 			for _, o := range ops {
@@ -177,7 +177,7 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestKernel: a refused transaction says which operation it was and changes nothing; many messages are one transaction.
+// TestKernel: a refused transaction names the operation and changes nothing; many messages are one transaction.
 func TestKernel(t *testing.T) {
 	hosttest.Netns(t)
 	ctx := context.Background()
@@ -190,7 +190,7 @@ func TestKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		if found, err := c.Exists(t.Context()); found || err != nil {
-			t.Fatalf("%s: the table is there (%v) before it was made, or the probe is: %v", f, found, err)
+			t.Fatalf("%s: the table exists (%v) before it was added: %v", f, found, err)
 		}
 		set := Set{Name: "s", Key: []Field{DestAddr, DestPort}, Value: []Field{DestPort, Number}}
 		var els []Element
@@ -205,7 +205,7 @@ func TestKernel(t *testing.T) {
 		bad := []Op{{Kind: DelElements, Name: "s", Set: set, Elements: els[:10]}, {Kind: AddRules, Name: "c", Rules: []Rule{{In("none", 0)}}}, {Kind: AddChain, Name: "d"}}
 		var ne *Error
 		if err := c.Commit(ctx, bad); !errors.As(err, &ne) || ne.Errno != unix.ENOENT || ne.Op != "add rules to chain c" || ne.Refused() {
-			t.Errorf("%s: a rule with a set that is not there: %v", f, err)
+			t.Errorf("%s: a rule with a missing set: %v", f, err)
 		}
 		got, err := c.Read(ctx)
 		read := got.Elements["s"]

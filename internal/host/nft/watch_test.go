@@ -16,7 +16,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// TestKernelWatch: what others do to the table is heard, what we do ourselves or others do to other tables is not.
+// TestKernelWatch: changes of the table by others are reported; our own, and those of other tables, are not.
 func TestKernelWatch(t *testing.T) {
 	hosttest.Netns(t)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -51,32 +51,32 @@ func TestKernelWatch(t *testing.T) {
 	select {
 	case got := <-changed:
 		if got != us {
-			t.Errorf("heard of %v, want %v", got, us)
+			t.Errorf("reported %v, want %v", got, us)
 		}
 	case <-time.After(hosttest.Patience):
-		t.Fatal("a foreign rule in the table is not heard")
+		t.Fatal("a rule that somebody else added is not reported")
 	}
-	// The signals of one's own and of other tables' transactions would have come before that one.
+	// Reports of our own transactions and of those on other tables would have come before this one.
 	commit(ours, Op{Kind: AddChain, Name: "d"})
 	commit(other, Op{Kind: DelTable})
 	commit(theirs, Op{Kind: DelTable})
 	select {
 	case <-changed:
 	case <-time.After(hosttest.Patience):
-		t.Fatal("the removal of the table is not heard")
+		t.Fatal("the deletion of the table is not reported")
 	}
 	cancel()
 	select {
 	case _, ok := <-changed:
 		if ok {
-			t.Error("heard something that does not concern the table")
+			t.Error("something that does not concern the table is reported")
 		}
 	case <-time.After(hosttest.Patience):
 		t.Error("the channel is not closed")
 	}
 }
 
-// programName is the name that the kernel knows this program by.
+// programName returns the name that the kernel has for this program.
 func programName(t *testing.T) string {
 	t.Helper()
 	comm, err := os.ReadFile("/proc/thread-self/comm")

@@ -20,7 +20,7 @@ var (
 	addrs = nft.Set{Name: "addrs", Key: []nft.Field{nft.DestAddr}, Value: []nft.Field{nft.DestAddr, nft.DestPort}}
 )
 
-// begin is a table to try operations on.
+// begin adds a table to try operations on.
 var begin = []nft.Op{
 	{Kind: nft.AddTable},
 	{Kind: nft.AddSet, Name: "ports", Set: ports},
@@ -35,25 +35,25 @@ var begin = []nft.Op{
 var refusals = []struct {
 	name string
 	ops  []nft.Op
-	// want is the error number; 0 where the operations are accepted.
+	// want is the error number, or 0 if the operations are accepted.
 	want unix.Errno
 }{
 	{"the same again", []nft.Op{{Kind: nft.AddTable}, {Kind: nft.AddChain, Name: "target"}, {Kind: nft.AddSet, Name: "ports", Set: ports}}, 0},
-	{"an element that is there", []nft.Op{{Kind: nft.AddElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x50", Value: "goto target"}}}}, 0},
-	{"an element that is there otherwise", []nft.Op{{Kind: nft.AddElements, Name: "addrs", Set: addrs, Elements: []nft.Element{{Key: "\x0a\x00\x00\x01", Value: "\x0a\x01\x00\x02\x1f\x90\x00\x00"}}}}, unix.EEXIST},
+	{"an element that exists", []nft.Op{{Kind: nft.AddElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x50", Value: "goto target"}}}}, 0},
+	{"an element that exists with another value", []nft.Op{{Kind: nft.AddElements, Name: "addrs", Set: addrs, Elements: []nft.Element{{Key: "\x0a\x00\x00\x01", Value: "\x0a\x01\x00\x02\x1f\x90\x00\x00"}}}}, unix.EEXIST},
 	{"an element in place of another", []nft.Op{
 		{Kind: nft.DelElements, Name: "addrs", Set: addrs, Elements: []nft.Element{{Key: "\x0a\x00\x00\x01"}}},
 		{Kind: nft.AddElements, Name: "addrs", Set: addrs, Elements: []nft.Element{{Key: "\x0a\x00\x00\x01", Value: "\x0a\x01\x00\x02\x1f\x90\x00\x00"}}}}, 0},
-	{"delete what is not there", []nft.Op{{Kind: nft.DelElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x51"}}}}, unix.ENOENT},
-	{"an element to a chain that is not there", []nft.Op{{Kind: nft.AddElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x51", Value: "goto nowhere"}}}}, unix.ENOENT},
-	{"an element of a set that is not there", []nft.Op{{Kind: nft.AddElements, Name: "none", Set: nft.Set{Name: "none", Key: ports.Key}, Elements: []nft.Element{{Key: "\x00\x51"}}}}, unix.ENOENT},
-	{"a rule with a set that is not there", []nft.Op{{Kind: nft.AddRules, Name: "target", Rules: []nft.Rule{{nft.In("none", 0)}}}}, unix.ENOENT},
-	{"a rule to a chain that is not there", []nft.Op{{Kind: nft.AddRules, Name: "target", Rules: []nft.Rule{{nft.Verdict("jump nowhere")}}}}, unix.ENOENT},
-	{"a rule in a chain that is not there", []nft.Op{{Kind: nft.AddRules, Name: "nowhere", Rules: []nft.Rule{{nft.Verdict("drop")}}}}, unix.ENOENT},
-	{"a chain in use goes", []nft.Op{{Kind: nft.DelChain, Name: "target"}}, unix.EBUSY},
-	{"a set in use goes", []nft.Op{{Kind: nft.DelSet, Name: "ports"}}, unix.EBUSY},
-	{"a set that nothing uses goes", []nft.Op{{Kind: nft.DelSet, Name: "addrs"}}, 0},
-	{"a set becomes another", []nft.Op{{Kind: nft.AddSet, Name: "ports", Set: nft.Set{Name: "ports", Key: addrs.Key}}}, unix.EEXIST},
+	{"delete a missing element", []nft.Op{{Kind: nft.DelElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x51"}}}}, unix.ENOENT},
+	{"an element with a missing chain", []nft.Op{{Kind: nft.AddElements, Name: "ports", Set: ports, Elements: []nft.Element{{Key: "\x00\x51", Value: "goto nowhere"}}}}, unix.ENOENT},
+	{"an element of a missing set", []nft.Op{{Kind: nft.AddElements, Name: "none", Set: nft.Set{Name: "none", Key: ports.Key}, Elements: []nft.Element{{Key: "\x00\x51"}}}}, unix.ENOENT},
+	{"a rule with a missing set", []nft.Op{{Kind: nft.AddRules, Name: "target", Rules: []nft.Rule{{nft.In("none", 0)}}}}, unix.ENOENT},
+	{"a rule with a jump to a missing chain", []nft.Op{{Kind: nft.AddRules, Name: "target", Rules: []nft.Rule{{nft.Verdict("jump nowhere")}}}}, unix.ENOENT},
+	{"a rule in a missing chain", []nft.Op{{Kind: nft.AddRules, Name: "nowhere", Rules: []nft.Rule{{nft.Verdict("drop")}}}}, unix.ENOENT},
+	{"delete a chain in use", []nft.Op{{Kind: nft.DelChain, Name: "target"}}, unix.EBUSY},
+	{"delete a set in use", []nft.Op{{Kind: nft.DelSet, Name: "ports"}}, unix.EBUSY},
+	{"delete an unused set", []nft.Op{{Kind: nft.DelSet, Name: "addrs"}}, 0},
+	{"a set that exists with another type", []nft.Op{{Kind: nft.AddSet, Name: "ports", Set: nft.Set{Name: "ports", Key: addrs.Key}}}, unix.EEXIST},
 	{"masquerade where a connection begins", []nft.Op{{Kind: nft.AddRules, Name: "target", Rules: []nft.Rule{{nft.Masquerade()}}}}, unix.EOPNOTSUPP},
 	{"reject after routing", []nft.Op{
 		{Kind: nft.AddChain, Name: "post", Base: nft.Base{Type: "nat", Hook: nft.Postrouting, Priority: 100}},
@@ -61,7 +61,7 @@ var refusals = []struct {
 	{"a later refusal", []nft.Op{{Kind: nft.AddChain, Name: "more"}, {Kind: nft.DelChain, Name: "nowhere"}}, unix.ENOENT},
 }
 
-// TestRefusals: the simulation refuses what it is meant to refuse, and then changes nothing.
+// TestRefusals: the simulation refuses what it should refuse, and changes nothing then.
 func TestRefusals(t *testing.T) {
 	for _, tt := range refusals {
 		t.Run(tt.name, func(t *testing.T) {
