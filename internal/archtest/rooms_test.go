@@ -28,6 +28,7 @@ var rooms = []room{
 	{path: "cmd/fairlead", inside: []string{"internal/..."}, outside: []string{"github.com/spf13/pflag", "k8s.io/klog/v2", "sigs.k8s.io/yaml"}, effects: []string{"syscall"}},
 	{path: "internal/archtest"},
 	{path: "internal/fwd"},
+	{path: "internal/fwdtext", inside: []string{"internal/fwd"}},
 	{path: "internal/cluster", inside: []string{"internal/fwd"}, effects: []string{"time"}}, // for time.Time in values
 	{path: "internal/delta"},
 	{path: "internal/instance"},
@@ -38,7 +39,7 @@ var rooms = []room{
 			"k8s.io/component-base/logs/api/v1", "k8s.io/kube-proxy/config", "k8s.io/utils/net", "sigs.k8s.io/"}},
 	{path: "internal/kube", inside: []string{"internal/cluster", "internal/filewatch", "internal/fwd"},
 		outside: []string{"k8s.io/", "sigs.k8s.io/", "github.com/fsnotify/fsnotify"}, effects: []string{"net", "net/http"}},
-	{path: "internal/backend/backendtest", inside: []string{"internal/backend", "internal/fwd", "internal/oracle", "internal/compile", "internal/cluster", "internal/delta"},
+	{path: "internal/backend/backendtest", inside: []string{"internal/backend", "internal/fwd", "internal/fwdtext", "internal/oracle", "internal/compile", "internal/cluster", "internal/delta"},
 		outside: []string{"github.com/google/go-cmp", "golang.org/x/tools/txtar"}, test: true},
 	{path: "internal/host/xtables/rulesim", inside: []string{"internal/fwd", "internal/host/xtables"}, test: true},
 	{path: "internal/backend/nftables/nftsim", inside: []string{"internal/fwd", "internal/host/netlink", "internal/host/nft"}, outside: []string{"golang.org/x/sys"}, test: true},

@@ -13,6 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/fwdtext"
 )
 
 // text is the text form of a table that holds just the fragment, without the header.
@@ -21,7 +22,7 @@ func text(t testing.TB, f *fwd.Fragment) string {
 	var table fwd.Table
 	table.Put(f)
 	var b strings.Builder
-	if err := table.WriteText(&b); err != nil {
+	if err := fwdtext.Write(&b, &table); err != nil {
 		t.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(b.String(), "\n")
@@ -199,7 +200,7 @@ func TestSourceRangesHoldForEveryClaim(t *testing.T) {
 func strict(t *testing.T, f *fwd.Fragment) {
 	t.Helper()
 	s := "header masqueradebit=0\n" + text(t, f)
-	table, err := fwd.ParseText(strings.NewReader(s))
+	table, err := fwdtext.Read(strings.NewReader(s))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, s)
 	}

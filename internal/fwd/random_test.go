@@ -12,6 +12,16 @@ type generator struct{ *rand.Rand }
 
 func newGenerator(seed uint64) generator { return generator{rand.New(rand.NewPCG(seed, 7))} }
 
+// RandomTable is for tests of packages that this one cannot import.
+func RandomTable(seed uint64) *Table {
+	g, t := newGenerator(seed), new(Table)
+	t.SetHeader(g.header())
+	for range 12 {
+		t.Put(g.fragment(g.owner()))
+	}
+	return t
+}
+
 func (g generator) owner() Service {
 	names := []string{"a", "b", "c", "d", `odd "name", with=all:of/it`, "é\n", ""}
 	return Service{Namespace: fmt.Sprintf("ns%d", g.IntN(2)), Name: names[g.IntN(len(names))]}
@@ -95,7 +105,7 @@ func (g generator) port(f *Fragment, p ServicePort, fam Family) {
 }
 
 func (g generator) route() Route {
-	r := Route{Action: Action(g.IntN(3)), Reason: Reason(g.IntN(int(numReasons)))}
+	r := Route{Action: Action(g.IntN(3)), Reason: Reason(g.IntN(int(NumReasons)))}
 	if r.Action == Forward {
 		r.Scope, r.Masquerade = Scope(g.IntN(2)), g.one(2)
 	}

@@ -34,10 +34,11 @@ const (
 	// ReasonLocalPort: the destination is a node port on loopback that the daemon's own forwarder serves (modes nftables and
 	// ipvs); see package localport, whose Lookup alone gives it.
 	ReasonLocalPort
-	numReasons
+	// NumReasons is the number of reasons.
+	NumReasons
 )
 
-var reasonText = [numReasons]string{
+var reasonText = [NumReasons]string{
 	ReasonNotService:         "not-a-service: no frontend of this node has this address, protocol and port",
 	ReasonNoEndpoints:        "no-endpoints: the service port has no usable endpoint on any node, so everybody is rejected",
 	ReasonSourceRanges:       "source-ranges: the source is in none of loadBalancerSourceRanges, so it is dropped",
@@ -55,7 +56,7 @@ var reasonText = [numReasons]string{
 
 // String is the handle of the rule, a colon, and the rule in one sentence.
 func (r Reason) String() string {
-	if r < numReasons {
+	if r < NumReasons {
 		return reasonText[r]
 	}
 	return fmt.Sprintf("reason(%d)", uint8(r))

@@ -132,6 +132,17 @@ func (t *Table) Services() iter.Seq[*Fragment] {
 	}
 }
 
+// Fragments yields the fragments as they were put, sorted by owner.
+func (t *Table) Fragments() iter.Seq[*Fragment] {
+	return func(yield func(*Fragment) bool) {
+		for _, owner := range slices.SortedFunc(maps.Keys(t.services), Service.Compare) {
+			if !yield(t.services[owner].put) {
+				return
+			}
+		}
+	}
+}
+
 // VIPs returns all addresses on which there are frontends, sorted.
 func (t *Table) VIPs() []VIP {
 	out := make([]VIP, 0, len(t.vips))

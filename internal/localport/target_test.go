@@ -13,12 +13,13 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/fwdtext"
 )
 
 // table reads the text form of a table and returns all of it as changes.
 func table(tb testing.TB, lines ...string) fwd.Changes {
 	tb.Helper()
-	t, err := fwd.ParseText(strings.NewReader("header masqueradebit=14\n" + strings.Join(lines, "\n") + "\n"))
+	t, err := fwdtext.Read(strings.NewReader("header masqueradebit=14\n" + strings.Join(lines, "\n") + "\n"))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/fwdtext"
 	"github.com/fairlead/fairlead/internal/kube"
 )
 
@@ -115,7 +116,7 @@ func (p *product) compile() {
 func (p *product) text() string {
 	p.t.Helper()
 	var b bytes.Buffer
-	if err := p.table.WriteText(&b); err != nil {
+	if err := fwdtext.Write(&b, &p.table); err != nil {
 		p.t.Fatal(err)
 	}
 	return b.String()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/fwdtext"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files; commit a rewrite only if you understand every line of it")
@@ -34,7 +35,7 @@ func Golden(t *testing.T, render func(t *testing.T, f fwd.Family, variant string
 				t.Fatal("want a table and at least one program")
 			}
 			text := string(archive.Files[0].Data)
-			table, err := fwd.ParseText(strings.NewReader(text))
+			table, err := fwdtext.Read(strings.NewReader(text))
 			if err != nil {
 				t.Fatal(err)
 			}
