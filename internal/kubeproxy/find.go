@@ -145,9 +145,6 @@ func (l *Leftovers) Close() error {
 	return errors.Join(errs...)
 }
 
-// Empty says that there is nothing to remove.
-func (l *Leftovers) Empty() bool { return len(l.Removable()) == 0 }
-
 // Removable says in words what there is to remove, one line for each group.
 func (l *Leftovers) Removable() []string {
 	var out []string

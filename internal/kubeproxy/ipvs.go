@@ -68,82 +68,105 @@ type virtual struct {
 	delSets   []string
 }
 
-// findVirtual looks for what kube-proxy left. Any of the three kernel facilities may be nil: then there is nothing of it.
-// Virtual servers whose address is inside one of the prefixes are somebody else's.
+// nodePort is a node port for which kube-proxy has virtual servers.
+type nodePort struct {
+	proto uint8
+	port  uint16
+}
+
+// findVirtual looks for what kube-proxy left. servers and sets are nil where the kernel has no IPVS or
+// no ip_set. Virtual servers whose address is in one of the prefixes belong to somebody else.
 func findVirtual(ctx context.Context, servers ipvs.Interface, sets ipset.Sets, links link.Host, exclude []netip.Prefix) (*virtual, error) {
 	v := &virtual{servers: servers, sets: sets, links: links}
-	type nodePort struct {
-		proto uint8
-		port  uint16
+	nodePorts, err := v.findSets(ctx)
+	if err != nil {
+		return nil, err
 	}
-	nodePorts := make(map[nodePort]bool)
-	if sets != nil {
-		known := allSetNames()
-		all, err := sets.List(ctx, "KUBE-")
-		if err != nil {
-			return nil, fmt.Errorf("list sets: %w", err)
-		}
-		for _, s := range all {
-			if !slices.Contains(known, s.Name) {
-				continue
-			}
-			v.delSets = append(v.delSets, s.Name)
-			if proto := nodePortSets(s.Name); proto != 0 {
-				for _, e := range s.Entries {
-					nodePorts[nodePort{proto, e.Port}] = true
-				}
-			}
-		}
+	onDevice, elsewhere, err := links.Addrs(ctx, Device)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of %s: %w", Device, err)
 	}
-	onDevice := make(map[netip.Addr]link.Addr)
-	others := make(map[netip.Addr]bool)
-	if links != nil {
-		on, other, err := links.Addrs(ctx, Device)
-		if err != nil {
-			return nil, fmt.Errorf("list addresses of %s: %w", Device, err)
-		}
-		for _, a := range on {
-			onDevice[a.Prefix.Addr()] = a
-		}
-		for _, a := range other {
-			others[a] = true
-		}
+	vips := make(map[netip.Addr]bool, len(onDevice))
+	for _, l := range onDevice {
+		vips[l.Prefix.Addr()] = true
 	}
-	stay := make(map[netip.Addr]bool)
-	if servers != nil {
-		content, err := servers.List(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("list virtual servers: %w", err)
-		}
-		for _, s := range content.Servers {
-			a := s.VirtualServer.Addr
-			_, on := onDevice[a.Addr()]
-			isNodePort := others[a.Addr()] && nodePorts[nodePort{s.VirtualServer.Protocol, a.Port()}]
-			excluded := slices.ContainsFunc(exclude, func(p netip.Prefix) bool { return p.Contains(a.Addr()) })
-			if s.Settings.Flags&tag != 0 || excluded || !on && !isNodePort {
-				stay[a.Addr()] = true
-				continue
-			}
-			v.delServers = append(v.delServers, s.VirtualServer)
-		}
+	kubeProxys := func(s ipvs.VirtualServer) bool {
+		a := s.Addr.Addr()
+		return !slices.ContainsFunc(exclude, func(p netip.Prefix) bool { return p.Contains(a) }) &&
+			(vips[a] || nodePorts[nodePort{s.Protocol, s.Addr.Port()}] && slices.Contains(elsewhere, a))
 	}
-	for a, addr := range onDevice {
-		// An address without a virtual server is a leftover as well, unless Fairlead has made it.
-		if !stay[a] && addr.Global {
-			v.delAddrs = append(v.delAddrs, addr)
-		} else if !stay[a] && slices.ContainsFunc(v.delServers, func(s ipvs.VirtualServer) bool { return s.Addr.Addr() == a }) {
-			v.delAddrs = append(v.delAddrs, addr)
-		}
+	keep, err := v.findServers(ctx, kubeProxys)
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(v.delAddrs, func(a, b link.Addr) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
-	if len(v.delAddrs) == len(onDevice) && links != nil {
-		d, err := links.Device(ctx, Device)
-		v.delDevice = err == nil && d.Dummy && (len(v.delAddrs) > 0 || len(v.delSets) > 0)
-	}
+	v.findAddrs(ctx, onDevice, keep)
 	return v, nil
 }
 
-func (v *virtual) empty() bool { return len(v.delServers)+len(v.delAddrs)+len(v.delSets) == 0 }
+// findAddrs finds the addresses of the device to remove, and whether the device goes with them. keep
+// holds the addresses of virtual servers that stay.
+func (v *virtual) findAddrs(ctx context.Context, onDevice []link.Addr, keep map[netip.Addr]bool) {
+	served := make(map[netip.Addr]bool, len(v.delServers))
+	for _, s := range v.delServers {
+		served[s.Addr.Addr()] = true
+	}
+	for _, l := range onDevice {
+		// An address without a virtual server is a leftover as well, unless Fairlead has made it.
+		if a := l.Prefix.Addr(); !keep[a] && (l.Global || served[a]) {
+			v.delAddrs = append(v.delAddrs, l)
+		}
+	}
+	slices.SortFunc(v.delAddrs, func(a, b link.Addr) int { return a.Prefix.Addr().Compare(b.Prefix.Addr()) })
+	if len(v.delAddrs) == len(onDevice) {
+		d, err := v.links.Device(ctx, Device)
+		v.delDevice = err == nil && d.Dummy && (len(v.delAddrs) > 0 || len(v.delSets) > 0)
+	}
+}
+
+// findSets finds the sets to remove, and returns the node ports in them.
+func (v *virtual) findSets(ctx context.Context) (map[nodePort]bool, error) {
+	if v.sets == nil {
+		return nil, nil
+	}
+	all, err := v.sets.List(ctx, "KUBE-")
+	if err != nil {
+		return nil, fmt.Errorf("list sets: %w", err)
+	}
+	known := allSetNames()
+	ports := make(map[nodePort]bool)
+	for _, s := range all {
+		if !slices.Contains(known, s.Name) {
+			continue
+		}
+		v.delSets = append(v.delSets, s.Name)
+		if proto := nodePortSets(s.Name); proto != 0 {
+			for _, e := range s.Entries {
+				ports[nodePort{proto, e.Port}] = true
+			}
+		}
+	}
+	return ports, nil
+}
+
+// findServers finds the virtual servers to remove, and returns the addresses of the others.
+func (v *virtual) findServers(ctx context.Context, kubeProxys func(ipvs.VirtualServer) bool) (keep map[netip.Addr]bool, err error) {
+	if v.servers == nil {
+		return nil, nil
+	}
+	content, err := v.servers.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list virtual servers: %w", err)
+	}
+	keep = make(map[netip.Addr]bool)
+	for _, s := range content.Servers {
+		if s.Settings.Flags&tag == 0 && kubeProxys(s.VirtualServer) {
+			v.delServers = append(v.delServers, s.VirtualServer)
+		} else {
+			keep[s.VirtualServer.Addr.Addr()] = true
+		}
+	}
+	return keep, nil
+}
 
 // removeServers ends the connections through IPVS: its addresses go with it.
 func (v *virtual) removeServers(ctx context.Context) error {

@@ -405,7 +405,7 @@ func (m *statisticMatch) matches(*walk) (float64, error) {
 	return m.share(), nil
 }
 
-// recentMatch is -m recent. check is one of --set, --rcheck, --update and --remove.
+// recentMatch is -m recent with the source address. check is one of --set, --rcheck and --update.
 type recentMatch struct {
 	check, list string
 	neg         bool
@@ -415,21 +415,19 @@ type recentMatch struct {
 	// bits is the prefix length that --mask stands for, valid if masked.
 	bits   int
 	masked bool
-	// dest means --rdest; side says that --rdest or --rsource was given.
-	dest, side bool
-	family     fwd.Family
+	family fwd.Family
 }
 
 func (m *recentMatch) option(a *args, opt string, neg bool) error {
 	m.family = a.family
 	switch opt {
-	case "--set", "--rcheck", "--update", "--remove":
+	case "--set", "--rcheck", "--update":
 		if m.check != "" {
 			return fmt.Errorf("%s: cannot be used with %s", opt, m.check)
 		}
 		m.check, m.neg = opt, neg
 		return nil
-	case "--rsource", "--rdest", "--reap", "--seconds", "--name", "--mask":
+	case "--rsource", "--reap", "--seconds", "--name", "--mask":
 	default:
 		return errUnknown
 	}
@@ -437,11 +435,7 @@ func (m *recentMatch) option(a *args, opt string, neg bool) error {
 		return fmt.Errorf("! before %s", opt)
 	}
 	switch opt {
-	case "--rsource", "--rdest":
-		if m.side {
-			return fmt.Errorf("%s: side given twice", opt)
-		}
-		m.side, m.dest = true, opt == "--rdest"
+	case "--rsource": // the default
 		return nil
 	case "--reap":
 		m.reap = true
@@ -483,7 +477,7 @@ func (m *recentMatch) done(*rule) error {
 	timed := m.check == "--rcheck" || m.check == "--update"
 	switch {
 	case m.check == "":
-		return errors.New("match recent: --set, --rcheck, --update or --remove missing")
+		return errors.New("match recent: --set, --rcheck or --update missing")
 	case m.seconds > 0 && !timed:
 		return fmt.Errorf("match recent: --seconds with %s", m.check)
 	case m.reap && m.seconds == 0:
@@ -507,27 +501,16 @@ func (m *recentMatch) String() string {
 	if m.reap {
 		s += " --reap"
 	}
-	s += " --name " + m.list + " --mask " + maskAddr(m.family, m.bits).String()
-	if m.dest {
-		return s + " --rdest"
-	}
-	return s + " --rsource"
+	return s + " --name " + m.list + " --mask " + maskAddr(m.family, m.bits).String() + " --rsource"
 }
 
 func (m *recentMatch) matches(w *walk) (float64, error) {
-	a := w.src
-	if m.dest {
-		a = w.dst.Addr()
-	}
-	a = netip.PrefixFrom(a, m.bits).Masked().Addr()
+	a := netip.PrefixFrom(w.src, m.bits).Masked().Addr()
 	age, listed := w.age(m.list, a)
 	ok := m.check == "--set" || listed && (m.seconds == 0 || age <= m.seconds)
 	ok = ok != m.neg
-	switch {
-	case m.check == "--set", m.check == "--update" && ok && listed:
-		w.recent = append(slices.Clip(w.recent), recentNote{list: m.list, addr: a})
-	case m.check == "--remove" && listed:
-		w.recent = append(slices.Clip(w.recent), recentNote{list: m.list, addr: a, gone: true})
+	if m.check == "--set" || m.check == "--update" && ok && listed {
+		w.recent = append(slices.Clip(w.recent), recentEntry{m.list, a})
 	}
 	return certain(ok)
 }

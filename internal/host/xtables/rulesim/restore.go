@@ -3,6 +3,7 @@ package rulesim
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -119,150 +120,94 @@ func counters(s string) error {
 
 // command carries out one line such as "-A CHAIN ...".
 func (rs *Ruleset) command(t *table, line string) error {
-	if line[0] == '[' {
-		c, rest, _ := strings.Cut(line, " ")
-		if err := counters(c); err != nil {
-			return err
-		}
-		line = rest
-	}
 	w, err := words(line)
 	if err != nil {
 		return err
-	}
-	if len(w) == 1 && w[0] == "-F" {
-		for name := range t.chains {
-			t.flush(t.own(name))
-		}
-		return nil
 	}
 	if len(w) < 2 {
 		return errors.New("want a command and a chain")
 	}
 	cmd, name, args := w[0], w[1], w[2:]
+	c := t.own(name)
+	if c == nil {
+		return fmt.Errorf("no chain %q", name)
+	}
 	switch cmd {
-	case "-A", "-I", "-D":
-		return rs.ruleCommand(t, cmd, name, args)
+	case "-A":
+		return rs.insert(t, c, len(c.rules), args)
+	case "-I":
+		at := 0
+		if len(args) > 0 {
+			if n, err := strconv.Atoi(args[0]); err == nil {
+				at, args = n-1, args[1:]
+			}
+		}
+		return rs.insert(t, c, at, args)
+	case "-D":
+		return rs.deleteRule(t, c, args)
 	case "-P":
 		if len(args) != 1 {
 			return errors.New("want -P CHAIN POLICY")
 		}
 		return t.setPolicy(name, args[0])
-	case "-N", "-F", "-X":
-		if len(args) != 0 {
-			return fmt.Errorf("unexpected %q", args[0])
-		}
-		return t.chainCommand(cmd, name)
+	}
+	if len(args) != 0 {
+		return fmt.Errorf("unexpected %q", args[0])
+	}
+	switch cmd {
+	case "-F":
+		t.flush(c)
+		return nil
+	case "-X":
+		return t.remove(name)
 	}
 	return fmt.Errorf("unknown command %q", cmd)
 }
 
-func (t *table) chainCommand(cmd, name string) error {
-	switch cmd {
-	case "-N":
-		return t.create(name)
-	case "-X":
-		return t.remove(name)
+// insert puts a rule before the one at an index.
+func (rs *Ruleset) insert(t *table, c *chain, at int, args []string) error {
+	if at < 0 || at > len(c.rules) {
+		return fmt.Errorf("rule number %d, the chain has %d", at+1, len(c.rules))
 	}
-	c := t.own(name)
-	if c == nil {
-		return fmt.Errorf("no chain %q", name)
-	}
-	t.flush(c)
-	return nil
-}
-
-// ruleCommand carries out -A CHAIN rule, -I CHAIN [n] rule, -D CHAIN n and -D CHAIN rule. (-R is not known: the nft
-// userland refuses it for a rule that the same section made.)
-func (rs *Ruleset) ruleCommand(t *table, cmd, name string, args []string) error {
-	c := t.own(name)
-	if c == nil {
-		return fmt.Errorf("no chain %q", name)
-	}
-	at, given := 1, false
-	if cmd != "-A" && len(args) > 0 {
-		if n, err := strconv.Atoi(args[0]); err == nil {
-			if n < 1 {
-				return fmt.Errorf("rule number %d", n)
-			}
-			at, given, args = n, true, args[1:]
-		}
-	}
-	switch {
-	case cmd == "-D" && given && len(args) > 0:
-		return fmt.Errorf("unexpected %q", args[0])
-	case cmd == "-D" && given && at > len(c.rules), cmd == "-I" && at > len(c.rules)+1:
-		return fmt.Errorf("rule number %d, the chain has %d", at, len(c.rules))
-	}
-	if cmd == "-D" && given {
-		t.deleteRule(c, at-1)
-		return nil
-	}
-	r, err := rs.parseRule(t, name, args)
+	r, err := rs.parseRule(t, c.name, args)
 	if err != nil {
 		return err
 	}
-	switch cmd {
-	case "-A":
-		c.rules = append(c.rules, r)
-	case "-I":
-		c.rules = slices.Insert(c.rules, at-1, r)
-	case "-D":
-		i := slices.IndexFunc(c.rules, func(o *rule) bool { return o.text == r.text })
-		if i < 0 {
-			return errors.New("no such rule")
-		}
-		t.deleteRule(c, i)
-		return nil
-	}
+	c.rules = slices.Insert(c.rules, at, r)
 	t.ref(r)
 	return nil
 }
 
-func (t *table) deleteRule(c *chain, i int) {
+func (rs *Ruleset) deleteRule(t *table, c *chain, args []string) error {
+	r, err := rs.parseRule(t, c.name, args)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(c.rules, func(o *rule) bool { return o.text == r.text })
+	if i < 0 {
+		return errors.New("no such rule")
+	}
 	t.unref(c.rules[i])
 	c.rules = slices.Delete(c.rules, i, i+1)
+	return nil
 }
 
-// words splits a line as iptables-restore does: at blanks, but not inside double quotes, where a backslash takes the
-// meaning from the next character. A closing quote ends the word.
+// words splits a line as iptables-restore does: at blanks, but not inside double quotes, where a
+// backslash escapes the next character. A closing quote ends the word.
 func words(line string) ([]string, error) {
-	var out []string
-	var word []byte
-	quoted, escaped := false, false
-	end := func() {
-		out, word = append(out, string(word)), nil
+	if strings.ContainsAny(line, "\x00\r") {
+		return nil, errors.New("control character")
 	}
-	for i := range len(line) {
-		c := line[i]
-		switch {
-		case escaped:
-			word, escaped = append(word, c), false
-		case quoted && c == '\\':
-			escaped = true
-		case c == '"':
-			if quoted {
-				end()
-			}
-			quoted = !quoted
-		case !quoted && (c == ' ' || c == '\t'):
-			if len(word) > 0 {
-				end()
-			}
-		case c == 0 || c == '\r':
-			return nil, errors.New("control character")
-		default:
-			word = append(word, c)
+	var out []string
+	for line = strings.TrimLeft(line, " \t"); line != ""; line = strings.TrimLeft(line, " \t") {
+		word, rest, err := cutWord(line)
+		if err != nil {
+			return nil, err
 		}
 		if len(word) > maxWord {
 			return nil, fmt.Errorf("a word is longer than %d bytes", maxWord)
 		}
-	}
-	if quoted {
-		return nil, errors.New("quote is not closed")
-	}
-	if len(word) > 0 {
-		end()
+		out, line = append(out, word), rest
 	}
 	if len(out) > maxWords {
 		return nil, fmt.Errorf("more than %d words", maxWords)
@@ -270,25 +215,37 @@ func words(line string) ([]string, error) {
 	return out, nil
 }
 
+// cutWord returns the first word of a line without its quotes, and what follows it.
+func cutWord(line string) (word, rest string, err error) {
+	var out []byte
+	quoted := false
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; {
+		case quoted && c == '\\' && i+1 < len(line):
+			i++
+			out = append(out, line[i])
+		case c == '"' && quoted:
+			return string(out), line[i+1:], nil
+		case c == '"':
+			quoted = true
+		case !quoted && (c == ' ' || c == '\t'):
+			return string(out), line[i:], nil
+		default:
+			out = append(out, c)
+		}
+	}
+	if quoted {
+		return "", "", errors.New("quote is not closed")
+	}
+	return string(out), "", nil
+}
+
 // quote prints a word as iptables-save does, so that words reads it again.
 func quote(s string) string {
-	plain := s != ""
-	for _, c := range s {
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-') {
-			plain = false
-		}
-	}
-	if plain {
+	if plainWord.MatchString(s) {
 		return s
 	}
-	var b strings.Builder
-	b.WriteByte('"')
-	for i := range len(s) {
-		if c := s[i]; c == '"' || c == '\\' || c == '\'' {
-			b.WriteByte('\\')
-		}
-		b.WriteByte(s[i])
-	}
-	b.WriteByte('"')
-	return b.String()
+	return `"` + strings.NewReplacer(`"`, `\"`, `\`, `\\`, `'`, `\'`).Replace(s) + `"`
 }
+
+var plainWord = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)

@@ -72,11 +72,6 @@ func Parse(f fwd.Family, text string) (*Ruleset, error) {
 	return rs, rs.Restore(text)
 }
 
-// Clone returns a copy that a later Restore of either does not change.
-func (rs *Ruleset) Clone() *Ruleset {
-	return &Ruleset{HaveSet: rs.HaveSet, family: rs.family, tables: maps.Clone(rs.tables)}
-}
-
 // Family is the address family whose packets the rules see.
 func (rs *Ruleset) Family() fwd.Family { return rs.family }
 

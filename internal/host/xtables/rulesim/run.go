@@ -57,14 +57,6 @@ type Result struct {
 	Recent []string
 }
 
-// Cost is the number of rules that are evaluated for a packet, in all tables.
-type Cost struct {
-	// Max is that of the longest way.
-	Max int
-	// Mean weighs each way by its probability.
-	Mean float64
-}
-
 // stage is one base chain on the way of a packet, or IPVS.
 type stage struct{ table, chain string }
 
@@ -90,10 +82,10 @@ type frame struct {
 	at    int
 }
 
-type recentNote struct {
+// recentEntry is an address in a list of xt_recent.
+type recentEntry struct {
 	list string
 	addr netip.Addr
-	gone bool
 }
 
 // walk is a packet on its way. Slices in it are shared between branches and therefore only ever appended to after Clip.
@@ -117,7 +109,7 @@ type walk struct {
 	reset bool
 	// byIPVS says that IPVS rewrote the destination, lost that it then threw the packet away.
 	byIPVS, lost bool
-	recent       []recentNote
+	recent       []recentEntry
 
 	// stages are still to pass, the first one is being passed; routed says that the last leg has begun.
 	stages []stage
@@ -126,7 +118,6 @@ type walk struct {
 	routed bool
 
 	prob  float64
-	steps int
 	trace []string
 }
 
@@ -157,10 +148,8 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 			out = append(out, Result{Verdict: v, Endpoint: k.endpoint, Masquerade: k.masquerade, Source: k.source, Reset: k.reset, Trace: w.trace})
 		}
 		out[i].Probability += w.prob
-		for _, n := range w.recent {
-			if !n.gone {
-				out[i].Recent = append(out[i].Recent, n.list)
-			}
+		for _, e := range w.recent {
+			out[i].Recent = append(out[i].Recent, e.list)
 		}
 	})
 	if err != nil {
@@ -180,16 +169,6 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 		return cmp.Or(cmp.Compare(a.Verdict, b.Verdict), a.Endpoint.Compare(b.Endpoint), cmp.Compare(masq(a), masq(b)))
 	})
 	return out, nil
-}
-
-// Cost counts the rules that are evaluated for the first packet of a connection. Errors are those of Run.
-func (rs *Ruleset) Cost(h Host, p fwd.Packet) (Cost, error) {
-	var c Cost
-	err := rs.walks(h, p, func(w *walk, _ fwd.Verdict) {
-		c.Max = max(c.Max, w.steps)
-		c.Mean += w.prob * float64(w.steps)
-	})
-	return c, err
 }
 
 // walks calls end for every way that the packet can go.
@@ -298,7 +277,6 @@ func (w *walk) hook(fork func(*walk)) (fate, error) {
 		}
 		c, r := top.chain, top.chain.rules[top.at]
 		top.at++
-		w.steps++
 		ok, err := w.eval(r, fork)
 		if err != nil {
 			return 0, fmt.Errorf("%s %s, rule %q: %w", w.stages[0].table, c.name, r.text, err)
@@ -370,10 +348,8 @@ func (w *walk) eval(r *rule, fork func(*walk)) (bool, error) {
 
 // age is how long ago an address was noted in a list.
 func (w *walk) age(list string, a netip.Addr) (seconds uint32, listed bool) {
-	for _, n := range slices.Backward(w.recent) {
-		if n.list == list && n.addr == a {
-			return 0, !n.gone
-		}
+	if slices.Contains(w.recent, recentEntry{list, a}) {
+		return 0, true
 	}
 	seconds, listed = w.host.Recent[list][a]
 	return seconds, listed

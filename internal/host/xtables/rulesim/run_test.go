@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
 var host = Host{Local: []netip.Addr{netip.MustParseAddr("192.168.7.10"), netip.MustParseAddr("fd00:7::10")}}
@@ -88,16 +89,12 @@ func TestRun(t *testing.T) {
 		{"delivery sees no POSTROUTING", nat("-A POSTROUTING -j MASQUERADE"), toHost, passes},
 		{"drop wins over masquerade", nat("-A POSTROUTING -j MASQUERADE") + mangle("-A POSTROUTING -j DROP"), outside, drops},
 
-		{"marks last through all hooks", nat("-A PREROUTING -j MARK --or-mark 0x4000", "-A PREROUTING -p tcp"+dnatA,
-			"-A POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN", "-A POSTROUTING -j MARK --xor-mark 0x4000", "-A POSTROUTING -m mark --mark 0 -j MASQUERADE"),
+		{"marks last through all hooks", nat("-A PREROUTING -j MARK --set-xmark 0x4000/0x4000", "-A PREROUTING -p tcp"+dnatA,
+			"-A POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN", "-A POSTROUTING -j MARK --set-xmark 0x4000/0x0", "-A POSTROUTING -m mark --mark 0 -j MASQUERADE"),
 			outside, []Result{res(fwd.VerdictForward, "10.0.0.1:8080", true, 1)}},
-		{"set-xmark clears the mask and flips the value", nat("-A PREROUTING -j MARK --set-mark 0xff", "-A PREROUTING -j MARK --set-xmark 0x11/0x0f",
+		{"set-xmark clears the mask and flips the value", nat("-A PREROUTING -j MARK --set-xmark 0xff", "-A PREROUTING -j MARK --set-xmark 0x11/0x0f",
 			"-A PREROUTING -p tcp -m mark --mark 0xe1"+dnatA), outside, to("10.0.0.1:8080")},
-		{"set-mark with mask", nat("-A PREROUTING -j MARK --set-mark 0xff", "-A PREROUTING -j MARK --set-mark 0x1/0x0f",
-			"-A PREROUTING -p tcp -m mark --mark 0xf1"+dnatA), outside, to("10.0.0.1:8080")},
-		{"and-mark", nat("-A PREROUTING -j MARK --set-mark 0xff", "-A PREROUTING -j MARK --and-mark 0x0f",
-			"-A PREROUTING -p tcp -m mark --mark 0xf"+dnatA), outside, to("10.0.0.1:8080")},
-		{"mark mask", nat("-A PREROUTING -j MARK --set-mark 0x30", "-A PREROUTING -p tcp -m mark --mark 0x10/0x10"+dnatA), outside, to("10.0.0.1:8080")},
+		{"mark mask", nat("-A PREROUTING -j MARK --set-xmark 0x30", "-A PREROUTING -p tcp -m mark --mark 0x10/0x10"+dnatA), outside, to("10.0.0.1:8080")},
 
 		{"even choice", nat("-A PREROUTING -p tcp -m statistic --mode random --probability 0.5"+dnatB, "-A PREROUTING -p tcp"+dnatA), outside,
 			[]Result{res(fwd.VerdictForward, "10.0.0.1:8080", false, 0.5), res(fwd.VerdictForward, "10.0.0.2:8080", false, 0.5)}},
@@ -145,8 +142,6 @@ func TestRun(t *testing.T) {
 			outside, []Result{res(fwd.VerdictForward, "198.51.100.7:1", true, 1)}},
 		{"no hairpin by bpf", nat("-A PREROUTING -p tcp -j DNAT --to-destination 198.51.100.8:1", `-A POSTROUTING -m bpf --bytecode "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0" -j MASQUERADE`),
 			outside, to("198.51.100.8:1")},
-		{"bpf reads protocol and port", nat(`-A PREROUTING -p tcp -m bpf --bytecode "6,48 0 0 9,21 0 3 6,40 0 0 22,21 0 1 80,6 0 0 1,6 0 0 0"` + dnatA), outside, to("10.0.0.1:8080")},
-		{"bpf jset, and, ja", nat(`-A PREROUTING -p tcp -m bpf --bytecode "7,32 0 0 16,69 0 3 1,84 0 0 2,5 0 0 1,22 0 0 0,22 0 0 0,6 0 0 0"` + dnatA), outside, passes},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
@@ -169,10 +164,9 @@ var comparer = []cmp.Option{cmp.Comparer(func(a, b netip.AddrPort) bool { return
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmpopts.EquateApprox(0, 1e-9), cmpopts.IgnoreFields(Result{}, "Trace", "Recent")}
 
 func TestRunIPv6(t *testing.T) {
-	const hairpin = `"15,32 0 0 8,7 0 0 0,32 0 0 24,29 0 10 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 6 0,32 0 0 16,7 0 0 0,32 0 0 32,29 0 2 0,5 0 0 0,6 0 0 1,6 0 0 0"`
 	rs, err := Parse(fwd.IPv6, section("nat", []string{
 		"-A PREROUTING -d fd00:96::1 -p tcp --dport 80 -j DNAT --to-destination [fd00:244::7]:8080",
-		"-A POSTROUTING -m bpf --bytecode " + hairpin + " -j MASQUERADE"}))
+		"-A POSTROUTING " + xtables.SourceIsDestination(true) + " -j MASQUERADE"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,7 +189,7 @@ func TestRunRefusesWhatIsNotSimulated(t *testing.T) {
 		"source port":          "-A POSTROUTING -p tcp --sport 1 -j ACCEPT",
 		"outgoing interface":   "-A POSTROUTING -o eth0 -j ACCEPT",
 		"outgoing wildcard":    "-A POSTROUTING -o l+ -j ACCEPT",
-		"unknown packet bytes": `-A POSTROUTING -m bpf --bytecode "2,40 0 0 20,22 0 0 0" -j ACCEPT`,
+		"unknown packet bytes": `-A POSTROUTING -m bpf --bytecode "2,32 0 0 17,6 0 0 0" -j ACCEPT`,
 	} {
 		rs, err := Parse(fwd.IPv4, section("nat", []string{rule}))
 		if err != nil {
@@ -246,9 +240,7 @@ func TestRecent(t *testing.T) {
 		{"! rcheck", one("-A PREROUTING -p tcp -m recent ! --rcheck --name X" + dnatA), nil, to("10.0.0.1:8080")},
 		{"update refreshes", one("-A PREROUTING -p tcp -m recent --update --name X" + dnatA), state("X", "198.51.100.7", 1000), noted(to("10.0.0.1:8080"), "X")},
 		{"update does not add", one("-A PREROUTING -p tcp -m recent --update --name X" + dnatA), nil, passes},
-		{"remove", one("-A PREROUTING -m recent --remove --name X", "-A PREROUTING -p tcp -m recent --rcheck --name X"+dnatA), state("X", "198.51.100.7", 1), passes},
 		{"mask", one("-A PREROUTING -p tcp -m recent --rcheck --name X --mask 255.255.255.0" + dnatA), state("X", "198.51.100.0", 1), to("10.0.0.1:8080")},
-		{"rdest", one("-A PREROUTING -p tcp -m recent --rcheck --name X --rdest" + dnatA), state("X", "10.96.0.1", 1), to("10.0.0.1:8080")},
 		{"a match that fails earlier notes nothing", one("-A PREROUTING -p tcp -m mark --mark 1 -m recent --set --name X" + dnatA), nil, passes},
 		{"chance before set notes half of the time", one("-A PREROUTING -m statistic --mode random --probability 0.5 -m recent --set --name X",
 			"-A PREROUTING -p tcp -m recent --rcheck --name X"+dnatA), nil,
@@ -274,7 +266,7 @@ func TestRecent(t *testing.T) {
 	}
 }
 
-func TestTraceAndCost(t *testing.T) {
+func TestTrace(t *testing.T) {
 	rs, err := Parse(fwd.IPv4, section("nat", []string{":X - [0:0]",
 		"-A PREROUTING -d 10.9.9.9 -j X",
 		"-A PREROUTING -d 10.96.0.1 -j X",
@@ -292,14 +284,6 @@ func TestTraceAndCost(t *testing.T) {
 		"filter FORWARD policy DROP"}
 	if diff := cmp.Diff(want, got[0].Trace); diff != "" {
 		t.Errorf("trace (-want +got):\n%s", diff)
-	}
-	// 3 rules of nat and 1 of filter where the chance is taken, 4 and 1 otherwise.
-	cost, err := rs.Cost(host, outside)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cost.Max != 5 || math.Abs(cost.Mean-4.75) > 1e-9 {
-		t.Errorf("got %+v, want at most 5, 4.75 in the mean", cost)
 	}
 }
 

@@ -3,7 +3,6 @@ package rulesim
 import (
 	"errors"
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -241,35 +240,16 @@ type markTarget struct {
 }
 
 func (t *markTarget) option(a *args, opt string, neg bool) error {
-	switch opt {
-	case "--set-xmark", "--set-mark", "--or-mark", "--and-mark", "--xor-mark":
-	default:
+	if opt != "--set-xmark" {
 		return errUnknown
 	}
 	if neg || t.given {
-		return fmt.Errorf("%s: one option only, without !", opt)
+		return fmt.Errorf("%s: once, without !", opt)
 	}
 	t.given = true
-	v, m, err := valueMask(a, opt)
-	if err != nil {
-		return err
-	}
-	if m != math.MaxUint32 && opt != "--set-xmark" && opt != "--set-mark" {
-		return fmt.Errorf("%s: takes no mask", opt)
-	}
-	switch opt {
-	case "--set-xmark":
-		t.value, t.mask = v, m
-	case "--set-mark":
-		t.value, t.mask = v, v|m
-	case "--or-mark":
-		t.value, t.mask = v, v
-	case "--and-mark":
-		t.value, t.mask = 0, ^v
-	case "--xor-mark":
-		t.value, t.mask = v, 0
-	}
-	return nil
+	var err error
+	t.value, t.mask, err = valueMask(a, opt)
+	return err
 }
 
 func (t *markTarget) done(*rule) error {
@@ -283,10 +263,8 @@ func (t *markTarget) done(*rule) error {
 func (t *markTarget) String() string {
 	return fmt.Sprintf("MARK --set-xmark 0x%x/0x%x", t.value, t.mask)
 }
-func (t *markTarget) table() string { return "" }
-func (t *markTarget) hooks() []string {
-	return nil
-}
+func (t *markTarget) table() string   { return "" }
+func (t *markTarget) hooks() []string { return nil }
 
 func (t *markTarget) apply(w *walk) fate {
 	w.mark = w.mark&^t.mask ^ t.value
