@@ -13,30 +13,30 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// FamilyOptions is what the backend needs to know of one family.
+// FamilyOptions configures the backend for one family.
 type FamilyOptions struct {
-	// Instance is whose rules these are.
+	// Instance owns the rules.
 	Instance instance.ID
 	// Tables are the kernel's tables.
 	Tables xtables.Interface
-	// HairpinBPF says that the kernel has xt_bpf (xtables.NeedBPF). Without it hairpin connections are
-	// recognised by one rule for each endpoint address.
+	// HairpinBPF is whether the kernel has xt_bpf (xtables.NeedBPF). Without it, one rule per endpoint
+	// address matches hairpin connections.
 	HairpinBPF bool
-	// RandomFully says that masquerade can choose source ports at random (xtables.Tables.RandomFully).
+	// RandomFully is whether masquerading can choose source ports at random (xtables.Tables.RandomFully).
 	RandomFully bool
-	// DropInvalid drops forwarded packets of conntrack state INVALID: unless net.netfilter.nf_conntrack_tcp_be_liberal
-	// is set, they would make a peer reset its connection.
+	// DropInvalid drops forwarded packets of conntrack state INVALID. Unless
+	// net.netfilter.nf_conntrack_tcp_be_liberal is set, they would make a peer reset its connection.
 	DropInvalid bool
-	// MaxChains bounds the number of chains in one restore where that is possible; 0 means no bound. The nft userland needs
-	// a bound, since it takes time with the square of the number; the legacy one none, since it reads and writes
-	// everything each time.
+	// MaxChains limits the number of chains in one restore where possible; 0 means no limit. The nft
+	// userland needs a limit because its time grows with the square of the number. The legacy userland
+	// does not: it reads and writes everything each time.
 	MaxChains int
 }
 
 // nftMaxChains is the MaxChains of the nft userland.
 const nftMaxChains = 1000
 
-// New returns a Backend for the families that the map names.
+// New returns a Backend for the families in the map.
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
@@ -57,19 +57,19 @@ func (o FamilyOptions) options() options {
 	return options{bpf: o.HairpinBPF, randomFully: o.RandomFully, dropInvalid: o.DropInvalid}
 }
 
-// Plane is the mode on this node's kernel.
+// Plane is mode iptables on this node's kernel.
 type Plane struct {
 	*Backend
-	// Flavour is the one of iptables that is in use.
+	// Flavour is the iptables flavour in use.
 	Flavour xtables.Flavour
-	// Drift receives when somebody else has changed rules of a family, since Listen was called for it.
+	// Drift receives a hint when another process changes rules of a family for which Listen was called.
 	Drift backend.Hints
-	// Listen is to be called once for each family, when everything was written for the first time.
+	// Listen starts watching a family. Call it once per family, after the first complete write.
 	Listen func(fwd.Family)
 }
 
-// Open finds out which iptables the node uses and returns a Plane of an instance on it, for the families that the kernel
-// and the tools offer; at least one. The error says what is missing and what to do.
+// Open detects which iptables the node uses and returns the Plane of an instance, for the families that
+// the kernel and the tools support, at least one. The error says what is missing and what to do.
 func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid bool) (*Plane, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
@@ -103,7 +103,7 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 		}
 		opts[f], kernel[f] = o, tables
 		if !affinity {
-			log.Warn("Services with session affinity cannot be served: load the module "+affinityNeed.Module+" on the host", "family", f.String())
+			log.Warn("cannot serve Services with session affinity: load the module "+affinityNeed.Module+" on the host", "family", f.String())
 		}
 		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
 			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully, "chains", id.Prefix())
@@ -112,7 +112,7 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 		return nil, errors.Join(errs...)
 	}
 	for _, err := range errs {
-		log.Warn("one address family is left out", "error", err)
+		log.Warn("address family is not available", "error", err)
 	}
 	p := &Plane{Backend: New(opts), Flavour: flavour, Drift: backend.NewHints()}
 	p.Listen = func(f fwd.Family) {
@@ -120,14 +120,14 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		})
 		if err != nil {
-			log.Warn("what others do to the rules is not noticed before the next verification", "family", f.String(), "error", err)
+			log.Warn("cannot watch iptables; changes by other processes are only found by the periodic verification", "family", f.String(), "error", err)
 		}
 	}
 	return p, nil
 }
 
-// Render prints the whole program of a table for one family as input for iptables-restore --noflush, as a kernel and
-// tools with everything that FamilyOptions asks for would get it. The same table gives the same bytes.
+// Render prints all rules of a table for one family as input for iptables-restore --noflush, for a kernel
+// with everything that FamilyOptions asks for. The same table gives the same bytes.
 func Render(w io.Writer, family fwd.Family, o FamilyOptions, t *fwd.Table) error {
 	p := plan{Upserts: chainsOf(family, o.options(), t), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
 	_, err := io.WriteString(w, names(o.Instance).Text(string(switchOver(p).input())))

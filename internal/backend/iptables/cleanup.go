@@ -14,23 +14,23 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Leftover is what one instance has in one flavour and family of the kernel's tables.
+// Leftover is the state of one instance in the kernel, for one flavour and family.
 type Leftover struct {
 	Instance instance.ID
 	Flavour  xtables.Flavour
 	Family   fwd.Family
-	// Chains counts chains of ours, and built-in chains with a jump to them.
+	// Chains counts our chains, and built-in chains with a jump to them.
 	Chains int
-	// Guard says that the rules keep neighbours from loopback addresses, to which net.ipv4.conf.all.route_localnet opens
-	// the way. Without them it should not be 1.
+	// Guard is whether the rules protect loopback addresses from neighbours, which
+	// net.ipv4.conf.all.route_localnet=1 exposes. Without such rules it should be 0.
 	Guard bool
 
 	tables xtables.Interface
 }
 
-// Leftovers finds all that Fairlead has written, of every instance, in every flavour of iptables that is installed: a node can have changed
-// from one to the other; in the families that are named, or in both. It changes nothing. What cannot be read is in the error,
-// which may come with a result.
+// Leftovers finds everything that Fairlead has written, for every instance, in every installed flavour of
+// iptables (a node may have changed its flavour), in the given families or in both. It changes nothing. The
+// error names what cannot be read; there may be a result as well.
 func Leftovers(ctx context.Context, families ...fwd.Family) ([]Leftover, error) {
 	if len(families) == 0 {
 		families = fwd.Families[:]
@@ -38,7 +38,8 @@ func Leftovers(ctx context.Context, families ...fwd.Family) ([]Leftover, error) 
 	return leftovers(ctx, xtables.Installed(), families)
 }
 
-// leftovers is Leftovers for some flavours and families. Each costs two runs of a program, and reads all rules of all programs.
+// leftovers is Leftovers for some flavours and families. Each pair takes two runs of iptables-save, which
+// reads the rules of all programs.
 func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.Family) ([]Leftover, error) {
 	var out []Leftover
 	var errs []error
@@ -65,7 +66,7 @@ func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.F
 	return out, errors.Join(errs...)
 }
 
-// byInstance reads what every instance has, under the names of this package.
+// byInstance reads the chains of every instance, with the names of this package.
 func byInstance(ctx context.Context, tables xtables.Interface) (map[instance.ID]map[ChainID]Chain, error) {
 	read := make(map[Table]xtables.Table)
 	ids := make(map[instance.ID]bool)
@@ -92,7 +93,7 @@ func byInstance(ctx context.Context, tables xtables.Interface) (map[instance.ID]
 	return out, nil
 }
 
-// Remove takes it out of the kernel. Nobody else's rule is touched; connections that are established go on.
+// Remove deletes it from the kernel. Rules of other programs stay, and established connections continue.
 func (l Leftover) Remove(ctx context.Context) error {
 	o := FamilyOptions{Instance: l.Instance, Tables: l.tables}
 	if l.Flavour != xtables.Legacy {
@@ -101,17 +102,18 @@ func (l Leftover) Remove(ctx context.Context) error {
 	return New(map[fwd.Family]FamilyOptions{l.Family: o}).Cleanup(ctx)
 }
 
-// RemoveOthers takes out what an instance wrote for one family with another userland than the one in use, as it is when a
-// node changes from legacy to nft: both would be in force. With no userland in use, because another mode is, it takes out
-// all. It is called when the rules in use are complete; before, which may be nil, is called before each removal.
+// RemoveOthers deletes what an instance wrote for one family with a userland other than the one in use, for
+// example after a node changed from legacy to nft: otherwise both sets of rules would apply. If inUse is
+// empty, because another mode is in use, it deletes everything. Call it when the rules in use are complete.
+// before, if not nil, is called before each removal.
 func RemoveOthers(ctx context.Context, id instance.ID, inUse xtables.Flavour, f fwd.Family, before func(Leftover), log *slog.Logger) {
-	if inUse == xtables.Plain { // there is no other
+	if inUse == xtables.Plain { // there is no other userland
 		return
 	}
 	others := slices.DeleteFunc(xtables.Installed(), func(fl xtables.Flavour) bool { return fl == inUse })
 	left, err := leftovers(ctx, others, []fwd.Family{f})
 	if err != nil {
-		log.Debug("not all flavours of iptables can be read", "error", err)
+		log.Debug("cannot read all flavours of iptables", "error", err)
 	}
 	for _, l := range left {
 		if l.Instance != id {
@@ -121,7 +123,7 @@ func RemoveOthers(ctx context.Context, id instance.ID, inUse xtables.Flavour, f 
 			before(l)
 		}
 		if err := l.Remove(ctx); err != nil {
-			log.Warn("old rules in iptables stay in force", "flavour", string(l.Flavour), "family", f.String(), "error", err)
+			log.Warn("cannot remove old rules from iptables", "flavour", string(l.Flavour), "family", f.String(), "error", err)
 			continue
 		}
 		log.Info("removed old rules from iptables", "flavour", string(l.Flavour), "family", f.String(), "chains", l.Chains)

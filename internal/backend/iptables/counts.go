@@ -8,10 +8,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Backend is what a node has of the mode: Backends that count their rules.
+// Backend is mode iptables for all families of a node. It counts the rules.
 type Backend struct {
 	backend.Families
-	// Found tells which frontends an earlier process left.
+	// Found knows the frontends that an earlier process wrote.
 	Found  *backend.Found
 	counts []*counts
 }
@@ -20,11 +20,11 @@ type Backend struct {
 type RuleCount struct {
 	Family fwd.Family
 	Table  Table
-	// Total is how many are wanted, Last how many the last write that succeeded held.
+	// Total is the number of desired rules, Last the number in the last successful write.
 	Total, Last int
 }
 
-// Rules counts the rules by family and table. It may be called by any goroutine.
+// Rules counts the rules by family and table. It is safe for concurrent use.
 func (b *Backend) Rules() []RuleCount {
 	var out []RuleCount
 	for _, c := range b.counts {
@@ -41,11 +41,11 @@ type counts struct {
 	total, last [2]atomic.Int64
 }
 
-// counted is a renderer that counts what it wants.
+// counted is a renderer that counts the desired rules.
 type counted struct {
 	*renderer
 	counts *counts
-	// sizes is the number of rules of each wanted chain.
+	// sizes is the number of rules of each desired chain.
 	sizes map[ChainID]int32
 }
 
@@ -66,7 +66,7 @@ func (c *counted) Render(ch fwd.Changes) edits {
 	return out
 }
 
-// wrote notes what a write that succeeded held.
+// wrote records the size of a successful write.
 func (c *counts) wrote(p plan) {
 	var n [2]int
 	for id, chain := range p.Upserts {

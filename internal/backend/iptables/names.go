@@ -31,14 +31,15 @@ type ChainID struct {
 
 func (c ChainID) String() string { return c.Table.String() + "/" + c.Name }
 
-// chainPrefix begins the name of every chain that is ours; no other chain is ever written. The chains of an instance with a name
-// begin otherwise in the kernel (names), with as many bytes, so that whatever depends on lengths and order holds for them, too.
+// chainPrefix is the prefix of all our chains; other chains are never written. In the kernel, the chains of
+// a named instance have another prefix of the same length (names), so that everything that depends on length
+// and order holds for them too.
 const chainPrefix = "FAIRLEAD-"
 
-// names translates between the names in this package and those of an instance in the kernel.
+// names translates between the chain names in this package and an instance's names in the kernel.
 func names(id instance.ID) xtables.Exchange { return xtables.NewExchange(chainPrefix, id.Prefix()) }
 
-// The chains that every node has. What jumps to them from the built-in chains is in static.go.
+// The chains that every node has. The jumps to them from built-in chains are in static.go.
 const (
 	chainServices      = chainPrefix + "SERVICES"
 	chainNodePorts     = chainPrefix + "NODEPORTS"
@@ -56,8 +57,8 @@ const (
 	chainUnmoved       = chainPrefix + "UNMOVED"
 )
 
-// The letters of chains that there are many of: FAIRLEAD-<letter>-<hash>. A chain goes to chains of later letters, so
-// that an order by name is one of dependence too (order.go).
+// The letters of the other chains: FAIRLEAD-<letter>-<hash>. A chain jumps to chains with later letters, so
+// that the order by name is also the order of dependence (order.go).
 const (
 	letterLocalTree = "B" // nat: dispatch by endpoint address, for hairpin without xt_bpf
 	letterVIPTree   = "C" // both: dispatch by virtual IP
@@ -67,28 +68,29 @@ const (
 	letterUnmoved   = "G" // both: dispatch of frontends that keep their address
 	letterHealth    = "H" // filter: dispatch of health-check node ports
 	letterReplies   = "I" // filter: the same for replies
-	letterPool      = "P" // nat: a pool that more than one place goes to
+	letterPool      = "P" // nat: a pool that several chains jump to
 	letterUnadmit   = "Q" // filter: source ranges, then R
 	letterVerdict   = "R" // filter: reject or drop by class of source
 	letterGroup     = "S" // nat: a part of a large pool
-	letterAffinity  = "X" // name of the xt_recent list of an endpoint, no chain
+	letterAffinity  = "X" // not a chain: the xt_recent list of an endpoint
 )
 
-// hashedName makes a chain name that stands for the parts. A chain name has at most 28 bytes (XT_EXTENSION_MAXNAMELEN
-// less the final zero): 9 for the prefix, 1 for the letter, 1 for the dash, 16 for 80 bits of the hash leave one to spare.
-// This is the only way by which a name that a user chose gets into a rule, apart from comments.
+// hashedName returns the chain name for the parts. A chain name has at most 28 bytes
+// (XT_EXTENSION_MAXNAMELEN without the final zero): 9 for the prefix, 1 for the letter, 1 for the dash and 16
+// for 80 bits of the hash leave one byte. Apart from comments, this is the only way for a name that a user
+// chose to get into a rule.
 func hashedName(letter string, parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return chainPrefix + letter + "-" + base32.StdEncoding.EncodeToString(sum[:10])
 }
 
-// portName names a chain of a service port of one family. what tells apart the chains of one letter.
+// portName names a chain of a service port of one family. what distinguishes the chains with the same letter.
 func portName(letter string, p fwd.ServicePort, f fwd.Family, what string) string {
 	return hashedName(letter, p.Namespace, p.Name, p.Port, p.Proto.String(), f.String(), what)
 }
 
-// commentOf is the comment of a rule that belongs to a service port: namespace/name:port. Names that the API server
-// would not have let in (objects can come from files) are made harmless, and long ones are cut: iptables takes 255 bytes.
+// commentOf is the comment of a rule of a service port: namespace/name:port. Objects can come from files, so
+// characters that the API server would refuse are replaced. Long names are cut: iptables accepts 255 bytes.
 func commentOf(p fwd.ServicePort) string {
 	s := strings.Map(func(r rune) rune {
 		switch {
@@ -103,8 +105,8 @@ func commentOf(p fwd.ServicePort) string {
 	return `-m comment --comment "` + s + `"`
 }
 
-// Rule fragments are written as iptables-save prints them, token for token, so that what was read compares equal to
-// what was wanted.
+// Rule fragments are written exactly as iptables-save prints them, so that rules that were read compare equal
+// to the desired ones.
 
 func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 
@@ -136,7 +138,7 @@ func matchPod(d fwd.Detector) string {
 	}
 }
 
-// and joins the parts of a rule, leaving out empty ones.
+// and joins the parts of a rule, without empty ones.
 func and(parts ...string) string {
 	size := 0
 	for _, p := range parts {

@@ -9,11 +9,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// probeChain is a chain that is there only while it is tried what rules need.
+// probeChain only exists while Open tests what the kernel supports.
 const probeChain = "FAIRLEAD-PROBE"
 
-// needs are rules like those that every node gets, affinityNeed one that only Services with session affinity have. What
-// depends on FamilyOptions is left out.
+// needs are rules like the ones that every node has, without those that depend on FamilyOptions. Only
+// Services with session affinity have a rule like affinityNeed.
 var (
 	needs = []xtables.Need{
 		{Table: "filter", Rule: "-m conntrack --ctstate NEW -j RETURN", Module: "xt_conntrack"},
@@ -26,23 +26,24 @@ var (
 	affinityNeed = xtables.Need{Table: "nat", Rule: "-m recent --name " + probeChain + " --rcheck --seconds 1 --reap -j RETURN", Module: "xt_recent"}
 )
 
-// tryKernel says what of session affinity and hairpin by BPF the kernel has; the error is tryNeeds'. A kernel that holds the
-// rules of an earlier run has what they need, and is not written to: in the legacy userland each try would copy the whole table,
-// and a restart with nothing changed writes nothing.
+// tryKernel returns whether the kernel supports session affinity and hairpin by BPF. The error is that of
+// tryNeeds. A kernel with the rules of an earlier run supports what they need, so nothing is written to it:
+// with the legacy userland each test would copy the whole table, and a restart with nothing changed must not
+// write anything.
 func tryKernel(ctx context.Context, t *xtables.Tables, names xtables.Exchange) (affinity, bpf bool, err error) {
-	// Mode ipvs has a chain of the one name, too, but none of the other.
+	// Mode ipvs also has a chain with the first name, but not one with the second.
 	if rules := t.Rules(ctx, NAT.String(), names.Name(chainPostrouting)); len(t.Rules(ctx, Filter.String(), names.Name(chainFilter))) > 0 && len(rules) > 0 {
 		return true, strings.Contains(strings.Join(rules, "\n"), "-m bpf "), nil
 	}
 	return tryNeeds(ctx, xtables.Exchanged(t, names))
 }
 
-// tryNeeds says what of the modules userland and kernel lack: the error names those without which there is no mode
-// iptables, affinity says that there is session affinity, bpf that hairpin connections can be told by xt_bpf.
+// tryNeeds tests which modules userland and kernel support: affinity for session affinity, bpf for hairpin
+// connections by xt_bpf. The error names the missing modules without which mode iptables cannot work.
 func tryNeeds(ctx context.Context, t xtables.Interface) (affinity, bpf bool, err error) {
 	lacking, err := xtables.Lacking(ctx, t, probeChain, append(needs[:len(needs):len(needs)], affinityNeed, xtables.NeedBPF))
 	if err != nil {
-		return true, false, nil // as with a lock that others hold for long: the first sync tells
+		return true, false, nil // such as a lock that another process holds: the first sync reports it
 	}
 	affinity, bpf = lacking[affinityNeed] == nil, lacking[xtables.NeedBPF] == nil
 	var modules []string
@@ -54,7 +55,7 @@ func tryNeeds(ctx context.Context, t xtables.Interface) (affinity, bpf bool, err
 		}
 	}
 	if why != nil {
-		return affinity, bpf, fmt.Errorf("kernel or userland refuse rules: load the modules %s on the host, or use another mode (%w)", strings.Join(modules, ", "), why)
+		return affinity, bpf, fmt.Errorf("kernel or userland refuses rules: load the modules %s on the host, or use another mode (%w)", strings.Join(modules, ", "), why)
 	}
 	return affinity, bpf, nil
 }

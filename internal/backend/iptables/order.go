@@ -9,22 +9,24 @@ import (
 
 // The order of chains in the input of a restore.
 //
-// A chain is declared before a rule goes to it: both userlands ask for that. Beyond that the order decides about speed
-// with the nft userland (1.8.9, nft-cache.c): for each command it looks up the name of the chain, and that of the target,
-// in a sorted list of all names so far, from its beginning. With 10,000 Services in one input these look-ups took
-// 30 seconds of 35. They take none where names come in descending order, each chain with its rules, because the name in
-// question is then the first of the list. Therefore letters of chains descend with dependence, and therefore rules mark
-// packets by a jump to FAIRLEAD-ADD-MARK, the smallest name there is, and not by the target MARK, which sorts behind all of
-// them. What remains, a dispatch rule's frontend somewhere in the list, is bounded by writing in pieces.
+// Both userlands need a chain to be declared before a rule jumps to it. The order also decides the speed of
+// the nft userland (1.8.9, nft-cache.c). For each command it looks up the names of the chain and of the
+// target in a sorted list of all names so far, starting at the front. With 10,000 Services in one input,
+// these lookups took 30 of 35 seconds. They take no time if names come in descending order, each chain with
+// its rules, because the name is then the first in the list. For this reason the letters of chains are in
+// the order of dependence, and rules mark packets by a jump to FAIRLEAD-ADD-MARK, the smallest name, instead
+// of the target MARK, which sorts after all of them. What remains is a dispatch rule's frontend, somewhere in
+// the list. Limiting the number of chains in a restore limits that.
 
-// step is the input of one restore and what is complete after it.
+// step is the input of one restore and the chains that are complete after it.
 type step struct {
 	before, nat, after section
 	completes          []ChainID
 }
 
-// split divides a plan. Chains that are new are met by no packet until a chain that is in use leads to them, so they can
-// be written ahead in any number of steps; likewise chains that nothing leads to any more can be deleted afterwards.
+// split divides a plan into steps. No packet enters a new chain until a chain in use jumps to it, so new
+// chains can be written in advance, in any number of steps. In the same way, chains that are no longer used
+// can be deleted afterwards.
 func split(p plan, maxChains int) []step {
 	if maxChains == 0 || len(p.Upserts)+len(p.Deletes) <= maxChains {
 		return []step{switchOver(p)}
@@ -39,7 +41,7 @@ func split(p plan, maxChains int) []step {
 	for piece := range slices.Chunk(ahead, maxChains) {
 		part := plan{Upserts: make(map[ChainID]Chain), Actual: p.Actual}
 		for _, id := range piece {
-			// What it goes to is in this piece, in one before, or in the kernel already.
+			// The chains that it jumps to are in this step, in an earlier one, or already in the kernel.
 			part.Upserts[id] = p.Upserts[id]
 			delete(last.Upserts, id)
 		}
@@ -49,7 +51,7 @@ func split(p plan, maxChains int) []step {
 		return append(steps, switchOver(last))
 	}
 
-	// First nothing goes anywhere from them, then they go.
+	// Empty all of them before deleting any: they may jump to each other.
 	last.Deletes = make(map[ChainID]Chain)
 	var old []ChainID
 	for id, c := range p.Deletes {
@@ -108,8 +110,8 @@ func switchOver(p plan) step {
 	return s
 }
 
-// input is the text of the restore. Where nothing happens in the nat table there is nothing to wait for, and both parts
-// of the filter table become one.
+// input is the text of the restore. If the nat table does not change, the two parts of the filter table
+// become one.
 func (s step) input() []byte {
 	var b bytes.Buffer
 	b.Grow(s.before.size() + s.nat.size() + s.after.size())
@@ -135,8 +137,8 @@ func compareIDs(a, b ChainID) int {
 	return strings.Compare(a.Name, b.Name)
 }
 
-// inOrder returns the chains so that each comes after those that its rules go to, as far as these are in the map too,
-// and apart from that in descending order of names, with those that every node has at the end.
+// inOrder returns the chains in descending order of names, with the ones that every node has at the end.
+// A chain comes after the chains in the map that its rules jump to.
 func inOrder(chains map[ChainID]Chain) []ChainID {
 	ids := slices.SortedFunc(maps.Keys(chains), func(a, b ChainID) int {
 		if x, y := many(a.Name), many(b.Name); x != y {
@@ -171,13 +173,13 @@ func inOrder(chains map[ChainID]Chain) []ChainID {
 	return out
 }
 
-// many says whether the chain is one of those that there are many of: FAIRLEAD-<letter>-….
+// many returns whether the chain is not one that every node has once: FAIRLEAD-<letter>-….
 func many(name string) bool {
 	rest, ours := strings.CutPrefix(name, chainPrefix)
 	return ours && len(rest) > 1 && rest[1] == '-'
 }
 
-// ruleTarget is the chain that a rule goes to, empty if it goes to none of ours. Our rules end in it.
+// ruleTarget is the chain of ours that a rule jumps to, or empty. It is the last word of the rule.
 func ruleTarget(rule string) string {
 	i := strings.LastIndexByte(rule, ' ')
 	if i < 0 || !strings.HasPrefix(rule[i+1:], chainPrefix) {
@@ -186,8 +188,9 @@ func ruleTarget(rule string) string {
 	return rule[i+1:]
 }
 
-// compare says whether rules are lost and gained from one content to the other, and returns the new content followed by
-// what would be lost. Rules of one chain of the filter table speak of different frontends, so their order is free.
+// compare returns whether rules are lost and gained between two versions of a chain, and the new rules
+// followed by the lost ones. The rules of a chain of the filter table match different frontends, so their
+// order does not matter.
 func compare(have, want Chain) (union Chain, lost, gained bool) {
 	old, now := have.lines(), want.lines()
 	both := slices.Clone(now)
@@ -201,12 +204,11 @@ func compare(have, want Chain) (union Chain, lost, gained bool) {
 	return Chain{Rules: strings.Join(both, "\n")}, lost, gained
 }
 
-// section is a part of a restore's input, for one table: chains with their new rules, changes of built-in chains, and
-// chains to delete, which nothing goes to any more at that point.
+// section is the part of a restore's input for one table.
 type section struct {
 	chains []chainText
-	base   []string
-	drop   []string
+	base   []string // commands that change built-in chains
+	drop   []string // chains to delete; nothing jumps to them at that point
 }
 
 type chainText struct {
@@ -216,7 +218,7 @@ type chainText struct {
 
 func (s *section) empty() bool { return len(s.chains) == 0 && len(s.base) == 0 && len(s.drop) == 0 }
 
-// size is about the length of what print prints.
+// size estimates the length of what print prints.
 func (s *section) size() int {
 	n := 0
 	for _, c := range s.chains {
@@ -228,8 +230,8 @@ func (s *section) size() int {
 	return n + 20
 }
 
-// replace gives a chain its rules. Its declaration empties a chain that is there. In a built-in chain our jumps are taken
-// out and put in at the top.
+// replace sets the rules of a chain. Declaring an existing chain empties it. In a built-in chain, our jumps
+// are removed and inserted at the top.
 func (s *section) replace(name string, have, want Chain) {
 	if !builtin(name) {
 		s.chains = append(s.chains, chainText{name, want.Rules})

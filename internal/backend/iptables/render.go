@@ -7,17 +7,20 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// renderer turns changes of the table into wanted chains of one family. What it keeps is derived from the table: the
-// dispatch trees, and the fragments, to render them again when the header changes.
+// renderer turns changes of the table into desired chains of one family. Its state is derived from the
+// table: the dispatch trees, and the fragments, which it renders again when the header changes. To find
+// what a Service no longer needs, it renders the old fragment again: that is a pure function, and the
+// chains and entries are not held twice.
 type renderer struct {
 	opt       options
 	family    fwd.Family
 	header    fwd.Header
 	fragments map[fwd.Service]*fwd.Fragment
 	trees     [numTrees]*tree
-	// shared counts the Services that ask for an entry without an owner.
+	// shared counts the Services that need an entry without an owner.
 	shared map[treePlace]int
-	begun  bool
+	// begun is whether the static chains were rendered.
+	begun bool
 }
 
 func newRenderer(family fwd.Family, opt options) *renderer {
@@ -78,16 +81,16 @@ func (r *renderer) Render(ch fwd.Changes) edits {
 	set := func(id ChainID, rules []string) {
 		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Value: Chain{Rules: strings.Join(rules, "\n")}})
 	}
-	gone := func(id ChainID) {
+	remove := func(id ChainID) {
 		out = append(out, backend.Edit[ChainID, Chain]{Key: id, Delete: true})
 	}
 	for _, t := range r.trees {
-		t.edits(all, set, gone)
+		t.edits(all, set, remove)
 	}
 	return out
 }
 
-// setHeader renders every Service again where its rules depend on what changed.
+// setHeader renders all Services again if their rules depend on what changed.
 func (r *renderer) setHeader(h fwd.Header, out edits) edits {
 	i := r.family.Index()
 	old := r.header
@@ -102,15 +105,15 @@ func (r *renderer) setHeader(h fwd.Header, out edits) edits {
 	return out
 }
 
-// replace changes the program of one Service.
+// replace replaces the program of one Service.
 func (r *renderer) replace(was, is program, out edits) edits {
 	if len(was.chains) > 0 {
-		stays := make(map[ChainID]bool, len(is.chains))
+		keep := make(map[ChainID]bool, len(is.chains))
 		for _, c := range is.chains {
-			stays[c.id] = true
+			keep[c.id] = true
 		}
 		for _, c := range was.chains {
-			if !stays[c.id] {
+			if !keep[c.id] {
 				out = append(out, backend.Edit[ChainID, Chain]{Key: c.id, Delete: true})
 			}
 		}
@@ -124,20 +127,20 @@ func (r *renderer) replace(was, is program, out edits) edits {
 	}
 	for i := range is.entries {
 		e := &is.entries[i]
-		if o, there := old[e.treePlace]; !there || o != e.entry {
+		if o, ok := old[e.treePlace]; !ok || o != e.entry {
 			r.trees[e.tree].set(e.key, e.entry)
 		}
 		delete(old, e.treePlace)
 	}
-	for at, e := range old {
-		r.trees[at.tree].remove(at.key, e.owner)
+	for place, e := range old {
+		r.trees[place.tree].remove(place.key, e.owner)
 	}
 	r.count(is.shared, 1)
 	r.count(was.shared, -1)
 	return out
 }
 
-// count notes that a Service asks, or no longer asks, for shared entries.
+// count adds by to the number of Services that need shared entries.
 func (r *renderer) count(shared []treeEntry, by int) {
 	for _, e := range shared {
 		before := r.shared[e.treePlace]
@@ -153,7 +156,7 @@ func (r *renderer) count(shared []treeEntry, by int) {
 	}
 }
 
-// culprit finds the Service that a refused rule belongs to.
+// culprit returns the Service that owns a refused rule.
 func (r *renderer) culprit(id ChainID, rule string, c Chain) (fwd.Service, bool) {
 	if c.Owner != (fwd.Service{}) {
 		return c.Owner, true
@@ -169,7 +172,7 @@ func (r *renderer) culprit(id ChainID, rule string, c Chain) (fwd.Service, bool)
 	return fwd.Service{}, false
 }
 
-// chainsOf renders a whole table for one family.
+// chainsOf renders all of a table for one family.
 func chainsOf(family fwd.Family, opt options, t *fwd.Table) map[ChainID]Chain {
 	r := newRenderer(family, opt)
 	out := make(map[ChainID]Chain)

@@ -18,9 +18,9 @@ import (
 type target struct {
 	family fwd.Family
 	tables xtables.Interface
-	// maxChains bounds how many chains a restore holds, where that is possible; 0 means no bound.
+	// maxChains limits the number of chains in a restore where possible; 0 means no limit.
 	maxChains int
-	// culprit finds the Service that a refused rule belongs to.
+	// culprit returns the Service that owns a refused rule.
 	culprit func(ChainID, string, Chain) (fwd.Service, bool)
 	counts  *counts
 	// found, if not nil, takes the frontends that were read.
@@ -59,7 +59,7 @@ func (t *target) Read(ctx context.Context) (map[ChainID]Chain, error) {
 	return out, nil
 }
 
-// parseFrontend reads the key of a frontend from a rule that dispatches to it (writer.dispatch); other rules have none.
+// parseFrontend parses the key of a frontend from a rule that dispatches to it (writer.dispatch).
 func parseFrontend(fam fwd.Family, rule string) (k fwd.Key, ok bool) {
 	k.Family = fam
 	if rest, found := strings.CutPrefix(rule, "-d "); found {
@@ -76,14 +76,14 @@ func parseFrontend(fam fwd.Family, rule string) (k fwd.Key, ok bool) {
 			continue
 		}
 		port, _, _ := strings.Cut(rest, " ")
-		n, err := strconv.ParseUint(port, 10, 16) // a range of ports dispatches further
+		n, err := strconv.ParseUint(port, 10, 16) // fails for a range of ports, which leads to another dispatch chain
 		k.Proto, k.Port = proto, uint16(n)
 		return k, err == nil
 	}
 	return k, false
 }
 
-// addOurs adds what is ours of a table that was read.
+// addOurs adds our chains, and our rules in built-in chains, from a table that was read.
 func addOurs(out map[ChainID]Chain, table Table, chains xtables.Table) {
 	for name, c := range chains {
 		rules := c.Rules
@@ -97,18 +97,19 @@ func addOurs(out map[ChainID]Chain, table Table, chains xtables.Table) {
 	}
 }
 
-// jumpsToOurs says whether a rule of a built-in chain leads to a chain of ours.
+// jumpsToOurs returns whether a rule of a built-in chain jumps to a chain of ours.
 func jumpsToOurs(rule string) bool {
 	return strings.HasPrefix(rule, "-j "+chainPrefix) || strings.Contains(rule, " -j "+chainPrefix) || strings.Contains(rule, " -g "+chainPrefix)
 }
 
-// Write implements backend.Target: new chains ahead, in pieces of maxChains, then everything else in one restore, then
-// what is left to delete. With maxChains 0 it is one restore.
+// Write implements backend.Target. It writes new chains in advance, at most maxChains per restore, then
+// everything else in one restore, then deletes what is left. If maxChains is 0, it is one restore.
 //
-// Each table is committed at once, but one after the other. What the filter table rejects or drops meets only
-// connections that the nat table did not forward; so its rules may be there too early, but must not go too early:
+// Each table is committed atomically, one after the other. Rules of the filter table only reject or drop
+// connections that the nat table did not forward. So they may come too early, but must not be removed too
+// early:
 //
-//	filter  with the new rules, and still with those that will go
+//	filter  with the new rules and the old ones
 //	nat     pools, frontends and dispatch in one step
 //	filter  without the old rules
 func (t *target) Write(ctx context.Context, p plan, done func(ChainID)) error {
@@ -124,7 +125,7 @@ func (t *target) Write(ctx context.Context, p plan, done func(ChainID)) error {
 	return nil
 }
 
-// explain turns the failure of a restore into an error that says whom it concerns.
+// explain turns a failed restore into an error that names the Services that caused it.
 func (t *target) explain(ctx context.Context, p plan, err error) error {
 	fe := &backend.FamilyError{Family: t.family, Err: err}
 	var re *xtables.RestoreError
@@ -145,7 +146,7 @@ func (t *target) explain(ctx context.Context, p plan, err error) error {
 	return fe
 }
 
-// parseRule takes a line "-A CHAIN RULE" apart.
+// parseRule parses a line "-A CHAIN RULE".
 func parseRule(line string) (ChainID, string, bool) {
 	rest, ok := strings.CutPrefix(line, "-A ")
 	if !ok {
@@ -155,8 +156,8 @@ func parseRule(line string) (ChainID, string, bool) {
 	return ChainID{Name: name}, rule, true
 }
 
-// bisect finds the Services whose own chains the kernel refuses, by writing the chains of ever smaller halves of them.
-// No packet meets a chain that was not in use before; one that was gets what it is meant to hold.
+// bisect finds the Services whose chains the kernel refuses, by writing the chains of smaller and smaller
+// groups of Services. No packet enters a new chain; a chain in use gets its desired rules.
 func (t *target) bisect(ctx context.Context, p plan) []fwd.Service {
 	owned := make(map[fwd.Service][]ChainID)
 	for id, c := range p.Upserts {
@@ -171,8 +172,8 @@ func (t *target) bisect(ctx context.Context, p plan) []fwd.Service {
 				part.Upserts[id] = p.Upserts[id]
 			}
 		}
-		// Chains of a Service jump to shared ones; those are there after the first successful write, and until then an empty
-		// declaration stands in.
+		// Chains of a Service jump to shared ones, which exist after the first successful write. Before that,
+		// declare them empty.
 		for id, c := range p.Upserts {
 			if _, there := p.Actual(id); !there && c.Owner == (fwd.Service{}) && !builtin(id.Name) {
 				part.Upserts[id] = Chain{}
