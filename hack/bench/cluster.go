@@ -23,7 +23,7 @@ import (
 const (
 	namespace = "default"
 	podPort   = 8080
-	// writers is how many requests to the API server run at once while Services are made.
+	// writers is the number of concurrent requests to the API server while Services are created.
 	writers = 16
 )
 
@@ -37,7 +37,7 @@ type cluster struct {
 	servers    []*probe.Server
 }
 
-// newCluster makes a cluster with so many nodes. Close it, also after an error.
+// newCluster makes a cluster. Close it, also after an error.
 func newCluster(ctx context.Context, dir string, nodes, endpoints int) (*cluster, error) {
 	c := &cluster{endpoints: endpoints}
 	var err error
@@ -92,7 +92,7 @@ func (c *cluster) close() error {
 	return errors.Join(errs...)
 }
 
-// service makes a Service of IPv4 and returns its address.
+// service creates an IPv4 Service and returns its address.
 func (c *cluster) service(ctx context.Context, name string) (netip.AddrPort, error) {
 	s, err := c.client.CoreV1().Services(namespace).Create(ctx, &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -109,7 +109,7 @@ func (c *cluster) service(ctx context.Context, name string) (netip.AddrPort, err
 	return netip.AddrPortFrom(a, 80), err
 }
 
-// sliceOf is an EndpointSlice of a Service, with the port that pods answer on.
+// sliceOf returns an EndpointSlice of a Service, with the port on which pods answer.
 func sliceOf(name string, addrs ...netip.Addr) *discoveryv1.EndpointSlice {
 	return sliceAt(podPort, name, addrs...)
 }
@@ -129,7 +129,7 @@ func sliceAt(port int32, name string, addrs ...netip.Addr) *discoveryv1.Endpoint
 	return s
 }
 
-// fillAddrs are endpoints of a Service that nobody asks; each generation has others.
+// fillAddrs returns endpoints of a Service without clients, different ones in each generation.
 func (c *cluster) fillAddrs(i, generation int) []netip.Addr {
 	out := make([]netip.Addr, c.endpoints)
 	for e := range out {

@@ -18,7 +18,7 @@ import (
 	"github.com/fairlead/fairlead/e2e/daemon"
 )
 
-// settings are what the command line says.
+// settings are the command line's settings.
 type settings struct {
 	sizes     []int
 	endpoints int
@@ -27,13 +27,13 @@ type settings struct {
 	slices    int
 	rounds    int
 	out       string
-	// most bounds, by "proxy mode", how many Services a contestant gets, so that a benchmark ends.
+	// most limits, by "proxy mode", the number of Services of a contestant, so that a benchmark ends in time.
 	most map[string]int
-	// only leaves out all proxies but this one.
+	// only restricts the benchmark to one proxy.
 	only string
 }
 
-// allModes are the modes that can be measured; iptables counts for each userland.
+// allModes are the modes that can be measured; iptables is measured with each userland.
 var allModes = []string{"nftables", "iptables-nft", "iptables-legacy", "ipvs"}
 
 func main() {
@@ -47,14 +47,14 @@ func main() {
 
 func parse(args []string) (settings, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	sizes := fs.String("services", "1000,5000", "numbers of Services, a run for each")
+	sizes := fs.String("services", "1000,5000", "numbers of Services, with one run for each")
 	modes := fs.String("modes", "nftables,iptables-nft,iptables-legacy", "modes to measure: "+strings.Join(allModes, ", "))
 	most := fs.String("most", "kube-proxy iptables-nft=1000,kube-proxy iptables-legacy=10000,kube-proxy ipvs=1000",
-		"most Services that a proxy gets in a mode, where it would take too long")
+		"maximum number of Services for a proxy in a mode that would take too long")
 	s := settings{most: make(map[string]int)}
 	fs.IntVar(&s.endpoints, "endpoints", 10, "endpoints of each Service")
-	fs.IntVar(&s.changes, "changes", 20, "changes of one endpoint that are timed")
-	fs.IntVar(&s.slices, "rolling", 100, "EndpointSlices that change in a rolling update")
+	fs.IntVar(&s.changes, "changes", 20, "number of timed changes of one endpoint")
+	fs.IntVar(&s.slices, "rolling", 100, "number of EndpointSlices that change in a rolling update")
 	fs.IntVar(&s.rounds, "rounds", 15, "rounds of new connections, 0.2 s each")
 	fs.StringVar(&s.out, "out", "bin/bench", "directory for results.csv")
 	fs.StringVar(&s.only, "only", "", "measure only fairlead, or only kube-proxy")
@@ -126,7 +126,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		// What has been measured is kept, whatever comes next.
+		// Keep these results even if a later size fails.
 		if err := writeCSV(filepath.Join(s.out, "results.csv"), results); err != nil {
 			return err
 		}

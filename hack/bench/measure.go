@@ -25,11 +25,11 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// result is what was measured of one proxy in one mode with so many Services. A negative figure was not measured.
+// result holds the figures of one proxy in one mode with one number of Services. A negative figure was not measured.
 type result struct {
 	proxy, mode         string
 	services, endpoints int
-	// skipped says why nothing was measured.
+	// skipped is the reason why nothing was measured.
 	skipped string
 
 	cold                     time.Duration
@@ -47,74 +47,42 @@ type result struct {
 	directLatency, thLatency time.Duration
 }
 
-// contestant is a proxy in a mode, on a node of its own.
+// contestant is a proxy in a mode, on its own node.
 type contestant struct {
 	result
 	binary   string
 	flags    []string
 	userland string
-	// programs is a directory in which iptables, which kube-proxy runs, is that of the userland.
+	// programs is a directory with the userland's iptables, for kube-proxy.
 	programs string
 	node     *lab.Node
-	// first and last are Services that were made before all others and after them, whose endpoint is a pod of the node.
+	// first and last are the Services that were created before and after all others. Their endpoint is a pod of the node.
 	first, last string
-	// rate is a Service of the node whose connections are accepted and closed.
+	// rate is a Service whose endpoint, a pod of the node, accepts and closes connections.
 	rate string
 	vips map[string]netip.AddrPort
 }
 
-// settle is how long a proxy may go on working after it has been seen to be done, before its memory and CPU are looked at.
+// settle is how long to wait between the end of an observed change and reading the proxy's memory and CPU.
 const settle = 5 * time.Second
 
-// patience is how long a proxy may take for its first programming.
-const patience = 15 * time.Minute
+// firstSyncTimeout is how long a proxy may take for its first sync.
+const firstSyncTimeout = 15 * time.Minute
 
 // measureSize measures all contestants with n Services.
-func measureSize(ctx context.Context, s settings, n int, dir, ours, peer string) (results []result, err error) {
-	var all []*contestant
-	for _, mode := range s.modes {
-		for _, proxy := range []string{"fairlead", "kube-proxy"} {
-			if s.only != "" && s.only != proxy {
-				continue
-			}
-			p := &contestant{result: result{proxy: proxy, mode: mode, services: n, endpoints: s.endpoints, rollSize: min(s.slices, n) * s.endpoints}, binary: ours}
-			if proxy == "kube-proxy" {
-				p.binary = peer
-			}
-			if most, bounded := s.most[proxy+" "+mode]; bounded && n > most {
-				p.skipped = fmt.Sprintf("left out: measured up to %d Services", most)
-			}
-			all = append(all, p)
-		}
-	}
-	// One node more has no proxy.
+func measureSize(ctx context.Context, s settings, n int, dir, fairlead, kubeProxy string) (results []result, err error) {
+	all := contestants(s, n, fairlead, kubeProxy)
+	// The additional node has no proxy.
 	c, err := newCluster(ctx, dir, len(all)+1, s.endpoints)
 	defer func() { err = errors.Join(err, c.close()) }()
 	if err != nil {
 		return nil, err
 	}
-	for i, p := range all {
-		p.prepare(c.lab.Nodes[i], c.kubeconfig)
-		p.programs = filepath.Join(dir, p.userland)
-		if err := linkPrograms(p.programs, p.userland); err != nil {
-			return nil, err
-		}
-		if err := p.makeService(ctx, c, &p.first, "a-first", podPort); err != nil {
-			return nil, err
-		}
-	}
-	start := time.Now()
-	if err := c.fill(ctx, n-2); err != nil {
+	if err := fillCluster(ctx, s, n, dir, c, all); err != nil {
 		return nil, err
 	}
-	fmt.Printf("%d Services of %d endpoints written in %v\n", n, s.endpoints, time.Since(start).Round(time.Second))
-	for _, p := range all {
-		if err := errors.Join(p.makeService(ctx, c, &p.last, "z-last", podPort), p.makeService(ctx, c, &p.rate, "z-rate", ratePort)); err != nil {
-			return nil, err
-		}
-	}
 	empty := c.lab.Nodes[len(all)]
-	// As every pod network has: without a rule the kernel would not even track connections.
+	// Every pod network has some rule; without one the kernel would not even track connections.
 	if _, err := empty.Run(ctx, "iptables-"+userlandOf(s.modes[0]), "-w", "-t", "nat", "-A", "POSTROUTING", "-s", "192.0.2.1", "-j", "MASQUERADE"); err != nil {
 		return nil, err
 	}
@@ -134,7 +102,53 @@ func measureSize(ctx context.Context, s settings, n int, dir, ours, peer string)
 	return results, nil
 }
 
-// userlandOf is the userland of iptables that a mode uses.
+// contestants returns the proxies to measure with n Services in each mode.
+func contestants(s settings, n int, fairlead, kubeProxy string) []*contestant {
+	var all []*contestant
+	for _, mode := range s.modes {
+		for _, proxy := range []string{"fairlead", "kube-proxy"} {
+			if s.only != "" && s.only != proxy {
+				continue
+			}
+			p := &contestant{result: result{proxy: proxy, mode: mode, services: n, endpoints: s.endpoints, rollSize: min(s.slices, n) * s.endpoints}, binary: fairlead}
+			if proxy == "kube-proxy" {
+				p.binary = kubeProxy
+			}
+			if most, bounded := s.most[proxy+" "+mode]; bounded && n > most {
+				p.skipped = fmt.Sprintf("skipped: measured up to %d Services", most)
+			}
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// fillCluster creates n Services, among them those of each contestant, and prepares the nodes.
+func fillCluster(ctx context.Context, s settings, n int, dir string, c *cluster, all []*contestant) error {
+	for i, p := range all {
+		p.prepare(c.lab.Nodes[i], c.kubeconfig)
+		p.programs = filepath.Join(dir, p.userland)
+		if err := linkPrograms(p.programs, p.userland); err != nil {
+			return err
+		}
+		if err := p.makeService(ctx, c, &p.first, "a-first", podPort); err != nil {
+			return err
+		}
+	}
+	start := time.Now()
+	if err := c.fill(ctx, n-2); err != nil {
+		return err
+	}
+	fmt.Printf("%d Services of %d endpoints written in %v\n", n, s.endpoints, time.Since(start).Round(time.Second))
+	for _, p := range all {
+		if err := errors.Join(p.makeService(ctx, c, &p.last, "z-last", podPort), p.makeService(ctx, c, &p.rate, "z-rate", ratePort)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// userlandOf returns the iptables userland that a mode uses.
 func userlandOf(mode string) string {
 	if mode == "iptables-legacy" || mode == "ipvs" {
 		return "legacy"
@@ -153,7 +167,7 @@ func (p *contestant) prepare(n *lab.Node, kubeconfig string) {
 	}
 }
 
-// makeService makes a Service whose endpoint is the node's first pod.
+// makeService creates a Service whose endpoint is the node's first pod.
 func (p *contestant) makeService(ctx context.Context, c *cluster, name *string, prefix string, port int32) error {
 	*name = prefix + "-" + p.node.Label
 	vip, err := c.service(ctx, *name)
@@ -165,7 +179,7 @@ func (p *contestant) makeService(ctx context.Context, c *cluster, name *string, 
 	return err
 }
 
-// measure runs the proxy and takes all figures.
+// measure runs the proxy and measures everything.
 func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty *lab.Node, number int) (err error) {
 	if err := daemon.Hint(ctx, p.node, p.userland); err != nil {
 		return err
@@ -175,64 +189,80 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 		return err
 	}
 	defer os.RemoveAll(bin)
+	d, err := p.coldStart(ctx)
+	if d == nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Kill()) }()
+	if err == nil {
+		err = p.running(ctx, s, c, d, empty, number)
+	}
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, tail(d.Log()))
+	}
+	return p.restarted(ctx, d, bin, count)
+}
+
+// coldStart starts the proxy and measures until it has programmed all Services. The daemon is nil if it did not start.
+func (p *contestant) coldStart(ctx context.Context) (*daemon.Daemon, error) {
 	lock := watchLock()
 	received, err := p.received(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	start := time.Now()
 	d, err := p.start("")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, d.Kill()) }()
-	fail := func(err error) error { return fmt.Errorf("%w\n%s", err, tail(d.Log())) }
-	first, cancel := context.WithTimeout(ctx, patience)
+	first, cancel := context.WithTimeout(ctx, firstSyncTimeout)
 	defer cancel()
 	for _, name := range []string{p.last, p.first} {
 		if err := p.await(first, name, p.node.Pods[0].Label); err != nil {
 			p.lockHeld = lock()
-			return fail(err)
+			return d, err
 		}
 	}
 	p.cold = time.Since(start)
 	if err := sleep(ctx, settle); err != nil {
-		return err
+		return d, err
 	}
 	p.lockHeld = lock()
 	if now, err := p.received(ctx); err == nil {
 		p.apiBytes = now - received
 	}
-	// The last Service may answer long before all is done.
+	// The last Service may answer long before everything is programmed.
 	if err := p.awaitSynced(ctx); err != nil {
-		return fail(err)
+		return d, err
 	}
 	sums, err := p.metric(ctx, "kubeproxy_sync_proxy_rules_duration_seconds_sum")
 	if err != nil {
-		return fail(err)
+		return d, err
 	}
 	for _, family := range sums {
 		p.firstSync = max(p.firstSync, time.Duration(family*float64(time.Second)))
 	}
-	p.say("cold_start_s", "first_sync_s", "xtables_lock_s", "api_bytes")
-	if err := p.changes(ctx, s, c, d); err != nil {
-		return fail(err)
-	}
-	p.say("change_p50_s", "change_p99_s", "change_cpu_s")
-	if err := p.rolling(ctx, s, c, d, number); err != nil {
-		return fail(err)
-	}
-	p.say("rolling_s", "rolling_cpu_s")
-	if p.peakRSS, p.steadyRSS, err = memory(d.Pid()); err != nil {
-		return fail(err)
-	}
-	if err := p.rates(ctx, s, empty); err != nil {
-		return fail(err)
-	}
-	return p.again(ctx, d, bin, count)
+	p.print("cold_start_s", "first_sync_s", "xtables_lock_s", "api_bytes")
+	return d, nil
 }
 
-// start starts the proxy, with a directory in front of its PATH.
+// running measures changes, memory and connections of the running proxy.
+func (p *contestant) running(ctx context.Context, s settings, c *cluster, d *daemon.Daemon, empty *lab.Node, number int) (err error) {
+	if err := p.changes(ctx, s, c, d); err != nil {
+		return err
+	}
+	p.print("change_p50_s", "change_p99_s", "change_cpu_s")
+	if err := p.rolling(ctx, s, c, d, number); err != nil {
+		return err
+	}
+	p.print("rolling_s", "rolling_cpu_s")
+	if p.peakRSS, p.steadyRSS, err = memory(d.Pid()); err != nil {
+		return err
+	}
+	return p.rates(ctx, s, empty)
+}
+
+// start starts the proxy with a directory, if not empty, at the front of its PATH.
 func (p *contestant) start(dir string) (*daemon.Daemon, error) {
 	path := p.programs + ":" + os.Getenv("PATH")
 	if dir != "" {
@@ -241,7 +271,7 @@ func (p *contestant) start(dir string) (*daemon.Daemon, error) {
 	return daemon.Start(p.node, "env", append([]string{"PATH=" + path, p.binary}, p.flags...)...)
 }
 
-// await dials a Service from a pod until the server answers.
+// await connects to a Service from a pod until the server answers.
 func (p *contestant) await(ctx context.Context, service, server string) error {
 	d := probe.NewDialer(p.node.Pods[2].Host)
 	to := probe.Target{Proto: "tcp", Dst: p.vips[service], Timeout: 20 * time.Millisecond}
@@ -251,7 +281,7 @@ func (p *contestant) await(ctx context.Context, service, server string) error {
 			return nil
 		}
 		if err := sleep(ctx, time.Millisecond); err != nil {
-			return fmt.Errorf("%s does not get to %s in time: %s", service, server, r)
+			return fmt.Errorf("%s does not reach %s in time: %s", service, server, r)
 		}
 	}
 }
@@ -273,7 +303,7 @@ func (p *contestant) changes(ctx context.Context, s settings, c *cluster, d *dae
 			return err
 		}
 		took = append(took, time.Since(written))
-		// kube-proxy gathers changes for a second.
+		// kube-proxy batches changes for a second.
 		if err := sleep(ctx, 2*time.Second); err != nil {
 			return err
 		}
@@ -288,14 +318,14 @@ func (p *contestant) changes(ctx context.Context, s settings, c *cluster, d *dae
 	return nil
 }
 
-// awaitFor is await with a bound.
+// awaitFor is await with a timeout.
 func (p *contestant) awaitFor(ctx context.Context, service, server string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, firstSyncTimeout)
 	defer cancel()
 	return p.await(ctx, service, server)
 }
 
-// rolling changes many EndpointSlices as fast as the API server takes them, and then the endpoint of the last Service.
+// rolling changes many EndpointSlices as fast as the API server accepts them, and then the endpoint of the last Service.
 func (p *contestant) rolling(ctx context.Context, s settings, c *cluster, d *daemon.Daemon, generation int) error {
 	before, err := d.CPU()
 	if err != nil {
@@ -321,9 +351,9 @@ func (p *contestant) rolling(ctx context.Context, s settings, c *cluster, d *dae
 	return err
 }
 
-// again restarts the proxy with nothing changed and counts its writes to the kernel.
-func (p *contestant) again(ctx context.Context, d *daemon.Daemon, bin string, count func() (int, error)) (err error) {
-	// kube-proxy does not catch the signal.
+// restarted restarts the proxy with nothing changed and counts its writes to the kernel.
+func (p *contestant) restarted(ctx context.Context, d *daemon.Daemon, bin string, count func() (int, error)) (err error) {
+	// kube-proxy does not handle SIGTERM.
 	if err := d.Kill(); err != nil {
 		return err
 	}
@@ -345,7 +375,7 @@ func (p *contestant) again(ctx context.Context, d *daemon.Daemon, bin string, co
 		return err
 	}
 	stop()
-	// It reads now what the kernel has, which a first start does not.
+	// Unlike the first start, this one reads the kernel's rules.
 	peak, _, err := memory(again.Pid())
 	if err != nil {
 		return err
@@ -356,15 +386,15 @@ func (p *contestant) again(ctx context.Context, d *daemon.Daemon, bin string, co
 		return err
 	case p.mode == "nftables":
 		p.restartWrites = int(transactions.Load())
-	case p.mode != "ipvs": // which tells nobody of writes
+	case p.mode != "ipvs": // whose writes cannot be observed
 		p.restartWrites = n
 	}
 	return nil
 }
 
-// awaitSynced asks the proxy's metrics until it says that the rules are right.
+// awaitSynced polls the proxy's metrics until it has synced.
 func (p *contestant) awaitSynced(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, firstSyncTimeout)
 	defer cancel()
 	for {
 		times, err := p.metric(ctx, "kubeproxy_sync_proxy_rules_last_timestamp_seconds")
@@ -372,12 +402,12 @@ func (p *contestant) awaitSynced(ctx context.Context) error {
 			return nil
 		}
 		if err := sleep(ctx, 10*time.Millisecond); err != nil {
-			return fmt.Errorf("the proxy does not say that it has synced: %w", err)
+			return fmt.Errorf("the proxy does not report a sync: %w", err)
 		}
 	}
 }
 
-// metric asks the proxy for the values of all series of a metric.
+// metric returns the values of all series of one of the proxy's metrics.
 func (p *contestant) metric(ctx context.Context, name string) (values []float64, err error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (conn net.Conn, err error) {
 		err = p.node.Do(func() error {
@@ -413,7 +443,7 @@ func (p *contestant) metric(ctx context.Context, name string) (values []float64,
 	return values, nil
 }
 
-// watchTransactions counts transactions of nf_tables on the node.
+// watchTransactions counts nf_tables transactions on the node. The returned function stops it.
 func (p *contestant) watchTransactions(ctx context.Context) (*atomic.Int64, func(), error) {
 	n := new(atomic.Int64)
 	if p.mode != "nftables" {
@@ -430,7 +460,7 @@ func (p *contestant) watchTransactions(ctx context.Context) (*atomic.Int64, func
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		text, _ := io.ReadAll(out) // ends when the monitor is told to end
+		text, _ := io.ReadAll(out) // ends with the monitor
 		n.Add(int64(strings.Count(string(text), "# new generation")))
 	}()
 	return n, func() {
@@ -440,7 +470,7 @@ func (p *contestant) watchTransactions(ctx context.Context) (*atomic.Int64, func
 	}, sleep(ctx, 200*time.Millisecond)
 }
 
-// received is the number of bytes that the node has received from others; while a proxy starts that is the API server.
+// received returns the number of bytes that the node has received; while a proxy starts they come from the API server.
 func (p *contestant) received(ctx context.Context) (int64, error) {
 	text, err := p.node.Run(ctx, "cat", "/proc/net/dev")
 	if err != nil {
@@ -455,7 +485,7 @@ func (p *contestant) received(ctx context.Context) (int64, error) {
 	return 0, errors.New("the node has no eth interface")
 }
 
-// memory reads the largest and the present resident set of a process, in bytes.
+// memory returns the peak and the current resident set size of a process, in bytes.
 func memory(pid int) (peak, now int64, err error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -480,8 +510,8 @@ func memory(pid int) (peak, now int64, err error) {
 	return peak, now, nil
 }
 
-// watchLock samples the lock that all programs of the legacy userland share. The function that it returns ends that and says
-// how long the lock was held.
+// watchLock samples the xtables lock of the legacy userland. The returned function stops it and returns how long the lock was
+// held.
 func watchLock() func() time.Duration {
 	const every = time.Millisecond
 	stop, held := make(chan struct{}), make(chan time.Duration)
@@ -514,28 +544,27 @@ func watchLock() func() time.Duration {
 	return func() time.Duration { close(stop); return <-held }
 }
 
-// wrappers makes a directory with programs in place of those that write iptables, which note each run. count says how
-// many there were.
+// wrappers makes a directory with wrappers of the programs that write iptables. count returns how often they were run.
 func wrappers(userland string) (dir string, count func() (int, error), err error) {
 	if dir, err = os.MkdirTemp("", "fairlead-bench-bin"); err != nil {
 		return "", nil, err
 	}
-	notes := filepath.Join(dir, "notes")
+	runs := filepath.Join(dir, "runs")
 	for _, family := range []string{"iptables", "ip6tables"} {
 		for _, name := range []string{family + "-restore", family + "-" + userland + "-restore"} {
 			real, err := exec.LookPath(family + "-" + userland + "-restore")
 			if err != nil {
 				return dir, nil, err
 			}
-			// A restore of nothing but probes for features of the userland is no write of rules.
-			script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *--version*) ;; *) echo run >>%s ;; esac\nexec %s \"$@\"\n", notes, real)
+			// Asking for the version is not a write of rules.
+			script := fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *--version*) ;; *) echo run >>%s ;; esac\nexec %s \"$@\"\n", runs, real)
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
 				return dir, nil, err
 			}
 		}
 	}
 	return dir, func() (int, error) {
-		text, err := os.ReadFile(notes)
+		text, err := os.ReadFile(runs)
 		if errors.Is(err, os.ErrNotExist) {
 			return 0, nil
 		}
@@ -543,7 +572,7 @@ func wrappers(userland string) (dir string, count func() (int, error), err error
 	}, nil
 }
 
-// linkPrograms makes a directory in which iptables is that of a userland.
+// linkPrograms makes a directory with the iptables programs of a userland.
 func linkPrograms(dir, userland string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -571,7 +600,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// tail is the end of a log.
+// tail returns the last lines of a log.
 func tail(log string) string {
 	lines := strings.Split(strings.TrimSpace(log), "\n")
 	return strings.Join(lines[max(0, len(lines)-5):], "\n")

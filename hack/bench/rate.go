@@ -10,11 +10,11 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// ratePort is where pods accept connections and close them.
+// ratePort is the port on which pods accept and close connections.
 const ratePort = 9090
 
-// rates compares new connections of the node with those of a node without a proxy. The rounds alternate, so that what else
-// the machine does concerns all alike.
+// rates compares the rate of new connections on the node with that on a node without a proxy. The rounds alternate, so that
+// other load on the machine affects all cases alike.
 func (p *contestant) rates(ctx context.Context, s settings, empty *lab.Node) error {
 	for _, n := range []*lab.Node{empty, p.node} {
 		stop, err := probe.AcceptAll(n.Pods[0], ratePort)

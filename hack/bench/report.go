@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-// column is a figure of a result.
+// column is one figure of a result.
 type column struct {
-	// name is that of the CSV's column, with its unit.
+	// name is the name of the CSV column, with its unit.
 	name string
-	// title is that of the table's row.
+	// title is the title of the table's row.
 	title string
-	// value is negative where there is none.
+	// value returns the figure, negative if it was not measured.
 	value func(*result) float64
-	// text prints a value.
+	// text formats a value.
 	text func(float64) string
-	// more says that larger is better.
+	// more is true if larger is better.
 	more bool
 }
 
@@ -54,23 +54,23 @@ var columns = []column{
 	{"first_sync_s", "first programming, by its own metric", func(r *result) float64 { return seconds(r.firstSync) }, duration, false},
 	{"change_p50_s", "one change, median", func(r *result) float64 { return seconds(r.change50) }, duration, false},
 	{"change_p99_s", "one change, p99", func(r *result) float64 { return seconds(r.change99) }, duration, false},
-	{"change_cpu_s", "CPU a change", func(r *result) float64 { return seconds(r.changeCPU) }, duration, false},
+	{"change_cpu_s", "CPU for a change", func(r *result) float64 { return seconds(r.changeCPU) }, duration, false},
 	{"rolling_s", "rolling update", func(r *result) float64 { return seconds(r.roll) }, duration, false},
-	{"rolling_cpu_s", "CPU of it", func(r *result) float64 { return seconds(r.rollCPU) }, duration, false},
+	{"rolling_cpu_s", "CPU of the rolling update", func(r *result) float64 { return seconds(r.rollCPU) }, duration, false},
 	{"peak_rss_bytes", "peak memory", func(r *result) float64 { return float64(r.peakRSS) }, mebibytes, false},
 	{"steady_rss_bytes", "steady memory", func(r *result) float64 { return float64(r.steadyRSS) }, mebibytes, false},
 	{"xtables_lock_s", "xtables lock held", func(r *result) float64 { return seconds(r.lockHeld) }, duration, false},
 	{"api_bytes", "read from the API", func(r *result) float64 { return float64(r.apiBytes) }, mebibytes, false},
 	{"restart_s", "restart, nothing changed", func(r *result) float64 { return seconds(r.restart) }, duration, false},
-	{"restart_writes", "writes at that", func(r *result) float64 { return float64(r.restartWrites) }, func(f float64) string { return strconv.Itoa(int(f)) }, false},
+	{"restart_writes", "writes at restart", func(r *result) float64 { return float64(r.restartWrites) }, func(f float64) string { return strconv.Itoa(int(f)) }, false},
 	{"pod_to_pod_ratio", "connections pod to pod, ratio to no proxy", func(r *result) float64 { return r.direct }, ratioText, true},
 	{"through_service_ratio", "connections through a Service, ratio to pod to pod without a proxy", func(r *result) float64 { return r.through }, ratioText, true},
 	{"pod_to_pod_latency_s", "connect pod to pod", func(r *result) float64 { return seconds(r.directLatency) }, duration, false},
 	{"through_latency_s", "connect through a Service", func(r *result) float64 { return seconds(r.thLatency) }, duration, false},
 }
 
-// say prints figures as soon as there are, since a run takes long. names are those of columns.
-func (r *result) say(names ...string) {
+// print prints the figures of the named columns during the run, because a run takes long.
+func (r *result) print(names ...string) {
 	for i := range columns {
 		if c := &columns[i]; slices.Contains(names, c.name) {
 			fmt.Printf("    %s: %s\n", c.title, cell(*c, r))
@@ -78,7 +78,7 @@ func (r *result) say(names ...string) {
 	}
 }
 
-// writeCSV replaces a file by the results.
+// writeCSV writes the results to a file.
 func writeCSV(path string, results []result) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -109,7 +109,7 @@ func writeCSV(path string, results []result) error {
 	return err
 }
 
-// printTables prints a table for each number of Services and mode: Fairlead, kube-proxy, and by how much Fairlead is ahead.
+// printTables prints a table for each number of Services and mode: Fairlead, kube-proxy and their ratio.
 func printTables(out io.Writer, results []result) {
 	for len(results) > 0 {
 		n := results[0].services
@@ -167,7 +167,7 @@ func cell(c column, r *result) string {
 	return "–"
 }
 
-// compare says by how much the first is ahead of the second.
+// compare returns by which factor ours is better than peer.
 func compare(c column, ours, peer *result) string {
 	a, b := c.value(ours), c.value(peer)
 	if ours.skipped != "" || peer.skipped != "" || a < 0 || b < 0 {
@@ -185,7 +185,7 @@ func compare(c column, ours, peer *result) string {
 	return fmt.Sprintf("%.1f", b/a)
 }
 
-// machine says what was measured on.
+// machine describes the machine of the measurement.
 func machine() string {
 	kernel := "an unknown kernel"
 	if text, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {

@@ -25,7 +25,7 @@ func TestReport(t *testing.T) {
 		"one change, median 1ms 330ms 330.0",
 		"peak memory 50.0 MiB 200.0 MiB 4.0",
 		"xtables lock held – –",
-		"writes at that 0 3 ∞",
+		"writes at restart 0 3 ∞",
 		"connections pod to pod, ratio to no proxy 1.00 0.50 2.0",
 		"cold start 2s –",
 		"(kube-proxy: left out: too slow)",
@@ -50,7 +50,7 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// squeeze makes one blank of any number.
+// squeeze replaces each run of blanks by one.
 func squeeze(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func TestParse(t *testing.T) {

@@ -1,18 +1,17 @@
-// Package guest runs one command on another kernel than the machine's own, on the machine's own files. hack/uml and hack/vm
-// are programs made of it: they say which process the kernel is, and how it finds files and consoles.
+// Package guest runs one command on a kernel other than the machine's own, with the machine's own files. The programs hack/uml
+// and hack/vm are built on it: they define which process the kernel is, and how it gets files and consoles.
 //
 //	host:   Main ─► the kernel, a process group ─► stdout, stderr, verdict over pipes
 //	guest:  the same binary as process 1 ─► mounts, modules, lo ─► the command ─► power off
 //
-// What the command sees:
+// The command sees:
 //
-//  1. The machine's files as they are. What it changes stays in the guest's memory and ends with it, except below the
-//     directories that -rw names.
-//  2. The caller's directory, PATH, HOME, CI and FAIRLEAD_*, and what -env names. Standard input is empty.
-//  3. User 0 of a machine of its own: lo, no other network device; modules load on demand.
+//  1. The machine's files. Its writes stay in the guest's memory and are lost at the end, except below the directories that
+//     -rw names.
+//  2. The caller's directory, PATH, HOME, CI and FAIRLEAD_*, and the variables that -env names. Standard input is empty.
+//  3. User 0 of a separate machine with lo and no other network device; modules load on demand.
 //
-// What the caller gets: the command's output and exit code; 124 at the time limit, 125 when the guest did not come to an
-// end of its own (a panic, no such kernel here), 130 at SIGINT, SIGTERM or SIGHUP; 128 and the signal for a command that
-// a signal ended. Kernel log lines come only with a failure, on standard error, each with the prefix "kernel: ", warnings
-// and worse.
+// The caller gets the command's output and exit code, or one of these: 124 at the time limit, 125 if the guest failed (a panic,
+// or no such kernel here), 130 at SIGINT, SIGTERM or SIGHUP, 128 plus the signal's number if a signal ended the command. Kernel
+// log lines, warnings and worse, are printed only after a failure, on standard error with the prefix "kernel: ".
 package guest

@@ -18,16 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrTime is the cause of a context that ends because its time is up. It says that the time limit ended the guest.
+// ErrTime is the cause of a context that ends because the time limit of the guest was reached.
 var ErrTime = errors.New("time limit")
 
-// tail is how many lines of the console a failure shows.
+// tail is the number of console lines that are shown after a failure.
 const tail = 60
 
-// Run boots a guest, lets it run the job and returns the exit code of the command. An error says why there is none; it is
-// the context's cause if that ended first. What the kernel had to say about a failure goes to stderr.
+// Run boots a guest, runs the job in it and returns the exit code of the command. Without an exit code
+// it returns an error, which is the context's cause if the context ended first. After a failure the
+// last lines of the kernel's console go to stderr.
 func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io.Writer) (int, error) {
-	// The kernel dies with the thread that starts it.
+	// The kernel is killed when the thread that started it ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -47,43 +48,25 @@ func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io
 	defer cancel(nil)
 	var log console
 	var code int
-	ended := make(chan struct{}) // closed when code is the command's
-	pass := func(w io.Writer) func(io.Reader) {
+	ended := make(chan struct{}) // closed once code is set
+	copyTo := func(w io.Writer) func(io.Reader) {
 		return func(r io.Reader) {
 			if _, err := io.Copy(w, r); err != nil {
-				cancel(fmt.Errorf("hand the output on: %w", err)) // or the command would wait for ever
+				cancel(fmt.Errorf("copy the output: %w", err)) // otherwise the command would block forever
 			}
 		}
 	}
-	var readers sync.WaitGroup
-	var theirs []*os.File
-	for _, read := range []func(io.Reader){
-		pass(&log),
-		pass(stdout),
-		pass(stderr),
-		func(r io.Reader) {
-			for lines := bufio.NewScanner(r); lines.Scan(); {
-				switch word, rest, _ := strings.Cut(lines.Text(), " "); word {
-				case saysStart:
-					log.mark()
-				case saysEnd:
-					if n, err := strconv.Atoi(rest); err == nil {
-						code = n
-						close(ended)
-						return
-					}
-				}
-			}
-		},
-	} {
-		r, w, err := os.Pipe()
-		if err != nil {
-			return 0, err
+	verdict := func(r io.Reader) {
+		if n, ok := readVerdict(r, &log); ok {
+			code = n
+			close(ended)
 		}
-		theirs = append(theirs, w)
-		readers.Go(func() { defer r.Close(); read(r) })
 	}
-	// One group, so that one signal reaches the kernel and all its processes, and the terminal's SIGINT none of them.
+	theirs, readers, err := pipes(copyTo(&log), copyTo(stdout), copyTo(stderr), verdict)
+	if err != nil {
+		return 0, err
+	}
+	// One process group: a signal reaches the kernel and all its processes, the terminal's SIGINT none of them.
 	g.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	g.Stdout, g.Stderr, g.ExtraFiles = theirs[0], theirs[0], theirs[1:]
 	err = g.Start()
@@ -101,7 +84,7 @@ func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io
 	case <-dead:
 	case <-ctx.Done():
 	}
-	// The command's output was all taken before the guest told its exit code, so nothing is lost here.
+	// The guest sends the exit code only after all output was read, so killing it loses nothing.
 	_ = syscall.Kill(-g.Process.Pid, syscall.SIGKILL)
 	<-dead
 	readers.Wait()
@@ -119,10 +102,43 @@ func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
-	return 0, fmt.Errorf("the guest ended before its command did: %s: %v", filepath.Base(g.Path), g.ProcessState)
+	return 0, fmt.Errorf("the guest stopped before its command: %s: %v", filepath.Base(g.Path), g.ProcessState)
 }
 
-// Write writes the job to a file, which the kernel parameter EnvJob names to the guest.
+// pipes opens a pipe for each reader and starts the reader. It returns the write ends.
+func pipes(readers ...func(io.Reader)) ([]*os.File, *sync.WaitGroup, error) {
+	var running sync.WaitGroup
+	var theirs []*os.File
+	for _, read := range readers {
+		r, w, err := os.Pipe()
+		if err != nil {
+			for _, w := range theirs {
+				w.Close()
+			}
+			return nil, nil, err
+		}
+		theirs = append(theirs, w)
+		running.Go(func() { defer r.Close(); read(r) })
+	}
+	return theirs, &running, nil
+}
+
+// readVerdict reads what the guest reports about the command and returns its exit code, if there is one.
+func readVerdict(r io.Reader, log *console) (code int, ok bool) {
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		switch word, value, _ := strings.Cut(lines.Text(), " "); word {
+		case verdictStart:
+			log.mark()
+		case verdictEnd:
+			if n, err := strconv.Atoi(value); err == nil {
+				return n, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// Write writes the job to a file. The kernel parameter EnvJob passes its path to the guest.
 func (j Job) Write(path string) error {
 	text, err := json.Marshal(j)
 	if err != nil {
@@ -131,7 +147,7 @@ func (j Job) Write(path string) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// reap waits for the guest's processes, which outlive their kernel by a moment and are then children of this process.
+// reap waits for the guest's processes, which briefly outlive their kernel as children of this process.
 func reap() {
 	for {
 		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
@@ -144,7 +160,7 @@ func reap() {
 type console struct {
 	mu    sync.Mutex
 	text  []byte
-	start int // length of text when the command was started
+	start int // length of text when the command started
 }
 
 func (c *console) Write(p []byte) (int, error) {
@@ -160,7 +176,7 @@ func (c *console) mark() {
 	c.start = len(c.text)
 }
 
-// print shows the last lines since the start of the command, or of the kernel if it did not come to that.
+// print shows the last lines since the start of the command, or of the kernel if the command did not start.
 func (c *console) print(w io.Writer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -14,39 +14,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EnvJob is the kernel parameter, and thereby the variable of process 1, that holds the path of the job.
+// EnvJob is the kernel parameter that holds the path of the job. The kernel passes it to process 1 as a variable.
 const EnvJob = "FAIRLEAD_GUEST_JOB"
 
-// The guest's words on the console for its verdict.
+// The lines that the guest writes to the verdict console begin with these words.
 const (
-	saysStart = "start"
-	saysEnd   = "end" // followed by the exit code
+	verdictStart = "start"
+	verdictEnd   = "end" // followed by the exit code
 )
 
-// Job is what the guest shall do. It travels as JSON.
+// Job is what the guest runs. It is passed as JSON.
 type Job struct {
 	Command  []string
 	Dir      string
 	Env      []string
 	Writable []string // directories of the host, absolute and without symbolic links
 
-	// What follows depends on the kernel: Kernel.Command fills it in.
+	// The fields below depend on the kernel; Kernel.Command sets them.
 
-	// Host is the guest's name as a host.
+	// Host is the guest's host name.
 	Host string
-	// Stdout, Stderr and Verdict are the consoles for the command's output, its errors, and what the guest says about it.
+	// Stdout, Stderr and Verdict are the consoles for the command's output, its errors, and its start and exit code.
 	Stdout, Stderr, Verdict string
-	// Insert are files of modules to load first, in this order.
+	// Insert lists module files to load first, in this order.
 	Insert []string
-	// Root is the machine's files for a kernel that starts with a file system in memory and not with those.
+	// Root mounts the machine's files, for a kernel that boots from an initramfs.
 	Root *Mount
-	// Modules is the directory with the kernel's modules, below the name of its release.
+	// Modules is the directory with the kernel's modules, in a subdirectory named after its release.
 	Modules string
 	// Shares are the writable directories.
 	Shares []Mount
 }
 
-// Mount is the arguments of mount(2).
+// Mount holds the arguments of mount(2).
 type Mount struct {
 	Kind, Source, Dir, Options string
 	Flags                      uintptr
@@ -63,18 +63,18 @@ func (m Mount) mount(below string) error {
 	return nil
 }
 
-// Init is process 1 of a guest and does not return there; everywhere else it does nothing. A program that starts guests calls
-// it first.
+// Init runs as process 1 of a guest and does not return there; elsewhere it does nothing. A program that starts guests
+// calls it first.
 func Init() {
 	path := os.Getenv(EnvJob)
 	if path == "" || os.Getpid() != 1 {
 		return
 	}
-	// Process 1 must not end before the machine is off, for that is a panic.
+	// Process 1 must not end before the machine is off: that would be a panic.
 	if err := work(path); err != nil {
 		fmt.Println("in the guest:", err) // to the console of the kernel
 	} else {
-		// With the verdict the host ends the guest. What the kernel says when it powers off is not about the command.
+		// The host kills the guest when it has the verdict. Console output of the power-off is not about the command.
 		time.Sleep(time.Minute)
 	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -109,7 +109,7 @@ func work(path string) error {
 		return err
 	}
 	unix.Sync()
-	fmt.Fprintln(verdict, saysEnd, code)
+	fmt.Fprintln(verdict, verdictEnd, code)
 	drain(verdict)
 	return nil
 }
@@ -129,14 +129,14 @@ func prepareAndRun(j Job, verdict *os.File) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	fmt.Fprintln(verdict, saysStart)
+	fmt.Fprintln(verdict, verdictStart)
 	code := execute(j, stdout, stderr)
 	drain(stdout)
 	drain(stderr)
 	return code, nil
 }
 
-// open opens a console as a pipe would be: without the line discipline's changes to what is written, and without making it
+// open opens a console that behaves like a pipe: the line discipline does not change the output, and it does not become
 // the terminal of process 1.
 func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOCTTY, 0)
@@ -155,15 +155,15 @@ func open(path string) (*os.File, error) {
 	return f, nil
 }
 
-// drain waits until the host has taken what was written.
+// drain waits until the host has read everything.
 func drain(f *os.File) { _ = unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) }
 
-// enter makes a file system the root, in place of the one in memory from which nobody can pivot_root.
+// enter makes a file system the root. It replaces the initramfs, from which pivot_root is not possible.
 func enter(m Mount) error {
 	if err := m.mount(""); err != nil {
 		return err
 	}
-	// Devices are needed before everything that root mounts is there.
+	// Devices are needed before root mounts everything else.
 	if err := (Mount{Kind: "devtmpfs", Source: "devtmpfs", Dir: "/dev"}).mount(m.Dir); err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func enter(m Mount) error {
 	return os.Chdir("/")
 }
 
-// root puts a layer of memory over the machine's files, makes that the root, and mounts what a system has.
+// root puts an in-memory layer over the machine's files, makes that the root, and mounts what every system has.
 func root(j Job) error {
 	var release unix.Utsname
 	if err := unix.Uname(&release); err != nil {
@@ -190,16 +190,30 @@ func root(j Job) error {
 	if err := load(modules + "/kernel/fs/overlayfs/overlay.ko"); err != nil {
 		return err
 	}
-	const memory, newRoot = "/mnt", "/mnt/root"
+	const newRoot = memory + "/root"
+	if err := mountSystem(newRoot, j.Shares); err != nil {
+		return err
+	}
+	if err := pivot(newRoot); err != nil {
+		return err
+	}
+	return populate(modules)
+}
+
+// memory is where the guest mounts its in-memory file system.
+const memory = "/mnt"
+
+// mountSystem mounts below dir the machine's files with an in-memory layer, and what every system has.
+func mountSystem(dir string, shares []Mount) error {
 	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: memory}).mount(""); err != nil {
 		return err
 	}
-	for _, dir := range []string{"upper", "work"} {
-		if err := os.Mkdir(filepath.Join(memory, dir), 0o755); err != nil {
+	for _, layer := range []string{"upper", "work"} {
+		if err := os.Mkdir(filepath.Join(memory, layer), 0o755); err != nil {
 			return err
 		}
 	}
-	// Mounts below take the place of what the host has there.
+	// The later mounts hide what the host has in these directories.
 	mounts := []Mount{
 		{Kind: "overlay", Options: "lowerdir=/,upperdir=" + memory + "/upper,workdir=" + memory + "/work"},
 		{Kind: "proc", Dir: "/proc"},
@@ -211,47 +225,54 @@ func root(j Job) error {
 		{Kind: "tmpfs", Dir: "/dev/shm"},
 		{Kind: "tmpfs", Dir: "/run", Options: "mode=755"},
 	}
-	for _, m := range append(mounts, j.Shares...) {
+	for _, m := range append(mounts, shares...) {
 		if m.Source == "" {
 			m.Source = m.Kind
 		}
-		if err := m.mount(newRoot); err != nil {
-			return err
-		}
-	}
-	if err := os.Chdir(newRoot); err != nil {
-		return err
-	}
-	// Kernel threads, which start modprobe, must follow: pivot_root takes them along, chroot does not.
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount the old root: %w", err)
-	}
-	if err := os.Chdir("/"); err != nil {
-		return err
-	}
-	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
-		return err
-	}
-	// In place of the machine's own modules, which another kernel cannot load even if they are of the same version.
-	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: "/lib/modules", Options: "mode=755"}).mount(""); err != nil {
-		return err
-	}
-	for name, to := range map[string]string{
-		"/lib/modules/" + filepath.Base(modules): modules,
-		// What a device manager adds to the kernel's nodes.
-		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2",
-	} {
-		if err := os.Symlink(to, name); err != nil {
+		if err := m.mount(dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// load loads a module whose dependencies are there.
+// pivot makes a directory the root and unmounts the old root.
+func pivot(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	// Kernel threads, which start modprobe, have to change their root as well: pivot_root does that, chroot does not.
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the old root: %w", err)
+	}
+	return os.Chdir("/")
+}
+
+// populate makes the directories and links of the new root that the machine's files lack.
+func populate(modules string) error {
+	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
+		return err
+	}
+	// This hides the machine's own modules, which another kernel cannot load even if they are of the same version.
+	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: "/lib/modules", Options: "mode=755"}).mount(""); err != nil {
+		return err
+	}
+	for name, target := range map[string]string{
+		"/lib/modules/" + filepath.Base(modules): modules,
+		// A device manager adds these to the kernel's device nodes.
+		"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2",
+	} {
+		if err := os.Symlink(target, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// load loads a module whose dependencies are loaded.
 func load(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -264,10 +285,10 @@ func load(path string) error {
 	return nil
 }
 
-// network gives the guest what every system has from its start on: a name, IPv6, which may be a module here, and lo.
+// network sets up what every system has from the start: a host name, IPv6, which may be a module here, and lo.
 func network(host string) error {
 	if err := unix.Sethostname([]byte(host)); err != nil {
-		return fmt.Errorf("set the host's name: %w", err)
+		return fmt.Errorf("set the host name: %w", err)
 	}
 	if out, err := exec.Command("/sbin/modprobe", "ipv6").CombinedOutput(); err != nil {
 		return fmt.Errorf("modprobe ipv6: %w: %s", err, out)
@@ -279,8 +300,8 @@ func network(host string) error {
 	return netlink.LinkSetUp(lo)
 }
 
-// execute runs the command and returns what a shell would: its exit code, or 128 and the signal that ended it, or 127 if
-// there is no such program. Orphans become children of process 1 and are waited for, too.
+// execute runs the command and returns its exit code as a shell does: 128 plus the number of the signal that ended it, or
+// 127 if there is no such program. It also reaps orphans, which become children of process 1.
 func execute(j Job, stdout, stderr *os.File) int {
 	fail := func(err error) int {
 		fmt.Fprintf(stderr, "%s: %v\n", j.Command[0], err)

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// What the exit codes of this program mean beside the command's own.
+// Exit codes of this program in addition to the command's own.
 const (
 	exitUsage   = 2
 	exitTime    = 124
@@ -22,34 +22,34 @@ const (
 	exitSignals = 128 // plus the signal's number
 )
 
-// words is a flag that may be given more than once.
-type words []string
+// list is a flag that may be given more than once.
+type list []string
 
-func (w *words) String() string     { return strings.Join(*w, " ") }
-func (w *words) Set(s string) error { *w = append(*w, s); return nil }
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
-// Kernel says how a guest with a kernel is started.
+// Kernel describes how to start a guest with a certain kernel.
 type Kernel struct {
-	// Name begins the messages, and is the guest's name as a host.
+	// Name is the prefix of messages and the guest's host name.
 	Name string
-	// Timeout is the limit that a run has if no flag says otherwise.
+	// Timeout is the default time limit of a run.
 	Timeout time.Duration
-	// Command returns the process that is a guest, not yet started. Its standard output and error take what the kernel writes
-	// to its console; its file descriptors 3, 4 and 5 take what the job calls Stdout, Stderr and Verdict. It fills in what in
-	// the job depends on the kernel. Files of the guest go into dir, which is removed afterwards.
+	// Command returns the guest's process, not yet started. The process writes the kernel's console to its standard output
+	// and error, and the job's Stdout, Stderr and Verdict to file descriptors 3, 4 and 5. Command sets the fields of the job
+	// that depend on the kernel. Files of the guest go into dir, which is removed afterwards.
 	Command func(ctx context.Context, dir, memory string, j Job) (*exec.Cmd, error)
 }
 
-// Main runs the command in the arguments of this process in a guest, and ends the process with the exit code that the package
-// documents. The program's own flags are defined before.
+// Main runs the command line of this process in a guest, and exits with the code that the package documents. The program
+// defines its own flags before.
 func Main(k Kernel) { os.Exit(k.main()) }
 
 func (k Kernel) main() int {
-	var env, writable words
-	memory := flag.String("mem", "2G", "the guest's `memory`; what the command writes counts, too")
+	var env, writable list
+	memory := flag.String("mem", "2G", "the guest's `memory`, including everything that the command writes")
 	limit := flag.Duration("timeout", k.Timeout, "the `time` after which the guest is killed")
-	flag.Var(&env, "env", "`NAME` of a variable to carry over, or NAME=VALUE; may be repeated")
-	flag.Var(&writable, "rw", "`directory` in which what the command writes stays; may be repeated")
+	flag.Var(&env, "env", "`NAME` of a variable to pass on, or NAME=VALUE; may be repeated")
+	flag.Var(&writable, "rw", "`directory` in which the command's writes persist; may be repeated")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "Usage: hack/"+k.Name+"/run [flags] COMMAND [ARGUMENT...]")
 		flag.PrintDefaults()
@@ -59,7 +59,7 @@ func (k Kernel) main() int {
 		flag.Usage()
 		return exitUsage
 	}
-	// A reader that goes away must not end this process before the guest's.
+	// A reader that closes its end must not kill this process before the guest.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
@@ -86,7 +86,7 @@ func (k Kernel) main() int {
 	return code
 }
 
-// NewJob says what the guest shall run, seen from this process.
+// NewJob returns the job of running a command in this process' directory.
 func NewJob(command, env, writable []string) (Job, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -106,7 +106,7 @@ func NewJob(command, env, writable []string) (Job, error) {
 	return j, nil
 }
 
-// environ chooses from the variables of this process those that the command gets. A later one wins.
+// environ selects the variables of this process that the command gets. A later one wins.
 func environ(have, wanted []string) []string {
 	var out []string
 	for _, kv := range have {

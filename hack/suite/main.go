@@ -1,6 +1,6 @@
-// Command suite runs targets of the Makefile one after the other, also after one that failed, and says at the end what failed: so
-// that one broken package hides nothing of the others, and nobody has to search in thousands of lines. What the targets print goes
-// through as it comes. The exit code is 1 if a target failed.
+// Command suite runs targets of the Makefile one after the other, continues after a failure, and lists all failures at the end, so
+// that a failing package hides no other one and nobody has to search through thousands of lines. It passes on the output of the
+// targets. The exit code is 1 if a target failed.
 //
 // Usage: suite TARGET...
 package main
@@ -28,16 +28,16 @@ func main() {
 	}
 }
 
-// part is what came of one target.
+// part is the result of one target.
 type part struct {
 	target string
-	// err is why the target failed, nil if it did not.
+	// err is the target's error, nil if it passed.
 	err error
-	// failures are the packages that failed, with their tests, and notes what the target says was not done.
+	// failures are the failed packages with their tests. notes are the target's messages about skipped tests.
 	failures, notes []string
 }
 
-// runAll runs the targets until the context ends.
+// runAll runs the targets until the context is done.
 func runAll(ctx context.Context, targets []string, stdout, stderr io.Writer) []part {
 	var parts []part
 	for _, target := range targets {
@@ -47,7 +47,7 @@ func runAll(ctx context.Context, targets []string, stdout, stderr io.Writer) []p
 		}
 		r := reader{}
 		c := exec.CommandContext(ctx, "make", "--no-print-directory", "--keep-going", target)
-		// Make ends its children and removes what is half done.
+		// make then stops its children and removes incomplete files.
 		c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 		c.Stdout, c.Stderr = io.MultiWriter(stdout, &r), stderr
 		err := c.Run()
@@ -56,7 +56,7 @@ func runAll(ctx context.Context, targets []string, stdout, stderr io.Writer) []p
 	return parts
 }
 
-// summarize says what failed, and whether nothing did.
+// summarize prints what failed, and returns true if nothing did.
 func summarize(w io.Writer, parts []part) (ok bool) {
 	var passed []string
 	fmt.Fprintln(w)
@@ -81,17 +81,17 @@ func summarize(w io.Writer, parts []part) (ok bool) {
 	return len(passed) == len(parts)
 }
 
-// reader finds in the output of "go test", and of hack/uml/jobs, what failed.
+// reader finds failures in the output of "go test" and hack/guest/jobs.
 type reader struct {
 	failures, notes []string
-	// rest is the beginning of a line, tests are those of the current package that failed.
-	rest  []byte
-	tests []string
+	// partial is an incomplete line, tests are the failed tests of the current package.
+	partial []byte
+	tests   []string
 }
 
 var (
 	failedTest = regexp.MustCompile(`^ *--- FAIL: (\S+)`)
-	// At its time limit, and when a test panics, a package names what ran.
+	// When a test panics or a package times out, the output lists the running tests.
 	panicked    = regexp.MustCompile(`^panic: (.*)`)
 	runningTest = regexp.MustCompile(`^\t\t(Test\S+) \(`)
 	failedPkg   = regexp.MustCompile(`^FAIL\t(\S+)( \[.*\])?`)
@@ -100,20 +100,20 @@ var (
 )
 
 func (r *reader) Write(p []byte) (int, error) {
-	r.rest = append(r.rest, p...)
+	r.partial = append(r.partial, p...)
 	for {
-		line, rest, found := bytes.Cut(r.rest, []byte("\n"))
+		line, rest, found := bytes.Cut(r.partial, []byte("\n"))
 		if !found {
 			return len(p), nil
 		}
 		r.line(string(line))
-		r.rest = rest
+		r.partial = rest
 	}
 }
 
 func (r *reader) line(s string) {
 	if m := failedTest.FindStringSubmatch(s); m != nil {
-		// A subtest comes after the test that it belongs to.
+		// A subtest is printed after its parent.
 		if n := len(r.tests); n > 0 && strings.HasPrefix(m[1], r.tests[n-1]+"/") {
 			r.tests = r.tests[:n-1]
 		}

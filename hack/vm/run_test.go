@@ -1,9 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,15 +10,16 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/hack/guest"
+	"github.com/fairlead/fairlead/hack/guest/guesttest"
 )
 
-// TestMain is process 1 of the guests that the tests boot, for they take this binary.
+// TestMain also runs as process 1 of the guests that the tests boot: they use this binary.
 func TestMain(m *testing.M) {
 	guest.Init()
 	os.Exit(m.Run())
 }
 
-// TestArchive compares an initramfs, byte by byte, with what the format asks for.
+// TestArchive compares an initramfs, byte by byte, with what the format requires.
 func TestArchive(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"a": "hello", "b": ""} {
@@ -61,64 +59,26 @@ func TestShare(t *testing.T) {
 	}
 }
 
-// TestGuest boots a guest. It is for make test-vm, which has fetched the kernel.
+// TestGuest boots a guest. make test-vm runs it after fetching the kernel.
 func TestGuest(t *testing.T) {
 	if os.Getenv("FAIRLEAD_VM_TESTS") != "1" {
 		t.Skip("boots an emulated machine: needs FAIRLEAD_VM_TESTS=1; make test-vm sets it")
 	}
-	// The kernel is in the user's own cache.
-	t.Setenv("TMPDIR", t.TempDir())
-	shared, other := t.TempDir(), t.TempDir()
-	vm := (&machine{release: defaultRelease, accel: defaultAccel}).kernel()
-	boot := func(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
-		t.Helper()
-		ctx, cancel := context.WithTimeoutCause(t.Context(), limit, guest.ErrTime)
-		defer cancel()
-		j, err := guest.NewJob([]string{"bash", "-c", script, "name", shared, other}, []string{"COLOUR=red and blue"}, []string{shared})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var out, errs bytes.Buffer
-		code, err = vm.Run(ctx, "1G", j, &out, &errs)
-		if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) != 0 {
-			t.Errorf("left behind: %v", left)
-		}
-		return code, out.String(), errs.String(), err
-	}
+	b := guesttest.New(t, (&machine{release: defaultRelease, accel: defaultAccel}).kernel(), "1G")
 
 	t.Run("a command", func(t *testing.T) {
-		// What is used loads its module by itself, except IPVS, which nothing asks for.
-		code, stdout, stderr, err := boot(t, 5*time.Minute, `
-			printf 'one\n\ttwo'; echo three >/dev/stderr; cat <(echo "$COLOUR $PWD")
-			modprobe ip_vs && head -c 17 /proc/net/ip_vs
-			echo mine >"$1/file"; echo gone >"$2/file"; cat "$2/file"
-			seq 50000 | tail -n 1
+		// Modules are loaded on first use, except IPVS, which nothing requests.
+		stderr := b.Command(t, `
 			nft add table inet x && nft add flowtable inet x f '{ hook ingress priority 0; devices = { lo }; }' || exit 1
 			for userland in legacy nft; do
 				for tool in iptables ip6tables; do
 					$tool-$userland -t nat -A PREROUTING -m addrtype --dst-type LOCAL -j MARK --set-mark 1 || exit 2
 				done
 			done
-			ip link add tunnel type ipip local 10.0.0.1 remote 10.0.0.2 && ip link add kube-ipvs0 type dummy || exit 3
-			echo "<4>odd" >/dev/kmsg; echo "<6>usual" >/dev/kmsg
-			exit 7`)
-		dir, _ := os.Getwd()
-		if want := "one\n\ttwored and blue " + dir + "\nIP Virtual Servergone\n50000\n"; code != 7 || err != nil || stdout != want {
-			t.Errorf("got %d, %v, output %q, want %q", code, err, stdout, want)
-		}
+			ip link add tunnel type ipip local 10.0.0.1 remote 10.0.0.2 && ip link add kube-ipvs0 type dummy || exit 3`)
 		if !strings.HasPrefix(stderr, "three\n") || !strings.Contains(stderr, "odd\n") || strings.Contains(stderr, "usual") {
 			t.Errorf("standard error:\n%s", stderr)
 		}
-		if text, err := os.ReadFile(filepath.Join(shared, "file")); string(text) != "mine\n" {
-			t.Errorf("got %q, %v", text, err)
-		}
-		if _, err := os.Stat(filepath.Join(other, "file")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("written outside: %v", err)
-		}
 	})
-	t.Run("a hang", func(t *testing.T) {
-		if _, _, _, err := boot(t, 3*time.Second, "sleep 1000"); !errors.Is(err, guest.ErrTime) {
-			t.Errorf("got %v", err)
-		}
-	})
+	t.Run("a hang", func(t *testing.T) { b.Hang(t, 3*time.Second, "sleep 1000") })
 }
