@@ -1,4 +1,4 @@
-# Everything here works offline once the module cache and the tools are there; "make" alone lists the targets.
+# Everything works offline once the module cache and the tools are there. "make" lists the targets.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -6,21 +6,21 @@ SHELL := bash
 
 MODE ?= iptables
 FORM ?= short
-# What the tests with the kernel are in. Packages run one after the other, for they measure time on real packets. Their PATH has
-# nothing but the programs that hack/deps.sh names.
+# The packages with kernel tests. They run one after the other, because they measure time with real packets. Their PATH contains
+# only the programs that hack/deps.sh names.
 KERNEL_PACKAGES := ./internal/host/... ./internal/backend/... ./internal/staleflow/... ./internal/kubeproxy ./cmd/fairlead ./e2e/...
-# What is tested on a kernel that has IPVS; -test.FLAG and NAME=VALUE after a package are for its run alone.
+# The tests on a kernel with IPVS. -test.FLAG and NAME=VALUE apply to the package before them.
 IPVS_PACKAGES = ./internal/host/hosttest ./internal/host/netlink ./internal/host/ipvs ./internal/host/ipset ./internal/host/link \
 	./internal/host/conntrack ./internal/host/xtables ./internal/backend/ipvs -test.run=Kernel -test.timeout=10m \
 	./e2e/demo $(IPVS_BINARY) ./e2e $(IPVS_BINARY) -test.run='^TestLeftovers$$/^ipvs$$' -test.timeout=10m \
 	./e2e $(IPVS_BINARY) -test.run='^TestCluster$$' -test.timeout=45m ./e2e $(IPVS_BINARY) -test.run='^TestIPVSCorners$$' -test.timeout=30m \
 	./e2e $(IPVS_BINARY) -test.run='^TestInstancesIPVS$$' -test.timeout=30m \
 	./e2e $(IPVS_BINARY) -test.run='^Test($(PLANE_TESTS))$$' -test.timeout=30m
-# The tests of e2e/stage_test.go run on every dataplane that a kernel has.
+# The tests of e2e/stage_test.go run on every dataplane that the kernel supports.
 PLANE_TESTS := DriftIsNoticed|ForeignMarks|ForwardPolicyDrop|HealthChecksPastAFirewall|MasqueradeSource|RefusedAtOnce
-# A guest of user-mode Linux is too slow to build anything.
+# User-mode Linux is too slow to build anything.
 IPVS_BINARY = FAIRLEAD_BINARY=$(CURDIR)/bin/fairlead
-# What needs IPVS and nf_tables at once is tested on an emulated machine, which is as slow.
+# Tests that need both IPVS and nf_tables run in an emulated machine, which is equally slow.
 VM_PACKAGES = ./internal/host/hosttest ./internal/backend/ipvs -test.run='^TestKernelRulesAreAsSavedByNFT$$' \
 	./e2e $(IPVS_BINARY) -test.run='^TestSwitchesOfIPVS$$' -test.timeout=15m \
 	./e2e $(IPVS_BINARY) -test.run='^TestInstancesNFTablesAndIPVS$$' -test.timeout=15m
@@ -43,7 +43,7 @@ image: ## Build the image with docker, podman, nerdctl or buildah; IMAGE=NAME:TA
 manifests: ## Render the kustomize directories and the chart into manifests/testdata
 	GOFLAGS= go -C hack/manifests test -count=1 . -update
 
-# Parts of their own, so that "make -k" goes on after one that fails.
+# Separate targets, so that "make -k" continues after one fails.
 .PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy lint-complexity lint-deadcode lint-width
 lint: lint-vet lint-staticcheck lint-format lint-tidy ## Run go vet, staticcheck, gofmt and go mod tidy
 lint-vet:
@@ -65,11 +65,11 @@ lint-format:
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
 .PHONY: test
-test: ## Run lint and all tests; as root those with the kernel, too; say at the end what failed
+test: ## Run linters and all tests, as root also kernel tests; list the failures at the end
 	@go run ./hack/suite lint test-unit test-kernel test-ipvs test-vm
 
 .PHONY: test-unit
-test-unit: ## Run what needs neither root nor a kernel feature
+test-unit: ## Run the tests that need neither root nor kernel features
 	go test -race ./...
 
 .PHONY: test-kernel
@@ -80,7 +80,7 @@ test-kernel: ## Run the tests with real packets, in network namespaces (root)
 else
 test-kernel:
 	@echo
-	@echo "*** SKIPPED: the tests with the kernel need root, and this is user $$(id -un). Nothing has been tested with real packets."
+	@echo "*** SKIPPED: the kernel tests need root, and this is user $$(id -un). Nothing has been tested with real packets."
 	@echo "*** Run them with: sudo make test-kernel"
 	@if [[ $${CI:-} == true ]]; then echo "*** In CI that is a failure."; exit 1; fi
 endif
@@ -95,7 +95,7 @@ test-vm: build ## Run the tests that need IPVS and nf_tables on one kernel, in a
 	hack/vm/tests $(VM_PACKAGES)
 
 .PHONY: bench
-bench: ## Measure Fairlead beside kube-proxy in all modes (root); FORM=short, half an hour, or full, hours
+bench: ## Compare Fairlead with kube-proxy in all modes (root); FORM=short, half an hour, or full, hours
 	hack/bench/run $(FORM)
 
 BENCHTIME ?= 1s
@@ -104,11 +104,11 @@ bench-go: ## Run the Go benchmarks of all packages; BENCHTIME=1x runs each once
 	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 30m ./...
 
 .PHONY: demo
-demo: build ## Show Fairlead at work between network namespaces (root); MODE=iptables
+demo: build ## Run Fairlead between network namespaces (root); MODE=iptables
 	@hack/deps.sh demo
 	@CGO_ENABLED=0 go build -o bin/demo ./e2e/demo
 	@if [[ $(MODE) == ipvs ]] && ! hack/uml/native; then \
-		echo "This kernel has no IPVS, so the demo runs in user-mode Linux, a kernel that is a process, on a tenth of the speed."; \
+		echo "This kernel has no IPVS, so the demo runs in user-mode Linux, a kernel that runs as a process, at a tenth of the speed."; \
 		hack/deps.sh uml; runner="hack/uml/run -timeout 5m"; \
 	fi; \
 	exec $${runner:-} bin/demo --fairlead bin/fairlead --mode $(MODE)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds the servers that the tests and benchmarks run, pinned by e2e/tools/go.mod, into a cache directory that is named after
-# that pin, and prints the directory. What is there already is not built again. etcd is the version with which Kubernetes is
-# released: on an older one the API server does without some of its features, such as streamed lists.
+# Builds the servers for tests and benchmarks, with the versions in e2e/tools/go.mod, into a cache directory named after these
+# versions, and prints the directory. Existing binaries are not built again. etcd has the version with which Kubernetes is
+# released: with an older one the API server turns off some features, such as streamed lists.
 #
-# Usage: hack/build-servers.sh [etcd] [kube-apiserver] [kube-proxy]     without arguments: all
+# Usage: hack/build-servers.sh [etcd] [kube-apiserver] [kube-proxy]     default: all
 set -euo pipefail
 
 cd "$(dirname "$0")/../e2e/tools"
-# Flags that are meant for the caller's module do not fit this one.
+# The caller's flags are for another module.
 export GOFLAGS= GOWORK=off
 hash=$(cat go.mod go.sum | sha256sum | cut -c1-12)
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
@@ -25,7 +25,7 @@ done
 
 if ((${#missing[@]})); then
 	echo "hack/build-servers.sh: building ${missing[*]} of Kubernetes $version into $dir (minutes, once)" >&2
-	# A build that is interrupted must not leave half a binary under the final name.
+	# An interrupted build must not leave an incomplete binary under the final name.
 	build=$(mktemp -d "$dir/build.XXXXXX")
 	trap 'rm -rf "$build"' EXIT
 	IFS=. read -r major minor _ <<<"${version#v}"

@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Knows every program that the kernel tests, the demo and the benchmark run besides Go, installs what is missing, and starts no
-# service. It does nothing, quickly, where all of it is there.
+# Installs the programs that kernel tests, demo and benchmark run, except Go. It starts no service, and returns quickly if
+# everything is installed.
 #
-# Usage: hack/deps.sh [demo|uml|vm]  without an argument what the benchmark runs; "demo" leaves out what only looks at what Fairlead
-#                                    did; "uml" adds user-mode Linux, a kernel that has IPVS; "vm" an emulator for a kernel that has
-#                                    everything.
-#        hack/deps.sh path           what the kernel tests run; makes bin/path, a directory with a link to each program and to go, and
-#                                    prints its name.
+# Usage: hack/deps.sh [demo|uml|vm]  programs of the benchmark; "demo" omits those that only inspect Fairlead's results; "uml"
+#                                    adds user-mode Linux, a kernel with IPVS; "vm" adds an emulator for other kernels.
+#        hack/deps.sh path           programs of the kernel tests; makes bin/path, a directory with links to these programs and to
+#                                    go, and prints its name.
 #
-# The kernel tests run with bin/path as their PATH, so that a program that is not named here is missing on every machine.
+# The kernel tests run with bin/path as their PATH, so that a program missing in this file is missing on every machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Packages and what is run of them. A path is a file that must be there.
+# Packages and their programs. A path is a file that must exist.
 everywhere='
 	iptables    iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore
 	iptables    iptables-legacy iptables-legacy-save iptables-legacy-restore ip6tables-legacy ip6tables-legacy-save ip6tables-legacy-restore
@@ -30,20 +29,20 @@ everywhere='
 	sed         sed
 	tar         tar
 '
-# Fairlead itself runs none of these: tests and the benchmark look with them at what it did.
-looks='
+# Fairlead does not run these; tests and the benchmark inspect its results with them.
+inspect='
 	nftables    nft
 	conntrack   conntrack
 	ipset       ipset
 '
-# Tests alone make the image from Debian packages, and ask a Prometheus.
+# Only tests make the image from Debian packages and run a Prometheus.
 tests='
 	apt         apt-get apt-config
 	gpgv        gpgv
 	dpkg        dpkg dpkg-deb
 	prometheus  prometheus promtool
 '
-# The compiler is for a library that user-mode Linux needs on some processors.
+# The compiler builds a library that user-mode Linux needs on some processors.
 uml='
 	user-mode-linux linux.uml
 	gcc             gcc
@@ -53,16 +52,16 @@ vm='
 	qemu-system-x86 qemu-system-x86_64
 '
 case ${1:-} in
-'') list=$everywhere$looks ;;
-path) list=$everywhere$looks$tests ;;
+'') list=$everywhere$inspect ;;
+path) list=$everywhere$inspect$tests ;;
 demo) list=$everywhere ;;
-uml) list=$everywhere$looks$uml ;;
-vm) list=$everywhere$looks$vm ;;
+uml) list=$everywhere$inspect$uml ;;
+vm) list=$everywhere$inspect$vm ;;
 *) echo "hack/deps.sh: want demo, uml, vm or path" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin
-# missing prints the packages of which something is not there.
+# missing prints the packages with missing programs.
 missing() {
 	local package words word
 	while read -r package words; do
@@ -81,7 +80,7 @@ install_packages() {
 		echo "hack/deps.sh: missing: $*; there is no apt-get here, install them by hand" >&2
 		exit 1
 	fi
-	# Debian starts what it installs unless policy-rc.d forbids it: forbid it while this runs, then put back what was there.
+	# Debian starts installed services unless policy-rc.d forbids it. Forbid it while this runs, then restore the old file.
 	policy=/usr/sbin/policy-rc.d
 	if [[ -e $policy ]]; then
 		saved=$(mktemp)
@@ -97,12 +96,12 @@ install_packages() {
 	echo "hack/deps.sh: installing $*" >&2
 	local command=(apt-get install -y -qq --no-install-recommends "$@")
 	"${command[@]}" >&2 || { apt-get update -qq >&2 && "${command[@]}" >&2; }
-	# Nor is a machine that is rebooted to start it.
+	# Do not start it after a reboot either.
 	[[ " $* " != *' prometheus '* ]] || rm -f /etc/systemd/system/multi-user.target.wants/prometheus.service
-	# A package that lacks a program would be installed again and again, and the tests would tell less well.
+	# Without this check a package that lacks a program would be installed every time, and tests would fail less clearly.
 	mapfile -t packages < <(missing)
 	if ((${#packages[@]})); then
-		echo "hack/deps.sh: installed, and still missing something of: ${packages[*]}" >&2
+		echo "hack/deps.sh: still missing programs after installing: ${packages[*]}" >&2
 		exit 1
 	fi
 }
@@ -111,7 +110,7 @@ mapfile -t packages < <(missing)
 ((${#packages[@]} == 0)) || install_packages "${packages[@]}"
 [[ ${1:-} == path ]] || exit 0
 
-# Beside other runs: a link is made once, and then only changes if what it leads to is gone.
+# Other runs may use the directory: links change only if their target is gone.
 directory=$PWD/bin/path
 mkdir -p "$directory"
 declare -A named=([go]=1)

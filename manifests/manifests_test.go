@@ -1,6 +1,6 @@
-// Package manifests tests the manifests in this directory, as the golden files in testdata have them: what hack/manifests
-// renders. "make manifests" writes these files; the tests of package e2e see that they are up to date, and give them to a
-// real API server.
+// Package manifests tests the manifests in this directory as hack/manifests renders them into the golden files in testdata.
+// "make manifests" writes these files. The tests of package e2e check that they are up to date and apply them to a real API
+// server.
 package manifests
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/fairlead/fairlead/internal/health"
 )
 
-// podMonitor has those fields of the Prometheus operator's kind that are used.
+// podMonitor has the fields of the Prometheus operator's kind that are used here.
 type podMonitor struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -44,9 +44,9 @@ type podMonitor struct {
 	} `json:"spec"`
 }
 
-// rendered is what one golden file holds.
+// rendered is the content of one golden file.
 type rendered struct {
-	// words are those that render it.
+	// words is the command that renders it.
 	words    []string
 	ds       *appsv1.DaemonSet
 	configs  map[string]*corev1.ConfigMap
@@ -119,7 +119,7 @@ func load(t *testing.T, file string) rendered {
 	return r
 }
 
-// each runs a test on what every golden file holds.
+// each runs a test on each golden file.
 func each(t *testing.T, test func(*testing.T, rendered)) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.yaml")
@@ -131,15 +131,15 @@ func each(t *testing.T, test func(*testing.T, rendered)) {
 	}
 }
 
-// dropIn says that it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm has made.
+// dropIn reports whether it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm creates.
 func (r rendered) dropIn() bool { return r.ds.Name == "kube-proxy" }
 
-// besideAnother says that Fairlead serves only the Services with a label, so that another proxy is on the node.
+// besideAnother reports whether Fairlead serves only Services with a label, so that another proxy is on the node.
 func (r rendered) besideAnother() bool {
 	return slices.ContainsFunc(r.ds.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--service-proxy-name=") })
 }
 
-// daemon is the container that runs the daemon; nil in DaemonSets that clean up.
+// daemon returns the container that runs the daemon, nil for DaemonSets that clean up.
 func (r rendered) daemon() *corev1.Container {
 	c := &r.ds.Spec.Template.Spec.Containers[0]
 	if !strings.Contains(c.Image, "fairlead") {
@@ -151,7 +151,7 @@ func (r rendered) daemon() *corev1.Container {
 // kubeadmConfig is the config.conf of the drop-in.
 const kubeadmConfig = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\nmode: \"\"\n"
 
-// parse lets the daemon's parser read a container's arguments, with its environment and ConfigMaps resolved.
+// parse parses a container's arguments as the daemon does, with its environment and ConfigMaps resolved.
 func (r rendered) parse(t *testing.T, c *corev1.Container) *config.Config {
 	t.Helper()
 	var pairs []string
@@ -209,7 +209,7 @@ func (r rendered) parse(t *testing.T, c *corev1.Container) *config.Config {
 	return cfg
 }
 
-// TestContainers looks at the arguments of all containers as the daemon's parser reads them, and at what they may do.
+// TestContainers checks the parsed arguments and the privileges of all containers.
 func TestContainers(t *testing.T) {
 	each(t, func(t *testing.T, r rendered) {
 		spec := r.ds.Spec.Template.Spec
@@ -236,7 +236,7 @@ func TestContainers(t *testing.T) {
 		i := slices.IndexFunc(spec.InitContainers, func(c corev1.Container) bool { return c.Name == "init" })
 		if i < 0 {
 			if !privileged && (cfg.Conntrack.MaxPerCore != 0 || cfg.Mode == config.ModeIPVS) {
-				t.Error("nothing sets the kernel parameters that the daemon is told to want")
+				t.Error("nothing sets the kernel parameters that the daemon is configured to set")
 			}
 			return
 		}
@@ -245,7 +245,7 @@ func TestContainers(t *testing.T) {
 			t.Errorf("the container init has --init-only %t, mode %s, node %s", first.InitOnly, first.Mode, first.NodeName)
 		}
 		if diff := cmp.Diff(cfg.Conntrack, first.Conntrack); diff != "" {
-			t.Errorf("both want other parameters of connection tracking:\n%s", diff)
+			t.Errorf("the containers want different connection-tracking parameters:\n%s", diff)
 		}
 	})
 }
@@ -279,7 +279,8 @@ func TestWithoutIPTables(t *testing.T) {
 	}
 }
 
-// TestPorts compares ports and probes with where the servers listen, and asks the health server for the paths of the probes.
+// TestPorts compares ports and probes with the addresses of the servers, and requests the paths of the probes from the health
+// server.
 func TestPorts(t *testing.T) {
 	h := health.NewState(health.Options{SyncPeriod: config.Default().SyncPeriod}).Handler()
 	each(t, func(t *testing.T, r rendered) {
@@ -314,8 +315,8 @@ func TestPorts(t *testing.T) {
 	})
 }
 
-// TestPermissions compares what RBAC allows the daemon with what its configuration makes it ask for; TestDropIn of package e2e
-// sees that it asks for no more.
+// TestPermissions compares what RBAC allows the daemon with what its configuration needs. TestDropIn of package e2e checks that
+// it needs no more.
 func TestPermissions(t *testing.T) {
 	each(t, func(t *testing.T, r rendered) {
 		d := r.daemon()
@@ -345,7 +346,7 @@ func TestPermissions(t *testing.T) {
 	})
 }
 
-// allowed is what an account may do by the roles that are bound to it: verbs by group and resource.
+// allowed returns what an account may do by the roles that are bound to it: verbs by group and resource.
 func (r rendered) allowed(t *testing.T, account string) map[string]string {
 	t.Helper()
 	verbs := map[string][]string{}

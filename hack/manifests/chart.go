@@ -13,7 +13,7 @@ import (
 	"helm.sh/helm/v3/pkg/engine"
 )
 
-// chart renders a chart with files of values, later ones winning, as "helm template" does.
+// chart renders a chart with files of values as "helm template" does; later files win.
 func chart(dir string, files []string) ([]byte, error) {
 	c, err := loader.Load(dir)
 	if err != nil {
@@ -28,7 +28,7 @@ func chart(dir string, files []string) ([]byte, error) {
 		values = chartutil.MergeTables(v, values)
 	}
 	release := chartutil.ReleaseOptions{Name: "fairlead", Namespace: "kube-system", Revision: 1, IsInstall: true}
-	// This checks the values against the schema.
+	// This validates the values against the schema.
 	all, err := chartutil.ToRenderValues(c, values, release, chartutil.DefaultCapabilities)
 	if err != nil {
 		return nil, fmt.Errorf("chart %s with %q: %w", dir, files, err)

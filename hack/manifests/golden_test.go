@@ -8,13 +8,13 @@ import (
 	"testing"
 )
 
-var update = flag.Bool("update", false, "write what is rendered into the golden files")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// manifests is the directory with what is rendered.
+// manifests is the directory that is rendered.
 const manifests = "../../manifests"
 
-// TestGolden renders what the first line of each file in testdata says, such as "# kustomize kubeadm nftables", and compares
-// it with the rest of the file.
+// TestGolden runs the command in the first line of each file in testdata, such as "# kustomize kubeadm nftables", and compares the
+// output with the rest of the file.
 func TestGolden(t *testing.T) {
 	t.Chdir(manifests)
 	for _, file := range files(t, "testdata/*.yaml") {
@@ -30,13 +30,13 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 			} else if got != want {
-				t.Errorf("%s is not what %q gives now; look at what make manifests changes. Got:\n%s", file, words, got)
+				t.Errorf("%s differs from the output of %q; run make manifests and review the change. Got:\n%s", file, words, got)
 			}
 		})
 	}
 }
 
-// TestRefused gives the chart values that it has to refuse, with an error that holds what the first line of the file says.
+// TestRefused renders the chart with invalid values. The error must contain the first line of the file.
 func TestRefused(t *testing.T) {
 	t.Chdir(manifests)
 	for _, file := range files(t, "testdata/refused/*.yaml") {
@@ -80,7 +80,7 @@ func split(t *testing.T, file string) (first, rest string) {
 	first, rest, _ = strings.Cut(string(text), "\n")
 	comment, ok := strings.CutPrefix(first, "# ")
 	if !ok {
-		t.Fatalf("%s: the first line %q is no comment", file, first)
+		t.Fatalf("%s: the first line %q is not a comment", file, first)
 	}
 	return comment, rest
 }

@@ -29,13 +29,13 @@ func kustomization(dir string, components []string) ([]byte, error) {
 	return objects.AsYaml()
 }
 
-// overlay makes a directory that adds components to a directory, as users write it.
+// overlay makes a directory that adds components to a directory, like an overlay of a user.
 func overlay(dir string, components []string) (string, error) {
 	root, err := os.MkdirTemp("", "manifests-")
 	if err != nil {
 		return "", err
 	}
-	// Kustomize wants relative paths, and they lead from where the directory really is.
+	// kustomize needs paths relative to the directory without symbolic links.
 	if root, err = filepath.EvalSymlinks(root); err != nil {
 		return "", err
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/fairlead/fairlead/hack/guest"
 )
 
-// kernel is user-mode Linux as Debian calls it.
+// kernel is Debian's name for user-mode Linux.
 const kernel = "linux.uml"
 
 func main() {
@@ -21,7 +21,7 @@ func main() {
 
 var uml = guest.Kernel{Name: "uml", Timeout: 10 * time.Minute, Command: newGuest}
 
-// newGuest is the process of a guest, not yet started.
+// newGuest returns the process of a guest, not yet started.
 func newGuest(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, error) {
 	program, err := exec.LookPath(kernel)
 	if err != nil {
@@ -41,15 +41,15 @@ func newGuest(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, 
 		return nil, err
 	}
 	g := exec.Command(program, "mem="+memory, "rootfstype=hostfs", "rootflags=/", "ro", "init="+self, guest.EnvJob+"="+path,
-		// A panic ends the guest at once; an oops is one, for what a kernel does after it proves nothing.
+		// A panic ends the guest at once. So does an oops, because tests after it prove nothing.
 		"panic=-1", "oops=panic",
-		// Warnings and worse. What it says about each link and module hides them.
+		// Only warnings and worse; messages about links and modules would hide them.
 		"loglevel=5",
 		"uml_dir="+dir, "umid=guest",
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
-	// The guest's memory is a file that the kernel creates and unlinks; it prefers a tmpfs if no variable says otherwise.
+	// The guest's memory is a file that the kernel creates and unlinks, in a tmpfs unless a variable says otherwise.
 	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
-	// The kernel's own environment does not reach the guest, so that the library is in no program there.
+	// The kernel's environment does not reach the guest, so no program there gets the library.
 	if library, err := preload(ctx); err != nil {
 		return nil, err
 	} else if library != "" {

@@ -13,26 +13,26 @@ import (
 	"runtime"
 )
 
-// xstateSource is the library that the kernel needs on processors with a large register file; the file says why.
+// xstateSource is a library that the kernel needs on processors with a large register file; see the file.
 //
 //go:embed preload/xstate.c
 var xstateSource []byte
 
-// preload compiles the library that linux.uml needs, unless the user's cache has it already, and returns its path. The path is
-// empty where the processor is of a kind that needs none.
+// preload returns the path of the library that linux.uml needs, and compiles it unless it is in the user's cache. The path is
+// empty if the architecture needs no library.
 func preload(ctx context.Context) (string, error) {
 	if runtime.GOARCH != "amd64" {
 		return "", nil
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find the directory for the library of %s: %w", kernel, err)
+		return "", fmt.Errorf("find the cache directory for the library of %s: %w", kernel, err)
 	}
 	return compile(ctx, cache, xstateSource)
 }
 
-// compile makes a shared library of one C file below the cache directory, in a directory that is named after the source as
-// those of hack/build-servers.sh are, and returns its path.
+// compile compiles one C file to a shared library below the cache directory, in a directory named after a hash of the source, and
+// returns its path.
 func compile(ctx context.Context, cache string, source []byte) (string, error) {
 	dir := filepath.Join(cache, "fairlead", fmt.Sprintf("uml-%.6x", sha256.Sum256(source)))
 	library := filepath.Join(dir, "xstate.so")
@@ -42,7 +42,7 @@ func compile(ctx context.Context, cache string, source []byte) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	// Another run may compile it at the same time, and one that is interrupted must not leave half of it.
+	// Another run may compile it at the same time, and an interrupted one must not leave an incomplete file.
 	temporary, err := os.MkdirTemp(dir, "build.")
 	if err != nil {
 		return "", err

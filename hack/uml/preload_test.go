@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// needGCC skips where the library cannot be: on another processor, or without the compiler, which CI must have.
+// needGCC skips on other architectures, and without the compiler, except in CI.
 func needGCC(t *testing.T) {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
-		t.Skip("the library is for amd64 alone")
+		t.Skip("the library is only for amd64")
 	}
 	if _, err := exec.LookPath("gcc"); err != nil {
 		if os.Getenv("CI") == "true" {
@@ -24,8 +24,8 @@ func needGCC(t *testing.T) {
 	}
 }
 
-// TestPreloadCompletesShortXSTATE sets a register as the kernel of user-mode Linux does, on this machine's processor, with
-// buffers of several sizes, without the library and with it.
+// TestPreloadCompletesShortXSTATE sets a register as user-mode Linux does, on this machine's processor, with buffers of several
+// sizes, without and with the library.
 func TestPreloadCompletesShortXSTATE(t *testing.T) {
 	needGCC(t)
 	library, err := compile(t.Context(), t.TempDir(), xstateSource)
@@ -62,7 +62,7 @@ func TestPreloadCompletesShortXSTATE(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if size <= tt.bytes {
-				t.Skipf("*** SKIPPED: this processor's area has %d bytes, a buffer of %d is not short", size, tt.bytes)
+				t.Skipf("*** SKIPPED: this processor's area has %d bytes, so a buffer of %d is not short", size, tt.bytes)
 			}
 			if _, got := set(t, tt.bytes); got != efault {
 				t.Errorf("without the library: got %q, want %q", got, efault)
@@ -91,7 +91,7 @@ func TestPreloadIsCompiledOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without a compiler: what is there is taken.
+	// The cached library is used without a compiler.
 	t.Setenv("PATH", "")
 	if again, err := compile(t.Context(), cache, xstateSource); err != nil || again != first {
 		t.Errorf("got %q, %v, want %q", again, err, first)

@@ -19,22 +19,22 @@ import (
 )
 
 const (
-	// program is the emulator as Debian calls it.
+	// program is Debian's name for the emulator.
 	program = "qemu-system-x86_64"
-	// defaultRelease is the kernel that runs if no flag says otherwise.
+	// defaultRelease is the default kernel.
 	defaultRelease = "6.1"
-	// defaultAccel emulates each processor in a thread of its own.
+	// defaultAccel emulates each processor in a separate thread.
 	defaultAccel = "tcg,thread=multi"
 )
 
-// fetch is the script that prints the directory of a kernel.
+// fetch is the script that fetches a kernel and prints its directory.
 //
 //go:embed kernel
 var fetch string
 
 func main() {
 	guest.Init()
-	var m machine // its methods are called when the flags are parsed
+	var m machine // its methods are called after the flags are parsed
 	flag.StringVar(&m.release, "kernel", defaultRelease, "the `release` of the kernel, of those that hack/vm/kernel knows")
 	flag.StringVar(&m.accel, "accel", defaultAccel, "qemu's `accelerator`")
 	guest.Main(m.kernel())
@@ -47,7 +47,7 @@ func (m *machine) kernel() guest.Kernel {
 	return guest.Kernel{Name: "vm", Timeout: 20 * time.Minute, Command: m.command}
 }
 
-// command is the process of a guest, not yet started.
+// command returns the process of a guest, not yet started.
 func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, error) {
 	qemu, err := exec.LookPath(program)
 	if err != nil {
@@ -59,7 +59,7 @@ func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) 
 	}
 	images, err := filepath.Glob(filepath.Join(tree, "boot/vmlinuz-*"))
 	if err != nil || len(images) != 1 {
-		return nil, fmt.Errorf("%s has not one kernel: %v, %v", tree, images, err)
+		return nil, fmt.Errorf("want one kernel in %s: %v, %v", tree, images, err)
 	}
 	_, version, _ := strings.Cut(filepath.Base(images[0]), "-")
 
@@ -72,7 +72,7 @@ func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) 
 	for i, fd := range []int{1, 3, 4, 5} {
 		args = append(args, "-chardev", fmt.Sprintf("file,id=c%d,path=/dev/fd/%d", i, fd), "-serial", fmt.Sprintf("chardev:c%d", i))
 	}
-	// Nothing changes below the root while a guest runs, so that it may remember what it read.
+	// Nothing changes below the root while a guest runs, so it may cache files.
 	root, more := share("root", "/", "cache=loose,ro", ",readonly=on")
 	root.Dir = "/root" // in the initramfs
 	j.Root = &root
@@ -106,19 +106,19 @@ func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) 
 	}
 	args = append(args, "-kernel", images[0], "-initrd", initramfs, "-append", strings.Join([]string{
 		"console=ttyS0", guest.EnvJob + "=/job",
-		// A panic ends the guest at once; an oops is one, for what a kernel does after it proves nothing.
+		// A panic ends the guest at once. So does an oops, because tests after it prove nothing.
 		"panic=-1", "oops=panic",
-		// Warnings and worse. What it says about each link and module hides them.
+		// Only warnings and worse; messages about links and modules would hide them.
 		"loglevel=5",
-		// An emulated processor may get no time for seconds.
+		// An emulated processor may be stopped for seconds.
 		"nowatchdog", "rcupdate.rcu_cpu_stall_suppress=1", "tsc=nowatchdog",
-		// What makes each system call dearer and proves nothing here.
+		// These make system calls slower and are not needed for tests.
 		"mitigations=off", "audit=0", "apparmor=0", "nokaslr",
 	}, " "))
 	return exec.Command(qemu, args...), nil
 }
 
-// static is the path of this program, which has to run where there is no library.
+// static returns the path of this program, and an error if it is linked dynamically: the initramfs has no libraries.
 func static() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -130,12 +130,12 @@ func static() (string, error) {
 	}
 	defer f.Close()
 	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		return "", fmt.Errorf("%s is not linked statically, as the guest's process 1 has to be; build it with CGO_ENABLED=0", self)
+		return "", fmt.Errorf("%s is linked dynamically and cannot be the guest's process 1; build it with CGO_ENABLED=0", self)
 	}
 	return self, nil
 }
 
-// tree is the directory of the kernel and its modules, which are fetched if need be.
+// tree returns the directory of the kernel and its modules. It fetches them if necessary.
 func (m *machine) tree(ctx context.Context) (string, error) {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(ctx, "bash", "-c", fetch, "hack/vm/kernel", m.release)
@@ -146,9 +146,9 @@ func (m *machine) tree(ctx context.Context) (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-// share is a directory of the host as a mount of the guest, and qemu's arguments for it.
+// share returns the guest's mount of a directory of the host, and qemu's arguments for it.
 func share(tag, dir, options, readonly string) (guest.Mount, []string) {
-	// A comma begins qemu's next option unless it is doubled.
+	// A comma in a qemu option has to be doubled.
 	path := strings.ReplaceAll(dir, ",", ",,")
 	return guest.Mount{Kind: "9p", Source: tag, Dir: dir, Options: "trans=virtio,version=9p2000.L,msize=512000," + options}, []string{
 		"-fsdev", "local,id=" + tag + ",path=" + path + ",security_model=none,multidevs=remap" + readonly,
@@ -156,7 +156,7 @@ func share(tag, dir, options, readonly string) (guest.Mount, []string) {
 	}
 }
 
-// modules are the files of the modules and of those that they need, each after those that it needs.
+// modules returns the files of the modules and their dependencies, dependencies first.
 func modules(ctx context.Context, tree, version string, names ...string) ([]string, error) {
 	var out []string
 	seen := make(map[string]bool)
@@ -168,7 +168,7 @@ func modules(ctx context.Context, tree, version string, names ...string) ([]stri
 			return nil, fmt.Errorf("find the module %s: %w", name, err)
 		}
 		for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
-			// "insmod FILE OPTIONS", or "builtin NAME" for what the kernel has.
+			// "insmod FILE OPTIONS", or "builtin NAME".
 			words := strings.Fields(lines.Text())
 			if len(words) > 1 && words[0] == "insmod" && !seen[words[1]] {
 				seen[words[1]] = true

@@ -6,7 +6,7 @@
 {{ .Values.serviceAccount.name | default (include "fairlead.name" .) }}
 {{- end }}
 
-{{/* ClusterRoles of two releases in two namespaces must not be the same. */}}
+{{/* Two releases in two namespaces need different ClusterRoles. */}}
 {{- define "fairlead.role" -}}
 {{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ if ne .Release.Namespace "kube-system" }}-{{ .Release.Namespace }}{{ end }}
 {{- end }}
@@ -31,12 +31,12 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{ with .Values.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}{{ end }}
 {{- end }}
 
-{{/* The mode in force; kubeadm's ConfigMap may say another one. */}}
+{{/* The mode. With dropIn, kubeadm's ConfigMap may set another one. */}}
 {{- define "fairlead.mode" -}}
 {{ if .Values.config }}{{ dig "mode" "" .Values.config | default "iptables" }}{{ else }}{{ .Values.mode }}{{ end }}
 {{- end }}
 
-{{/* What the schema cannot say: values that do not go together. */}}
+{{/* Conflicts between values that the schema cannot express. */}}
 {{- define "fairlead.check" -}}
 {{- $v := .Values }}
 {{- if $v.dropIn }}
@@ -66,7 +66,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 {{- end }}
 
-{{/* Flags that both containers get. */}}
+{{/* Flags of both containers. */}}
 {{- define "fairlead.args" -}}
 {{- $v := .Values }}
 {{- if $v.dropIn }}
@@ -110,7 +110,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 - name: NODE_NAME
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 {{- with .Values.apiServer.host }}
-# Instead of kubelet's, which are the cluster IP of a Service.
+# These override the kubelet's values, which are the cluster IP of a Service.
 - {name: KUBERNETES_SERVICE_HOST, value: {{ . | quote }}}
 - {name: KUBERNETES_SERVICE_PORT, value: {{ $.Values.apiServer.port | quote }}}
 {{- end }}
@@ -129,7 +129,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "fairlead.unprivileged" -}}
-# root, but with little of what root may do. iptables-legacy needs NET_RAW, the rest NET_ADMIN.
+# root, with few capabilities: iptables-legacy needs NET_RAW, everything else NET_ADMIN.
 runAsUser: 0
 capabilities: {drop: [ALL], add: [NET_ADMIN, NET_RAW{{ if .Values.loadModules }}, SYS_MODULE{{ end }}]}
 allowPrivilegeEscalation: false
