@@ -3,6 +3,7 @@
 //	fairlead [flags]    daemon.go   API server or files ─► kube.Feed ─► reconcile.Loop ─► kernel
 //	fairlead trace      trace.go    files ─► fwd.Table ─► Lookup(packet) ─► text or JSON
 //	fairlead render     render.go   files ─► fwd.Table ─► the program of one mode
+//	fairlead dump       dump.go     files ─► fwd.Table ─► fwdtext, which trace and render read back
 //	fairlead cleanup    cleanup.go  takes what all modes wrote out of the kernel
 //	fairlead version    main.go     and "fairlead help"
 //
@@ -14,7 +15,7 @@
 //
 //  1. An error is one line on standard error that begins with "fairlead: ", and exit code 1. All else is exit code 0. Notes, which
 //     are no errors, begin with "note: ".
-//  2. trace and render accept all flags of the daemon, so that the arguments of a DaemonSet can be pasted, and decide as
+//  2. trace, render and dump accept all flags of the daemon, so that the arguments of a DaemonSet can be pasted, and decide as
 //     the daemon with these flags does. They need no network and change nothing; trace reads the kernel in mode ipvs, where it may,
 //     to tell which endpoints drain.
 //  3. Ending the daemon leaves the rules in force.

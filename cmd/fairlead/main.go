@@ -71,6 +71,7 @@ func commands() []command {
 	return []command{
 		{"trace", "say what the node does with a packet, and why", runTrace},
 		{"render", "print the kernel program that the node gets", runRender},
+		{"dump", "print the forwarding table of the node", runDump},
 		{"cleanup", "take all that Fairlead wrote out of the kernel", runCleanup},
 		{"version", "print the version", runVersion},
 		{"help", "print this", runHelp},

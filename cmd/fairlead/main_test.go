@@ -116,7 +116,7 @@ func TestNotesOfCommands(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, command := range []string{"render", "trace 10.0.0.1 10.96.0.1:80/tcp", "trace -o json 10.0.0.1 10.96.0.1:80/tcp"} {
+	for _, command := range []string{"render", "dump", "trace 10.0.0.1 10.96.0.1:80/tcp", "trace -o json 10.0.0.1 10.96.0.1:80/tcp"} {
 		for flags, code := range map[string]int{"--proxy-mode=iptables": 0, "--proxy-mode=userspace": 1} {
 			var out, errs bytes.Buffer
 			args := append(strings.Fields(command), "--objects", objects, "--config", conf, flags)
@@ -210,7 +210,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 		name, line string
 		want       []string
 	}{
-		{"unknown command", "explain", []string{`"explain"`, "trace, render, cleanup, version, help"}},
+		{"unknown command", "explain", []string{`"explain"`, "trace, render, dump, cleanup, version, help"}},
 		{"bad flag of the daemon", "--masquerade-all=maybe", []string{"--masquerade-all", `"maybe"`, "true or false"}},
 		{"objects that are not there", "--objects " + dir + "/none --hostname-override n1", []string{dir + "/none"}},
 		{"trace without objects", "trace 10.0.0.1 10.96.0.1:80/tcp", []string{"--objects", "file or directory"}},
@@ -228,6 +228,11 @@ func TestErrorsAreOneLine(t *testing.T) {
 		{"bad local address", "trace --local-addresses eth0 --objects " + objects + " 10.0.0.1 10.96.0.1:80/tcp", []string{"--local-addresses", `"eth0"`, "IP addresses"}},
 		{"bad family", "render --family v4 --objects " + objects, []string{"--family", `"v4"`, "ipv4 or ipv6"}},
 		{"argument of render", "render --objects " + objects + " x", []string{`"x"`, "flags only"}},
+		{"argument of dump", "dump --objects " + objects + " x", []string{`"x"`, "flags only"}},
+		{"table and objects", "render --table t --objects " + objects, []string{"--table", "--objects"}},
+		{"no table", "render --table " + dir + "/nonesuch", []string{"--table", "nonesuch"}},
+		{"broken table", "render --table " + broken, []string{"broken.yaml: line 1: kind: [: want header, service"}},
+		{"table and packets of standard input", "trace --packets - --table -", []string{"--packets -", "--table -"}},
 		{"argument of version", "version x", []string{`"x"`, "none"}},
 	}
 	for _, tt := range tests {
@@ -256,10 +261,11 @@ func TestHelp(t *testing.T) {
 		line string
 		want []string
 	}{
-		{"help", []string{"fairlead trace", "fairlead render", "fairlead version"}},
+		{"help", []string{"fairlead trace", "fairlead render", "fairlead dump", "fairlead version"}},
 		{"--help", []string{"--cluster-cidr", "its rules stay in force"}},
 		{"trace --help", []string{"--in-interface", "--cluster-cidr", "SOURCE DESTINATION"}},
-		{"render -h", []string{"--family", "--cluster-cidr"}},
+		{"render -h", []string{"--family", "--cluster-cidr", "--table"}},
+		{"dump --help", []string{"--objects", "--cluster-cidr", "bug reports"}},
 		{"version", []string{"fairlead ", "go1."}},
 		{"--version", []string{"fairlead ", "go1."}},
 	}
@@ -275,6 +281,46 @@ func TestHelp(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDump proves that trace and render say the same of a table that was dumped as of the objects.
+func TestDump(t *testing.T) {
+	dir := t.TempDir()
+	objects, table := filepath.Join(dir, "o.yaml"), filepath.Join(dir, "table")
+	if err := os.WriteFile(objects, []byte(oneService), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	command := func(line string) string {
+		t.Helper()
+		var out, errs bytes.Buffer
+		if code := run(t.Context(), strings.Fields(line), streams{&out, &errs}); code != 0 {
+			t.Fatalf("%s: exit code %d: %s", line, code, errs.String())
+		}
+		return out.String()
+	}
+	dump := func(mode string) string {
+		t.Helper()
+		dumped := command("dump --node n1 --cluster-cidr 10.0.0.0/8 --objects " + objects + " --mode " + mode)
+		if err := os.WriteFile(table, []byte(dumped), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return dumped
+	}
+	dumped := dump("iptables")
+	for _, want := range []string{"header masqueradebit=14 cidr4=10.0.0.0/8 ", "\nfrontend 10.96.0.1:80/tcp kind=ClusterIP owner=default/web:http/tcp all=reject,no-endpoints\n"} {
+		if !strings.Contains(dumped, want) {
+			t.Errorf("does not say %q:\n%s", want, dumped)
+		}
+	}
+	for _, line := range []string{"iptables render", "nftables render", "nftables trace 10.0.0.1 10.96.0.1:80/tcp"} {
+		mode, line, _ := strings.Cut(line, " ")
+		dump(mode)
+		line += " --mode " + mode
+		want := command(line + " --node n1 --cluster-cidr 10.0.0.0/8 --objects " + objects)
+		if d := cmp.Diff(want, command(line+" --node n1 --table "+table)); d != "" {
+			t.Errorf("%s (-objects +table):\n%s", line, d)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -13,20 +14,23 @@ import (
 	"github.com/fairlead/fairlead/internal/compile"
 	"github.com/fairlead/fairlead/internal/config"
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/fwdtext"
 	"github.com/fairlead/fairlead/internal/kube"
 )
 
-// offline is what trace and render have in common: the daemon's flags, and the table that a node with these flags makes
-// of objects in files.
+// offline is what trace, render and dump have in common: the daemon's flags, and the table that a node with these flags
+// compiles from objects in files, or that dump has written.
 type offline struct {
 	cfg   *config.Config
 	local []netip.Addr
+	// tablePath is the file that holds the table; empty to compile objects.
+	tablePath string
 
 	table    fwd.Table
 	problems map[fwd.Service][]compile.Problem
 }
 
-// bind registers the daemon's flags and those that both commands add.
+// bind registers the daemon's flags and those that the commands add.
 func (o *offline) bind(fs *pflag.FlagSet) {
 	o.cfg = config.Default()
 	o.cfg.Bind(fs)
@@ -43,8 +47,41 @@ func (o *offline) bind(fs *pflag.FlagSet) {
 	})
 }
 
-// load reads the objects and fills the table.
+// bindTable registers the flag for a table in place of objects.
+func (o *offline) bindTable(fs *pflag.FlagSet) {
+	fs.StringVar(&o.tablePath, "table", "", "file with a forwarding table as fairlead dump prints it, - for standard input, in place of --objects")
+}
+
+// loadTable reads a table that was dumped. What the flags say about the node is not used: the table has it.
+func (o *offline) loadTable(s streams) error {
+	if o.cfg.Objects != "" {
+		return errors.New("--table and --objects: want one of them")
+	}
+	err := o.cfg.Settle(nil)
+	printNotes(o.cfg, s)
+	if err != nil {
+		return err
+	}
+	file := os.Stdin
+	if o.tablePath != "-" {
+		if file, err = os.Open(o.tablePath); err != nil {
+			return fmt.Errorf("--table: %w", err)
+		}
+		defer file.Close()
+	}
+	table, err := fwdtext.Read(file)
+	if err != nil {
+		return fmt.Errorf("--table %s: %w", o.tablePath, err)
+	}
+	o.table = *table
+	return nil
+}
+
+// load reads the objects and fills the table, or reads the table.
 func (o *offline) load(s streams) error {
+	if o.tablePath != "" {
+		return o.loadTable(s)
+	}
 	if o.cfg.Objects == "" {
 		return errors.New("--objects \"\": want a file or directory of API objects")
 	}

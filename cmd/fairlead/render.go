@@ -10,6 +10,7 @@ import (
 )
 
 const renderUsage = `fairlead render --objects FILE [flags]
+  fairlead render --table FILE [flags]
 
 Prints the kernel program that the node gets, in the syntax of the mode's own tool. The same objects and flags give the
 same bytes. All flags of the daemon are accepted.`
@@ -18,6 +19,7 @@ func runRender(_ context.Context, args []string, s streams) error {
 	var o offline
 	fs := pflag.NewFlagSet("fairlead render", pflag.ContinueOnError)
 	o.bind(fs)
+	o.bindTable(fs)
 	only := fs.String("family", "", "ipv4 or ipv6; without it both")
 	if err := parseFlags(fs, args, renderUsage, s); err != nil {
 		return err

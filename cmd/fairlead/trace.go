@@ -20,6 +20,7 @@ import (
 )
 
 const traceUsage = `fairlead trace --objects FILE [flags] SOURCE DESTINATION:PORT/PROTOCOL
+  fairlead trace --table FILE [flags] SOURCE DESTINATION:PORT/PROTOCOL
   fairlead trace --objects FILE [flags] --packets FILE
 
 Says what the node does with the first packet of a connection, and why. The source is an IP address, the destination
@@ -67,6 +68,7 @@ func runTrace(ctx context.Context, args []string, s streams) error {
 	var o offline
 	fs := pflag.NewFlagSet("fairlead trace", pflag.ContinueOnError)
 	o.bind(fs)
+	o.bindTable(fs)
 	iface := fs.String("in-interface", "", "name of the interface on which the packet arrives")
 	packets := fs.String("packets", "", "file with a SOURCE DESTINATION on each line, - for standard input, in place of the arguments")
 	output := fs.StringP("output", "o", "text", "text or json; with --packets the default is json")
@@ -115,8 +117,8 @@ func (o *offline) traceAll(ctx context.Context, path string, args []string, ifac
 		}
 		defer f.Close()
 		in, name = f, path
-	} else if o.cfg.Objects == "-" {
-		return errors.New("--packets - and --objects -: only one of them can be standard input")
+	} else if o.cfg.Objects == "-" || o.tablePath == "-" {
+		return errors.New("--packets - and --objects - or --table -: only one of them can be standard input")
 	}
 	if err := o.load(s); err != nil {
 		return err
