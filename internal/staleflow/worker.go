@@ -14,10 +14,10 @@ import (
 const (
 	// batchSize is how many stale flows are collected before they are deleted, which limits the memory of a pass.
 	batchSize = 500
-	// After a pass the worker pauses for restFactor times the duration of the pass, at most maxRest, so that a cluster in
+	// After a pass the worker pauses for pauseFactor times the duration of the pass, at most maxPause, so that a cluster in
 	// which UDP endpoints change all the time does not cost the node a core.
-	restFactor = 4
-	maxRest    = 30 * time.Second
+	pauseFactor = 4
+	maxPause    = 30 * time.Second
 	// A pass that failed or was interrupted is retried after firstRetry, then after twice as long each time, up to maxRetry.
 	firstRetry = time.Second
 	maxRetry   = time.Minute
@@ -88,17 +88,17 @@ func (w *Worker) Run(ctx context.Context) {
 
 		begin := time.Now()
 		done := w.work(ctx, plan)
-		rest := min(restFactor*time.Since(begin), maxRest)
+		pause := min(pauseFactor*time.Since(begin), maxPause)
 		if done {
 			retry, wait = nil, firstRetry
 		} else {
-			retry = time.After(max(wait, rest))
+			retry = time.After(max(wait, pause))
 			wait = min(2*wait, maxRetry)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(rest):
+		case <-time.After(pause):
 		}
 	}
 }

@@ -147,7 +147,7 @@ func (s *simulation) JudgeAfter(p, earlier fwd.Packet, chosen netip.AddrPort, ag
 	}
 	remembered := make(map[string]map[string]bool)
 	for _, r := range results {
-		for _, n := range r.Notes {
+		for _, n := range r.Added {
 			if r.Endpoint == chosen && ageSec <= n.TimeoutSec {
 				remembered[n.Set] = map[string]bool{n.Key: true}
 			}
@@ -204,9 +204,9 @@ func (s *simulation) Drift(r *rand.Rand) string {
 	case 1:
 		ops = []nft.Op{{Kind: nft.AddRules, Name: ch.Name, Rules: []nft.Rule{{nft.Verdict("return")}}}}
 	case 2:
-		ops = []nft.Op{{Kind: nft.AddChain, Name: "stranger"}, {Kind: nft.AddRules, Name: "stranger", Rules: []nft.Rule{{nft.Verdict("jump " + chainRefuse)}}}}
+		ops = []nft.Op{{Kind: nft.AddChain, Name: "foreign"}, {Kind: nft.AddRules, Name: "foreign", Rules: []nft.Rule{{nft.Verdict("jump " + chainRefuse)}}}}
 	case 3:
-		odd := nft.Set{Name: "strange-set", Key: []nft.Field{nft.DestPort}}
+		odd := nft.Set{Name: "foreign-set", Key: []nft.Field{nft.DestPort}}
 		ops = []nft.Op{{Kind: nft.AddSet, Name: odd.Name, Set: odd}, {Kind: nft.AddElements, Name: odd.Name, Set: odd, Elements: []nft.Element{{Key: "ab"}}}}
 	case 4, 5:
 		for _, name := range slices.Sorted(maps.Keys(c.Elements)) {

@@ -66,17 +66,7 @@ func readAll(t testing.TB, f fwd.Family, table nft.Interface) map[ID]string {
 }
 
 // give updates a backend with a whole table.
-func give(b backend.Backend, t *fwd.Table) {
-	h := t.Header()
-	ch := fwd.Changes{Header: &h}
-	for f := range t.Services() {
-		ch.Services = append(ch.Services, fwd.ServiceChange{Owner: f.Owner, New: f})
-	}
-	for _, v := range t.VIPs() {
-		ch.VIPs = append(ch.VIPs, fwd.VIPChange{VIP: v})
-	}
-	b.Update(ch)
-}
+func give(b backend.Backend, t *fwd.Table) { b.Update(wholeTable(t)) }
 
 // everyShape is a table with every kind of rule that the renderer knows.
 func everyShape() *fwd.Table {
@@ -258,7 +248,7 @@ func TestKernelRoundTrip(t *testing.T) {
 			}
 			want := values(objectsOf(fam, table))
 			if diff := gocmp.Diff(want, readAll(t, fam, tables[fam])); diff != "" {
-				t.Errorf("%s: nft makes something else of what is %s (-want +got):\n%s", fam, how, diff)
+				t.Errorf("%s: nft makes something else of the %s table (-want +got):\n%s", fam, how, diff)
 			}
 		}
 		hosttest.Run(t, "nft", "flush", "ruleset")
@@ -436,23 +426,23 @@ func TestKernelListen(t *testing.T) {
 		}
 		return p
 	}
-	heard := func(p *Plane, what string) {
+	expectHint := func(p *Plane, what string) {
 		t.Helper()
 		select {
 		case <-p.Drift:
 		case <-time.After(hosttest.Patience):
-			t.Errorf("%s is not heard", what)
+			t.Errorf("%s is not reported", what)
 		}
 	}
 
 	p := open()
 	p.Listen()
 	remove(fwd.IPv6)
-	heard(p, "what others do after Listen")
+	expectHint(p, "a change after Listen")
 	open()
 	p = open()
 	remove(fwd.IPv4)
-	heard(p, "what others do to the table of an earlier run")
+	expectHint(p, "a change of the table of an earlier process")
 }
 
 // TestKernelInterfaceNames: the kernel and nft accept every name that the configuration accepts: a prefix, a name of the
@@ -483,7 +473,7 @@ func TestKernelInterfaceNames(t *testing.T) {
 		}
 		hosttest.Run(t, "nft", "-f", file)
 		if diff := gocmp.Diff(values(objectsOf(fwd.IPv4, table)), readAll(t, fwd.IPv4, tables[fwd.IPv4])); diff != "" {
-			t.Errorf("%+v: nft makes something else of what is rendered (-want +got):\n%s", d, diff)
+			t.Errorf("%+v: nft makes something else of the rendered table (-want +got):\n%s", d, diff)
 		}
 	}
 }

@@ -56,12 +56,6 @@ type chain struct {
 	rules []rule
 }
 
-// rule is a rule, in nft's syntax and in the kernel's encoding. Both are made from the same values (rule.go).
-type rule struct {
-	text  string
-	exprs nft.Rule
-}
-
 func (c *chain) exprs() []nft.Rule {
 	out := make([]nft.Rule, len(c.rules))
 	for i, r := range c.rules {

@@ -125,10 +125,10 @@ func TestStepsAreBounded(t *testing.T) {
 func TestMalformed(t *testing.T) {
 	ctx := context.Background()
 	odd := nft.Set{Name: setVIPs, Key: []nft.Field{nft.DestPort}}
-	stranger := []nft.Op{{Kind: nft.AddTable}, {Kind: nft.AddSet, Name: odd.Name, Set: odd}, {Kind: nft.AddChain, Name: "x"},
+	foreign := []nft.Op{{Kind: nft.AddTable}, {Kind: nft.AddSet, Name: odd.Name, Set: odd}, {Kind: nft.AddChain, Name: "x"},
 		{Kind: nft.AddRules, Name: "x", Rules: []nft.Rule{{nft.In(setVIPs, 0)}}}}
 	table := nftsim.New(fwd.IPv4)
-	if err := table.Commit(ctx, stranger); err != nil {
+	if err := table.Commit(ctx, foreign); err != nil {
 		t.Fatal(err)
 	}
 	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, nil)
@@ -142,7 +142,7 @@ func TestMalformed(t *testing.T) {
 	if diff := cmp.Diff(values(objectsOf(fwd.IPv4, everyShape())), readAll(t, fwd.IPv4, table)); diff != "" {
 		t.Error(diff)
 	}
-	if err := table.Commit(ctx, append([]nft.Op{{Kind: nft.DelTable}}, stranger...)); err != nil {
+	if err := table.Commit(ctx, append([]nft.Op{{Kind: nft.DelTable}}, foreign...)); err != nil {
 		t.Fatal(err)
 	}
 	if err := New(map[fwd.Family]nft.Interface{fwd.IPv4: table}, nil).Cleanup(ctx); err != nil {

@@ -237,12 +237,12 @@ func (l lang) choose(p place, levels []level) *part {
 
 // shareOut returns the matches for a list of rules, of which the first that matches is taken, so that each is taken in
 // proportion to its share. The last one always matches.
-func shareOut(shares []uint64) []clause {
+func shareOut(shares []uint64) []rule {
 	var left uint64
 	for _, s := range shares {
 		left += s
 	}
-	out := make([]clause, len(shares))
+	out := make([]rule, len(shares))
 	for i, s := range shares[:len(shares)-1] {
 		x, n := s, left
 		for n >= 1<<32 { // 65536 endpoints with the greatest weight

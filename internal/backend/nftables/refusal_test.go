@@ -33,7 +33,7 @@ func quarantined(t *testing.T, b backend.Backend, table *fwd.Table) []string {
 		}
 		var fe *backend.FamilyError
 		if !errors.As(err, &fe) || !fe.Refused || len(fe.Culprits) == 0 {
-			t.Fatalf("nobody is named: %v", err)
+			t.Fatalf("no Service is named: %v", err)
 		}
 		for _, s := range fe.Culprits {
 			out = append(out, s.Name)

@@ -156,8 +156,8 @@ func (r *renderer) partsOf(verdict string) (out []ID) {
 	return out
 }
 
-// objectsOf renders a whole table for one family.
-func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
+// wholeTable returns the changes that add everything in a table.
+func wholeTable(t *fwd.Table) fwd.Changes {
 	h := t.Header()
 	ch := fwd.Changes{Header: &h}
 	for f := range t.Services() {
@@ -166,8 +166,13 @@ func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
 	for _, v := range t.VIPs() {
 		ch.VIPs = append(ch.VIPs, fwd.VIPChange{VIP: v})
 	}
+	return ch
+}
+
+// objectsOf renders a whole table for one family.
+func objectsOf(fam fwd.Family, t *fwd.Table) map[ID]Object {
 	out := make(map[ID]Object)
-	for _, e := range newRenderer(fam).Render(ch) {
+	for _, e := range newRenderer(fam).Render(wholeTable(t)) {
 		if e.Delete {
 			delete(out, e.Key)
 		} else {

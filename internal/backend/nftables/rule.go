@@ -11,28 +11,28 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// clause is a part of a rule, in nft's syntax and in the kernel's encoding. The expressions are those that nft makes from the
-// text, so that it does not matter which of both wrote a table.
-type clause struct {
+// rule is a rule, or a part of one, in nft's syntax and in the kernel's encoding. The expressions are those that nft makes from
+// the text, so that it does not matter which of both wrote a table.
+type rule struct {
 	text  string
 	exprs nft.Rule
 }
 
-// all joins clauses into a rule; empty ones match everything.
-func all(cs ...clause) rule {
+// all joins parts of a rule; empty ones match everything.
+func all(parts ...rule) rule {
 	var r rule
 	var words []string
-	for _, c := range cs {
-		if c.text != "" {
-			words = append(words, c.text)
-			r.exprs = append(r.exprs, c.exprs...)
+	for _, p := range parts {
+		if p.text != "" {
+			words = append(words, p.text)
+			r.exprs = append(r.exprs, p.exprs...)
 		}
 	}
 	r.text = strings.Join(words, " ")
 	return r
 }
 
-// lang writes clauses for one family.
+// lang writes rules for one family.
 type lang struct{ family fwd.Family }
 
 func (l lang) ip() string {
@@ -79,12 +79,12 @@ func (l lang) byteOf(f nft.Field, i int) operand {
 
 // hairpin matches packets with the same address as source and destination. Before 6.13 the kernel cannot compare two fields
 // of a packet, but it can look up a pair of bytes. The last bytes come first: they differ most often.
-func (l lang) hairpin() clause {
-	var pairs []clause
+func (l lang) hairpin() rule {
+	var pairs []rule
 	for i := l.family.Bits()/8 - 1; i >= 0; i-- {
 		pairs = append(pairs, in(setEqualBytes, l.byteOf(nft.SourceAddr, i), l.byteOf(nft.DestAddr, i)))
 	}
-	return clause(all(pairs...))
+	return all(pairs...)
 }
 
 // random is a random number from offset to offset+mod-1. With mod 1 it is a constant, where nft's syntax does not allow one.
@@ -97,8 +97,8 @@ func random(mod, offset uint32) operand {
 }
 
 // concat loads operands into consecutive registers from the first one on.
-func concat(ops []operand) clause {
-	var c clause
+func concat(ops []operand) rule {
+	var c rule
 	word := 0
 	for i, o := range ops {
 		if i > 0 {
@@ -112,25 +112,25 @@ func concat(ops []operand) clause {
 }
 
 // in matches if the set contains the operands.
-func in(set string, ops ...operand) clause {
+func in(set string, ops ...operand) rule {
 	c := concat(ops)
-	return clause{c.text + " @" + set, append(c.exprs, nft.In(set, 0))}
+	return rule{c.text + " @" + set, append(c.exprs, nft.In(set, 0))}
 }
 
 // verdictOf returns the verdict that the map has for the operands.
-func verdictOf(m string, ops ...operand) clause {
+func verdictOf(m string, ops ...operand) rule {
 	c := concat(ops)
-	return clause{c.text + " vmap @" + m, append(c.exprs, nft.VerdictMap(m, 0))}
+	return rule{c.text + " vmap @" + m, append(c.exprs, nft.VerdictMap(m, 0))}
 }
 
 // update adds the operands to a dynamic set, or resets their timeout.
-func update(set string, timeoutSec uint32, ops ...operand) clause {
+func update(set string, timeoutSec uint32, ops ...operand) rule {
 	c := concat(ops)
-	return clause{fmt.Sprintf("update @%s { %s timeout %ds }", set, c.text, timeoutSec), append(c.exprs, nft.Update(set, 0, timeoutSec))}
+	return rule{fmt.Sprintf("update @%s { %s timeout %ds }", set, c.text, timeoutSec), append(c.exprs, nft.Update(set, 0, timeoutSec))}
 }
 
-func isProto(p fwd.Proto) clause {
-	return clause{"meta l4proto " + p.String(), nft.Rule{
+func isProto(p fwd.Proto) rule {
+	return rule{"meta l4proto " + p.String(), nft.Rule{
 		nft.Meta(unix.NFT_META_L4PROTO, 0), nft.Compare(unix.NFT_CMP_EQ, 0, string([]byte{byte(p)}))}}
 }
 
@@ -145,42 +145,42 @@ func (l lang) nfproto() uint32 {
 func (l lang) addrWords() int { return l.family.Bits() / 32 }
 
 // dnatBy changes the destination to the endpoint that the map has for the operands.
-func (l lang) dnatBy(m string, ops ...operand) clause {
+func (l lang) dnatBy(m string, ops ...operand) rule {
 	c := concat(ops)
-	return clause{fmt.Sprintf("dnat %s to %s map @%s", l.ip(), c.text, m),
+	return rule{fmt.Sprintf("dnat %s to %s map @%s", l.ip(), c.text, m),
 		append(c.exprs, nft.Map(m, 0, 0), nft.DNAT(l.nfproto(), 0, l.addrWords()))}
 }
 
 // dnatTo changes the destination to an endpoint.
-func (l lang) dnatTo(a netip.AddrPort) clause {
+func (l lang) dnatTo(a netip.AddrPort) rule {
 	const second = 4 // nft loads each constant into a register of 16 bytes
-	return clause{"dnat to " + a.String(), nft.Rule{nft.Immediate(string(a.Addr().AsSlice()), 0),
+	return rule{"dnat to " + a.String(), nft.Rule{nft.Immediate(string(a.Addr().AsSlice()), 0),
 		nft.Immediate(string([]byte{byte(a.Port() >> 8), byte(a.Port())}), second), nft.DNAT(l.nfproto(), 0, second)}}
 }
 
-func verdict(v string) clause { return clause{v, nft.Rule{nft.Verdict(v)}} }
+func verdict(v string) rule { return rule{v, nft.Rule{nft.Verdict(v)}} }
 
-func goTo(chain string) clause { return verdict("goto " + chain) }
+func goTo(chain string) rule { return verdict("goto " + chain) }
 
 // reset rejects TCP with a reset: the kernel limits the rate of ICMP errors to a client, but not that of resets.
-func reset() clause { return clause{"reject with tcp reset", nft.Rule{nft.Reset()}} }
+func reset() rule { return rule{"reject with tcp reset", nft.Rule{nft.Reset()}} }
 
 // reject sends the ICMP error port unreachable.
-func (l lang) reject() clause {
+func (l lang) reject() rule {
 	code := uint8(3)
 	if l.family == fwd.IPv6 {
 		code = 4
 	}
-	return clause{"reject", nft.Rule{nft.Reject(code)}}
+	return rule{"reject", nft.Rule{nft.Reject(code)}}
 }
 
 // compare compares an operand with a constant.
-func compare(o operand, op uint32, text, data string) clause {
-	return clause{o.text + " " + text, nft.Rule{o.load(0), nft.Compare(op, 0, data)}}
+func compare(o operand, op uint32, text, data string) rule {
+	return rule{o.text + " " + text, nft.Rule{o.load(0), nft.Compare(op, 0, data)}}
 }
 
 // prefix matches addresses in the prefix, or with not addresses outside of it.
-func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
+func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) rule {
 	op, text := uint32(unix.NFT_CMP_EQ), l.addr(f).text+" "
 	if not {
 		op, text = unix.NFT_CMP_NEQ, text+"!= "
@@ -196,28 +196,28 @@ func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) clause {
 	case p.Bits() == 0 && not:
 		panic("BUG: nothing is outside of " + p.String())
 	case p.Bits() == 0:
-		return clause{}
+		return rule{}
 	case p.Bits()%8 == 0: // whole bytes are compared as they are
-		return clause{text, nft.Rule{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.Offset(l.family), n, 0), nft.Compare(op, 0, string(addr[:n]))}}
+		return rule{text, nft.Rule{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.Offset(l.family), n, 0), nft.Compare(op, 0, string(addr[:n]))}}
 	}
 	mask := make([]byte, len(addr))
 	for i := range p.Bits() {
 		mask[i/8] |= 1 << (7 - i%8)
 	}
-	return clause{text, nft.Rule{l.addr(f).load(0), nft.Bitwise(0, string(mask), string(make([]byte, len(mask)))), nft.Compare(op, 0, string(addr))}}
+	return rule{text, nft.Rule{l.addr(f).load(0), nft.Bitwise(0, string(mask), string(make([]byte, len(mask)))), nft.Compare(op, 0, string(addr))}}
 }
 
 // arrivedOn matches packets from the interface with the name, or with begins from all whose names begin with it.
-func arrivedOn(name string, begins bool) clause {
+func arrivedOn(name string, begins bool) rule {
 	data, text := name, fmt.Sprintf("iifname %q", name+"*")
 	if !begins {
 		data, text = name+strings.Repeat("\x00", unix.IFNAMSIZ-len(name)), fmt.Sprintf("iifname %q", name)
 	}
-	return clause{text, nft.Rule{nft.Meta(unix.NFT_META_IIFNAME, 0), nft.Compare(unix.NFT_CMP_EQ, 0, data)}}
+	return rule{text, nft.Rule{nft.Meta(unix.NFT_META_IIFNAME, 0), nft.Compare(unix.NFT_CMP_EQ, 0, data)}}
 }
 
 // isLocal matches if an address is one of this host, or with not if it is none.
-func isLocal(f nft.Field, not bool) clause {
+func isLocal(f nft.Field, not bool) rule {
 	which, flag := "daddr", uint32(unix.NFTA_FIB_F_DADDR)
 	if f == nft.SourceAddr {
 		which, flag = "saddr", unix.NFTA_FIB_F_SADDR
@@ -230,31 +230,31 @@ func isLocal(f nft.Field, not bool) clause {
 }
 
 // chance matches in x of n cases.
-func chance(x, n uint32) clause {
+func chance(x, n uint32) rule {
 	be := []byte{byte(x >> 24), byte(x >> 16), byte(x >> 8), byte(x)}
-	return clause{fmt.Sprintf("numgen random mod %d < %d", n, x),
+	return rule{fmt.Sprintf("numgen random mod %d < %d", n, x),
 		nft.Rule{nft.Random(n, 0, 0), nft.ToNetworkOrder(0), nft.Compare(unix.NFT_CMP_LT, 0, string(be))}}
 }
 
-func setMark(text string, mask, xor uint32) clause {
-	return clause{"meta mark set meta mark " + text, nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
+func setMark(text string, mask, xor uint32) rule {
+	return rule{"meta mark set meta mark " + text, nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
 		nft.Bitwise(0, nft.HostUint32(mask), nft.HostUint32(xor)), nft.SetMeta(unix.NFT_META_MARK, 0)}}
 }
 
-func addMark(bit uint32) clause   { return setMark(fmt.Sprintf("| 0x%08x", bit), ^bit, bit) }
-func clearMark(bit uint32) clause { return setMark(fmt.Sprintf("& 0x%08x", ^bit), ^bit, 0) }
+func addMark(bit uint32) rule   { return setMark(fmt.Sprintf("| 0x%08x", bit), ^bit, bit) }
+func clearMark(bit uint32) rule { return setMark(fmt.Sprintf("& 0x%08x", ^bit), ^bit, 0) }
 
-func hasMark(bit uint32) clause {
-	return clause{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", bit, bit), nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
+func hasMark(bit uint32) rule {
+	return rule{fmt.Sprintf("meta mark & 0x%08x == 0x%08x", bit, bit), nft.Rule{nft.Meta(unix.NFT_META_MARK, 0),
 		nft.Bitwise(0, nft.HostUint32(bit), nft.HostUint32(0)), nft.Compare(unix.NFT_CMP_EQ, 0, nft.HostUint32(bit))}}
 }
 
 // masquerade changes the source to the address, or if that is the zero Addr to one that the kernel chooses.
-func (l lang) masquerade(source netip.Addr) clause {
+func (l lang) masquerade(source netip.Addr) rule {
 	if !source.IsValid() {
-		return clause{"masquerade fully-random", nft.Rule{nft.Masquerade()}}
+		return rule{"masquerade fully-random", nft.Rule{nft.Masquerade()}}
 	}
-	return clause{fmt.Sprintf("snat to %s fully-random", source), nft.Rule{nft.Immediate(string(source.AsSlice()), 0), nft.SNAT(l.nfproto(), 0)}}
+	return rule{fmt.Sprintf("snat to %s fully-random", source), nft.Rule{nft.Immediate(string(source.AsSlice()), 0), nft.SNAT(l.nfproto(), 0)}}
 }
 
 // Bits of conntrack's states and status (linux/netfilter/nf_conntrack_common.h, nf_tables.h).
@@ -264,12 +264,12 @@ const (
 	ctDNAT        = 1 << 5
 )
 
-func ct(key uint32, text string, bits uint32) clause {
-	return clause{"ct " + text, nft.Rule{nft.Ct(key, 0), nft.Bitwise(0, nft.HostUint32(bits), nft.HostUint32(0)),
+func ct(key uint32, text string, bits uint32) rule {
+	return rule{"ct " + text, nft.Rule{nft.Ct(key, 0), nft.Bitwise(0, nft.HostUint32(bits), nft.HostUint32(0)),
 		nft.Compare(unix.NFT_CMP_NEQ, 0, nft.HostUint32(0))}}
 }
 
-func ctKnown() clause {
+func ctKnown() rule {
 	return ct(unix.NFT_CT_STATE, "state established,related", ctEstablished|ctRelated)
 }
-func ctIsDNAT() clause { return ct(unix.NFT_CT_STATUS, "status dnat", ctDNAT) }
+func ctIsDNAT() rule { return ct(unix.NFT_CT_STATUS, "status dnat", ctDNAT) }

@@ -173,8 +173,8 @@ func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 // routeChain renders the chain that distinguishes the classes of sources.
 func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	c := &chain{}
-	do := func(match clause, a action) {
-		var mark clause
+	do := func(match rule, a action) {
+		var mark rule
 		if a.mark {
 			mark = addMark(h.Mark())
 		}
@@ -186,7 +186,7 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	// masqueraded.
 	if d := h.Detector[l.family.Index()].Prefix; d.Bits() > 0 && pod.verdict == outside.verdict && !differ(outside, host) && outside.mark && !pod.mark {
 		c.rules = append(c.rules, all(l.prefix(nft.SourceAddr, d, true), addMark(h.Mark())))
-		do(clause{}, pod)
+		do(rule{}, pod)
 		return c
 	}
 	// A node address that the detector recognizes counts as a pod, so pods are matched even if they are treated like
@@ -197,7 +197,7 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	if differ(host, outside) {
 		do(isLocal(nft.SourceAddr, false), host)
 	}
-	do(clause{}, outside)
+	do(rule{}, outside)
 	return c
 }
 

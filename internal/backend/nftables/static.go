@@ -184,7 +184,7 @@ func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 }
 
 // pod matches packets from local pods; ok is false if they cannot be recognized.
-func (l lang) pod(d fwd.Detector) (c clause, ok bool) {
+func (l lang) pod(d fwd.Detector) (c rule, ok bool) {
 	if d.Prefix.IsValid() {
 		return l.prefix(nft.SourceAddr, d.Prefix, false), true
 	}

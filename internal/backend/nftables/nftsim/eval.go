@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -33,8 +32,8 @@ func (w *walk) store(a nft.Attr, data []byte) {
 
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// eval evaluates an expression of a rule. ok is false if the rule ends there.
-func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict string, ok bool, err error) {
+// eval evaluates an expression of a rule; next are those after it. ok is false if the rule ends there.
+func (w *walk) eval(x *expression, next []*expression) (verdict string, ok bool, err error) {
 	a := x.attrs
 	switch x.name {
 	case "cmp":
@@ -61,11 +60,11 @@ func (w *walk) eval(x *expression, r []*expression, fork func(walk)) (verdict st
 		}
 		return "reject", true, nil
 	}
-	return "", true, w.load(x, r, fork)
+	return "", true, w.load(x, next)
 }
 
 // load evaluates an expression that always matches and gives no verdict.
-func (w *walk) load(x *expression, r []*expression, fork func(walk)) error {
+func (w *walk) load(x *expression, next []*expression) error {
 	a := x.attrs
 	switch x.name {
 	case "payload":
@@ -77,7 +76,7 @@ func (w *walk) load(x *expression, r []*expression, fork func(walk)) error {
 	case "fib":
 		return w.fib(a)
 	case "numgen":
-		return w.numgen(a, r, fork)
+		return w.numgen(a, next)
 	case "dynset":
 		return w.dynset(a)
 	case "bitwise":
@@ -192,7 +191,7 @@ func (w *walk) fib(a map[uint16]nft.Attr) error {
 const maxDraws = 1 << 16
 
 // numgen draws a number. If it is only compared with a bound, two values represent all.
-func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) error {
+func (w *walk) numgen(a map[uint16]nft.Attr, next []*expression) error {
 	if a[unix.NFTA_NG_TYPE].Net32() != unix.NFT_NG_RANDOM {
 		return fmt.Errorf("type %d is not simulated", a[unix.NFTA_NG_TYPE].Net32())
 	}
@@ -200,20 +199,21 @@ func (w *walk) numgen(a map[uint16]nft.Attr, r []*expression, fork func(walk)) e
 	if mod == 0 {
 		return fmt.Errorf("modulus 0")
 	}
-	if bound, compared := upperBound(r[w.expr:]); compared && bound > offset && bound-offset < mod {
+	if bound, compared := upperBound(next); compared && bound > offset && bound-offset < mod {
 		below := float64(bound-offset) / float64(mod)
-		w.branch(fork, 1-below, func(o *walk) { o.store(to, host32(bound)) })
-		w.store(to, host32(offset))
-		w.prob *= below
+		if w.draw(2) == 0 {
+			w.store(to, host32(offset))
+			w.prob *= below
+		} else {
+			w.store(to, host32(bound))
+			w.prob *= 1 - below
+		}
 		return nil
 	}
 	if mod > maxDraws {
 		return fmt.Errorf("modulus %d: too many values to follow", mod)
 	}
-	for i := uint32(1); i < mod; i++ {
-		w.branch(fork, 1/float64(mod), func(o *walk) { o.store(to, host32(offset+i)) })
-	}
-	w.store(to, host32(offset))
+	w.store(to, host32(offset+uint32(w.draw(int(mod)))))
 	w.prob /= float64(mod)
 	return nil
 }
@@ -252,7 +252,7 @@ func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
 	e, found := s.elements[key]
 	switch {
 	case s.def.Interval:
-		found = s.inside(key)
+		found = s.contains(key)
 	case s.def.Dynamic:
 		found = w.remembers(s.def.Name, key)
 	}
@@ -267,8 +267,8 @@ func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
 	return "", true, nil
 }
 
-// inside reports whether a key is in one of the ranges, that is, whether the last boundary at or before it begins a range.
-func (s *set) inside(key string) bool {
+// contains reports whether a key is in one of the ranges, that is, whether the last boundary at or before it begins a range.
+func (s *set) contains(key string) bool {
 	best, in := "", false
 	for _, e := range s.elements {
 		if e.Key <= key && (e.Key > best || e.Key == best && !e.End || best == "") {
@@ -279,7 +279,7 @@ func (s *set) inside(key string) bool {
 }
 
 func (w *walk) remembers(set, key string) bool {
-	for _, n := range w.notes {
+	for _, n := range w.added {
 		if n.Set == set && n.Key == key {
 			return true
 		}
@@ -296,7 +296,7 @@ func (w *walk) dynset(a map[uint16]nft.Attr) error {
 		return fmt.Errorf("the set %s is not dynamic", s.def.Name)
 	}
 	msec := binary.BigEndian.Uint64([]byte(a[unix.NFTA_DYNSET_TIMEOUT].Data))
-	w.notes = append(slices.Clip(w.notes), Note{s.def.Name, strings.Clone(string(w.at(a[unix.NFTA_DYNSET_SREG_KEY], int(s.shape.KeyLen)))), uint32(msec / 1000)})
+	w.added = append(w.added, Addition{s.def.Name, string(w.at(a[unix.NFTA_DYNSET_SREG_KEY], int(s.shape.KeyLen))), uint32(msec / 1000)})
 	return nil
 }
 
@@ -305,7 +305,7 @@ func (w *walk) nat(a map[uint16]nft.Attr) error {
 		if a[unix.NFTA_NAT_FLAGS].Net32() != nft.NatMapIPs|nft.NatFullyRandom {
 			return fmt.Errorf("only snat to one address and a random port is simulated")
 		}
-		w.source, _ = netip.AddrFromSlice(slices.Clone(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8)))
+		w.source, _ = netip.AddrFromSlice(w.at(a[unix.NFTA_NAT_REG_ADDR_MIN], w.t.family.Bits()/8))
 		w.masquerade = true
 		return nil
 	}

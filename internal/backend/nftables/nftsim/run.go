@@ -24,8 +24,8 @@ type Host struct {
 	Remembered map[string]map[string]bool
 }
 
-// Note is an element that a packet adds to a dynamic set, or whose timeout it resets.
-type Note struct {
+// Addition is an element that a packet adds to a dynamic set, or whose timeout it resets.
+type Addition struct {
 	Set, Key   string
 	TimeoutSec uint32
 }
@@ -45,8 +45,8 @@ type Outcome struct {
 type Result struct {
 	Outcome
 	Probability float64
-	// Notes of all paths to the outcome, without repetition.
-	Notes []Note
+	// Added of all paths to the outcome, without repetition.
+	Added []Addition
 }
 
 func (h *Host) isLocal(a netip.Addr) bool { return a.IsLoopback() || slices.Contains(h.Local, a) }
@@ -67,16 +67,10 @@ var (
 	pathLoop    = []hook{{nft.Prerouting, false}, {nft.Input, false}}
 )
 
-// frame is a position in a chain: of rules, and of expressions in the rule.
-type frame struct {
-	chain *chain
-	rule  int
-}
-
 // words is the number of registers of four bytes.
 const words = 16
 
-// walk is the state of a packet on its path.
+// walk is the state of a packet on one path through the rules.
 type walk struct {
 	t    *Table
 	host *Host
@@ -88,17 +82,36 @@ type walk struct {
 	dnat, masquerade bool
 	source           netip.Addr
 	reset            bool // rejected with a TCP reset
-	notes            []Note
+	added            []Addition
 
-	hooks  []hook
-	bases  []*chain // still to pass at the current hook
-	ready  bool     // bases are those of the current hook
-	routed bool
-	stack  []frame
-	expr   int
-	regs   [words * 4]byte
-	prob   float64
-	steps  int
+	regs  [words * 4]byte
+	prob  float64
+	steps int
+	// draws are the random numbers of the path; those that were not drawn yet are to be repeated from an earlier path.
+	draws []draw
+	drawn int
+}
+
+// draw is a random number: which of how many alternatives was taken.
+type draw struct{ taken, of int }
+
+// draw takes one of n alternatives: that of the path to be repeated, or else the first.
+func (w *walk) draw(n int) int {
+	if w.drawn == len(w.draws) {
+		w.draws = append(w.draws, draw{0, n})
+	}
+	w.drawn++
+	return w.draws[w.drawn-1].taken
+}
+
+// nextPath returns the draws with which the path after this one begins, nil if it was the last one.
+func nextPath(draws []draw) []draw {
+	for n := len(draws) - 1; n >= 0; n-- {
+		if draws[n].taken++; draws[n].taken < draws[n].of {
+			return draws[:n+1]
+		}
+	}
+	return nil
 }
 
 // Run returns all outcomes of the first packet of a connection, sorted by verdict, endpoint and masquerading.
@@ -106,19 +119,14 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != t.family || fwd.FamilyOf(p.Dst.Addr()) != t.family {
 		return nil, fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, t.family)
 	}
-	first := walk{t: t, host: &h, p: p, dst: p.Dst, mark: h.Mark, hooks: pathIn, prob: 1}
-	if p.InInterface == "" {
-		first.hooks = pathOut
-	}
 	at := make(map[Outcome]*Result)
-	todo := []walk{first}
-	for len(todo) > 0 {
-		w := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		v, err := w.run(func(x walk) { todo = append(todo, x) })
+	for draws := []draw{}; draws != nil; {
+		w := walk{t: t, host: &h, p: p, dst: p.Dst, mark: h.Mark, prob: 1, draws: draws}
+		v, err := w.run()
 		if err != nil {
 			return nil, err
 		}
+		draws = nextPath(w.draws)
 		o := Outcome{Verdict: v, Reset: w.reset}
 		if v == fwd.VerdictForward || v == fwd.VerdictPass {
 			o.Masquerade, o.Source = w.masquerade, w.source
@@ -132,9 +140,9 @@ func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 			at[o] = r
 		}
 		r.Probability += w.prob
-		for _, n := range w.notes {
-			if !slices.Contains(r.Notes, n) {
-				r.Notes = append(r.Notes, n)
+		for _, n := range w.added {
+			if !slices.Contains(r.Added, n) {
+				r.Added = append(r.Added, n)
 			}
 		}
 	}
@@ -155,7 +163,7 @@ func number(b bool) int {
 	return 0
 }
 
-// fate is the decision of a hook or of a rule.
+// fate is the decision of a hook or of a chain.
 type fate uint8
 
 const (
@@ -165,19 +173,23 @@ const (
 	reject
 )
 
-// run takes the packet to the end of its path. It passes branches that it does not follow to fork.
-func (w *walk) run(fork func(walk)) (fwd.Verdict, error) {
-	for len(w.hooks) > 0 || w.route() {
-		f, err := w.pass(fork)
-		switch {
-		case err != nil:
-			return 0, err
-		case f == drop:
-			return fwd.VerdictDrop, nil
-		case f == reject:
-			return fwd.VerdictReject, nil
+// run takes the packet to the end of its path. The second part depends on where the first one sends the packet.
+func (w *walk) run() (fwd.Verdict, error) {
+	first := pathOut
+	if w.p.InInterface != "" {
+		first = pathIn
+	}
+	for _, path := range []func() []hook{func() []hook { return first }, w.routed} {
+		for _, h := range path() {
+			switch f, err := w.hook(h); {
+			case err != nil:
+				return 0, err
+			case f == drop:
+				return fwd.VerdictDrop, nil
+			case f == reject:
+				return fwd.VerdictReject, nil
+			}
 		}
-		w.hooks, w.ready = w.hooks[1:], false
 	}
 	if w.dnat {
 		return fwd.VerdictForward, nil
@@ -185,117 +197,81 @@ func (w *walk) run(fork func(walk)) (fwd.Verdict, error) {
 	return fwd.VerdictPass, nil
 }
 
-// route chooses the second part of the path by the current destination; it returns false if there is none.
-func (w *walk) route() bool {
+// routed returns the second part of the path.
+func (w *walk) routed() []hook {
 	local := w.host.isLocal(w.dst.Addr())
 	switch {
-	case w.routed || w.p.InInterface == "" && !local:
-		return false
+	case w.p.InInterface == "" && !local:
+		return nil
 	case w.p.InInterface == "":
-		w.hooks = pathLoop
+		return pathLoop
 	case local:
-		w.hooks = pathLocal
-	default:
-		w.hooks = pathForward
+		return pathLocal
 	}
-	w.routed = true
-	return true
+	return pathForward
 }
 
-// pass takes the packet through the base chains of one hook, or the remaining ones if the walk was forked there.
-func (w *walk) pass(fork func(walk)) (fate, error) {
-	h := w.hooks[0]
-	if !w.ready {
-		w.ready, w.bases, w.in = true, nil, ""
-		if h.Hook == nft.Prerouting || h.Hook == nft.Input || h.Hook == nft.Forward {
-			w.in = cmp.Or(w.p.InInterface, "lo")
-		}
-		for _, c := range w.t.bases {
-			if c.Base.Hook == h.Hook && (c.Base.Type != "nat" || h.nat) {
-				w.bases = append(w.bases, c)
-			}
-		}
-		w.enter()
+// hook takes the packet through the base chains of a hook.
+func (w *walk) hook(h hook) (fate, error) {
+	w.in = ""
+	if h.Hook == nft.Prerouting || h.Hook == nft.Input || h.Hook == nft.Forward {
+		w.in = cmp.Or(w.p.InInterface, "lo")
 	}
-	for len(w.bases) > 0 {
-		f, err := w.base(fork)
+	for _, c := range w.t.bases {
+		if c.Base.Hook != h.Hook || c.Base.Type == "nat" && !h.nat {
+			continue
+		}
+		f, err := w.chain(c)
 		if err != nil {
-			return 0, fmt.Errorf("chain %s at %v: %w", w.bases[0].Name, h.Hook, err)
+			return 0, fmt.Errorf("chain %s at %v: %w", c.Name, h.Hook, err)
 		}
 		if f == drop || f == reject {
 			return f, nil
 		}
-		w.bases = w.bases[1:]
-		w.enter()
+		if f == next && c.Base.Drop {
+			return drop, nil
+		}
 	}
 	return accept, nil
 }
 
-func (w *walk) enter() {
-	w.stack, w.expr = nil, 0
-	if len(w.bases) > 0 {
-		w.stack = []frame{{chain: w.bases[0]}}
-	}
-}
-
-// base follows the rules of one base chain.
-func (w *walk) base(fork func(walk)) (fate, error) {
-	for len(w.stack) > 0 {
-		top := &w.stack[len(w.stack)-1]
-		if top.rule >= len(top.chain.rules) {
-			w.stack = w.stack[:len(w.stack)-1]
-			continue
-		}
+// chain follows the rules of a chain. It returns next at the end of the chain.
+func (w *walk) chain(c *chain) (fate, error) {
+	for i, r := range c.rules {
 		if w.steps++; w.steps > 10000 {
 			return 0, errors.New("the packet loops")
 		}
-		v, err := w.rule(top.chain.rules[top.rule], fork)
+		v, err := w.rule(r)
 		if err != nil {
-			return 0, fmt.Errorf("rule %d of %s: %w", top.rule, top.chain.Name, err)
+			return 0, fmt.Errorf("rule %d of %s: %w", i, c.Name, err)
 		}
-		top.rule++
-		w.expr = 0
-		if f, err := w.follow(v); f != next || err != nil {
-			return f, err
+		switch word, to, _ := strings.Cut(v, " "); word {
+		case "": // it does not match, or has no verdict
+		case "accept":
+			return accept, nil
+		case "drop":
+			return drop, nil
+		case "reject":
+			return reject, nil
+		case "return":
+			return next, nil
+		case "goto":
+			return w.chain(w.t.state.chains[to])
+		case "jump":
+			if f, err := w.chain(w.t.state.chains[to]); f != next || err != nil {
+				return f, err
+			}
+		default:
+			return 0, fmt.Errorf("rule %d of %s: verdict %q is not simulated", i, c.Name, v)
 		}
 	}
-	if w.bases[0].Base.Drop {
-		return drop, nil
-	}
-	return accept, nil
+	return next, nil
 }
 
-// follow carries out a verdict; an empty one does nothing.
-func (w *walk) follow(v string) (fate, error) {
-	word, to, _ := strings.Cut(v, " ")
-	switch word {
-	case "":
-		return next, nil
-	case "accept":
-		return accept, nil
-	case "drop":
-		return drop, nil
-	case "reject":
-		return reject, nil
-	case "return":
-		w.stack = w.stack[:len(w.stack)-1]
-		return next, nil
-	case "goto":
-		w.stack[len(w.stack)-1] = frame{chain: w.t.state.chains[to]}
-		return next, nil
-	case "jump":
-		w.stack = append(w.stack, frame{chain: w.t.state.chains[to]})
-		return next, nil
-	}
-	return next, fmt.Errorf("verdict %q", v)
-}
-
-// rule evaluates the expressions of a rule, from w.expr on, and returns its verdict. A rule that does not match has none.
-func (w *walk) rule(r []*expression, fork func(walk)) (string, error) {
-	for w.expr < len(r) {
-		x := r[w.expr]
-		w.expr++
-		v, ok, err := w.eval(x, r, fork)
+// rule evaluates the expressions of a rule and returns its verdict. A rule that does not match has none.
+func (w *walk) rule(r []*expression) (string, error) {
+	for i, x := range r {
+		v, ok, err := w.eval(x, r[i+1:])
 		if err != nil {
 			return "", fmt.Errorf("expression %s: %w", x.name, err)
 		}
@@ -304,16 +280,6 @@ func (w *walk) rule(r []*expression, fork func(walk)) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// branch forks the walk with changed registers and a share of its probability.
-func (w *walk) branch(fork func(walk), share float64, change func(*walk)) {
-	other := *w
-	other.stack = slices.Clone(w.stack)
-	other.notes = slices.Clip(w.notes)
-	other.prob *= share
-	change(&other)
-	fork(other)
 }
 
 // value returns the data in an attribute with a value.
