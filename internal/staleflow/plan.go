@@ -16,8 +16,8 @@ type Reason uint8
 
 // The reasons.
 const (
-	// BlackHole: the flow began without NAT, because the Service had no endpoints or its rules were not written yet. It is a
-	// UDP flow, or a TCP connection that still waits for its first answer.
+	// BlackHole: the flow began without NAT, because the Service had no endpoints or its rules were
+	// not written yet. It is a UDP flow, or a TCP connection that still waits for its first answer.
 	BlackHole Reason = iota
 	// EndpointGone: the flow goes to an endpoint that does not serve.
 	EndpointGone
@@ -35,15 +35,18 @@ func (r Reason) String() string {
 type family struct {
 	// keys are the UDP frontends with their serving endpoints, sorted.
 	keys map[fwd.Key][]netip.AddrPort
-	// lost are the endpoints that UDP frontends have lost, sorted; if the frontend was deleted, flows to them are stale.
+	// lost are the endpoints that UDP frontends have lost, sorted; if the frontend was deleted,
+	// flows to them are stale.
 	lost map[fwd.Key][]netip.AddrPort
 	// found are UDP frontends that an earlier process left in the kernel.
 	found map[fwd.Key]struct{}
-	// forwards says for TCP frontends whether they forward new connections: for those that changed, or for all that forward.
+	// forwards says for TCP frontends whether they forward new connections: for those that changed,
+	// or for all that forward.
 	forwards map[fwd.Key]bool
 }
 
-// Plan decides which flows are stale. It is immutable and safe for concurrent use. With the zero Plan none is.
+// Plan decides which flows are stale. It is immutable and safe for concurrent use. With the zero
+// Plan none is.
 type Plan struct {
 	header   fwd.Header
 	families [2]*family // by fwd.Family.Index; nil if the family need not be checked
@@ -85,7 +88,8 @@ func (p Plan) Stale(f conntrack.Flow) (Reason, bool) {
 	return 0, false
 }
 
-// staleUDP is Stale for a UDP flow with a destination that may be a virtual IP, or a node port if the address serves them.
+// staleUDP is Stale for a UDP flow with a destination that may be a virtual IP, or a node port if
+// the address serves them.
 func (f *family) staleUDP(vip, nodePort fwd.Key, served, natted bool, endpoint netip.AddrPort) (Reason, bool) {
 	serving, ok := f.keys[vip]
 	if !ok && served {
@@ -102,9 +106,10 @@ func (f *family) staleUDP(vip, nodePort fwd.Key, served, natted bool, endpoint n
 	return BlackHole, len(serving) > 0
 }
 
-// wasForwarded reports whether a translation to an endpoint comes from a frontend that was deleted: a virtual IP, a node port,
-// or a node port on an address that no longer serves node ports. Other translations may be another program's. The endpoints
-// of frontends of an earlier process are not known; any translation for them counts.
+// wasForwarded reports whether a translation to an endpoint comes from a frontend that was deleted:
+// a virtual IP, a node port, or a node port on an address that no longer serves node ports. Other
+// translations may be another program's. The endpoints of frontends of an earlier process are not
+// known; any translation for them counts.
 func (f *family) wasForwarded(vip, nodePort fwd.Key, served bool, endpoint netip.AddrPort) bool {
 	if contains(f.lost[vip], endpoint) || contains(f.lost[nodePort], endpoint) || !served && contains(f.keys[nodePort], endpoint) {
 		return true
@@ -182,8 +187,9 @@ func overlay[V any](a, b map[fwd.Key]V) map[fwd.Key]V {
 	return out
 }
 
-// Builder follows the table and makes plans. The cost of an Update is proportional to the change, that of a Snapshot to the
-// number of UDP frontends in the families that changed. The zero Builder is ready to use; it belongs to one goroutine.
+// Builder follows the table and makes plans. The cost of an Update is proportional to the change,
+// that of a Snapshot to the number of UDP frontends in the families that changed. The zero Builder
+// is ready to use; it belongs to one goroutine.
 type Builder struct {
 	header   fwd.Header
 	families [2]family
@@ -193,8 +199,8 @@ type Builder struct {
 	dirty [2]bool
 }
 
-// Found adds frontends that were in the kernel before anything was written, from an earlier process. If the table does not
-// have them, the next Plan finds their UDP flows.
+// Found adds frontends that were in the kernel before anything was written, from an earlier
+// process. If the table does not have them, the next Plan finds their UDP flows.
 func (b *Builder) Found(keys []fwd.Key) {
 	for _, k := range keys {
 		if k.Proto != fwd.UDP {
@@ -212,7 +218,8 @@ func (b *Builder) Found(keys []fwd.Key) {
 // Update processes changes of the table.
 func (b *Builder) Update(ch fwd.Changes) {
 	b.updateTCP(ch.Services)
-	// A key may move from one Service to another within the changes, in either order: first all are removed, then added.
+	// A key may move from one Service to another within the changes, in either order: first all are
+	// removed, then added.
 	before := make(map[fwd.Key][]netip.AddrPort)
 	for _, sc := range ch.Services {
 		for key := range udpTargets(sc.Old) {
@@ -315,9 +322,9 @@ func (b *Builder) setForwards(k fwd.Key, forwards bool) {
 	fam.forwards[k] = forwards
 }
 
-// Snapshot returns the plan for what changed since the last Snapshot, or with all for everything. written says, by
-// fwd.Family.Index, whether the rules of a family are in the kernel; the changes of one whose rules are not are kept for a
-// later Snapshot.
+// Snapshot returns the plan for what changed since the last Snapshot, or with all for everything.
+// written says, by fwd.Family.Index, whether the rules of a family are in the kernel; the changes
+// of one whose rules are not are kept for a later Snapshot.
 func (b *Builder) Snapshot(written [2]bool, all bool) Plan {
 	p := Plan{header: b.header}
 	if all {

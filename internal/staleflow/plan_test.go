@@ -50,7 +50,8 @@ func key(tb testing.TB, s string) fwd.Key {
 	return k
 }
 
-// fragment returns a Service with a UDP port and a TCP port that have the given keys. Both forward if there are endpoints.
+// fragment returns a Service with a UDP port and a TCP port that have the given keys. Both forward
+// if there are endpoints.
 func fragment(name string, created int64, keys []fwd.Key, endpoints []netip.AddrPort) *fwd.Fragment {
 	owner := fwd.Service{Namespace: "ns", Name: name}
 	f := &fwd.Fragment{Owner: owner, CreatedUnix: created}
@@ -237,7 +238,8 @@ func TestSnapshotHoldsWhatChanged(t *testing.T) {
 	}
 }
 
-// TestUnwrittenFamilyWaits proves that the changes of a family are kept while its rules cannot be written.
+// TestUnwrittenFamilyWaits proves that the changes of a family are kept while its rules cannot be
+// written.
 func TestUnwrittenFamilyWaits(t *testing.T) {
 	var table fwd.Table
 	var b Builder
@@ -393,7 +395,8 @@ func (n *naive) stale(f conntrack.Flow) (Reason, bool) {
 	return 0, false
 }
 
-// remember records the endpoints of all keys, and the TCP keys that began to forward, or with all set any that forward.
+// remember records the endpoints of all keys, and the TCP keys that began to forward, or with all
+// set any that forward.
 func (n *naive) remember(forwarded map[fwd.Key]bool, all bool) {
 	now := n.forwarding()
 	for k := range now {
@@ -426,7 +429,8 @@ func (n *naive) forwarding() map[fwd.Key]bool {
 	return out
 }
 
-// TestPlanAgainstNaive merges snapshots like a worker that never starts a pass, and compares with the naive implementation.
+// TestPlanAgainstNaive merges snapshots like a worker that never starts a pass, and compares with
+// the naive implementation.
 func TestPlanAgainstNaive(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

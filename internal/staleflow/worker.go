@@ -12,13 +12,16 @@ import (
 )
 
 const (
-	// batchSize is how many stale flows are collected before they are deleted, which limits the memory of a pass.
+	// batchSize is how many stale flows are collected before they are deleted, which limits the
+	// memory of a pass.
 	batchSize = 500
-	// After a pass the worker pauses for pauseFactor times the duration of the pass, at most maxPause, so that a cluster in
-	// which UDP endpoints change all the time does not cost the node a core.
+	// After a pass the worker pauses for pauseFactor times the duration of the pass, at most
+	// maxPause, so that a cluster in which UDP endpoints change all the time does not cost the node
+	// a core.
 	pauseFactor = 4
 	maxPause    = 30 * time.Second
-	// A pass that failed or was interrupted is retried after firstRetry, then after twice as long each time, up to maxRetry.
+	// A pass that failed or was interrupted is retried after firstRetry, then after twice as long
+	// each time, up to maxRetry.
 	firstRetry = time.Second
 	maxRetry   = time.Minute
 )
@@ -50,7 +53,8 @@ type Worker struct {
 	failing [2]bool
 }
 
-// NewWorker returns a worker on a table. done, if not nil, is called by Run after each pass, for metrics.
+// NewWorker returns a worker on a table. done, if not nil, is called by Run after each pass, for
+// metrics.
 func NewWorker(table conntrack.Table, log *slog.Logger, done func(Pass)) *Worker {
 	return &Worker{table: table, log: log, done: done, wake: make(chan struct{}, 1)}
 }
@@ -103,7 +107,8 @@ func (w *Worker) Run(ctx context.Context) {
 	}
 }
 
-// work carries out a plan. It puts back the families whose pass failed or was interrupted, and then returns false.
+// work carries out a plan. It puts back the families whose pass failed or was interrupted, and then
+// returns false.
 func (w *Worker) work(ctx context.Context, plan Plan) (done bool) {
 	done = true
 	for _, f := range fwd.Families {

@@ -130,8 +130,8 @@ func TestWorkerSkipsWhatIsEmpty(t *testing.T) {
 	})
 }
 
-// TestWorkerTriesAgain proves that a pass that failed, or that the kernel interrupted, is retried with growing pauses, and that
-// a new plan need not wait for the retry.
+// TestWorkerTriesAgain proves that a pass that failed, or that the kernel interrupted, is retried
+// with growing pauses, and that a new plan need not wait for the retry.
 func TestWorkerTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fails atomic.Value // the operation that fails

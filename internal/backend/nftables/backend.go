@@ -16,8 +16,8 @@ import (
 // TableName is the name of our table; that of an instance with a name is instance.ID.Table.
 const TableName = "fairlead"
 
-// defaultChunk is the maximum number of elements in a transaction that can be split. The kernel holds its lock for about
-// 20 ms to write them.
+// defaultChunk is the maximum number of elements in a transaction that can be split. The kernel
+// holds its lock for about 20 ms to write them.
 const defaultChunk = 10000
 
 // New returns a Backend on the tables of the families that the map has.
@@ -48,13 +48,13 @@ type Plane struct {
 	*Backend
 	// Drift receives a hint when somebody else changes our table, once Listen was called.
 	Drift backend.Hints
-	// Listen is to be called after the first write, which it would slow down. If the table exists already, Open calls it. It
-	// may be called more than once.
+	// Listen is to be called after the first write, which it would slow down. If the table exists
+	// already, Open calls it. It may be called more than once.
 	Listen func()
 }
 
-// Open returns a Plane of an instance, with the families, at least one, for which the kernel has all features. The error
-// names those that are missing.
+// Open returns a Plane of an instance, with the families, at least one, for which the kernel has
+// all features. The error names those that are missing.
 func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error) {
 	table := id.Table()
 	tables := make(map[fwd.Family]nft.Interface)

@@ -13,7 +13,8 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Leftovers returns the instances that have a table of the family, sorted. A kernel without nf_tables has none.
+// Leftovers returns the instances that have a table of the family, sorted. A kernel without
+// nf_tables has none.
 func Leftovers(ctx context.Context, f fwd.Family) (ids []instance.ID, err error) {
 	c, err := nft.Open(f, TableName)
 	if err != nil {
@@ -33,7 +34,8 @@ func Leftovers(ctx context.Context, f fwd.Family) (ids []instance.ID, err error)
 	return ids, nil
 }
 
-// Remove deletes an instance's table of one family and reports whether it existed. A kernel without nf_tables has none.
+// Remove deletes an instance's table of one family and reports whether it existed. A kernel without
+// nf_tables has none.
 func Remove(ctx context.Context, f fwd.Family, id instance.ID) (existed bool, err error) {
 	c, err := nft.Open(f, id.Table())
 	if err != nil {
@@ -44,9 +46,10 @@ func Remove(ctx context.Context, f fwd.Family, id instance.ID) (existed bool, er
 	if err != nil || !existed {
 		return existed, err
 	}
-	// A packet that is in the rules during a commit continues with the old rules, but finds the maps empty already, and would
-	// be rejected like one to a port without a Service. So first packets are kept from the rules. A table without one of
-	// these chains has nothing that leads to the rules.
+	// A packet that is in the rules during a commit continues with the old rules, but finds the
+	// maps empty already, and would be rejected like one to a port without a Service. So first
+	// packets are kept from the rules. A table without one of these chains has nothing that leads
+	// to the rules.
 	if err := c.Commit(ctx, []nft.Op{{Kind: nft.FlushChain, Name: chainPrerouting}, {Kind: nft.FlushChain, Name: chainOutput}}); err != nil && !errors.Is(err, unix.ENOENT) {
 		return true, fmt.Errorf("disconnect table %s, %s: %w", id.Table(), f, err)
 	}

@@ -99,7 +99,8 @@ func (t failingReads) Read(ctx context.Context) (nft.Content, error) {
 	return t.Table.Read(ctx)
 }
 
-// strict is a backend that rejects other ports of cluster IPs and drops packets to addresses of no Service.
+// strict is a backend that rejects other ports of cluster IPs and drops packets to addresses of no
+// Service.
 type strict struct{ backend.Backend }
 
 func (r strict) Update(ch fwd.Changes) {
@@ -110,7 +111,8 @@ func (r strict) Update(ch fwd.Changes) {
 	r.Backend.Update(ch)
 }
 
-// strictHeader sets CIDRs with cluster IPs, addresses of no Service, of other kinds, and of this host.
+// strictHeader sets CIDRs with cluster IPs, addresses of no Service, of other kinds, and of this
+// host.
 func strictHeader(h fwd.Header) fwd.Header {
 	h.RejectOtherPorts, h.DropUnallocated = h.MasqueradeBit%4 != 0, true
 	h.ServiceCIDRs = [2][]netip.Prefix{

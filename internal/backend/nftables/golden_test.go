@@ -13,8 +13,8 @@ import (
 // emptySet matches a set without elements.
 var emptySet = regexp.MustCompile(`(?m)^\t(set|map) .* \{\n(\t\t(typeof|size|flags) .*\n)+\t\}\n`)
 
-// withoutCommon removes from a program what tells nothing about its table: empty sets, the set that never changes, and chains
-// of common pools that nothing refers to.
+// withoutCommon removes from a program what tells nothing about its table: empty sets, the set that
+// never changes, and chains of common pools that nothing refers to.
 func withoutCommon(fam fwd.Family, text string) string {
 	before, after, _ := strings.Cut(text, "\tset "+setEqualBytes+" {\n")
 	_, after, _ = strings.Cut(after, "\n\t}\n")

@@ -196,9 +196,9 @@ func samplePool(k fwd.PoolKey, i, endpoints int) fwd.Pool {
 	return p
 }
 
-// TestKernelRoundTrip: what is read from the kernel compares equal to what was wanted, and so does what nft makes from the
-// rendered text. Otherwise a restart would write everything again, and every verification would find drift. nft can list all
-// of it.
+// TestKernelRoundTrip: what is read from the kernel compares equal to what was wanted, and so does
+// what nft makes from the rendered text. Otherwise a restart would write everything again, and
+// every verification would find drift. nft can list all of it.
 func TestKernelRoundTrip(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
@@ -255,7 +255,8 @@ func TestKernelRoundTrip(t *testing.T) {
 	}
 }
 
-// benchServices returns the numbers of Services to measure with: FAIRLEAD_BENCH_SERVICES, such as "1000,10000,50000".
+// benchServices returns the numbers of Services to measure with: FAIRLEAD_BENCH_SERVICES, such as
+// "1000,10000,50000".
 func benchServices(b *testing.B) (out []int) {
 	b.Helper()
 	for _, text := range strings.Split(cmp.Or(os.Getenv("FAIRLEAD_BENCH_SERVICES"), "1000,10000"), ",") {
@@ -278,9 +279,10 @@ func cpu(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes some of them, one at a time: an endpoint
-// is replaced, a pool loses one, the Service is deleted, it is added. It prints the mean times of the changes, the processor time
-// of one, and how long it takes to read everything back; with FAIRLEAD_KERNEL_TESTS=1 as root.
+// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes some of them,
+// one at a time: an endpoint is replaced, a pool loses one, the Service is deleted, it is added. It
+// prints the mean times of the changes, the processor time of one, and how long it takes to read
+// everything back; with FAIRLEAD_KERNEL_TESTS=1 as root.
 func BenchmarkKernel(b *testing.B) {
 	for _, n := range benchServices(b) {
 		b.Run(fmt.Sprintf("%dServices", n), func(b *testing.B) {
@@ -347,7 +349,8 @@ func BenchmarkKernel(b *testing.B) {
 	}
 }
 
-// TestKernelCatchAll: an element for all other keys, which somebody else added, has no key by which it could be deleted.
+// TestKernelCatchAll: an element for all other keys, which somebody else added, has no key by which
+// it could be deleted.
 func TestKernelCatchAll(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	ctx := context.Background()
@@ -372,7 +375,8 @@ func TestKernelCatchAll(t *testing.T) {
 	}
 }
 
-// TestKernelRedirection: a connection that somebody else redirects to the host's loopback address keeps its source.
+// TestKernelRedirection: a connection that somebody else redirects to the host's loopback address
+// keeps its source.
 func TestKernelRedirection(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	b := New(kernel(t), nil)
@@ -401,7 +405,8 @@ func TestKernelRedirection(t *testing.T) {
 	}
 }
 
-// TestKernelListen: changes by others are reported after Listen, or after Open if an earlier process left a table.
+// TestKernelListen: changes by others are reported after Listen, or after Open if an earlier
+// process left a table.
 func TestKernelListen(t *testing.T) {
 	hosttest.Netns(t)
 	other := kernel(t)
@@ -445,8 +450,8 @@ func TestKernelListen(t *testing.T) {
 	expectHint(p, "a change of the table of an earlier process")
 }
 
-// TestKernelInterfaceNames: the kernel and nft accept every name that the configuration accepts: a prefix, a name of the
-// maximum length, a bridge.
+// TestKernelInterfaceNames: the kernel and nft accept every name that the configuration accepts: a
+// prefix, a name of the maximum length, a bridge.
 func TestKernelInterfaceNames(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tables := kernel(t)

@@ -19,11 +19,13 @@ type Kind uint8
 const (
 	// KindTable is the table itself, which contains everything else.
 	KindTable Kind = iota
-	// KindSet is a set or map. The elements of a set of ranges belong to it; those of others are separate objects.
+	// KindSet is a set or map. The elements of a set of ranges belong to it; those of others are
+	// separate objects.
 	KindSet
 	// KindChain is a chain with its rules.
 	KindChain
-	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map endpointsOf it.
+	// KindFrontend is a frontend: an element of a map to verdicts, and its endpoints in the map
+	// endpointsOf it.
 	KindFrontend
 	// KindElement is an element of another set.
 	KindElement
@@ -40,7 +42,8 @@ type ID struct {
 
 // Object is the content of a kernel object.
 type Object struct {
-	// Value is compared: what the kernel knows about the object, encoded by chainValue, setValue or targets.
+	// Value is compared: what the kernel knows about the object, encoded by chainValue, setValue or
+	// targets.
 	Value string
 	// chain or set is what is written; both are nil for an object that was read.
 	chain *chain
@@ -94,8 +97,8 @@ func setObject(fam fwd.Family, s *rangeSet) Object {
 	return Object{Value: setValue(s.Shape(fam), s.elements()), set: s}
 }
 
-// setValue encodes a set; equal sets have equal values. ranges are the elements of a set of ranges, in whatever way the
-// kernel splits them.
+// setValue encodes a set; equal sets have equal values. ranges are the elements of a set of ranges,
+// in whatever way the kernel splits them.
 func setValue(sh nft.Shape, ranges []nft.Element) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "%+v", sh)
@@ -108,7 +111,8 @@ func setValue(sh nft.Shape, ranges []nft.Element) string {
 // elementID returns the ID of an element.
 func elementID(set, key string) ID { return ID{Kind: KindElement, Name: set, Key: key} }
 
-// The kernel's encoding of keys and values: each field is padded to four bytes if there are several.
+// The kernel's encoding of keys and values: each field is padded to four bytes if there are
+// several.
 
 func keyAddr(b []byte, a netip.Addr) []byte { return append(b, a.AsSlice()...) }
 func keyProto(b []byte, p fwd.Proto) []byte { return append(b, byte(p), 0, 0, 0) }
@@ -139,8 +143,8 @@ func keyOf(fam fwd.Family, id ID) fwd.Key {
 // endpointValue appends the value in a map to endpoints.
 func endpointValue(b []byte, a netip.AddrPort) []byte { return keyPort(keyAddr(b, a.Addr()), a.Port()) }
 
-// targets is the value of a frontend: its verdict, a zero byte, and for each index its number in four bytes and the endpoint,
-// sorted by these bytes.
+// targets is the value of a frontend: its verdict, a zero byte, and for each index its number in
+// four bytes and the endpoint, sorted by these bytes.
 type targets string
 
 // newTargets encodes a verdict and a list of indexes with their endpoints, which it sorts.

@@ -22,8 +22,9 @@ type step struct {
 //	switch   changed chains, then frontends, then base chains if they are new
 //	collect  sets, chains and elements that nothing refers to any more
 //
-// A transaction is split when it has more than chunk elements, new chains and rules, so that others get the kernel's lock in
-// between and the messages fit into the socket's buffer. One frontend is always switched in one step.
+// A transaction is split when it has more than chunk elements, new chains and rules, so that others
+// get the kernel's lock in between and the messages fit into the socket's buffer. One frontend is
+// always switched in one step.
 func steps(fam fwd.Family, p plan, chunk int) []step {
 	if _, gone := p.Deletes[ID{Kind: KindTable}]; gone {
 		return []step{{ops: []nft.Op{{Kind: nft.DelTable}}, completes: slices.Collect(maps.Keys(p.Deletes))}}
@@ -111,7 +112,8 @@ func (b *batcher) isNew(id ID) bool {
 	return !exists
 }
 
-// prepare adds what no packet meets yet. Chains come before what jumps to them, and sets before rules that use them.
+// prepare adds what no packet meets yet. Chains come before what jumps to them, and sets before
+// rules that use them.
 func (b *batcher) prepare() {
 	var chains []ID
 	for _, id := range sorted(b.plan.Upserts, KindChain) {
@@ -142,7 +144,8 @@ func (b *batcher) elements(kind nft.OpKind, m map[ID]Object) {
 	}
 }
 
-// set adds a set. One that exists with other contents, which somebody else must have made, is replaced.
+// set adds a set. One that exists with other contents, which somebody else must have made, is
+// replaced.
 func (b *batcher) set(id ID) {
 	s := b.plan.Upserts[id].set
 	if !b.isNew(id) {
@@ -181,7 +184,8 @@ func (b *batcher) addBase(id ID) {
 	b.complete(id)
 }
 
-// rewrite replaces the rules of a chain. A base chain may hang on the wrong hook, so it is deleted and added.
+// rewrite replaces the rules of a chain. A base chain may hang on the wrong hook, so it is deleted
+// and added.
 func (b *batcher) rewrite(id ID) {
 	c := b.plan.Upserts[id].chain
 	b.add(nft.Op{Kind: nft.FlushChain, Name: id.Name})
@@ -194,7 +198,8 @@ func (b *batcher) rewrite(id ID) {
 	b.complete(id)
 }
 
-// frontends changes frontends, as many together as fit into a step, so that their elements are in few messages.
+// frontends changes frontends, as many together as fit into a step, so that their elements are in
+// few messages.
 func (b *batcher) frontends(ids []ID) {
 	for len(ids) > 0 {
 		all := changes{elements: make(map[change][]nft.Element)}
@@ -236,8 +241,8 @@ func (c *changes) add(kind nft.OpKind, set, key, value string) {
 	c.size++
 }
 
-// compare adds what changes in a frontend. The kernel cannot change an element's value: the old element is deleted and a
-// new one added.
+// compare adds what changes in a frontend. The kernel cannot change an element's value: the old
+// element is deleted and a new one added.
 func (b *batcher) compare(id ID, out *changes) {
 	actual, _ := b.plan.Actual(id)
 	was, is := targets(actual.Value), targets(b.plan.Upserts[id].Value)
@@ -267,8 +272,8 @@ func (b *batcher) compare(id ID, out *changes) {
 	}
 }
 
-// collect deletes what nothing refers to. It is a transaction of its own: before 6.2 the kernel may take a chain for used
-// if the last use of it was deleted in the same transaction.
+// collect deletes what nothing refers to. It is a transaction of its own: before 6.2 the kernel may
+// take a chain for used if the last use of it was deleted in the same transaction.
 func (b *batcher) collect() {
 	chains := sorted(b.plan.Deletes, KindChain)
 	sets := sorted(b.plan.Deletes, KindSet)

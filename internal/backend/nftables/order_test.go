@@ -89,8 +89,9 @@ func TestTransactions(t *testing.T) {
 	}
 }
 
-// TestStepsAreBounded: if many Services with session affinity, which have chains of their own, are added at once, the size of
-// a transaction does not grow with their number, so that none is too large for the socket.
+// TestStepsAreBounded: if many Services with session affinity, which have chains of their own, are
+// added at once, the size of a transaction does not grow with their number, so that none is too
+// large for the socket.
 func TestStepsAreBounded(t *testing.T) {
 	const chunk = 500
 	table := &fwd.Table{}
@@ -121,7 +122,8 @@ func TestStepsAreBounded(t *testing.T) {
 	}
 }
 
-// TestMalformed: a table with our name that somebody else made is replaced in one transaction, and cleaned up.
+// TestMalformed: a table with our name that somebody else made is replaced in one transaction, and
+// cleaned up.
 func TestMalformed(t *testing.T) {
 	ctx := context.Background()
 	odd := nft.Set{Name: setVIPs, Key: []nft.Field{nft.DestPort}}

@@ -12,10 +12,11 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// An endpoint of a pool is chosen by index: a random number below the number of indexes is looked up together with the
-// frontend. If all weights are equal each endpoint has one index; if their sum is small it has as many as its weight.
-// Otherwise the weights are split into powers of two: there is a level for each power, with the endpoints whose weight has
-// that bit. First a level is chosen, then one of its endpoints.
+// An endpoint of a pool is chosen by index: a random number below the number of indexes is looked
+// up together with the frontend. If all weights are equal each endpoint has one index; if their sum
+// is small it has as many as its weight. Otherwise the weights are split into powers of two: there
+// is a level for each power, with the endpoints whose weight has that bit. First a level is chosen,
+// then one of its endpoints.
 
 // level is a list of endpoints that are equally likely.
 type level struct {
@@ -91,12 +92,12 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// slotsOf gives each token an index. The result depends only on the set of tokens, and adding or removing one changes few
-// of the others, five of a hundred on average.
+// slotsOf gives each token an index. The result depends only on the set of tokens, and adding or
+// removing one changes few of the others, five of a hundred on average.
 //
-// In each round, every token without an index asks for one and gets it if it is free, the token with the lowest hash first.
-// The index is the low bits of a hash that depends on the round, with one bit less if that is beyond the end, as in linear
-// hashing. slotsOf overwrites tokens.
+// In each round, every token without an index asks for one and gets it if it is free, the token
+// with the lowest hash first. The index is the low bits of a hash that depends on the round, with
+// one bit less if that is beyond the end, as in linear hashing. slotsOf overwrites tokens.
 func slotsOf(tokens []token) []netip.AddrPort {
 	n := len(tokens)
 	slots := make([]netip.AddrPort, n)
@@ -147,8 +148,8 @@ func (p place) prefix() string {
 	return s + "pool"
 }
 
-// firstIndex is the lowest index of a level. The indexes of the two pools of a service port, and of the levels of a pool,
-// do not overlap.
+// firstIndex is the lowest index of a level. The indexes of the two pools of a service port, and of
+// the levels of a pool, do not overlap.
 func firstIndex(s fwd.Scope, bit int) uint32 { return uint32(s)<<30 | uint32(bit+1)<<24 }
 
 // indexed returns the endpoints of a pool in the encoding of targets.
@@ -184,14 +185,16 @@ func (l lang) pick(p place, bit, size int) *part {
 	}}
 }
 
-// commonSizes is the size up to which the chains of pools always exist, by scope. When a rule with a map of endpoints is
-// added, the kernel walks through the map (nf_tables_bind_set), which takes 15 ms for 100,000 endpoints. So the chains that
-// are likely to be needed are added while the maps are empty. There are no more of them because for each endpoint that is
-// added the kernel walks through all rules that use the map (nft_add_set_elem), 25 ns for each: with 200 rules a start takes
-// twice as long.
+// commonSizes is the size up to which the chains of pools always exist, by scope. When a rule with
+// a map of endpoints is added, the kernel walks through the map (nf_tables_bind_set), which takes
+// 15 ms for 100,000 endpoints. So the chains that are likely to be needed are added while the maps
+// are empty. There are no more of them because for each endpoint that is added the kernel walks
+// through all rules that use the map (nft_add_set_elem), 25 ns for each: with 200 rules a start
+// takes twice as long.
 var commonSizes = [fwd.NumScopes]int{fwd.Cluster: 24, fwd.Local: 8}
 
-// commonPools returns, by fwd.Family.Index, the chains that always exist. They are rendered once and never change.
+// commonPools returns, by fwd.Family.Index, the chains that always exist. They are rendered once
+// and never change.
 var commonPools = [2]func() []*part{
 	sync.OnceValue(lang{fwd.IPv4}.commonChains), sync.OnceValue(lang{fwd.IPv6}.commonChains),
 }
@@ -235,8 +238,8 @@ func (l lang) choose(p place, levels []level) *part {
 		}}
 }
 
-// shareOut returns the matches for a list of rules, of which the first that matches is taken, so that each is taken in
-// proportion to its share. The last one always matches.
+// shareOut returns the matches for a list of rules, of which the first that matches is taken, so
+// that each is taken in proportion to its share. The last one always matches.
 func shareOut(shares []uint64) []rule {
 	var left uint64
 	for _, s := range shares {

@@ -22,7 +22,8 @@ func randomTokens(r *rand.Rand, n int) []token {
 	return out
 }
 
-// TestSlots: every token has one index, the order of the tokens does not matter, and adding or removing one moves few others.
+// TestSlots: every token has one index, the order of the tokens does not matter, and adding or
+// removing one moves few others.
 func TestSlots(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, n := range []int{1, 2, 3, 10, 64, 65, 100, 300} {

@@ -15,8 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Render writes the table of one family and instance as input for nft -f that replaces the table. The output depends only on
-// the table.
+// Render writes the table of one family and instance as input for nft -f that replaces the table.
+// The output depends only on the table.
 func Render(w io.Writer, fam fwd.Family, id instance.ID, t *fwd.Table) error {
 	p := printer{lang: lang{fam}, table: id.Table(), objects: objectsOf(fam, t), out: bufio.NewWriter(w)}
 	p.print()

@@ -9,26 +9,34 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// elements returns the elements of a set of prefixes as nft(8) writes them: the first address of each range, and the first
-// address after it with End. A set whose first range does not begin at the lowest address has an End there.
+// elements returns the elements of a set of prefixes as nft(8) writes them: the first address of
+// each range, and the first address after it with End. A set whose first range does not begin at the
+// lowest address has an End there. Prefixes must be sorted; the kernel refuses those that overlap.
 func (s *rangeSet) elements() []nft.Element {
-	var bounds, out []nft.Element
-	for _, p := range s.prefixes {
-		bounds = append(bounds, nft.Element{Key: string(p.Masked().Addr().AsSlice())})
-		if end, ok := after(p); ok {
-			bounds = append(bounds, nft.Element{Key: string(end.AsSlice()), End: true})
-		}
-	}
-	for i, b := range boundaries(bounds) {
-		if lowest := strings.Repeat("\x00", len(b)); i == 0 && b != lowest {
+	var out []nft.Element
+	var last netip.Addr
+	for i, p := range s.prefixes {
+		first := string(p.Addr().AsSlice())
+		if lowest := strings.Repeat("\x00", len(first)); i == 0 && first != lowest {
 			out = append(out, nft.Element{Key: lowest, End: true})
 		}
-		out = append(out, nft.Element{Key: b, End: i%2 == 1})
+		if p.Addr() == last { // the range continues
+			out = out[:len(out)-1]
+		} else {
+			out = append(out, nft.Element{Key: first})
+		}
+		end, ok := after(p)
+		if !ok {
+			break
+		}
+		last = end
+		out = append(out, nft.Element{Key: string(end.AsSlice()), End: true})
 	}
 	return out
 }
 
-// after returns the first address after a prefix; there is none after one that ends with the highest address.
+// after returns the first address after a prefix; there is none after one that ends with the
+// highest address.
 func after(p netip.Prefix) (netip.Addr, bool) {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -39,7 +47,8 @@ func after(p netip.Prefix) (netip.Addr, bool) {
 	return next, next.IsValid()
 }
 
-// boundaries returns the addresses at which membership in a set of ranges changes, sorted: in, out, in, and so on.
+// boundaries returns the addresses at which membership in a set of ranges changes, sorted: in, out,
+// in, and so on.
 func boundaries(elements []nft.Element) []string {
 	ordinal := func(e nft.Element) int { // where one range ends and the next begins, the end comes first
 		if e.End {

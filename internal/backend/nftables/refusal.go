@@ -13,10 +13,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// culprits finds the Services whose objects the kernel refuses. It has the kernel check, without writing anything, the
-// objects of ever smaller halves of the Services in the refused message, together with what they need and with the Services
-// that passed. Small Services come first, so that if there is no room for all, the largest is named. If the kernel refuses
-// objects that belong to no Service, there are no culprits.
+// culprits finds the Services whose objects the kernel refuses. It has the kernel check, without
+// writing anything, the objects of ever smaller halves of the Services in the refused message,
+// together with what they need and with the Services that passed. Small Services come first, so
+// that if there is no room for all, the largest is named. If the kernel refuses objects that belong
+// to no Service, there are no culprits.
 func (t *target) culprits(ctx context.Context, p plan, refusal *nft.Error) []fwd.Service {
 	s := search{target: t, plan: p, objects: make(map[fwd.Service][]ID)}
 	for id, o := range p.Upserts {
@@ -83,8 +84,8 @@ func (s *search) find(ctx context.Context, suspects []fwd.Service) {
 	}
 }
 
-// refused reports whether the kernel refuses the objects of some Services in addition to those of the good ones. What is too
-// large for one transaction counts as refused.
+// refused reports whether the kernel refuses the objects of some Services in addition to those of
+// the good ones. What is too large for one transaction counts as refused.
 func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
 	err := s.check(ctx, slices.Concat(s.good, services))
 	if errors.Is(err, nft.ErrTooLarge) {
@@ -94,8 +95,8 @@ func (s *search) refused(ctx context.Context, services []fwd.Service) bool {
 	return errors.Is(err, nft.ErrTooLarge) || errors.As(err, &ne) && ne.Refused()
 }
 
-// check has the kernel check the objects of some Services, together with those of no Service: the table, its static chains
-// and its static sets.
+// check has the kernel check the objects of some Services, together with those of no Service: the
+// table, its static chains and its static sets.
 func (s *search) check(ctx context.Context, services []fwd.Service) error {
 	some := plan{Upserts: make(map[ID]Object), Actual: s.plan.Actual}
 	want := func(id ID) {

@@ -22,7 +22,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// quarantined applies a table, removes the Services that the kernel refuses, as the loop does, and returns their names.
+// quarantined applies a table, removes the Services that the kernel refuses, as the loop does, and
+// returns their names.
 func quarantined(t *testing.T, b backend.Backend, table *fwd.Table) []string {
 	t.Helper()
 	var out []string
@@ -44,8 +45,8 @@ func quarantined(t *testing.T, b backend.Backend, table *fwd.Table) []string {
 	return nil
 }
 
-// TestCulprits: whichever object of a Service is refused, only that Service is named, and without it all others are written,
-// at the start and later.
+// TestCulprits: whichever object of a Service is refused, only that Service is named, and without
+// it all others are written, at the start and later.
 func TestCulprits(t *testing.T) {
 	element := func(set, key string) func(nft.Op) bool {
 		return func(o nft.Op) bool {
@@ -122,9 +123,9 @@ func wide(name string, addrs, ports int) *fwd.Fragment {
 	return f
 }
 
-// TestFull: if the kernel has no room for the frontends of all Services, because of one Service that alone exceeds it, of two
-// that do together, or of one for which the others leave none, the largest is named. The others are written, and so are
-// their later changes.
+// TestFull: if the kernel has no room for the frontends of all Services, because of one Service
+// that alone exceeds it, of two that do together, or of one for which the others leave none, the
+// largest is named. The others are written, and so are their later changes.
 func TestFull(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
@@ -183,8 +184,8 @@ func TestNoSizes(t *testing.T) {
 	}
 }
 
-// TestKernelManyFrontends: a Service with more frontends than any cluster should have is served, and other Services can be
-// changed meanwhile.
+// TestKernelManyFrontends: a Service with more frontends than any cluster should have is served,
+// and other Services can be changed meanwhile.
 func TestKernelManyFrontends(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -206,7 +207,8 @@ func TestKernelManyFrontends(t *testing.T) {
 	apply("one more Service")
 	b.Update(table.Put(sampleFragment(1, 3)))
 	apply("a changed one")
-	// Listing the map would take the kernel a minute; checking whether an element could be deleted is fast.
+	// Listing the map would take the kernel a minute; checking whether an element could be deleted
+	// is fast.
 	for k, want := range map[fwd.Key]error{
 		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.1"), Proto: fwd.UDP, Port: 80}:           nil,
 		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.2"), Proto: fwd.SCTP, Port: 80}:          nil,
@@ -251,7 +253,8 @@ func affine(addr netip.Addr, port uint16, to netip.AddrPort) *fwd.Fragment {
 	return f
 }
 
-// TestKernelAffinityFull: if no more clients can be remembered, they are served nevertheless, and it is logged once.
+// TestKernelAffinityFull: if no more clients can be remembered, they are served nevertheless, and
+// it is logged once.
 func TestKernelAffinityFull(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -317,7 +320,8 @@ func TestNobodyIsToBlame(t *testing.T) {
 	}
 }
 
-// TestKernelCulprits: the kernel refuses source ranges that overlap, as in one Service, which the compiler would not render.
+// TestKernelCulprits: the kernel refuses source ranges that overlap, as in one Service, which the
+// compiler would not render.
 func TestKernelCulprits(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]

@@ -11,8 +11,8 @@ import (
 type renderer struct {
 	family fwd.Family
 	header fwd.Header
-	// owners are the Services of the objects in their programs. If a frontend moves from one Service to another, the change
-	// of the one that loses it may come last.
+	// owners are the Services of the objects in their programs. If a frontend moves from one
+	// Service to another, the change of the one that loses it may come last.
 	owners  map[ID]fwd.Service
 	parts   map[ID]*counted
 	statics map[string]*chain

@@ -11,8 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// rule is a rule, or a part of one, in nft's syntax and in the kernel's encoding. The expressions are those that nft makes from
-// the text, so that it does not matter which of both wrote a table.
+// rule is a rule, or a part of one, in nft's syntax and in the kernel's encoding. The expressions
+// are those that nft makes from the text, so that it does not matter which of both wrote a table.
 type rule struct {
 	text  string
 	exprs nft.Rule
@@ -77,8 +77,9 @@ func (l lang) byteOf(f nft.Field, i int) operand {
 	return operand{fmt.Sprintf("@nh,%d,8", 8*at), 1, func(word int) nft.Expr { return nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, at, 1, word) }}
 }
 
-// hairpin matches packets with the same address as source and destination. Before 6.13 the kernel cannot compare two fields
-// of a packet, but it can look up a pair of bytes. The last bytes come first: they differ most often.
+// hairpin matches packets with the same address as source and destination. Before 6.13 the kernel
+// cannot compare two fields of a packet, but it can look up a pair of bytes. The last bytes come
+// first: they differ most often.
 func (l lang) hairpin() rule {
 	var pairs []rule
 	for i := l.family.Bits()/8 - 1; i >= 0; i-- {
@@ -87,7 +88,8 @@ func (l lang) hairpin() rule {
 	return all(pairs...)
 }
 
-// random is a random number from offset to offset+mod-1. With mod 1 it is a constant, where nft's syntax does not allow one.
+// random is a random number from offset to offset+mod-1. With mod 1 it is a constant, where nft's
+// syntax does not allow one.
 func random(mod, offset uint32) operand {
 	text := fmt.Sprintf("numgen random mod %d", mod)
 	if offset > 0 {
@@ -162,7 +164,8 @@ func verdict(v string) rule { return rule{v, nft.Rule{nft.Verdict(v)}} }
 
 func goTo(chain string) rule { return verdict("goto " + chain) }
 
-// reset rejects TCP with a reset: the kernel limits the rate of ICMP errors to a client, but not that of resets.
+// reset rejects TCP with a reset: the kernel limits the rate of ICMP errors to a client, but not
+// that of resets.
 func reset() rule { return rule{"reject with tcp reset", nft.Rule{nft.Reset()}} }
 
 // reject sends the ICMP error port unreachable.
@@ -207,7 +210,8 @@ func (l lang) prefix(f nft.Field, p netip.Prefix, not bool) rule {
 	return rule{text, nft.Rule{l.addr(f).load(0), nft.Bitwise(0, string(mask), string(make([]byte, len(mask)))), nft.Compare(op, 0, string(addr))}}
 }
 
-// arrivedOn matches packets from the interface with the name, or with begins from all whose names begin with it.
+// arrivedOn matches packets from the interface with the name, or with begins from all whose names
+// begin with it.
 func arrivedOn(name string, begins bool) rule {
 	data, text := name, fmt.Sprintf("iifname %q", name+"*")
 	if !begins {
@@ -249,7 +253,8 @@ func hasMark(bit uint32) rule {
 		nft.Bitwise(0, nft.HostUint32(bit), nft.HostUint32(0)), nft.Compare(unix.NFT_CMP_EQ, 0, nft.HostUint32(bit))}}
 }
 
-// masquerade changes the source to the address, or if that is the zero Addr to one that the kernel chooses.
+// masquerade changes the source to the address, or if that is the zero Addr to one that the kernel
+// chooses.
 func (l lang) masquerade(source netip.Addr) rule {
 	if !source.IsValid() {
 		return rule{"masquerade fully-random", nft.Rule{nft.Masquerade()}}

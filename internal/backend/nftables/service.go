@@ -11,8 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// part is an object that several Services may share: a chain or set whose name determines its content, apart from what
-// depends on the header.
+// part is an object that several Services may share: a chain or set whose name determines its
+// content, apart from what depends on the header.
 type part struct {
 	id    ID
 	build func(*fwd.Header) Object
@@ -22,7 +22,8 @@ type part struct {
 
 // program is what a Service contributes to one family.
 type program struct {
-	// objects are the Service's own: its frontends, elements of the set "unmoved", and chains for session affinity.
+	// objects are the Service's own: its frontends, elements of the set "unmoved", and chains for
+	// session affinity.
 	objects map[ID]Object
 	// parts are those that the objects refer to; one part may occur several times.
 	parts []*part
@@ -53,7 +54,8 @@ func (c *compiler) pool(k fwd.PoolKey) pool {
 	return c.pools[i]
 }
 
-// programOf renders a Service for one family, without the service ports to skip. It is pure, and does not depend on the header.
+// programOf renders a Service for one family, without the service ports to skip. It is pure, and
+// does not depend on the header.
 func programOf(fam fwd.Family, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
@@ -144,7 +146,8 @@ func (c *compiler) frontend(f *fwd.Frontend) {
 	}
 }
 
-// route returns the verdict for a frontend with these actions, by class of source, and the parts that it refers to.
+// route returns the verdict for a frontend with these actions, by class of source, and the parts
+// that it refers to.
 func (c *compiler) route(acts [fwd.NumClasses]action) (string, []*part) {
 	out := acts[fwd.Outside]
 	same := !slices.ContainsFunc(acts[:], func(a action) bool { return a.verdict != out.verdict || a.mark })
@@ -182,15 +185,15 @@ func (l lang) routeChain(h *fwd.Header, acts [fwd.NumClasses]action) *chain {
 	}
 	differ := func(a, b action) bool { return a.verdict != b.verdict || a.mark != b.mark }
 	outside, pod, host := acts[fwd.Outside], acts[fwd.Pod], acts[fwd.Host]
-	// The usual case of a cluster IP takes fewer expressions: all sources have the same verdict, and all except pods are
-	// masqueraded.
+	// The usual case of a cluster IP takes fewer expressions: all sources have the same verdict,
+	// and all except pods are masqueraded.
 	if d := h.Detector[l.family.Index()].Prefix; d.Bits() > 0 && pod.verdict == outside.verdict && !differ(outside, host) && outside.mark && !pod.mark {
 		c.rules = append(c.rules, all(l.prefix(nft.SourceAddr, d, true), addMark(h.Mark())))
 		do(rule{}, pod)
 		return c
 	}
-	// A node address that the detector recognizes counts as a pod, so pods are matched even if they are treated like
-	// everybody else.
+	// A node address that the detector recognizes counts as a pod, so pods are matched even if they
+	// are treated like everybody else.
 	if match, ok := l.pod(h.Detector[l.family.Index()]); ok && (differ(pod, outside) || differ(host, outside)) {
 		do(match, pod)
 	}
@@ -226,22 +229,24 @@ func affinityChain(k fwd.PoolKey) string {
 	return fmt.Sprintf(affinityPrefix+"%s-%016x", k.Scope, portHash(k.Port, ""))
 }
 
-// portHash hashes a service port and something that belongs to it. The probability that two of a hundred thousand are the
-// same is below one in a billion.
+// portHash hashes a service port and something that belongs to it. The probability that two of a
+// hundred thousand are the same is below one in a billion.
 func portHash(p fwd.ServicePort, what string) uint64 {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%s\x00%s\x00%s\x00%s\x00%s", p.Namespace, p.Name, p.Port, p.Proto, what)
 	return mix(h.Sum64())
 }
 
-// affinity renders the chain of a pool with session affinity, and a chain for each of its endpoints:
+// affinity renders the chain of a pool with session affinity, and a chain for each of its
+// endpoints:
 //
 //	if the client is remembered with endpoint A: goto A; with B: goto B; ...
 //	choose by weight: goto A, or B, or ...
 //	A: remember the client with A; DNAT to A
 //
-// All chains of a service port share the remembered clients. A client that is remembered with an endpoint outside of the pool
-// gets a new one. If the set of clients is full, a client is served without being remembered.
+// All chains of a service port share the remembered clients. A client that is remembered with an
+// endpoint outside of the pool gets a new one. If the set of clients is full, a client is served
+// without being remembered.
 func (c *compiler) affinity(p *fwd.Pool) {
 	l := c.lang
 	proto := p.Key.Port.Proto

@@ -24,14 +24,16 @@ const (
 	setServiceCIDRs = "service-cidrs-" // and a hash of them
 )
 
-// affinitySize limits the remembered clients of all Services together: anybody's packets add them, and each takes some 100
-// bytes of kernel memory. A client that does not fit is served, but not remembered.
+// affinitySize limits the remembered clients of all Services together: anybody's packets add them,
+// and each takes some 100 bytes of kernel memory. A client that does not fit is served, but not
+// remembered.
 const affinitySize = 1 << 20
 
-// staticSets are the sets of every table in the order in which they are printed. Those with Services have no size, which a
-// cluster could reach. (With a size the kernel uses a hash table that does not grow. Its walk over all verdicts for each new
-// one, see doc.go, is then faster for 50,000 Services, 7 ms instead of 13, but slower for 10,000, 3.4 ms instead of 1.3, and
-// for 1,000, 2.2 ms instead of 0.2, since it also walks empty buckets.)
+// staticSets are the sets of every table in the order in which they are printed. Those with
+// Services have no size, which a cluster could reach. (With a size the kernel uses a hash table
+// that does not grow. Its walk over all verdicts for each new one, see doc.go, is then faster for
+// 50,000 Services, 7 ms instead of 13, but slower for 10,000, 3.4 ms instead of 1.3, and for 1,000,
+// 2.2 ms instead of 0.2, since it also walks empty buckets.)
 var staticSets = []nft.Set{
 	{Name: setVIPs, Key: []nft.Field{nft.DestAddr, nft.Protocol, nft.DestPort}, Verdicts: true},
 	{Name: setNodePorts, Key: []nft.Field{nft.Protocol, nft.DestPort}, Verdicts: true},
@@ -107,7 +109,8 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	services := []rule{all(verdictOf(setVIPs, l.dest(), protocol(), destPort()))}
 	services = append(services, l.nodePorts(np)...)
 	if h.RejectOtherPorts {
-		// If somebody assigned the address to an interface of this host, the other ports are the host's.
+		// If somebody assigned the address to an interface of this host, the other ports are the
+		// host's.
 		services = append(services, all(in(setClusterIPs, l.dest()), isLocal(nft.DestAddr, true), goTo(chainRefuse)))
 	}
 	if s := serviceCIDRs(fam, h); s != nil {
@@ -120,16 +123,18 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	set(chainNodePorts, all(verdictOf(setNodePorts, protocol(), destPort())))
 	set(chainRefuse, all(isProto(fwd.TCP), reset()), all(l.reject()))
 	base(chainPostrouting, "nat", nft.Postrouting, prioritySNAT,
-		// Others use the bit too, so only translated packets are masqueraded. Connection tracking does not report a translation
-		// if the endpoint has the frontend's address. The bit is cleared so that a packet that passes again is not masqueraded
-		// twice.
+		// Others use the bit too, so only translated packets are masqueraded. Connection tracking
+		// does not report a translation if the endpoint has the frontend's address. The bit is
+		// cleared so that a packet that passes again is not masqueraded twice.
 		all(hasMark(mark), ctIsDNAT(), clearMark(mark), masquerade),
 		all(hasMark(mark), in(setUnmoved, l.dest(), protocol(), destPort()), clearMark(mark), masquerade),
-		// Connections of the host that are redirected to its loopback address were redirected by somebody else.
+		// Connections of the host that are redirected to its loopback address were redirected by
+		// somebody else.
 		all(ctIsDNAT(), l.hairpin(), l.prefix(nft.SourceAddr, l.loopback(), true), masquerade))
 
 	if np.Loopback {
-		// route_localnet lets neighbors send to loopback addresses. Only packets of this host, or after our DNAT, may pass.
+		// route_localnet lets neighbors send to loopback addresses. Only packets of this host, or
+		// after our DNAT, may pass.
 		martian := all(l.prefix(nft.DestAddr, l.loopback(), false), l.prefix(nft.SourceAddr, l.loopback(), true), goTo(chainLoopback))
 		base(chainFilterInput, "filter", nft.Input, priorityFilter, martian)
 		base(chainFilterOutput, "filter", nft.Output, priorityFilter, martian)
@@ -138,8 +143,9 @@ func staticChains(fam fwd.Family, h *fwd.Header) map[string]*chain {
 	return out
 }
 
-// serviceCIDRs returns the set of the header's service CIDRs, nil if there are none or nothing is dropped. When they change
-// it has another name: the new set is added before a rule uses it, and the old one is deleted when none does.
+// serviceCIDRs returns the set of the header's service CIDRs, nil if there are none or nothing is
+// dropped. When they change it has another name: the new set is added before a rule uses it, and
+// the old one is deleted when none does.
 func serviceCIDRs(fam fwd.Family, h *fwd.Header) *rangeSet {
 	cidrs := h.ServiceCIDRs[fam.Index()]
 	if !h.DropUnallocated || len(cidrs) == 0 {
@@ -164,7 +170,8 @@ func (l lang) loopback() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)
 }
 
-// nodePorts renders the rules for node ports. The kernel knows the addresses of the node, so a new one is served at once.
+// nodePorts renders the rules for node ports. The kernel knows the addresses of the node, so a new
+// one is served at once.
 func (l lang) nodePorts(np fwd.NodePortAddrs) []rule {
 	var rules []rule
 	if np.Loopback {

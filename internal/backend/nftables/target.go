@@ -58,8 +58,8 @@ func (t *target) Read(ctx context.Context) (map[ID]Object, error) {
 	return out, nil
 }
 
-// objectsIn returns the objects of a table that was read. A table with something that we did not make and that cannot be
-// changed in place is one malformed object, which is replaced as a whole.
+// objectsIn returns the objects of a table that was read. A table with something that we did not
+// make and that cannot be changed in place is one malformed object, which is replaced as a whole.
 func objectsIn(fam fwd.Family, c nft.Content) map[ID]Object {
 	out := map[ID]Object{{Kind: KindTable}: tableObject}
 	for name, sh := range c.Sets {
@@ -89,8 +89,8 @@ func objectsIn(fam fwd.Family, c nft.Content) map[ID]Object {
 	return out
 }
 
-// warnIfFull logs when session affinity cannot remember more clients. It asks the kernel whether the set would take one more
-// element: counting them takes the kernel a minute if there are many.
+// warnIfFull logs when session affinity cannot remember more clients. It asks the kernel whether
+// the set would take one more element: counting them takes the kernel a minute if there are many.
 func (t *target) warnIfFull(ctx context.Context) {
 	set, _ := staticSet(setAffinity)
 	key := string(make([]byte, nft.Len(t.family, set.Key))) // of no client
@@ -106,8 +106,8 @@ func readFrontends(name string, verdicts, endpoints nft.Elements, out map[ID]Obj
 	var list []string
 	v, e := 0, 0
 	for v < verdicts.Len() || e < endpoints.Len() {
-		// The next frontend is that of the next verdict, or that of an endpoint before it, which has no verdict: somebody else
-		// added it.
+		// The next frontend is that of the next verdict, or that of an endpoint before it, which
+		// has no verdict: somebody else added it.
 		var verdict, first nft.Element
 		if v < verdicts.Len() {
 			verdict = verdicts.At(v)

@@ -15,8 +15,8 @@ type Flow struct {
 	Proto uint8
 	// OrigSrc and OrigDst are those of the first packet, before NAT.
 	OrigSrc, OrigDst netip.AddrPort
-	// ReplySrc and ReplyDst are what answers have: ReplySrc is where packets really go, ReplyDst the client as the other side
-	// sees it. Without NAT they are OrigDst and OrigSrc.
+	// ReplySrc and ReplyDst are what answers have: ReplySrc is where packets really go, ReplyDst
+	// the client as the other side sees it. Without NAT they are OrigDst and OrigSrc.
 	ReplySrc, ReplyDst netip.AddrPort
 	// Zone is the conntrack zone of both directions, 0 for the default one.
 	Zone uint16
@@ -59,7 +59,8 @@ const (
 	ctaProtoInfoTCP      = 1
 	ctaProtoInfoTCPState = 1
 
-	// statusSeenReply is a bit of CTA_STATUS (enum ip_conntrack_status), tcpSynSent a state of TCP (enum tcp_conntrack).
+	// statusSeenReply is a bit of CTA_STATUS (enum ip_conntrack_status), tcpSynSent a state of TCP
+	// (enum tcp_conntrack).
 	statusSeenReply = 1 << 1
 	tcpSynSent      = 1
 
@@ -160,7 +161,8 @@ func (t *tuple) decodeProto(a netlink.Attr) error {
 	return nil
 }
 
-// decodeTCPState decodes the state of a TCP connection in CTA_PROTOINFO; other protocols have other attributes there.
+// decodeTCPState decodes the state of a TCP connection in CTA_PROTOINFO; other protocols have other
+// attributes there.
 func decodeTCPState(b []byte, to *uint8) error {
 	return netlink.Each(b, func(a netlink.Attr) error {
 		if a.Type != ctaProtoInfoTCP {
@@ -229,8 +231,9 @@ func appendKey(b []byte, f *Flow) []byte {
 	return netlink.AppendNet32(b, ctaID, f.ID)
 }
 
-// appendFilter asks the kernel to send only what a query matches. Of an IPv6 destination only the port is asked for: a
-// kernel that is asked for an address sends all other flows instead (seen with 6.18).
+// appendFilter asks the kernel to send only what a query matches. Of an IPv6 destination only the
+// port is asked for: a kernel that is asked for an address sends all other flows instead (seen with
+// 6.18).
 func appendFilter(b []byte, q Query) []byte {
 	flags := uint32(filterProtoNum)
 	b = netlink.AppendNest(b, ctaTupleOrig, func(b []byte) []byte {

@@ -11,7 +11,8 @@ import (
 
 func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
-// appendFlow appends the attributes of an entry as the kernel does, including some that are ignored.
+// appendFlow appends the attributes of an entry as the kernel does, including some that are
+// ignored.
 func appendFlow(b []byte, f Flow) []byte {
 	b = appendTuple(b, ctaTupleOrig, f.Proto, f.OrigSrc, f.OrigDst, f.OrigZone)
 	b = appendTuple(b, ctaTupleReply, f.Proto, f.ReplySrc, f.ReplyDst, 0)
@@ -94,7 +95,8 @@ func key(f Flow) Flow {
 	return Flow{Proto: f.Proto, OrigSrc: f.OrigSrc, OrigDst: f.OrigDst, Zone: f.Zone, OrigZone: f.OrigZone, ID: f.ID}
 }
 
-// FuzzFlow feeds messages to the decoder. A flow that it decodes must survive encoding and decoding.
+// FuzzFlow feeds messages to the decoder. A flow that it decodes must survive encoding and
+// decoding.
 func FuzzFlow(f *testing.F) {
 	for _, s := range samples {
 		f.Add(request(msgNew, 0, s.IPv6(), appendFlow(nil, s)).Body)

@@ -14,11 +14,11 @@ import (
 
 // Table is the connection tracking table. Kernel implements it, and conntrackfake.Table for tests.
 type Table interface {
-	// Dump calls yield for each flow that a query matches until yield returns false. complete is false if the kernel reports
-	// that the dump may have missed flows. yield may call Delete.
+	// Dump calls yield for each flow that a query matches until yield returns false. complete is
+	// false if the kernel reports that the dump may have missed flows. yield may call Delete.
 	Dump(ctx context.Context, q Query, yield func(Flow) bool) (complete bool, err error)
-	// Delete deletes flows that a Dump yielded and returns how many still existed. If some cannot be deleted, the others are,
-	// and the error says how many failed and why the first one did.
+	// Delete deletes flows that a Dump yielded and returns how many still existed. If some cannot
+	// be deleted, the others are, and the error says how many failed and why the first one did.
 	Delete(ctx context.Context, flows []Flow) (deleted int, err error)
 }
 
@@ -27,7 +27,8 @@ type Query struct {
 	IPv6 bool
 	// Proto is the transport protocol by its IANA number.
 	Proto uint8
-	// Dst, if valid, is the original destination. The kernel reads its whole table, but copies only these flows (Linux 5.8).
+	// Dst, if valid, is the original destination. The kernel reads its whole table, but copies only
+	// these flows (Linux 5.8).
 	Dst netip.AddrPort
 	// Opening selects only flows that are Opening. The kernel filters them since Linux 5.18.
 	Opening bool
@@ -38,8 +39,8 @@ func (q Query) Matches(f *Flow) bool {
 	return f.Proto == q.Proto && f.IPv6() == q.IPv6 && (!q.Dst.IsValid() || f.OrigDst == q.Dst) && (!q.Opening || f.Opening)
 }
 
-// Kernel is the table of the network namespace of the calling thread. It needs CAP_NET_ADMIN. It keeps nothing open and
-// is safe for concurrent use.
+// Kernel is the table of the network namespace of the calling thread. It needs CAP_NET_ADMIN. It
+// keeps nothing open and is safe for concurrent use.
 type Kernel struct{}
 
 const (
@@ -57,8 +58,8 @@ var errEnough = errors.New("enough")
 // Dump implements Table. The kernel filters where it can.
 func (Kernel) Dump(ctx context.Context, q Query, yield func(Flow) bool) (complete bool, err error) {
 	err = dump(ctx, q, appendFilter(nil, q), yield)
-	// Filters came with Linux 5.8. Older kernels mostly ignore the attribute; one that does not refuses it at once, before
-	// it yields anything.
+	// Filters came with Linux 5.8. Older kernels mostly ignore the attribute; one that does not
+	// refuses it at once, before it yields anything.
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) {
 		err = dump(ctx, q, nil, yield)
 	}

@@ -136,8 +136,8 @@ func TestKernelFiltersByProtocol(t *testing.T) {
 	}
 }
 
-// TestKernelDumpsOpening proves that only TCP connections that wait for their first answer are dumped, and that one of them
-// can be deleted.
+// TestKernelDumpsOpening proves that only TCP connections that wait for their first answer are
+// dumped, and that one of them can be deleted.
 func TestKernelDumpsOpening(t *testing.T) {
 	hosttest.Netns(t, "conntrack")
 	for port, args := range map[string][]string{

@@ -196,7 +196,8 @@ func echo(t *testing.T, protocol int, on, to [4]byte) string {
 	return string(buf[:n])
 }
 
-// forwarding sends packets from one namespace through that of the test to another, with masquerading, in both families.
+// forwarding sends packets from one namespace through that of the test to another, with
+// masquerading, in both families.
 func forwarding(t *testing.T) {
 	for _, name := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
 		if err := os.WriteFile(name, []byte("1"), 0); err != nil {
@@ -252,7 +253,8 @@ func forwarding(t *testing.T) {
 	}
 }
 
-// neighbor creates another network namespace until the end of the test, and returns a function that runs others in it.
+// neighbor creates another network namespace until the end of the test, and returns a function that
+// runs others in it.
 func neighbor(t *testing.T) (in func(func() error), namespace *os.File) {
 	t.Helper()
 	in = func(f func() error) {

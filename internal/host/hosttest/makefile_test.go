@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestMakefileRunsWhatNeedsTheVM: each test whose Need only the emulated machine fulfills is named in make test-vm, so that
-// none is skipped everywhere.
+// TestMakefileRunsWhatNeedsTheVM: each test whose Need only the emulated machine fulfills is named
+// in make test-vm, so that none is skipped everywhere.
 func TestMakefileRunsWhatNeedsTheVM(t *testing.T) {
 	features := map[string]Feature{"IPVS": IPVS, "Dummy": Dummy, "SCTP": SCTP, "NFTables": NFTables, "Zones": Zones}
 	makefile, err := os.ReadFile("../../../Makefile")

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The environment variables, in addition to Env, that say which run of the kernel tests this is, if not make test-kernel.
+// The environment variables, in addition to Env, that say which run of the kernel tests this is, if
+// not make test-kernel.
 const (
 	// EnvIPVS is 1 in make test-ipvs.
 	EnvIPVS = "FAIRLEAD_IPVS_TESTS"
@@ -42,7 +43,8 @@ func Current() Target {
 	return OnMachine
 }
 
-// Slow reports whether the kernel may be ten times slower than the machine's own, which timeouts must allow for.
+// Slow reports whether the kernel may be ten times slower than the machine's own, which timeouts
+// must allow for.
 func (t Target) Slow() bool { return t != OnMachine }
 
 // Feature is a feature that not every kernel has.
@@ -90,9 +92,10 @@ var (
 	})}
 )
 
-// Need skips or fails a kernel test unless the kernel has the features. It is skipped if another make target runs on a kernel
-// that has all of them, and the message names that target. Like Netns it skips the test unless kernel tests were requested.
-// The calling goroutine stays in its network namespace.
+// Need skips or fails a kernel test unless the kernel has the features. It is skipped if another
+// make target runs on a kernel that has all of them, and the message names that target. Like Netns
+// it skips the test unless kernel tests were requested. The calling goroutine stays in its network
+// namespace.
 func Need(t testing.TB, features ...Feature) {
 	t.Helper()
 	requireEnv(t)
@@ -129,8 +132,8 @@ func once(try func() error) func() error {
 		done := make(chan error)
 		go func() {
 			runtime.LockOSThread()
-			// The thread returns to its namespace instead of exiting, which would kill the processes that it started with
-			// PR_SET_PDEATHSIG, perhaps another test's server.
+			// The thread returns to its namespace instead of exiting, which would kill the
+			// processes that it started with PR_SET_PDEATHSIG, perhaps another test's server.
 			own, err := os.Open("/proc/thread-self/ns/net")
 			if err == nil {
 				defer own.Close()
@@ -148,5 +151,6 @@ func once(try func() error) func() error {
 	})
 }
 
-// module loads a kernel module if it exists. Errors do not matter: the feature may be built in, and the probe finds out.
+// module loads a kernel module if it exists. Errors do not matter: the feature may be built in, and
+// the probe finds out.
 func module(name string) { _ = exec.Command("modprobe", "-q", name).Run() }

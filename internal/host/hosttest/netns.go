@@ -15,11 +15,13 @@ import (
 // Env is the environment variable that enables kernel tests.
 const Env = "FAIRLEAD_KERNEL_TESTS"
 
-// Patience is how long a test waits for something that should happen at once. It is long because test machines are busy.
+// Patience is how long a test waits for something that should happen at once. It is long because
+// test machines are busy.
 const Patience = 2 * time.Minute
 
-// Netns moves the calling goroutine into a new network namespace, with lo up, until the goroutine ends. Its child processes
-// are in the namespace too; other goroutines, including those of t.Run, are not. The test fails if a program is missing.
+// Netns moves the calling goroutine into a new network namespace, with lo up, until the goroutine
+// ends. Its child processes are in the namespace too; other goroutines, including those of t.Run,
+// are not. The test fails if a program is missing.
 func Netns(t testing.TB, programs ...string) {
 	t.Helper()
 	requireEnv(t)
@@ -28,7 +30,8 @@ func Netns(t testing.TB, programs ...string) {
 			t.Fatalf("kernel test: %v", err)
 		}
 	}
-	// A thread that is locked when its goroutine ends exits, so that no other goroutine ever runs in the namespace.
+	// A thread that is locked when its goroutine ends exits, so that no other goroutine ever runs
+	// in the namespace.
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("kernel test: create a network namespace (needs root): %v", err)

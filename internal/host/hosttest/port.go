@@ -8,9 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Port returns a TCP port on which nobody listens, and reserves it until the test ends: connections to it are refused, and the
-// kernel does not assign it to others, but a listener that names the port, with SO_REUSEADDR like net.Listen, gets it. A free
-// port that is not reserved could be taken by somebody else a moment later.
+// Port returns a TCP port on which nobody listens, and reserves it until the test ends: connections
+// to it are refused, and the kernel does not assign it to others, but a listener that names the
+// port, with SO_REUSEADDR like net.Listen, gets it. A free port that is not reserved could be taken
+// by somebody else a moment later.
 func Port(t testing.TB, addr netip.Addr) uint16 {
 	t.Helper()
 	domain, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: addr.As16()})
@@ -38,7 +39,8 @@ func Port(t testing.TB, addr netip.Addr) uint16 {
 	return uint16(name.(*unix.SockaddrInet4).Port)
 }
 
-// Listen listens on a Port, which stays reserved until the test ends, even if the listener is closed.
+// Listen listens on a Port, which stays reserved until the test ends, even if the listener is
+// closed.
 func Listen(t testing.TB, addr netip.Addr) *net.TCPListener {
 	t.Helper()
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, Port(t, addr))))

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestPort: connections to the port are refused while nobody listens, it can be listened on repeatedly, and nobody else gets
-// it.
+// TestPort: connections to the port are refused while nobody listens, it can be listened on
+// repeatedly, and nobody else gets it.
 func TestPort(t *testing.T) {
 	for _, addr := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
 		t.Run(addr.String(), func(t *testing.T) {

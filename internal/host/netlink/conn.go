@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	// answerSize is the maximum size of an error in the receive buffer, in bytes: 36, the explanation, and the kernel's
-	// overhead.
+	// answerSize is the maximum size of an error in the receive buffer, in bytes: 36, the
+	// explanation, and the kernel's overhead.
 	answerSize = 1280
-	// maxBatch is the maximum number of messages in one send. The kernel locks for each message, so it may be large, but
-	// more than a few hundred bring nothing.
+	// maxBatch is the maximum number of messages in one send. The kernel locks for each message, so
+	// it may be large, but more than a few hundred bring nothing.
 	maxBatch = 512
 	// listTries is how often a list is read that changes meanwhile.
 	listTries = 5
@@ -24,12 +24,14 @@ const (
 var (
 	// ErrInterrupted means that a list changed while it was read.
 	ErrInterrupted = errors.New("the list changed while it was read")
-	// ErrAnswerLost means that the kernel could not deliver its answer, so that the outcome of a request is unknown.
+	// ErrAnswerLost means that the kernel could not deliver its answer, so that the outcome of a
+	// request is unknown.
 	ErrAnswerLost = errors.New("the kernel's answer was lost")
 )
 
-// Conn is a connection to the kernel in the network namespace in which Dial was called. It is safe for concurrent use: calls
-// are carried out one after the other. It replaces its socket when needed (invariant 3 of the package).
+// Conn is a connection to the kernel in the network namespace in which Dial was called. It is safe
+// for concurrent use: calls are carried out one after the other. It replaces its socket when needed
+// (invariant 3 of the package).
 type Conn struct {
 	settings
 	mu     sync.Mutex // guards the fields below, except ports
@@ -112,9 +114,10 @@ func (c *Conn) converse(ctx context.Context, talk func(*socket) error) (err erro
 	return talk(s)
 }
 
-// Do sends all requests, in order, hundreds in one system call. failed is nil if all succeeded; otherwise it is as long as
-// reqs and has an *Error for each request that the kernel refused. If err is not nil, the socket failed or the context ended
-// between batches: the outcome of the requests of this and later batches is unknown, failed is valid for those before.
+// Do sends all requests, in order, hundreds in one system call. failed is nil if all succeeded;
+// otherwise it is as long as reqs and has an *Error for each request that the kernel refused. If
+// err is not nil, the socket failed or the context ended between batches: the outcome of the
+// requests of this and later batches is unknown, failed is valid for those before.
 func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err error) {
 	err = c.converse(ctx, func(s *socket) error {
 		for done := 0; done < len(reqs); {
@@ -143,7 +146,8 @@ func (c *Conn) Do(ctx context.Context, reqs []Request) (failed []error, err erro
 	return failed, err
 }
 
-// pack encodes as many requests as fit into one send, at least one. Only the last one asks for an answer.
+// pack encodes as many requests as fit into one send, at least one. Only the last one asks for an
+// answer.
 func pack(reqs []Request, first uint32, most, bytes int) (msg []byte, n int) {
 	for n < len(reqs) && n < most && (n == 0 || len(msg)+len(reqs[n].Body)+unix.NLMSG_HDRLEN <= bytes) {
 		msg = reqs[n].append(msg, 0, first+uint32(n))
@@ -173,8 +177,8 @@ func (s *socket) answers(ctx context.Context, first uint32, n int, fail func(i i
 	}
 }
 
-// acks calls f for each answer in a datagram to one of the n requests from sequence number first on. e is nil if the kernel
-// carried the request out.
+// acks calls f for each answer in a datagram to one of the n requests from sequence number first
+// on. e is nil if the kernel carried the request out.
 func (s *socket) acks(b []byte, first uint32, n int, f func(i uint32, e *Error)) error {
 	for m, err := range Messages(b) {
 		if err != nil {
@@ -203,15 +207,16 @@ func lost(err error) error {
 
 // Refusal is the kernel's refusal of a transaction.
 type Refusal struct {
-	// Index is the index of the first request that was refused; it is outside of the requests if the kernel refused the
-	// transaction as a whole.
+	// Index is the index of the first request that was refused; it is outside of the requests if
+	// the kernel refused the transaction as a whole.
 	Index int
 	Err   *Error
 }
 
-// Transact sends requests to a subsystem of nfnetlink, such as unix.NFNL_SUBSYS_NFTABLES, which carries out all of them or
-// none. Without commit the subsystem checks the requests and undoes them. refused is nil if the kernel accepts them. err says
-// that they were not sent, or that their outcome is not known.
+// Transact sends requests to a subsystem of nfnetlink, such as unix.NFNL_SUBSYS_NFTABLES, which
+// carries out all of them or none. Without commit the subsystem checks the requests and undoes
+// them. refused is nil if the kernel accepts them. err says that they were not sent, or that their
+// outcome is not known.
 func (c *Conn) Transact(ctx context.Context, subsystem uint16, reqs []Request, commit bool) (refused *Refusal, err error) {
 	if len(reqs) == 0 {
 		return nil, nil
@@ -244,8 +249,9 @@ func (c *Conn) Transact(ctx context.Context, subsystem uint16, reqs []Request, c
 	return refused, err
 }
 
-// outcome receives the answers to a transaction. The kernel has sent all of them when send returns: errors, and the answer
-// to the message with NLM_F_ACK, whether or not the transaction as a whole succeeded.
+// outcome receives the answers to a transaction. The kernel has sent all of them when send returns:
+// errors, and the answer to the message with NLM_F_ACK, whether or not the transaction as a whole
+// succeeded.
 func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
 	answered, overrun := false, error(nil)
 	for {
@@ -281,8 +287,8 @@ func (s *socket) outcome(first uint32, n int) (refused *Refusal, err error) {
 	return nil, nil
 }
 
-// Get sends one request and returns the messages of the answer; requests that only change something have none. If the
-// kernel refuses the request the error is an *Error.
+// Get sends one request and returns the messages of the answer; requests that only change something
+// have none. If the kernel refuses the request the error is an *Error.
 func (c *Conn) Get(ctx context.Context, req Request) (out []Message, err error) {
 	err = c.ask(ctx, req, unix.NLM_F_ACK, func(m Message) error {
 		out = append(out, m.clone())
@@ -309,9 +315,10 @@ func (c *Conn) List(ctx context.Context, req Request) (out []Message, err error)
 	return out, nil
 }
 
-// Dump sends one request for a list and yields its messages as they arrive, in constant memory. A message is valid until
-// yield returns. An error of yield ends the dump and is returned; yield must not use the Conn. If the kernel refuses the
-// request the error is an *Error. ErrInterrupted means that the list changed, so that messages may be duplicated or missing.
+// Dump sends one request for a list and yields its messages as they arrive, in constant memory. A
+// message is valid until yield returns. An error of yield ends the dump and is returned; yield must
+// not use the Conn. If the kernel refuses the request the error is an *Error. ErrInterrupted means
+// that the list changed, so that messages may be duplicated or missing.
 func (c *Conn) Dump(ctx context.Context, req Request, yield func(Message) error) error {
 	return c.ask(ctx, req, unix.NLM_F_DUMP, yield)
 }

@@ -15,7 +15,8 @@ var ErrMalformed = errors.New("malformed netlink message")
 
 // Request is one netlink message to the kernel.
 type Request struct {
-	// Type is RTM_NEWADDR and the like, the id of a generic netlink family, or a netfilter subsystem and command.
+	// Type is RTM_NEWADDR and the like, the id of a generic netlink family, or a netfilter
+	// subsystem and command.
 	Type uint16
 	// Flags are added to NLM_F_REQUEST. NLM_F_ACK and NLM_F_DUMP are not for the caller to set.
 	Flags uint16
@@ -26,7 +27,8 @@ type Request struct {
 // netfilterHeader is the length of the header of nfnetlink's messages: family, version, resource.
 const netfilterHeader = 4
 
-// NetfilterHeader begins the body of a request to nfnetlink; family is unix.NFPROTO_IPV4 or unix.NFPROTO_IPV6.
+// NetfilterHeader begins the body of a request to nfnetlink; family is unix.NFPROTO_IPV4 or
+// unix.NFPROTO_IPV6.
 func NetfilterHeader(family uint8) []byte {
 	return []byte{family, unix.NFNETLINK_V0, 0, 0}
 }
@@ -187,7 +189,8 @@ func AppendRaw(b []byte, typ uint16, s string) []byte {
 	return pad(append(b, s...), len(s))
 }
 
-// AppendUint32 appends an attribute with a number in the byte order of the machine, as rtnetlink and generic netlink want.
+// AppendUint32 appends an attribute with a number in the byte order of the machine, as rtnetlink
+// and generic netlink want.
 func AppendUint32(b []byte, typ uint16, v uint32) []byte {
 	var data [4]byte
 	binary.NativeEndian.PutUint32(data[:], v)
@@ -234,7 +237,8 @@ func (a AttrOf[T]) Text() string {
 	return s
 }
 
-// Host32 decodes a number in the byte order of the machine, as rtnetlink and generic netlink send it; 0 if there is none.
+// Host32 decodes a number in the byte order of the machine, as rtnetlink and generic netlink send
+// it; 0 if there is none.
 func (a AttrOf[T]) Host32() uint32 {
 	if len(a.Data) < 4 {
 		return 0

@@ -304,7 +304,8 @@ func shrink(t *testing.T, s *socket, size int) {
 	}
 }
 
-// TestKernelLateAnswers leaves answers of an earlier call in the socket: they are not taken for those of the next call.
+// TestKernelLateAnswers leaves answers of an earlier call in the socket: they are not taken for
+// those of the next call.
 func TestKernelLateAnswers(t *testing.T) {
 	c := dial(t)
 	reqs := addresses(unix.RTM_NEWADDR, 3)
@@ -325,8 +326,8 @@ func TestKernelLateAnswers(t *testing.T) {
 	}
 }
 
-// TestKernelOverrun loses answers of requests that the kernel carried out. Later calls get their own answers, on another
-// socket in the same namespace, on whatever thread they run.
+// TestKernelOverrun loses answers of requests that the kernel carried out. Later calls get their
+// own answers, on another socket in the same namespace, on whatever thread they run.
 func TestKernelOverrun(t *testing.T) {
 	c := dial(t)
 	shrink(t, c.socket, 0)
@@ -358,8 +359,9 @@ func nftables(typ, flags uint16, attrs []byte) Request {
 	return Request{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | typ, Flags: flags, Body: append([]byte{unix.NFPROTO_IPV4, unix.NFNETLINK_V0, 0, 0}, attrs...)}
 }
 
-// TestKernelTransactOverrun loses the answers of a transaction that the kernel committed. The error says so, and the answers
-// that are left are not taken for those of the next transaction, whether it is refused or not.
+// TestKernelTransactOverrun loses the answers of a transaction that the kernel committed. The error
+// says so, and the answers that are left are not taken for those of the next transaction, whether
+// it is refused or not.
 func TestKernelTransactOverrun(t *testing.T) {
 	hosttest.Need(t, hosttest.NFTables)
 	hosttest.Netns(t)
@@ -396,7 +398,8 @@ func TestKernelTransactOverrun(t *testing.T) {
 	if refused, err := transact(many...); err != nil || refused == nil || refused.Index != 0 || !errors.Is(refused.Err, unix.ENOENT) {
 		t.Errorf("a transaction with many errors: %v, %v", refused, err)
 	}
-	// Late answers, as after a call that was given up, have sequence numbers that are never used again.
+	// Late answers, as after a call that was given up, have sequence numbers that are never used
+	// again.
 	err = c.converse(t.Context(), func(s *socket) error {
 		defer func() { s.clean = true }()
 		var msgs []byte
@@ -421,7 +424,8 @@ func TestKernelTransactOverrun(t *testing.T) {
 	}
 }
 
-// TestKernelYieldFails ends a dump midway: the remaining messages are not taken for the next answer.
+// TestKernelYieldFails ends a dump midway: the remaining messages are not taken for the next
+// answer.
 func TestKernelYieldFails(t *testing.T) {
 	c := dial(t)
 	if failed, err := c.Do(t.Context(), addresses(unix.RTM_NEWADDR, 2000)); failed != nil || err != nil {
@@ -443,7 +447,8 @@ func TestKernelYieldFails(t *testing.T) {
 	}
 }
 
-// TestKernelNoAnswer: waiting for an answer that does not come ends with the context, and the socket is closed.
+// TestKernelNoAnswer: waiting for an answer that does not come ends with the context, and the
+// socket is closed.
 func TestKernelNoAnswer(t *testing.T) {
 	c := dial(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -503,7 +508,8 @@ func await(t *testing.T, c <-chan struct{}, what string) {
 	}
 }
 
-// TestKernelSubscribeOverrun overruns the socket of a subscription: Missed is called, and later messages are received.
+// TestKernelSubscribeOverrun overruns the socket of a subscription: Missed is called, and later
+// messages are received.
 func TestKernelSubscribeOverrun(t *testing.T) {
 	c := dial(t)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -531,8 +537,8 @@ func TestKernelSubscribeOverrun(t *testing.T) {
 	await(t, e.ended, "the subscription does not end")
 }
 
-// TestSubscribeAgain: a subscription whose socket fails with an error other than an overrun is renewed, even if the first
-// attempts fail.
+// TestSubscribeAgain: a subscription whose socket fails with an error other than an overrun is
+// renewed, even if the first attempts fail.
 func TestSubscribeAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w, err := os.Pipe()
@@ -606,7 +612,8 @@ func TestKernelContext(t *testing.T) {
 	}
 }
 
-// BenchmarkAddresses adds and removes 500 addresses: with the library, in single calls, in batches. Compare the three.
+// BenchmarkAddresses adds and removes 500 addresses: with the library, in single calls, in batches.
+// Compare the three.
 func BenchmarkAddresses(b *testing.B) {
 	const n = 500
 	add, del := addresses(unix.RTM_NEWADDR, n), addresses(unix.RTM_DELADDR, n)
@@ -654,8 +661,8 @@ func BenchmarkAddresses(b *testing.B) {
 	run("batch", do)
 }
 
-// TestKernelOpenEndsNoThread: opening a socket in another namespace does not end a thread, which would kill the processes
-// that it started with PR_SET_PDEATHSIG.
+// TestKernelOpenEndsNoThread: opening a socket in another namespace does not end a thread, which
+// would kill the processes that it started with PR_SET_PDEATHSIG.
 func TestKernelOpenEndsNoThread(t *testing.T) {
 	c := dial(t)
 	var threads sync.WaitGroup

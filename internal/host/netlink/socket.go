@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	// bufferSize is the default size of both buffers of a socket. It needs CAP_NET_ADMIN in the first user namespace; without
-	// it the buffers are as large as net.core.wmem_max and rmem_max allow, and batches smaller.
+	// bufferSize is the default size of both buffers of a socket. It needs CAP_NET_ADMIN in the
+	// first user namespace; without it the buffers are as large as net.core.wmem_max and rmem_max
+	// allow, and batches smaller.
 	bufferSize = 1 << 20
 	// readSize is larger than the kernel's datagrams (32 KiB).
 	readSize = 64 << 10
-	// timeout is how long the kernel may take to answer. It carries out a request while it is sent, so that the answer is
-	// normally there when send returns, except for dumps.
+	// timeout is how long the kernel may take to answer. It carries out a request while it is sent,
+	// so that the answer is normally there when send returns, except for dumps.
 	timeout = 60 * time.Second
 )
 
@@ -43,7 +44,8 @@ type socket struct {
 	// sendSize and receiveSize are the actual sizes of the buffers in bytes.
 	sendSize, receiveSize int
 	buf                   []byte
-	// clean means that all answers to what was sent were received. A socket that is not clean is never used again.
+	// clean means that all answers to what was sent were received. A socket that is not clean is
+	// never used again.
 	clean bool
 }
 
@@ -72,8 +74,9 @@ func (c settings) open() (*socket, error) {
 	return r.s, nil
 }
 
-// inNamespace calls f with the goroutine locked to a thread in the namespace. The thread returns to its namespace afterwards
-// instead of exiting, since the exit of a thread kills the processes that it started with PR_SET_PDEATHSIG.
+// inNamespace calls f with the goroutine locked to a thread in the namespace. The thread returns to
+// its namespace afterwards instead of exiting, since the exit of a thread kills the processes that
+// it started with PR_SET_PDEATHSIG.
 func (c settings) inNamespace(f func() error) error {
 	runtime.LockOSThread()
 	own, err := currentNamespace()
@@ -97,7 +100,8 @@ func (c settings) inNamespace(f func() error) error {
 	}
 	err = f()
 	if back := unix.Setns(int(own.Fd()), unix.CLONE_NEWNET); back != nil {
-		// The thread stays locked, so that it exits with this goroutine and no other goroutine runs on it.
+		// The thread stays locked, so that it exits with this goroutine and no other goroutine runs
+		// on it.
 		return errors.Join(err, fmt.Errorf("return to the thread's network namespace: %w", back))
 	}
 	runtime.UnlockOSThread()

@@ -13,20 +13,21 @@ const (
 	maxPause   = 30 * time.Second
 )
 
-// Listener receives what the kernel multicasts. Its functions are called one at a time, in a goroutine of the subscription.
+// Listener receives what the kernel multicasts. Its functions are called one at a time, in a
+// goroutine of the subscription.
 type Listener struct {
 	// Messages is called with the messages of one datagram. They are valid until it returns.
 	Messages func([]Message)
-	// Missed is called if messages may have been lost because the socket failed, for example by an overrun, after it was
-	// replaced.
+	// Missed is called if messages may have been lost because the socket failed, for example by an
+	// overrun, after it was replaced.
 	Missed func()
 	// Ended is called last, after the end of the context.
 	Ended func()
 }
 
-// Subscribe listens to multicast groups (unix.RTNLGRP_LINK, unix.NFNLGRP_NFTABLES) of a protocol in the network namespace of
-// the calling thread, from when it returns until the context ends. If the socket fails it subscribes again, with growing
-// pauses. The error is that of the first attempt.
+// Subscribe listens to multicast groups (unix.RTNLGRP_LINK, unix.NFNLGRP_NFTABLES) of a protocol in
+// the network namespace of the calling thread, from when it returns until the context ends. If the
+// socket fails it subscribes again, with growing pauses. The error is that of the first attempt.
 func Subscribe(ctx context.Context, protocol int, groups []int, l Listener) error {
 	ns, err := currentNamespace()
 	if err != nil {
@@ -66,7 +67,8 @@ func listen(ctx context.Context, s *socket, open func() (*socket, error), l List
 	}
 }
 
-// forward passes on messages until the context ends or the socket fails. received says whether there were any.
+// forward passes on messages until the context ends or the socket fails. received says whether
+// there were any.
 func (s *socket) forward(ctx context.Context, messages func([]Message)) (received bool) {
 	var batch []Message
 	for {

@@ -20,8 +20,8 @@ const MaxTransaction = sendBuffer / 4
 // ErrTooLarge is the error of a transaction that is larger than MaxTransaction; it is not sent.
 var ErrTooLarge = errors.New("the transaction is too large")
 
-// Conn is a table in the network namespace in which Open was called. It implements Interface. Commit and Read may run
-// concurrently.
+// Conn is a table in the network namespace in which Open was called. It implements Interface.
+// Commit and Read may run concurrently.
 type Conn struct {
 	family        fwd.Family
 	table         string
@@ -49,7 +49,8 @@ func (c *Conn) Close() error { return errors.Join(c.writes.Close(), c.reads.Clos
 // Commit implements Interface.
 func (c *Conn) Commit(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, true) }
 
-// Check implements Interface. Kernels before 5.12 do not check the transaction as a whole, for example for loops.
+// Check implements Interface. Kernels before 5.12 do not check the transaction as a whole, for
+// example for loops.
 func (c *Conn) Check(ctx context.Context, ops []Op) error { return c.transact(ctx, ops, false) }
 
 func (c *Conn) transact(ctx context.Context, ops []Op, commit bool) error {

@@ -6,12 +6,14 @@ import (
 	"sort"
 )
 
-// Elements are the elements of one set in compact form, since there may be hundreds of thousands: one buffer with records of
-// the same length, each a key, a value and a byte that is 1 for an End. Use NewElements, Add, then Sort.
+// Elements are the elements of one set in compact form, since there may be hundreds of thousands:
+// one buffer with records of the same length, each a key, a value and a byte that is 1 for an End.
+// Use NewElements, Add, then Sort.
 type Elements struct {
 	keyLen, valueLen int
 	records          []byte
-	// verdicts are the different verdicts; a record of a map to verdicts has an index into it as value. numbers is its inverse.
+	// verdicts are the different verdicts; a record of a map to verdicts has an index into it as
+	// value. numbers is its inverse.
 	verdicts []string
 	numbers  map[string]uint32
 	// CatchAll says that there is an element for all other keys. It has no record.
@@ -91,7 +93,8 @@ func (e *Elements) Join(o Elements) {
 	e.CatchAll = e.CatchAll || o.CatchAll
 }
 
-// Sort sorts by key, an element with End after one without, and removes duplicates. It reports whether there were any.
+// Sort sorts by key, an element with End after one without, and removes duplicates. It reports
+// whether there were any.
 func (e *Elements) Sort() (doubles bool) {
 	sort.Sort(&byKey{e, make([]byte, e.size())})
 	kept := 0

@@ -11,7 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// maxMessage limits a message with elements: their list is one attribute, which cannot exceed 64 KiB.
+// maxMessage limits a message with elements: their list is one attribute, which cannot exceed 64
+// KiB.
 const maxMessage = 48 << 10
 
 // encoder makes the requests of a transaction.
@@ -37,7 +38,8 @@ func protoFamily(f fwd.Family) uint8 {
 	return unix.NFPROTO_IPV4
 }
 
-// inTable begins the body of a request about objects of a table. The attribute with its name has the same number in all.
+// inTable begins the body of a request about objects of a table. The attribute with its name has
+// the same number in all.
 func inTable(f fwd.Family, table string) []byte {
 	return netlink.AppendText(netlink.NetfilterHeader(protoFamily(f)), unix.NFTA_TABLE_NAME, table)
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Register returns the number of the register for a value that begins at a 32-bit word. Where a register of 16 bytes begins
-// there, it is that one, which the kernel prefers.
+// Register returns the number of the register for a value that begins at a 32-bit word. Where a
+// register of 16 bytes begins there, it is that one, which the kernel prefers.
 func Register(word int) uint32 {
 	if word%4 == 0 {
 		return uint32(unix.NFT_REG_1 + word/4)
@@ -18,8 +18,8 @@ func Register(word int) uint32 {
 	return uint32(unix.NFT_REG32_00 + word)
 }
 
-// known are the attributes of each expression that define what it does. Newer kernels may send others, which are ignored
-// when rules are compared.
+// known are the attributes of each expression that define what it does. Newer kernels may send
+// others, which are ignored when rules are compared.
 var known = map[string][]uint16{
 	"payload":   {unix.NFTA_PAYLOAD_DREG, unix.NFTA_PAYLOAD_BASE, unix.NFTA_PAYLOAD_OFFSET, unix.NFTA_PAYLOAD_LEN, unix.NFTA_PAYLOAD_SREG},
 	"meta":      {unix.NFTA_META_DREG, unix.NFTA_META_KEY, unix.NFTA_META_SREG},
@@ -38,7 +38,8 @@ var known = map[string][]uint16{
 	"reject": {unix.NFTA_REJECT_TYPE, unix.NFTA_REJECT_ICMP_CODE},
 }
 
-// normal returns an expression in the form in which expressions are compared: with known attributes only, sorted.
+// normal returns an expression in the form in which expressions are compared: with known attributes
+// only, sorted.
 func normal(name, attrs string) (Expr, error) {
 	types, ok := known[name]
 	if !ok {
@@ -61,7 +62,8 @@ func normal(name, attrs string) (Expr, error) {
 	return Expr{name, string(b)}, nil
 }
 
-// builder collects the attributes of one expression, which must be added in the order of their types.
+// builder collects the attributes of one expression, which must be added in the order of their
+// types.
 type builder struct {
 	name  string
 	attrs []byte
@@ -90,7 +92,8 @@ func (b *builder) data(typ uint16, v string) *builder {
 
 func (b *builder) expr() Expr { return Expr{b.name, string(b.attrs)} }
 
-// Payload loads bytes of the packet; base is unix.NFT_PAYLOAD_NETWORK_HEADER or unix.NFT_PAYLOAD_TRANSPORT_HEADER.
+// Payload loads bytes of the packet; base is unix.NFT_PAYLOAD_NETWORK_HEADER or
+// unix.NFT_PAYLOAD_TRANSPORT_HEADER.
 func Payload(base, offset, length uint32, to int) Expr {
 	return build("payload").reg(unix.NFTA_PAYLOAD_DREG, to).num(unix.NFTA_PAYLOAD_BASE, base).
 		num(unix.NFTA_PAYLOAD_OFFSET, offset).num(unix.NFTA_PAYLOAD_LEN, length).expr()
@@ -111,7 +114,8 @@ func Ct(key uint32, to int) Expr {
 	return build("ct").reg(unix.NFTA_CT_DREG, to).num(unix.NFTA_CT_KEY, key).expr()
 }
 
-// FibType loads the type that an address has in the routing table; flags are unix.NFTA_FIB_F_SADDR or NFTA_FIB_F_DADDR.
+// FibType loads the type that an address has in the routing table; flags are unix.NFTA_FIB_F_SADDR
+// or NFTA_FIB_F_DADDR.
 func FibType(flags uint32, to int) Expr {
 	return build("fib").reg(unix.NFTA_FIB_DREG, to).num(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_ADDRTYPE).num(unix.NFTA_FIB_FLAGS, flags).expr()
 }
@@ -122,7 +126,8 @@ func Random(mod, offset uint32, to int) Expr {
 		num(unix.NFTA_NG_TYPE, unix.NFT_NG_RANDOM).num(unix.NFTA_NG_OFFSET, offset).expr()
 }
 
-// Compare ends the rule unless the relation op holds (unix.NFT_CMP_*). Numbers are compared in network byte order.
+// Compare ends the rule unless the relation op holds (unix.NFT_CMP_*). Numbers are compared in
+// network byte order.
 func Compare(op uint32, from int, with string) Expr {
 	return build("cmp").reg(unix.NFTA_CMP_SREG, from).num(unix.NFTA_CMP_OP, op).data(unix.NFTA_CMP_DATA, with).expr()
 }
@@ -144,12 +149,14 @@ func In(set string, from int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
-// Map loads the value of the key in the registers, and ends the rule if the map does not have the key.
+// Map loads the value of the key in the registers, and ends the rule if the map does not have the
+// key.
 func Map(set string, from, to int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).reg(unix.NFTA_LOOKUP_DREG, to).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
 
-// VerdictMap returns the verdict of the key in the registers, and ends the rule if the map does not have the key.
+// VerdictMap returns the verdict of the key in the registers, and ends the rule if the map does not
+// have the key.
 func VerdictMap(set string, from int) Expr {
 	return build("lookup").text(unix.NFTA_LOOKUP_SET, set).reg(unix.NFTA_LOOKUP_SREG, from).num(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT).num(unix.NFTA_LOOKUP_FLAGS, 0).expr()
 }
@@ -179,7 +186,8 @@ const (
 	NatFullyRandom = 16
 )
 
-// DNAT sends the connection to the address and port in the registers; the family is unix.NFPROTO_IPV4 or NFPROTO_IPV6.
+// DNAT sends the connection to the address and port in the registers; the family is
+// unix.NFPROTO_IPV4 or NFPROTO_IPV6.
 func DNAT(family uint32, addr, port int) Expr {
 	return build("nat").num(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT).num(unix.NFTA_NAT_FAMILY, family).
 		reg(unix.NFTA_NAT_REG_ADDR_MIN, addr).reg(unix.NFTA_NAT_REG_ADDR_MAX, addr).
@@ -187,7 +195,8 @@ func DNAT(family uint32, addr, port int) Expr {
 		num(unix.NFTA_NAT_FLAGS, NatMapIPs|NatProtoPorts).expr()
 }
 
-// SNAT changes the source of the connection to the address in the registers and a random port; the family is as for DNAT.
+// SNAT changes the source of the connection to the address in the registers and a random port; the
+// family is as for DNAT.
 func SNAT(family uint32, addr int) Expr {
 	return build("nat").num(unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT).num(unix.NFTA_NAT_FAMILY, family).
 		reg(unix.NFTA_NAT_REG_ADDR_MIN, addr).reg(unix.NFTA_NAT_REG_ADDR_MAX, addr).

@@ -14,7 +14,8 @@ import (
 type Interface interface {
 	// Read returns what is in the table, the zero Content if the table does not exist.
 	Read(context.Context) (Content, error)
-	// Commit carries out all operations, in order, or none. If the kernel refuses them the error is an *Error.
+	// Commit carries out all operations, in order, or none. If the kernel refuses them the error is
+	// an *Error.
 	Commit(context.Context, []Op) error
 	// Check returns the error that Commit would return, without changing anything.
 	Check(context.Context, []Op) error
@@ -72,7 +73,8 @@ func (h Hook) String() string {
 // Rule is a list of expressions.
 type Rule []Expr
 
-// Expr is an expression of a rule: its name in the kernel, and its netlink attributes, encoded and sorted by type.
+// Expr is an expression of a rule: its name in the kernel, and its netlink attributes, encoded and
+// sorted by type.
 type Expr struct {
 	Name, Attrs string
 }
@@ -86,7 +88,8 @@ type Set struct {
 	Value []Field
 	// Verdicts makes it a map to verdicts.
 	Verdicts bool
-	// Interval allows ranges: an element begins a range, one with End ends it. The key must have one field.
+	// Interval allows ranges: an element begins a range, one with End ends it. The key must have
+	// one field.
 	Interval bool
 	// Dynamic lets packets add elements, each with a timeout.
 	Dynamic bool
@@ -144,7 +147,8 @@ func (f Field) Offset(fam fwd.Family) uint32 {
 	return 16
 }
 
-// Padded is the length in bytes in a key or value of several fields, each of which is padded to a multiple of four bytes.
+// Padded is the length in bytes in a key or value of several fields, each of which is padded to a
+// multiple of four bytes.
 func (f Field) Padded(fam fwd.Family) int { return (f.Len(fam) + 3) &^ 3 }
 
 // Len is the length of a key or a value of these fields in bytes.
@@ -217,7 +221,8 @@ func (o Op) String() string {
 type Error struct {
 	// Op is the operation that was refused; empty if it was the transaction as a whole.
 	Op string
-	// Name is the name of its chain or set. Elements are those in the refused message; at least one of them is at fault.
+	// Name is the name of its chain or set. Elements are those in the refused message; at least one
+	// of them is at fault.
 	Name     string
 	Elements []Element
 	Errno    unix.Errno
@@ -239,17 +244,19 @@ func (e *Error) Error() string {
 // Unwrap returns the error number.
 func (e *Error) Unwrap() error { return e.Errno }
 
-// permanent are the errors with which the kernel refuses what it will refuse again. If something is missing, exists already
-// or is in use, the next attempt may succeed, since others may write to the table.
+// permanent are the errors with which the kernel refuses what it will refuse again. If something is
+// missing, exists already or is in use, the next attempt may succeed, since others may write to the
+// table.
 var permanent = []unix.Errno{
 	unix.EINVAL, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ERANGE, unix.E2BIG, unix.ENAMETOOLONG, unix.ELOOP, unix.EPERM,
-	// A limit of the kernel: a full set, a chain with too many references. Without the Services that exceed it the others fit.
+	// A limit of the kernel: a full set, a chain with too many references. Without the Services
+	// that exceed it the others fit.
 	unix.ENFILE, unix.EMFILE, unix.ENOSPC,
 }
 
-// Refused reports whether the kernel will refuse the same operations again. An element that exists already counts as refused:
-// either it excludes another one in the table, such as a range that overlaps, or somebody else added it, which the next
-// reading finds out.
+// Refused reports whether the kernel will refuse the same operations again. An element that exists
+// already counts as refused: either it excludes another one in the table, such as a range that
+// overlaps, or somebody else added it, which the next reading finds out.
 func (e *Error) Refused() bool {
 	return slices.Contains(permanent, e.Errno) || e.Errno == unix.EEXIST && len(e.Elements) > 0
 }

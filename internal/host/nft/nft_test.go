@@ -17,7 +17,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// TestUserdata: the userdata are those of nft 1.0.6 for the declarations in the names, on a little-endian machine.
+// TestUserdata: the userdata are those of nft 1.0.6 for the declarations in the names, on a
+// little-endian machine.
 func TestUserdata(t *testing.T) {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
 		t.Skip("userdata is in the byte order of the machine")
@@ -84,7 +85,8 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// FuzzAttrs: whatever the kernel sends, decoding does not panic, and attributes survive encoding and decoding.
+// FuzzAttrs: whatever the kernel sends, decoding does not panic, and attributes survive encoding
+// and decoding.
 func FuzzAttrs(f *testing.F) {
 	f.Add("")
 	f.Add(Random(10, 3, 4).Attrs)
@@ -108,7 +110,8 @@ func FuzzAttrs(f *testing.F) {
 	})
 }
 
-// TestUsable: the error names exactly the missing features; another error of the check is returned as it is.
+// TestUsable: the error names exactly the missing features; another error of the check is returned
+// as it is.
 func TestUsable(t *testing.T) {
 	// kernel refuses operations for which lacks is true.
 	kernel := func(errno unix.Errno, lacks func(Op) bool) func([]Op) error {
@@ -177,7 +180,8 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestKernel: a refused transaction names the operation and changes nothing; many messages are one transaction.
+// TestKernel: a refused transaction names the operation and changes nothing; many messages are one
+// transaction.
 func TestKernel(t *testing.T) {
 	hosttest.Netns(t)
 	ctx := context.Background()

@@ -20,7 +20,8 @@ type feature struct {
 	ops []Op
 }
 
-// features returns the features; each can be checked alone. The names of its chains and sets end with id.
+// features returns the features; each can be checked alone. The names of its chains and sets end
+// with id.
 func features(f fwd.Family, id string) []feature {
 	vip := []Field{DestAddr, Protocol, DestPort}
 	words := f.Bits() / 32
@@ -70,8 +71,8 @@ func features(f fwd.Family, id string) []feature {
 	}
 }
 
-// usable checks all features at once, and each of them if that fails. A check takes up to tens of milliseconds, since the
-// kernel waits until no CPU uses the old rules.
+// usable checks all features at once, and each of them if that fails. A check takes up to tens of
+// milliseconds, since the kernel waits until no CPU uses the old rules.
 func usable(f fwd.Family, check func([]Op) error) error {
 	every := []Op{{Kind: AddTable}}
 	for i := range features(f, "") {
@@ -104,8 +105,8 @@ func usable(f fwd.Family, check func([]Op) error) error {
 	return nil
 }
 
-// Usable returns an error that names the features that the kernel lacks. Nothing is written: the kernel checks operations on
-// a table with another name, and discards them.
+// Usable returns an error that names the features that the kernel lacks. Nothing is written: the
+// kernel checks operations on a table with another name, and discards them.
 func (c *Conn) Usable(ctx context.Context) error {
 	probe := Conn{family: c.family, table: c.table + "-probe", writes: c.writes}
 	return usable(c.family, func(ops []Op) error { return probe.Check(ctx, ops) })

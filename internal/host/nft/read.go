@@ -17,8 +17,8 @@ type Attr = netlink.AttrOf[string]
 // attrs are the attributes of a message by type.
 type attrs = map[uint16]Attr
 
-// Read implements Interface. If others write to large sets all the time, it returns all elements that it met in several
-// attempts to read them.
+// Read implements Interface. If others write to large sets all the time, it returns all elements
+// that it met in several attempts to read them.
 func (c *Conn) Read(ctx context.Context) (Content, error) {
 	out := Content{Elements: make(map[string]Elements)}
 	var err error
@@ -168,8 +168,9 @@ func (c *Conn) readSets(ctx context.Context) (map[string]Shape, error) {
 // elementAttempts is how often a set is read that changes all the time.
 const elementAttempts = 5
 
-// readElements reads the elements of a set. A hash table of the kernel that grows meanwhile yields some elements twice and
-// others not at all, so the set is read again. If it changes during every attempt, the elements of all attempts are joined.
+// readElements reads the elements of a set. A hash table of the kernel that grows meanwhile yields
+// some elements twice and others not at all, so the set is read again. If it changes during every
+// attempt, the elements of all attempts are joined.
 func (c *Conn) readElements(ctx context.Context, set string, sh Shape) (Elements, error) {
 	met := NewElements(sh)
 	for range elementAttempts {

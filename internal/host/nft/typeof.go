@@ -53,7 +53,8 @@ func (s *Set) flags() uint32 {
 	return f
 }
 
-// nftType is the number of a field's type in nft(8) (TYPE_* in its datatype.h). The kernel only stores it.
+// nftType is the number of a field's type in nft(8) (TYPE_* in its datatype.h). The kernel only
+// stores it.
 func (f Field) nftType(fam fwd.Family) uint32 {
 	switch f {
 	case SourceAddr, DestAddr:
@@ -78,12 +79,14 @@ func typeOf(fam fwd.Family, fields []Field) uint32 {
 	return t
 }
 
-// NumberModulus is the modulus in the declaration of a Number for nft(8): typeof numgen random mod NumberModulus.
+// NumberModulus is the modulus in the declaration of a Number for nft(8): typeof numgen random mod
+// NumberModulus.
 const NumberModulus = 1<<32 - 1
 
-// What nft(8) stores in the userdata of a set, so that it can print and check rules that use the set: "typeof ip daddr . ...".
-// The numbers are those of libnftnl's udata.h and of nft's expression.h and proto.h, on which different versions of nft
-// agree. An item is a byte with its type, a byte with its length, and its data; numbers are in the byte order of the machine.
+// What nft(8) stores in the userdata of a set, so that it can print and check rules that use the
+// set: "typeof ip daddr . ...". The numbers are those of libnftnl's udata.h and of nft's
+// expression.h and proto.h, on which different versions of nft agree. An item is a byte with its
+// type, a byte with its length, and its data; numbers are in the byte order of the machine.
 const (
 	udataKeyOrder   = 0
 	udataDataOrder  = 1

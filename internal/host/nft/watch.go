@@ -18,18 +18,20 @@ type Change struct {
 	// Family and Table are the object's. Only tables of the families ip and ip6 are reported.
 	Family fwd.Family
 	Table  string
-	// Message is the whole notification. It is valid until the function that it is passed to returns.
+	// Message is the whole notification. It is valid until the function that it is passed to
+	// returns.
 	Message netlink.Message
 }
 
-// Watch reports which families of nf_tables are changed by others, from when it returns until the context ends. foreign
-// decides which changes count. report is called after each transaction, once for each family with such changes, with the
-// process that committed it, such as "nft (pid 4711)": its name, and its thread ID in the first PID namespace of the machine.
-// If notifications may have been lost, report is called for both families, without a process. Both functions must return
+// Watch reports which families of nf_tables are changed by others, from when it returns until the
+// context ends. foreign decides which changes count. report is called after each transaction, once
+// for each family with such changes, with the process that committed it, such as "nft (pid 4711)":
+// its name, and its thread ID in the first PID namespace of the machine. If notifications may have
+// been lost, report is called for both families, without a process. Both functions must return
 // quickly. ended is called last.
 //
-// The kernel sends a notification for each object that anybody writes, including us. While somebody listens, writing very
-// many objects takes a quarter longer.
+// The kernel sends a notification for each object that anybody writes, including us. While somebody
+// listens, writing very many objects takes a quarter longer.
 func Watch(ctx context.Context, foreign func(Change) bool, report func(f fwd.Family, process string), ended func()) error {
 	w := &watch{foreign: foreign, report: report}
 	return netlink.Subscribe(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, netlink.Listener{
@@ -49,7 +51,8 @@ func WatchTable(ctx context.Context, table string, conns []*Conn, report func(f 
 	}, report, ended)
 }
 
-// watch groups notifications by transaction: the kernel sends one for each object, then one for the commit.
+// watch groups notifications by transaction: the kernel sends one for each object, then one for the
+// commit.
 type watch struct {
 	foreign func(Change) bool
 	report  func(f fwd.Family, process string)
@@ -102,7 +105,8 @@ func changeIn(m netlink.Message, attrs []byte) (Change, bool) {
 	return c, false
 }
 
-// committer returns the process that committed a transaction, from the notification of its end (enum nft_gen_attributes).
+// committer returns the process that committed a transaction, from the notification of its end
+// (enum nft_gen_attributes).
 func committer(attrs []byte) string {
 	const procPID, procName = 2, 3
 	a, err := netlink.AttrMap(attrs)

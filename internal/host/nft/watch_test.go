@@ -16,7 +16,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// TestKernelWatch: changes of the table by others are reported; our own, and those of other tables, are not.
+// TestKernelWatch: changes of the table by others are reported; our own, and those of other tables,
+// are not.
 func TestKernelWatch(t *testing.T) {
 	hosttest.Netns(t)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// FS is a tree of kernel parameters. The zero FS is /proc/sys of the network namespace of the calling thread.
+// FS is a tree of kernel parameters. The zero FS is /proc/sys of the network namespace of the
+// calling thread.
 type FS struct {
 	// Root is the directory of the tree; empty means /proc/sys.
 	Root string
@@ -27,7 +28,8 @@ func (s FS) path(name string) (string, error) {
 	return filepath.Join(root, name), nil
 }
 
-// Get returns a value without surrounding white space. The error is fs.ErrNotExist if the kernel has no such parameter.
+// Get returns a value without surrounding white space. The error is fs.ErrNotExist if the kernel
+// has no such parameter.
 func (s FS) Get(name string) (string, error) {
 	path, err := s.path(name)
 	if err != nil {
@@ -73,7 +75,8 @@ func (s FS) Set(name, value string) error {
 	return nil
 }
 
-// Ensure sets a value unless the parameter has it; values of several numbers are compared number by number.
+// Ensure sets a value unless the parameter has it; values of several numbers are compared number by
+// number.
 func (s FS) Ensure(name, value string) (changed bool, err error) {
 	old, err := s.Get(name)
 	if err != nil {

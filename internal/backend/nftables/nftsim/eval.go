@@ -32,7 +32,8 @@ func (w *walk) store(a nft.Attr, data []byte) {
 
 func host32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
 
-// eval evaluates an expression of a rule; next are those after it. ok is false if the rule ends there.
+// eval evaluates an expression of a rule; next are those after it. ok is false if the rule ends
+// there.
 func (w *walk) eval(x *expression, next []*expression) (verdict string, ok bool, err error) {
 	a := x.attrs
 	switch x.name {
@@ -267,7 +268,8 @@ func (w *walk) lookup(a map[uint16]nft.Attr) (string, bool, error) {
 	return "", true, nil
 }
 
-// contains reports whether a key is in one of the ranges, that is, whether the last boundary at or before it begins a range.
+// contains reports whether a key is in one of the ranges, that is, whether the last boundary at or
+// before it begins a range.
 func (s *set) contains(key string) bool {
 	best, in := "", false
 	for _, e := range s.elements {

@@ -57,8 +57,9 @@ type hook struct {
 	nat bool // the first packet of a connection that has no translation yet
 }
 
-// The paths of a packet; see the diagram of netfilter's hooks. A packet that this host sends to itself enters again through
-// the loopback interface. The address translation of its connection is decided then, so no nat chain sees it a second time.
+// The paths of a packet; see the diagram of netfilter's hooks. A packet that this host sends to
+// itself enters again through the loopback interface. The address translation of its connection is
+// decided then, so no nat chain sees it a second time.
 var (
 	pathIn      = []hook{{nft.Prerouting, true}}
 	pathLocal   = []hook{{nft.Input, true}}
@@ -87,7 +88,8 @@ type walk struct {
 	regs  [words * 4]byte
 	prob  float64
 	steps int
-	// draws are the random numbers of the path; those that were not drawn yet are to be repeated from an earlier path.
+	// draws are the random numbers of the path; those that were not drawn yet are to be repeated
+	// from an earlier path.
 	draws []draw
 	drawn int
 }
@@ -114,7 +116,8 @@ func nextPath(draws []draw) []draw {
 	return nil
 }
 
-// Run returns all outcomes of the first packet of a connection, sorted by verdict, endpoint and masquerading.
+// Run returns all outcomes of the first packet of a connection, sorted by verdict, endpoint and
+// masquerading.
 func (t *Table) Run(h Host, p fwd.Packet) ([]Result, error) {
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != t.family || fwd.FamilyOf(p.Dst.Addr()) != t.family {
 		return nil, fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, t.family)
@@ -173,7 +176,8 @@ const (
 	reject
 )
 
-// run takes the packet to the end of its path. The second part depends on where the first one sends the packet.
+// run takes the packet to the end of its path. The second part depends on where the first one sends
+// the packet.
 func (w *walk) run() (fwd.Verdict, error) {
 	first := pathOut
 	if w.p.InInterface != "" {
@@ -268,7 +272,8 @@ func (w *walk) chain(c *chain) (fate, error) {
 	return next, nil
 }
 
-// rule evaluates the expressions of a rule and returns its verdict. A rule that does not match has none.
+// rule evaluates the expressions of a rule and returns its verdict. A rule that does not match has
+// none.
 func (w *walk) rule(r []*expression) (string, error) {
 	for i, x := range r {
 		v, ok, err := w.eval(x, r[i+1:])

@@ -25,14 +25,16 @@ type Table struct {
 	bases []*chain
 	// Before, if set, is called at the start of each Commit, which returns its error.
 	Before func() error
-	// Refuse, if set, is called for every operation of a Commit or Check and returns its error, or 0.
+	// Refuse, if set, is called for every operation of a Commit or Check and returns its error, or
+	// 0.
 	Refuse func(nft.Op) unix.Errno
-	// Room is the maximum number of elements of a set without a size, by its name; 0 means no limit.
+	// Room is the maximum number of elements of a set without a size, by its name; 0 means no
+	// limit.
 	Room map[string]int
 }
 
-// state is the content of a table; nil if it does not exist. Chains and sets are replaced and never changed, so that it is
-// enough to copy the maps.
+// state is the content of a table; nil if it does not exist. Chains and sets are replaced and never
+// changed, so that it is enough to copy the maps.
 type state struct {
 	chains map[string]*chain
 	sets   map[string]*set
@@ -397,7 +399,8 @@ func (x *set) full(t *Table) bool {
 	return room > 0 && len(x.elements) > room
 }
 
-// allowed are the expressions that work only in some chains, with the hooks, and the type if it matters.
+// allowed are the expressions that work only in some chains, with the hooks, and the type if it
+// matters.
 var allowed = map[string]struct {
 	typ   string
 	hooks []nft.Hook
@@ -424,7 +427,8 @@ func allows(b nft.Base, x *expression) bool {
 	return !limited || (a.typ == "" || a.typ == b.Type) && slices.Contains(a.hooks, b.Hook)
 }
 
-// validate follows every base chain to all chains that can be reached from it. what names the chain at fault.
+// validate follows every base chain to all chains that can be reached from it. what names the chain
+// at fault.
 func (s *state) validate() (errno unix.Errno, what string) {
 	for _, c := range s.chains {
 		if c.Base == (nft.Base{}) {

@@ -11,8 +11,8 @@ import (
 
 // Table implements conntrack.Table. It is safe for concurrent use.
 type Table struct {
-	// Fail, if set, is called before each Dump, with its query, and before each Delete, with nil. Its error is returned and
-	// nothing else is done.
+	// Fail, if set, is called before each Dump, with its query, and before each Delete, with nil.
+	// Its error is returned and nothing else is done.
 	Fail func(q *conntrack.Query) error
 	// Interrupted makes Dump report that it is not complete.
 	Interrupted atomic.Bool
