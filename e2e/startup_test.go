@@ -106,7 +106,7 @@ func (s *startup) testNode(t *testing.T) {
 	_, err := s.node.Run(t.Context(), s.binary, "cleanup")
 	must(t, err)
 	d := s.run(t, "--detect-local-mode=NodeCIDR")
-	said(t, d, "waiting for the node, nothing is written before")
+	said(t, d, "waiting for the node; no rules are written before it exists")
 	// The watches begin while the dataplane opens, the servers after that.
 	health := netip.MustParseAddrPort("127.0.0.1:10256")
 	for end := time.Now().Add(hosttest.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -134,10 +134,10 @@ func (s *startup) testNode(t *testing.T) {
 	}
 	_, err = nodes.UpdateStatus(t.Context(), n, metav1.UpdateOptions{})
 	must(t, err)
-	said(t, d, "node has other addresses")
+	said(t, d, "node addresses changed")
 
 	must(t, nodes.Delete(t.Context(), s.node.Label, metav1.DeleteOptions{}))
-	said(t, d, "node is being deleted, its rules stay in force")
+	said(t, d, "node is being deleted; keeping its rules")
 	s.endpoints(t, s.svc, ready("node1-p2"))
 	s.serves(t, d, true)
 	must(t, d.Stop())

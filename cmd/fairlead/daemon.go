@@ -154,12 +154,12 @@ func newDaemon(cfg *config.Config, level *slog.LevelVar, log *slog.Logger) (*dae
 func (d *daemon) openSource() (err error) {
 	cfg := d.cfg
 	if cfg.Objects != "" {
-		d.source, err = kube.NewFileSource(cfg.Objects, cfg.NodeName, convertOptions(cfg), d.log, d.feed)
+		d.source, err = kube.NewFileSource(cfg.Objects, cfg.NodeName, converter(cfg), d.log, d.feed)
 		return err
 	}
 	d.api, err = kube.NewAPISource(kube.APIOptions{
 		Kubeconfig: cfg.Kubeconfig, Master: cfg.Master, ContentType: cfg.ContentType, AcceptContentTypes: cfg.AcceptContentTypes, QPS: cfg.QPS, Burst: cfg.Burst,
-		NodeName: cfg.NodeName, Resync: cfg.Resync, Convert: convertOptions(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), RemoveTaint: cfg.RemoveTaint, Logger: d.log,
+		NodeName: cfg.NodeName, Convert: converter(cfg), ServiceCIDRs: cfg.WatchesServiceCIDRs(), RemoveTaint: cfg.RemoveTaint, Logger: d.log,
 		UserAgent: fmt.Sprintf("fairlead/%s (%s/%s)", version(), runtime.GOOS, runtime.GOARCH),
 	}, d.feed)
 	if err == nil {

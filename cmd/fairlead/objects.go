@@ -102,7 +102,7 @@ func (o *offline) load(s streams) error {
 		level = slog.LevelWarn // the reader need not say that it has no Node without a name
 	}
 	log := notesLogger(s, level)
-	store, err := kube.LoadFiles(o.cfg.Objects, o.cfg.NodeName, convertOptions(o.cfg), log)
+	store, err := kube.LoadFiles(o.cfg.Objects, o.cfg.NodeName, converter(o.cfg), log)
 	if err != nil {
 		return err
 	}
@@ -144,6 +144,6 @@ func (o *offline) fill(store *cluster.Store, node cluster.Node) {
 	}
 }
 
-func convertOptions(c *config.Config) kube.ConvertOptions {
-	return kube.ConvertOptions{AllLBIPsAreVIPs: !c.Gates.LoadBalancerIPMode, ServiceProxyName: c.ServiceProxyName}
+func converter(c *config.Config) kube.Converter {
+	return kube.Converter{AllLBIPsAreVIPs: !c.Gates.LoadBalancerIPMode, ServiceProxyName: c.ServiceProxyName}
 }

@@ -96,7 +96,7 @@ func registerLocalPorts(m *metrics.Monitor, stats func() localport.Stats) {
 // notes are the sentences that /readyz shows.
 func (d *daemon) notes() (out []string) {
 	if d.api != nil {
-		if why := d.api.NodeLack(); why != "" {
+		if why := d.api.NodeProblem(); why != "" {
 			out = append(out, why)
 		}
 		out = append(out, d.api.Outage()...)

@@ -126,9 +126,9 @@ func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProg
 	p := &wholeProgram{feed: kube.NewFeed(), synced: make(chan reconcile.Sync, 1)}
 	places := make(map[string]*cluster.Place)
 	for i := range size.Services {
-		s, _ := kube.ConvertService(apiService(i), kube.ConvertOptions{})
+		s, _ := kube.Converter{}.Service(apiService(i))
 		p.feed.SetService(s)
-		sl, _ := kube.ConvertSlice(apiSlice(i, size.Endpoints))
+		sl, _ := kube.Converter{}.Slice(apiSlice(i, size.Endpoints))
 		for e := range sl.Endpoints { // as an APISource does
 			w := sl.Endpoints[e].Place
 			if places[w.Node] == nil {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -15,28 +16,29 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The annotations of a Service that are ours; docs/services.md is for their users.
+// Fairlead's annotations of Services, described in docs/services.md.
 const (
-	// AnnotationScheduler names the IPVS scheduler of the Service.
+	// AnnotationScheduler is the IPVS scheduler of the Service.
 	AnnotationScheduler = "fairlead.dev/scheduler"
-	// AnnotationSchedulerFlags is a comma list of fallback and port, for the schedulers sh and mh.
+	// AnnotationSchedulerFlags is a comma-separated list of fallback and port, for the schedulers sh
+	// and mh.
 	AnnotationSchedulerFlags = "fairlead.dev/scheduler-flags"
-	// AnnotationWeights is a comma list of SELECTOR=WEIGHT.
+	// AnnotationWeights is a comma-separated list of SELECTOR=WEIGHT.
 	AnnotationWeights = "fairlead.dev/weights"
-	// AnnotationPriority is PriorityCritical for a Service that a new node needs before others.
+	// AnnotationPriority is PriorityCritical for a Service that a new node needs first.
 	AnnotationPriority = "fairlead.dev/priority"
 	PriorityCritical   = "critical"
 )
 
-// critical says whether a new node needs the Service before others: pods wait for the API server and for names, and for
-// what users say. DNS is found by the label that installers give it, and by its ports where it has another.
+// critical reports whether a new node needs the Service first: the API server, DNS, and Services with
+// the annotation. DNS is recognized by the label that installers set, or by its ports.
 func critical(s *v1.Service, p *problems) bool {
 	switch priority := strings.TrimSpace(s.Annotations[AnnotationPriority]); priority {
 	case PriorityCritical:
 		return true
 	case "":
 	default:
-		p.add(annotationField(AnnotationPriority), clip(priority)+" is no priority, none counts: want "+PriorityCritical)
+		p.add(annotationField(AnnotationPriority), clip(priority)+" is not a priority and is ignored: want "+PriorityCritical)
 	}
 	switch s.Namespace {
 	case metav1.NamespaceDefault:
@@ -49,33 +51,34 @@ func critical(s *v1.Service, p *problems) bool {
 	return false
 }
 
-// schedulers are those of the kernel (net/netfilter/ipvs), by the names that ipvsadm knows.
+// schedulers are the kernel's schedulers (net/netfilter/ipvs).
 var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}
 
-// scheduler reads the scheduler that a Service asks for. Of a value that is wrong nothing counts: the node's default holds.
+// scheduler returns the scheduler of a Service and its flags. An invalid value is ignored, which leaves
+// the node's default.
 func scheduler(annotations map[string]string, p *problems) (string, fwd.SchedulerFlags) {
 	name, list := strings.TrimSpace(annotations[AnnotationScheduler]), annotations[AnnotationSchedulerFlags]
 	if name != "" && !slices.Contains(schedulers, name) {
-		p.add(annotationField(AnnotationScheduler), fmt.Sprintf("%s is no scheduler, the default is used: want one of %s", clip(name), strings.Join(schedulers, ", ")))
+		p.add(annotationField(AnnotationScheduler), fmt.Sprintf("%s is not a scheduler, using the default: want one of %s", clip(name), strings.Join(schedulers, ", ")))
 		return "", 0
 	}
 	flags, err := fwd.ParseSchedulerFlags(list)
 	if err != nil {
-		p.add(annotationField(AnnotationSchedulerFlags), clip(list)+": no flag is used: want fallback, port")
+		p.add(annotationField(AnnotationSchedulerFlags), clip(list)+": invalid flags, using none: want fallback, port")
 		return name, 0
 	}
 	if flags != 0 && name != "sh" && name != "mh" {
-		p.add(annotationField(AnnotationSchedulerFlags), "left out: only the schedulers sh and mh, asked for by "+AnnotationScheduler+", have flags")
+		p.add(annotationField(AnnotationSchedulerFlags), "ignored: only the schedulers sh and mh, set by "+AnnotationScheduler+", have flags")
 		return name, 0
 	}
 	return name, flags
 }
 
-// maxWeights bounds the list of one Service: each endpoint is compared with each selector.
+// maxWeights limits the list of a Service: every endpoint is compared with every selector.
 const maxWeights = 64
 
-// weights reads how endpoints share new connections. Where one item is wrong none counts: what is left of a list that was
-// meant as a whole would be a surprise.
+// weights returns how endpoints share new connections. If one item is invalid, the whole list is
+// ignored, because the remaining items alone could have surprising effects.
 func weights(annotations map[string]string, p *problems) []cluster.Weight {
 	text := annotations[AnnotationWeights]
 	if strings.TrimSpace(text) == "" {
@@ -88,7 +91,7 @@ func weights(annotations map[string]string, p *problems) []cluster.Weight {
 			err = fmt.Errorf("more than %d items", maxWeights)
 		}
 		if err != nil {
-			p.add(annotationField(AnnotationWeights), fmt.Sprintf("%s, all endpoints weigh the same: %v", clip(item), err))
+			p.add(annotationField(AnnotationWeights), fmt.Sprintf("%s, using equal weights: %v", clip(item), err))
 			return nil
 		}
 		out = append(out, w)
@@ -96,44 +99,45 @@ func weights(annotations map[string]string, p *problems) []cluster.Weight {
 	return out
 }
 
+// weightSelectors are the selectors of weights; those in selectorsWithValue have the form KIND:VALUE.
+var weightSelectors = map[string]cluster.WeightSelector{
+	"*": cluster.SelectAll, "local": cluster.SelectLocal, "same-zone": cluster.SelectSameZone,
+	"node": cluster.SelectNode, "zone": cluster.SelectZone, "pod": cluster.SelectPod, "address": cluster.SelectAddress,
+}
+
+var selectorsWithValue = []cluster.WeightSelector{cluster.SelectNode, cluster.SelectZone, cluster.SelectPod, cluster.SelectAddress}
+
 func parseWeight(item string) (w cluster.Weight, err error) {
 	selector, number, ok := strings.Cut(item, "=")
 	if !ok {
-		return w, fmt.Errorf("want SELECTOR=WEIGHT")
+		return w, errors.New("want SELECTOR=WEIGHT")
 	}
 	n, err := strconv.ParseUint(strings.TrimSpace(number), 10, 16)
 	if err != nil || n == 0 {
-		return w, fmt.Errorf("want a weight from 1 to 65535")
+		return w, errors.New("want a weight from 1 to 65535")
 	}
 	w.Weight = uint16(n)
 	kind, value, _ := strings.Cut(strings.TrimSpace(selector), ":")
-	bare, named := value == "", value != ""
-	switch {
-	case kind == "*" && bare:
-		w.Selector = cluster.SelectAll
-	case kind == "local" && bare:
-		w.Selector = cluster.SelectLocal
-	case kind == "same-zone" && bare:
-		w.Selector = cluster.SelectSameZone
-	case kind == "node" && named:
-		w.Selector, w.Value = cluster.SelectNode, value
-	case kind == "zone" && named:
-		w.Selector, w.Value = cluster.SelectZone, value
-	case kind == "pod" && named:
-		if _, err := path.Match(value, ""); err != nil {
-			return w, fmt.Errorf("want a pattern such as pod:web-canary-*")
-		}
-		w.Selector, w.Value = cluster.SelectPod, value
-	case kind == "address" && named:
-		w.Selector = cluster.SelectAddress
-		if a, ok := parseAddr(value); ok {
-			w.Prefix = netip.PrefixFrom(a, a.BitLen())
-		} else if w.Prefix, ok = parsePrefix(value); !ok {
-			return w, fmt.Errorf("want an address or a CIDR")
-		}
-	default:
-		return w, fmt.Errorf("want the selector *, local, same-zone, node:NAME, zone:NAME, pod:PATTERN or address:CIDR")
+	w.Selector, ok = weightSelectors[kind]
+	if !ok || slices.Contains(selectorsWithValue, w.Selector) != (value != "") {
+		return w, errors.New("want the selector *, local, same-zone, node:NAME, zone:NAME, pod:PATTERN or address:CIDR")
 	}
+	switch w.Selector {
+	case cluster.SelectAddress:
+		a, ok := parseAddr(value)
+		if w.Prefix = netip.PrefixFrom(a, a.BitLen()); !ok {
+			w.Prefix, ok = parsePrefix(value)
+		}
+		if !ok {
+			return w, errors.New("want an address or a CIDR")
+		}
+		return w, nil
+	case cluster.SelectPod:
+		if _, err := path.Match(value, ""); err != nil {
+			return w, errors.New("want a pattern such as pod:web-canary-*")
+		}
+	}
+	w.Value = value
 	return w, nil
 }
 

@@ -14,10 +14,10 @@ import (
 )
 
 func annotated(annotations map[string]string) (*cluster.Service, []Problem) {
-	return ConvertService(&v1.Service{
+	return Converter{}.Service(&v1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", Annotations: annotations},
 		Spec:       v1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []v1.ServicePort{{Port: 80}}},
-	}, ConvertOptions{})
+	})
 }
 
 func TestSchedulerAnnotations(t *testing.T) {
@@ -31,8 +31,8 @@ func TestSchedulerAnnotations(t *testing.T) {
 		{"wlc", "", "wlc", 0, ""},
 		{" mh ", "port, fallback", "mh", fwd.SchedulerFallback | fwd.SchedulerPort, ""},
 		{"sh", "port,", "sh", fwd.SchedulerPort, ""},
-		{"fastest", "port", "", 0, `metadata.annotations[fairlead.dev/scheduler]: "fastest" is no scheduler`},
-		{"mh", "flag-1", "mh", 0, `metadata.annotations[fairlead.dev/scheduler-flags]: "flag-1": no flag is used: want fallback, port`},
+		{"fastest", "port", "", 0, `metadata.annotations[fairlead.dev/scheduler]: "fastest" is not a scheduler`},
+		{"mh", "flag-1", "mh", 0, `metadata.annotations[fairlead.dev/scheduler-flags]: "flag-1": invalid flags, using none: want fallback, port`},
 		{"wlc", "port", "wlc", 0, "only the schedulers sh and mh"},
 		{"", "port", "", 0, "only the schedulers sh and mh"},
 	} {
@@ -124,7 +124,7 @@ func TestCritical(t *testing.T) {
 			if tt.priority != "" {
 				s.Annotations = map[string]string{AnnotationPriority: tt.priority}
 			}
-			v, problems := ConvertService(s, ConvertOptions{})
+			v, problems := Converter{}.Service(s)
 			if v.Critical != tt.want {
 				t.Errorf("critical: %v, want %v", v.Critical, tt.want)
 			}

@@ -27,67 +27,67 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
-// Source delivers objects into a Feed until ctx ends, and then returns nil.
+// Source delivers objects to a Feed until ctx ends, and then returns nil.
 type Source interface {
 	Run(ctx context.Context) error
 }
 
 const contentProtobuf = "application/vnd.kubernetes.protobuf"
 
-// maxStartDelay bounds the random delay before the first request: a roll-out or a new API server makes the agents of all
-// nodes start together.
+// maxStartDelay limits the random delay before the first request: after a rollout or a restart of the API
+// server, the agents of all nodes start at the same time.
 const maxStartDelay = 200 * time.Millisecond
 
-// APIOptions are the settings of an APISource.
+// absentPause is the delay before the next attempt to read an optional resource that the API server does
+// not have or does not allow us to read.
+const absentPause = 10 * time.Minute
+
+// APIOptions configure an APISource.
 type APIOptions struct {
-	// Kubeconfig is a file; without one the service account of the pod is used. Master overrides the server's address of
-	// both, which a proxy needs as it cannot reach the API server through the Service that it implements.
+	// Kubeconfig is a file; without it the service account of the pod is used. Master overrides the
+	// server address of both. A proxy needs it: it cannot reach the API server through the Service
+	// that it implements itself.
 	Kubeconfig, Master string
-	// ContentType is for requests and AcceptContentTypes for answers; empty ones mean protobuf.
+	// ContentType is for requests and AcceptContentTypes for responses; empty means protobuf.
 	ContentType, AcceptContentTypes string
-	// QPS and Burst limit requests; 0 means 5 and 10. Events have a limit of their own.
+	// QPS and Burst limit requests; 0 means 5 and 10. Events have a separate limit.
 	QPS   float32
 	Burst int
-	// NodeName names the Node.
+	// NodeName is the name of the Node.
 	NodeName string
-	// Resync is the period in which kube-proxy replays its caches. The Feed loses nothing, so nothing happens then.
-	Resync  time.Duration
-	Convert ConvertOptions
-	// ServiceCIDRs also watches these, and has the Feed wait for them. Where the server has or shows none, it gets none.
+	Convert  Converter
+	// ServiceCIDRs also watches ServiceCIDRs, and makes the Feed wait for them. If the server does
+	// not have them or does not allow us to read them, the Feed gets none.
 	ServiceCIDRs bool
-	// RemoveTaint is the key of a taint that the Node loses after Programmed; empty for none.
+	// RemoveTaint is the key of a taint to remove from the Node after Programmed; empty for none.
 	RemoveTaint string
 	Logger      *slog.Logger
 	UserAgent   string
-	// withoutPause is for tests: 0 stands for withoutPeriod.
-	withoutPause time.Duration
+	// absentPause is for tests: 0 means the constant.
+	absentPause time.Duration
 }
 
-// APISource delivers what an API server has.
+// APISource delivers the objects of an API server.
 type APISource struct {
-	config   *rest.Config
-	http     *http.Client
-	client   kubernetes.Interface
-	recorder *Recorder
-	services *keyStore
-	slices   *keyStore
-	node     *nodeStore
-	cidrs    *cidrStore
-	taint    *taintRemover
-	o        APIOptions
-	// credential says where the one comes from that requests carry, for people.
-	credential string
-	// links are those of the resources that are watched.
-	links []*link
-	// startDelay bounds the random delay before the first request.
-	startDelay time.Duration
+	config     *rest.Config
+	http       *http.Client
+	client     kubernetes.Interface
+	recorder   *Recorder
+	node       *nodeStore
+	taint      *taintRemover
+	log        *slog.Logger
+	credential string // where the credential of requests comes from, for people
+	resources  []*resource
+	startDelay time.Duration // upper limit of the random delay before the first request
 }
 
-// NewAPISource prepares a source; it sends no request before Run. An error means that the options do not lead to a server.
+// NewAPISource returns a source that sends no request before Run. The error means that the options do not
+// lead to a server.
 func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 	if o.NodeName == "" {
 		return nil, errors.New("connect to the API server: the name of the node is empty")
@@ -103,70 +103,60 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
 	}
-	// Two clients over one connection: a burst of Events must not hold up a watch.
-	client, err := kubernetes.NewForConfigAndClient(cfg, httpClient)
+	s := &APISource{config: cfg, http: httpClient, log: o.Logger, credential: credentialOf(o, cfg), startDelay: maxStartDelay}
+	if s.client, err = s.newClient(); err != nil {
+		return nil, err
+	}
+	eventClient, err := s.newClient()
 	if err != nil {
-		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
+		return nil, err
 	}
-	eventClient, err := kubernetes.NewForConfigAndClient(cfg, httpClient)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the API server %s: %w", cfg.Host, err)
-	}
-	r := newRecorder(eventClient, o.NodeName)
-	if o.ServiceCIDRs {
-		f.awaitServiceCIDRs()
-	}
-	taint := newTaintRemover(o.RemoveTaint, o.NodeName, client.CoreV1().Nodes(), r, o.Logger)
-	s := &APISource{
-		config:     cfg,
-		http:       httpClient,
-		client:     client,
-		recorder:   r,
-		services:   newKeyStore(KindServices, o, f, r),
-		slices:     newKeyStore(KindSlices, o, f, r),
-		node:       &nodeStore{contact: newContact("nodes"), name: o.NodeName, feed: f, taint: taint, log: o.Logger},
-		cidrs:      newCIDRStore(f),
-		taint:      taint,
-		o:          o,
-		credential: credentialOf(o, cfg),
-		startDelay: maxStartDelay,
-	}
-	s.node.explain = s.explain
-	for _, r := range s.resources() {
-		s.links = append(s.links, &link{resource: r.name, without: r.without, log: o.Logger, explain: s.explain, pause: cmp.Or(o.withoutPause, withoutPeriod)})
-	}
+	s.recorder = newRecorder(eventClient, o.NodeName)
+	s.taint = newTaintRemover(o.RemoveTaint, o.NodeName, s.client.CoreV1().Nodes(), s.recorder, o.Logger)
+	s.node = &nodeStore{watchState: newWatchState(KindNode.String()), name: o.NodeName, feed: f, taint: s.taint, log: o.Logger, explain: s.explain}
+	s.addResources(o, f)
 	return s, nil
 }
 
-// credentialOf says where the credential of requests comes from.
+// newClient returns a client that shares the connection but has its own rate limit, so that Events or
+// reviews do not delay the watches.
+func (s *APISource) newClient() (kubernetes.Interface, error) {
+	c, err := kubernetes.NewForConfigAndClient(s.config, s.http)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server %s: %w", s.config.Host, err)
+	}
+	return c, nil
+}
+
+// credentialOf describes where the credential of requests comes from.
 func credentialOf(o APIOptions, cfg *rest.Config) string {
 	switch {
 	case o.Kubeconfig != "":
-		return "the one of kubeconfig " + o.Kubeconfig
+		return "the credential in kubeconfig " + o.Kubeconfig
 	case cfg.BearerTokenFile != "":
-		return "the service account's token in " + cfg.BearerTokenFile
+		return "the service account token in " + cfg.BearerTokenFile
 	}
-	return "there is none, since --master is given without --kubeconfig"
+	return "no credential, because --master is given without --kubeconfig"
 }
 
-// explain says what an answer means that refuses a request, and nothing of other errors.
+// explain describes an error that means that a request was refused, and returns nothing for other errors.
 func (s *APISource) explain(err error) string {
 	switch {
 	case apierrors.IsUnauthorized(err):
 		return "the API server does not accept our credential (401): " + s.credential
 	case apierrors.IsForbidden(err):
-		return "the API server does not allow us to read (403): are the ClusterRole and its binding there, with list and watch? " + err.Error()
+		return "the API server does not allow us to read (403): check the ClusterRole and its binding, list and watch are needed: " + err.Error()
 	}
 	return ""
 }
 
-// Outage says why the API server cannot be asked for what is watched, one sentence for each reason. It is empty while the server
-// answers.
+// Outage explains why watched resources cannot be read, one sentence per reason. It is empty while the
+// server responds.
 func (s *APISource) Outage() []string {
 	var order []string
 	resources, first := make(map[string][]string), make(map[string]time.Time)
-	for _, l := range s.links {
-		why, since := l.trouble()
+	for _, r := range s.resources {
+		why, since := r.outage.current()
 		if since.IsZero() {
 			continue
 		}
@@ -176,10 +166,11 @@ func (s *APISource) Outage() []string {
 		if first[why].IsZero() || since.Before(first[why]) {
 			first[why] = since
 		}
-		resources[why] = append(resources[why], l.resource)
+		resources[why] = append(resources[why], r.name)
 	}
 	for i, why := range order {
-		order[i] = fmt.Sprintf("the API server cannot be asked for %s since %s: %s", strings.Join(resources[why], ", "), first[why].UTC().Format(time.RFC3339), why)
+		order[i] = fmt.Sprintf("cannot read %s from the API server since %s: %s",
+			strings.Join(resources[why], ", "), first[why].UTC().Format(time.RFC3339), why)
 	}
 	return order
 }
@@ -208,151 +199,167 @@ func restConfig(o APIOptions) (*rest.Config, error) {
 	return cfg, nil
 }
 
-// inClusterConfig uses the pod's service account, also for another address of the server.
+// inClusterConfig returns the config of the pod's service account; master overrides the address.
 func inClusterConfig(master string) (*rest.Config, error) {
 	cfg, err := rest.InClusterConfig()
 	switch {
 	case errors.Is(err, rest.ErrNotInCluster) && master != "":
 		return &rest.Config{Host: master}, nil
 	case errors.Is(err, rest.ErrNotInCluster):
-		return nil, errors.New("connect to the API server: neither --kubeconfig nor --master is given, and KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set as they are in a pod")
+		return nil, errors.New("connect to the API server: this is not a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set), so --kubeconfig or --master is needed")
 	case err != nil:
 		return nil, fmt.Errorf("use the pod's service account: %w", err)
 	}
-	if master != "" {
-		cfg.Host = master
-	}
+	cfg.Host = cmp.Or(master, cfg.Host)
 	return cfg, nil
 }
 
-// Client returns the client that the source uses.
+// Client returns the client of the source.
 func (s *APISource) Client() kubernetes.Interface { return s.client }
 
-// Host is the API server in the URLs of requests, such as "10.0.0.1:6443".
+// Host returns the API server in the URLs of requests, such as "10.0.0.1:6443".
 func (s *APISource) Host() string { return s.client.CoreV1().RESTClient().Get().URL().Host }
 
 // Watches returns the state of the watches that this source depends on.
 func (s *APISource) Watches() []cluster.Watch {
-	return []cluster.Watch{s.services.get(), s.slices.get(), s.node.get()}
+	var out []cluster.Watch
+	for _, r := range s.resources {
+		if r.outage.optional == "" {
+			out = append(out, r.state.get())
+		}
+	}
+	return out
 }
 
-// NodeLack says why there is no Node; empty where there is one, or where nobody knows yet.
-func (s *APISource) NodeLack() string { return s.node.lack() }
+// NodeProblem returns why there is no Node; empty if there is one, or if that is not known yet.
+func (s *APISource) NodeProblem() string { return s.node.problem() }
 
-// Programmed says that the rules of all Services were found in the kernel. It may be said again, and does not wait.
+// Programmed reports that the rules of all Services were found in the kernel. It does not block and may
+// be called repeatedly.
 func (s *APISource) Programmed() { s.taint.programmed() }
 
-// Recorder returns what reports Events; they are sent while Run runs.
+// Recorder returns the recorder of Events, which are sent while Run runs.
 func (s *APISource) Recorder() *Recorder { return s.recorder }
 
-// Run lists and watches until ctx ends. Requests that fail are repeated with back-off, for ever. The error says that the API
-// server answers and that this Node was not among the answers for five minutes.
+// Run lists and watches until ctx ends. It retries failed requests forever, with backoff. The error means
+// that the API server has responded for five minutes and this Node does not exist.
 func (s *APISource) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	quietCtx, logger := quiet(ctx, s.o.Logger)
-	if err := s.recorder.start(quietCtx); err != nil {
+	logger := klog.New(debugSink{ctx, s.log})
+	clientCtx := klog.NewContext(ctx, logger)
+	if err := s.recorder.start(clientCtx); err != nil {
 		return err
 	}
-	delay := time.NewTimer(rand.N(s.startDelay))
-	defer delay.Stop()
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-delay.C:
-	}
+	sleep(ctx, rand.N(s.startDelay), nil)
 	var wg sync.WaitGroup
-	for i, r := range s.resources() {
-		reflector := cache.NewReflectorWithOptions(s.listWatch(r, s.links[i]), r.example, r.store,
-			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retry()})
-		wg.Go(func() { reflector.RunWithContext(quietCtx) })
+	for _, r := range s.resources {
+		reflector := cache.NewReflectorWithOptions(s.listWatch(r), r.example, r.store,
+			cache.ReflectorOptions{Name: r.name, Logger: &logger, Backoff: retryBackoff()})
+		wg.Go(func() { reflector.RunWithContext(clientCtx) })
 	}
 	wg.Go(func() { s.taint.run(ctx) })
-	err := s.node.await(ctx)
+	err := s.node.wait(ctx)
 	cancel()
 	wg.Wait()
 	return err
 }
 
-// retry is the pause between attempts to reach the server: 0.8 s, doubled up to 10 s, and up to as much again at random.
-// client-go's own goes up to a minute, for which a node would not learn of changes after the server has come back.
-func retry() *wait.Backoff {
+// retryBackoff returns the delays between attempts to reach the server: 0.8 s, doubled up to 10 s, plus up
+// to as much at random. client-go's default goes up to a minute, so that a node would learn of changes
+// only a minute after the server came back.
+func retryBackoff() *wait.Backoff {
 	return &wait.Backoff{Duration: 800 * time.Millisecond, Factor: 2, Cap: 10 * time.Second, Steps: 10, Jitter: 1}
 }
 
-// resource is one of the things that are watched.
+// resource is a resource that is listed and watched.
 type resource struct {
-	name    string
-	labels  string
-	fields  string
-	example runtime.Object
-	store   cache.ReflectorStore
-	list    func(context.Context, metav1.ListOptions) (runtime.Object, error)
-	watch   func(context.Context, metav1.ListOptions) (watch.Interface, error)
-	// without says what it means that the server does not have the resource, or does not show it to us; empty if we cannot
-	// do without.
-	without string
-	contact *contact
-	// noted, if not nil, takes the outcome of lists. A watch that is refused is followed by one.
-	noted func(error)
+	name           string
+	labels, fields string // selectors
+	example        runtime.Object
+	store          cache.ReflectorStore
+	list           func(context.Context, metav1.ListOptions) (runtime.Object, error)
+	watch          func(context.Context, metav1.ListOptions) (watch.Interface, error)
+	state          *watchState
+	outage         outage
+	// listed, if not nil, is called with the result of each list. A refused watch is followed by a list.
+	listed func(error)
 }
 
-// withoutPeriod is the pause after a server said that it has no such resource, or does not show it to us.
-const withoutPeriod = 10 * time.Minute
-
-// resources names what is watched, with the selectors of kube-proxy: what is not for us never arrives.
-func (s *APISource) resources() []resource {
-	services := s.client.CoreV1().Services(metav1.NamespaceAll)
-	endpointSlices := s.client.DiscoveryV1().EndpointSlices(metav1.NamespaceAll)
-	nodes := s.client.CoreV1().Nodes()
-	all := []resource{
-		{"services", s.o.Convert.serviceSelector(), "spec.clusterIP!=None", &v1.Service{}, s.services,
-			streamList(s.client.CoreV1().RESTClient(), "services", s.services, func() unmarshaler { return new(v1.Service) }), services.Watch, "", s.services.contact, nil},
-		{"endpointslices", s.o.Convert.sliceSelector(), "", &discoveryv1.EndpointSlice{}, s.slices,
-			streamList(s.client.DiscoveryV1().RESTClient(), "endpointslices", s.slices, func() unmarshaler { return new(discoveryv1.EndpointSlice) }), endpointSlices.Watch, "", s.slices.contact, nil},
-		{"nodes", "", "metadata.name=" + s.o.NodeName, &v1.Node{}, s.node, lister(nodes.List), nodes.Watch, "", s.node.contact, s.node.noted},
+// addResources adds the resources to watch, with kube-proxy's selectors: the API server only sends
+// objects that are for us.
+func (s *APISource) addResources(o APIOptions, f *Feed) {
+	add := func(r *resource) {
+		r.outage.resource, r.outage.log, r.outage.explain = r.name, o.Logger, s.explain
+		r.outage.pause = cmp.Or(o.absentPause, absentPause)
+		s.resources = append(s.resources, r)
 	}
-	if s.o.ServiceCIDRs {
-		cidrs := s.client.NetworkingV1().ServiceCIDRs()
-		all = append(all, resource{"servicecidrs", "", "", &networkingv1.ServiceCIDR{}, s.cidrs, lister(cidrs.List), cidrs.Watch,
-			"packets to addresses that no Service has are not dropped", newContact("servicecidrs"), s.cidrs.noted})
+	core, discovery := s.client.CoreV1(), s.client.DiscoveryV1()
+	services := newKeyStore(KindServices, o, f, s.recorder)
+	add(&resource{
+		name: KindServices.String(), labels: o.Convert.serviceSelector(), fields: "spec.clusterIP!=None",
+		example: &v1.Service{}, store: services, state: services.watchState,
+		list:  streamList(core.RESTClient(), services, func() unmarshaler { return new(v1.Service) }),
+		watch: core.Services(metav1.NamespaceAll).Watch,
+	})
+	slices := newKeyStore(KindSlices, o, f, s.recorder)
+	add(&resource{
+		name: KindSlices.String(), labels: o.Convert.sliceSelector(),
+		example: &discoveryv1.EndpointSlice{}, store: slices, state: slices.watchState,
+		list:  streamList(discovery.RESTClient(), slices, func() unmarshaler { return new(discoveryv1.EndpointSlice) }),
+		watch: discovery.EndpointSlices(metav1.NamespaceAll).Watch,
+	})
+	add(&resource{
+		name: KindNode.String(), fields: "metadata.name=" + o.NodeName,
+		example: &v1.Node{}, store: s.node, state: s.node.watchState,
+		list: lister(core.Nodes().List), watch: core.Nodes().Watch, listed: s.node.listed,
+	})
+	if o.ServiceCIDRs {
+		f.needServiceCIDRs()
+		cidrs, store := s.client.NetworkingV1().ServiceCIDRs(), newCIDRStore(f)
+		add(&resource{
+			name:    KindServiceCIDRs.String(),
+			example: &networkingv1.ServiceCIDR{}, store: store, state: store.watchState,
+			list: lister(cidrs.List), watch: cidrs.Watch, listed: store.listed,
+			outage: outage{optional: "packets to addresses without a Service are not dropped"},
+		})
 	}
-	return all
 }
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
 }
 
-// listWatch adds the selectors to requests and takes note of their outcome.
-func (s *APISource) listWatch(r resource, l *link) cache.ListerWatcher {
+// listWatch adds the selectors to requests and records their results.
+func (s *APISource) listWatch(r *resource) cache.ListerWatcher {
 	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector, o.FieldSelector = r.labels, r.fields
 			list, err := r.list(ctx, o)
-			l.note(ctx, o, err)
-			if r.noted != nil {
-				r.noted(err)
+			r.outage.record(ctx, o, err)
+			if r.listed != nil {
+				r.listed(err)
 			}
-			l.rest(ctx, err)
+			r.outage.waitIfAbsent(ctx, err)
 			if err == nil {
-				r.contact.hear()
+				r.state.alive()
 			}
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			o.LabelSelector, o.FieldSelector = r.labels, r.fields
 			w, err := r.watch(ctx, o)
-			l.note(ctx, o, err)
+			r.outage.record(ctx, o, err)
 			if o.SendInitialEvents != nil && utilnet.IsConnectionRefused(err) {
-				// While it streams a list, a Reflector that knows this error sleeps without an eye on its context, for up
-				// to a minute; not knowing it, it tries to list and then backs off in a way that can be stopped.
+				// While a Reflector streams a list, it reacts to this error with a sleep of up to a
+				// minute that ignores its context. For an unknown error it lists instead, with a backoff
+				// that can be cancelled.
 				err = errors.New(err.Error())
 			}
 			if err != nil {
 				return nil, err
 			}
-			return r.contact.follow(w, o), nil
+			return r.state.track(w, o), nil
 		},
 	}, s.client)
 }

@@ -31,6 +31,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/utils/ptr"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
@@ -47,8 +48,8 @@ func apiSlice(name, service, addr string) *discoveryv1.EndpointSlice {
 	return &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{"kubernetes.io/service-name": service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
-		Ports:       []discoveryv1.EndpointPort{{Name: ptr(""), Port: ptr(int32(8080))}},
-		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr}, NodeName: ptr("n1")}},
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(int32(8080))}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{addr}, NodeName: ptr.To("n1")}},
 	}
 }
 
@@ -217,7 +218,7 @@ func TestAPISourceSurvivesItsServer(t *testing.T) {
 	if f.ip("a") != "10.96.0.1" {
 		t.Errorf("a has %s", f.ip("a"))
 	}
-	for _, line := range []string{"API server cannot be asked", "API server answers again"} {
+	for _, line := range []string{"lost contact with the API server", "API server is reachable again"} {
 		if n := f.logs.count(line, "resource=services"); n != 1 {
 			t.Errorf("%q is logged %d times:\n%s", line, n, f.logs.String())
 		}
@@ -282,16 +283,16 @@ func TestAPISourceTellsEachCause(t *testing.T) {
 	}
 	away.Store(true)
 	secure.CloseClientConnections()
-	told("the server is away", "API server cannot be asked, the last state stays in force", "tls: internal error")
+	told("the server is away", "lost contact with the API server; keeping the last known state", "tls: internal error")
 	current.Store(&other)
 	away.Store(false)
 	told("its authority is another one", "for another reason", "certificate signed by unknown authority")
 	a.setAbsent("services", http.StatusUnauthorized)
 	current.Store(&old)
-	told("it does not know us", "for another reason", "does not accept our credential (401): the one of kubeconfig "+kubeconfig)
+	told("it does not know us", "for another reason", "does not accept our credential (401): the credential in kubeconfig "+kubeconfig)
 	a.setAbsent("services", 0)
 	f.until("all is well", func() bool {
-		return f.logs.count("API server answers again", "resource=services") == 1 && s.Outage() == nil
+		return f.logs.count("API server is reachable again", "resource=services") == 1 && s.Outage() == nil
 	})
 }
 
@@ -380,9 +381,9 @@ func dialError(port int) error {
 // TestCausesOfAnOutageAreBounded has an error that is never the same.
 func TestCausesOfAnOutageAreBounded(t *testing.T) {
 	var logs logBuffer
-	l := &link{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
+	l := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
 	for n := range 1000 {
-		l.note(t.Context(), metav1.ListOptions{}, errors.New("odd "+strings.Repeat("x", n)))
+		l.record(t.Context(), metav1.ListOptions{}, errors.New("odd "+strings.Repeat("x", n)))
 	}
 	if n := logs.count("level=WARN"); n != maxCauses {
 		t.Errorf("%d lines, want %d", n, maxCauses)
@@ -391,8 +392,8 @@ func TestCausesOfAnOutageAreBounded(t *testing.T) {
 
 func TestLink(t *testing.T) {
 	var logs logBuffer
-	l := &link{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
-	stream := metav1.ListOptions{SendInitialEvents: ptr(true)}
+	l := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
+	stream := metav1.ListOptions{SendInitialEvents: ptr.To(true)}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	refused := errors.New("connection refused")
@@ -420,8 +421,8 @@ func TestLink(t *testing.T) {
 		{"the next outage", context.Background(), stream, dialError(41002), 5, 2},
 	}
 	for _, s := range steps {
-		l.note(s.ctx, s.opts, s.err)
-		if bad, good := logs.count("level=WARN", "cannot be asked"), logs.count("level=INFO", "answers again"); bad != s.bad || good != s.good {
+		l.record(s.ctx, s.opts, s.err)
+		if bad, good := logs.count("level=WARN", "API server"), logs.count("level=INFO", "reachable again"); bad != s.bad || good != s.good {
 			t.Errorf("%s: %d times bad and %d times good, want %d and %d", s.name, bad, good, s.bad, s.good)
 		}
 	}
@@ -443,7 +444,7 @@ func TestNewAPISourceErrors(t *testing.T) {
 	}{
 		"empty kubeconfig":   {APIOptions{NodeName: "n1", Kubeconfig: empty}, "empty: the file is empty"},
 		"no node name":       {APIOptions{Master: "http://127.0.0.1:1"}, "name of the node"},
-		"no server":          {APIOptions{NodeName: "n1"}, "--kubeconfig nor --master"},
+		"no server":          {APIOptions{NodeName: "n1"}, "--kubeconfig or --master"},
 		"missing kubeconfig": {APIOptions{NodeName: "n1", Kubeconfig: broken + "x"}, "kubeconfigx"},
 		"broken kubeconfig":  {APIOptions{NodeName: "n1", Kubeconfig: broken}, "read kubeconfig"},
 	} {
@@ -472,7 +473,7 @@ func TestAPISourceStopsWhileItsServerRefuses(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.Close()
 	f, _ := attach(t, a, func(*APIOptions) {}) // its clean-up checks that Run ends
-	f.until("it was tried", func() bool { return f.logs.count("API server cannot be asked", "resource=services") == 1 })
+	f.until("it was tried", func() bool { return f.logs.count("lost contact with the API server", "resource=services") == 1 })
 }
 
 func TestEventsFromBeforeTheStartAreSent(t *testing.T) {

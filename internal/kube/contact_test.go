@@ -7,11 +7,12 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/utils/ptr"
 )
 
 func TestContact(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newContact("services")
+		c := newWatchState("services")
 		want := func(step string, open bool, silent time.Duration) {
 			t.Helper()
 			if got := c.get(); got.Open != open || time.Since(got.LastSeen) != silent || got.Resource != "services" {
@@ -20,16 +21,16 @@ func TestContact(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		want("before the first answer", false, time.Minute)
-		c.hear()
+		c.alive()
 		want("a list", false, 0)
-		first := c.follow(watch.NewFake(), metav1.ListOptions{})
+		first := c.track(watch.NewFake(), metav1.ListOptions{})
 		time.Sleep(time.Hour)
 		want("an open watch without a time", true, time.Hour)
 		c.UpdateResourceVersion("7")
 		want("a bookmark", true, 0)
 
 		second := watch.NewFake()
-		followed := c.follow(second, metav1.ListOptions{TimeoutSeconds: ptr(int64(300))})
+		followed := c.track(second, metav1.ListOptions{TimeoutSeconds: ptr.To(int64(300))})
 		first.Stop() // a Reflector may end the watch before when it has a new one
 		want("another watch", true, 0)
 		time.Sleep(300*time.Second + watchGrace - 1)
@@ -48,7 +49,7 @@ func TestContact(t *testing.T) {
 		want("ended", false, 330*time.Second)
 
 		third := watch.NewFake()
-		c.follow(third, metav1.ListOptions{TimeoutSeconds: ptr(int64(300))}).Stop()
+		c.track(third, metav1.ListOptions{TimeoutSeconds: ptr.To(int64(300))}).Stop()
 		time.Sleep(time.Hour)
 		want("ended at once", false, time.Hour)
 	})

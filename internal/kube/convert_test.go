@@ -12,7 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/utils/ptr"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
@@ -110,7 +110,7 @@ func TestParsePrefix(t *testing.T) {
 	}
 }
 
-// TestSelection checks that labels are judged in files as the API server judges them by the selectors.
+// TestSelection checks which labels the selectors select. The API server and files use the same selectors.
 func TestSelection(t *testing.T) {
 	const proxy, headless = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 	for name, c := range map[string]struct {
@@ -126,20 +126,16 @@ func TestSelection(t *testing.T) {
 		"headless":         {map[string]string{headless: ""}, [2]bool{false, false}, [2]bool{false, false}},
 		"our headless":     {map[string]string{proxy: "x", headless: ""}, [2]bool{false, false}, [2]bool{false, false}},
 	} {
-		for i, o := range []ConvertOptions{{}, {ServiceProxyName: "x"}} {
+		for i, o := range []Converter{{}, {ServiceProxyName: "x"}} {
 			for _, s := range []struct {
 				kind, selector string
-				got, want      bool
+				want           bool
 			}{
-				{"service", o.serviceSelector(), o.takesService(c.labels), c.service[i]},
-				{"slice", o.sliceSelector(), o.takesSlice(c.labels), c.slice[i]},
+				{"service", o.serviceSelector(), c.service[i]},
+				{"slice", o.sliceSelector(), c.slice[i]},
 			} {
-				parsed, err := labels.Parse(s.selector)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if server := parsed.Matches(labels.Set(c.labels)); s.got != s.want || server != s.want {
-					t.Errorf("%s, %s, proxy %q: in files %v, by the API server %v, want %v", name, s.kind, o.ServiceProxyName, s.got, server, s.want)
+				if got := matches(s.selector, c.labels); got != s.want {
+					t.Errorf("%s, %s, proxy %q: selected %v, want %v", name, s.kind, o.ServiceProxyName, got, s.want)
 				}
 			}
 		}
@@ -167,8 +163,6 @@ func plain(edit func(*cluster.Service)) *cluster.Service {
 	return v
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestConvertService(t *testing.T) {
 	type svc = v1.Service
 	type out = cluster.Service
@@ -180,15 +174,15 @@ func TestConvertService(t *testing.T) {
 	}
 	ingress := func(s *svc) {
 		s.Status.LoadBalancer.Ingress = []v1.LoadBalancerIngress{
-			{IP: "192.0.2.9"}, {IP: "192.0.2.1", IPMode: ptr(v1.LoadBalancerIPModeVIP)}, {Hostname: "lb.example"},
-			{IP: "192.0.2.2", IPMode: ptr(v1.LoadBalancerIPModeProxy)}, {IP: "192.0.2.3", IPMode: ptr(v1.LoadBalancerIPMode("Odd"))},
+			{IP: "192.0.2.9"}, {IP: "192.0.2.1", IPMode: ptr.To(v1.LoadBalancerIPModeVIP)}, {Hostname: "lb.example"},
+			{IP: "192.0.2.2", IPMode: ptr.To(v1.LoadBalancerIPModeProxy)}, {IP: "192.0.2.3", IPMode: ptr.To(v1.LoadBalancerIPMode("Odd"))},
 			{IP: "192.0.2.9"}, {IP: "nonsense"}, {IP: "2001:db8::1"},
 		}
 	}
 	cases := []struct {
 		name     string
 		edit     func(*svc)
-		options  ConvertOptions
+		options  Converter
 		want     *cluster.Service
 		problems []string
 	}{
@@ -235,7 +229,7 @@ func TestConvertService(t *testing.T) {
 			problems: []string{"spec.externalIPs[5]"}},
 		{name: "ingress", edit: ingress, want: plain(func(v *out) { v.LoadBalancerIPs = addrs("192.0.2.1", "192.0.2.9", "2001:db8::1") }),
 			problems: []string{"status.loadBalancer.ingress[4].ipMode", "status.loadBalancer.ingress[6].ip"}},
-		{name: "ingress, all VIPs", edit: ingress, options: ConvertOptions{AllLBIPsAreVIPs: true},
+		{name: "ingress, all VIPs", edit: ingress, options: Converter{AllLBIPsAreVIPs: true},
 			want: plain(func(v *out) {
 				v.LoadBalancerIPs = addrs("192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.9", "2001:db8::1")
 			}), problems: []string{"status.loadBalancer.ingress[6].ip"}},
@@ -245,30 +239,30 @@ func TestConvertService(t *testing.T) {
 			problems: []string{"spec.loadBalancerSourceRanges[4]", "spec.loadBalancerSourceRanges[5]"}},
 		{name: "policies", edit: func(s *svc) {
 			s.Spec.Type = v1.ServiceTypeLoadBalancer
-			s.Spec.ExternalTrafficPolicy, s.Spec.InternalTrafficPolicy = "Local", ptr(v1.ServiceInternalTrafficPolicyLocal)
+			s.Spec.ExternalTrafficPolicy, s.Spec.InternalTrafficPolicy = "Local", ptr.To(v1.ServiceInternalTrafficPolicyLocal)
 			s.Spec.HealthCheckNodePort = 32000
 		}, want: plain(func(v *out) {
 			v.Type, v.ExternalLocal, v.InternalLocal, v.HealthCheckNodePort = cluster.TypeLoadBalancer, true, true, 32000
 		})},
 		{name: "unknown words", edit: func(s *svc) {
 			s.Spec.Type, s.Spec.SessionAffinity, s.Spec.HealthCheckNodePort = "Odd", "Cookie", -5
-			s.Spec.ExternalTrafficPolicy, s.Spec.InternalTrafficPolicy = "Far", ptr(v1.ServiceInternalTrafficPolicy("Near"))
+			s.Spec.ExternalTrafficPolicy, s.Spec.InternalTrafficPolicy = "Far", ptr.To(v1.ServiceInternalTrafficPolicy("Near"))
 		}, want: plain(func(*out) {}), problems: []string{"spec.type", "spec.externalTrafficPolicy", "spec.sessionAffinity",
 			"spec.internalTrafficPolicy", "spec.healthCheckNodePort"}},
 		{name: "affinity without config", edit: func(s *svc) { s.Spec.SessionAffinity = "ClientIP" },
 			want: plain(func(v *out) { v.AffinitySec = 10800 })},
 		{name: "affinity without time-out", edit: affinityOf(nil), want: plain(func(v *out) { v.AffinitySec = 10800 })},
-		{name: "affinity", edit: affinityOf(ptr(int32(86400))), want: plain(func(v *out) { v.AffinitySec = 86400 })},
-		{name: "affinity of 0", edit: affinityOf(ptr(int32(0))), want: plain(func(v *out) { v.AffinitySec = 10800 }),
+		{name: "affinity", edit: affinityOf(ptr.To(int32(86400))), want: plain(func(v *out) { v.AffinitySec = 86400 })},
+		{name: "affinity of 0", edit: affinityOf(ptr.To(int32(0))), want: plain(func(v *out) { v.AffinitySec = 10800 }),
 			problems: []string{"spec.sessionAffinityConfig.clientIP.timeoutSeconds"}},
-		{name: "affinity too long", edit: affinityOf(ptr(int32(86401))), want: plain(func(v *out) { v.AffinitySec = 10800 }),
+		{name: "affinity too long", edit: affinityOf(ptr.To(int32(86401))), want: plain(func(v *out) { v.AffinitySec = 10800 }),
 			problems: []string{"spec.sessionAffinityConfig.clientIP.timeoutSeconds"}},
 		{name: "age", edit: func(s *svc) { s.CreationTimestamp = metav1.Unix(1700000000, 5) },
 			want: plain(func(v *out) { v.CreatedUnix = 1700000000 })},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			got, problems := ConvertService(service(c.edit), c.options)
+			got, problems := c.options.Service(service(c.edit))
 			if d := cmp.Diff((*plainService)(c.want), (*plainService)(got), equalValues); d != "" {
 				t.Errorf("value (-want +got):\n%s", d)
 			}
@@ -281,9 +275,9 @@ func TestConvertService(t *testing.T) {
 
 func TestProblemsAreBounded(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
-	_, problems := ConvertService(service(func(s *v1.Service) {
+	_, problems := Converter{}.Service(service(func(s *v1.Service) {
 		s.Spec.ExternalIPs = slices.Repeat([]string{long}, 1000)
-	}), ConvertOptions{})
+	}))
 	if len(problems) != maxProblems+1 || problems[maxProblems].Message != "980 more problems" {
 		t.Errorf("%d problems, the last is %v", len(problems), problems[len(problems)-1])
 	}
@@ -320,17 +314,17 @@ func TestConvertSlice(t *testing.T) {
 		{name: "odd address type", edit: func(s *in) { s.AddressType = "IPv5" }, problems: []string{"addressType"}},
 		{name: "ports", edit: func(s *in) {
 			s.Ports = []discoveryv1.EndpointPort{
-				{Name: ptr("web"), Port: ptr(int32(8080))}, {Name: ptr(""), Port: ptr(int32(53)), Protocol: ptr(v1.ProtocolUDP)},
-				{Port: ptr(int32(1))}, {Name: ptr("all")}, {Name: ptr("zero"), Port: ptr(int32(0))}, {Name: ptr("big"), Port: ptr(int32(70000))},
-				{Name: ptr("odd"), Port: ptr(int32(1)), Protocol: ptr(v1.Protocol("ICMP"))}, {Name: ptr("web"), Port: ptr(int32(8080))},
+				{Name: ptr.To("web"), Port: ptr.To(int32(8080))}, {Name: ptr.To(""), Port: ptr.To(int32(53)), Protocol: ptr.To(v1.ProtocolUDP)},
+				{Port: ptr.To(int32(1))}, {Name: ptr.To("all")}, {Name: ptr.To("zero"), Port: ptr.To(int32(0))}, {Name: ptr.To("big"), Port: ptr.To(int32(70000))},
+				{Name: ptr.To("odd"), Port: ptr.To(int32(1)), Protocol: ptr.To(v1.Protocol("ICMP"))}, {Name: ptr.To("web"), Port: ptr.To(int32(8080))},
 			}
 		}, want: want(func(v *cluster.Slice) {
 			v.Ports = []cluster.SlicePort{{Protocol: fwd.UDP, Port: 53}, {Name: "web", Protocol: fwd.TCP, Port: 8080}}
 		}), problems: []string{"ports[2].name", "ports[3].port", "ports[4].port", "ports[5].port", "ports[6].protocol"}},
 		{name: "conditions", edit: func(s *in) {
 			s.Endpoints = []discoveryv1.Endpoint{
-				{Addresses: []string{"10.0.1.3"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false), Serving: ptr(false), Terminating: ptr(true)}},
-				{Addresses: []string{"10.0.1.2", "10.0.1.9"}, NodeName: ptr("n1"), Zone: ptr("z"),
+				{Addresses: []string{"10.0.1.3"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false), Serving: ptr.To(false), Terminating: ptr.To(true)}},
+				{Addresses: []string{"10.0.1.2", "10.0.1.9"}, NodeName: ptr.To("n1"), Zone: ptr.To("z"),
 					TargetRef: &v1.ObjectReference{Kind: "Pod", Name: "web-1", UID: "3c0d"}},
 			}
 		}, want: want(func(v *cluster.Slice) {
@@ -358,7 +352,7 @@ func TestConvertSlice(t *testing.T) {
 		}), problems: []string{"endpoints[0].addresses[0]"}},
 		{name: "duplicates: ready first", edit: func(s *in) {
 			s.Endpoints = []discoveryv1.Endpoint{
-				{Addresses: []string{"10.0.1.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr(false)}}, {Addresses: []string{"10.0.1.1"}},
+				{Addresses: []string{"10.0.1.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(false)}}, {Addresses: []string{"10.0.1.1"}},
 			}
 		}, want: want(func(v *cluster.Slice) {
 			a := netip.MustParseAddr("10.0.1.1")
@@ -383,8 +377,8 @@ func TestConvertSlice(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			for _, interned := range []*interner{nil, newInterner()} {
-				got, problems := convertSlice(base(c.edit), interned)
+			for _, converter := range []Converter{{}, Converter{}.interning()} {
+				got, problems := converter.Slice(base(c.edit))
 				if d := cmp.Diff((*plainSlice)(c.want), (*plainSlice)(got), equalValues); d != "" {
 					t.Errorf("value (-want +got):\n%s", d)
 				}

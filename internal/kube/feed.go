@@ -9,10 +9,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Kind is a kind of object that a Feed waits for.
+// Kind is a set of kinds of objects that a Feed waits for.
 type Kind uint8
 
-// The kinds; they can be combined by "or".
+// The kinds.
 const (
 	KindServices Kind = 1 << iota
 	KindSlices
@@ -20,52 +20,41 @@ const (
 	KindServiceCIDRs
 )
 
-func (k Kind) String() string {
-	switch k {
-	case KindServices:
-		return "Service"
-	case KindSlices:
-		return "EndpointSlice"
-	case KindNode:
-		return "Node"
-	case KindServiceCIDRs:
-		return "ServiceCIDR"
-	}
-	return "objects"
-}
-
-// allKinds are all kinds there are.
+// allKinds are all kinds.
 const allKinds = KindServices | KindSlices | KindNode | KindServiceCIDRs
 
-// Feed collects the latest version of every changed object until the loop takes them. Sources write, the loop reads;
-// all methods may be called by any goroutine. Values must not be changed after they were given to it.
+// String returns the name of the resource.
+func (k Kind) String() string {
+	return map[Kind]string{
+		KindServices: "services", KindSlices: "endpointslices", KindNode: "nodes", KindServiceCIDRs: "servicecidrs",
+	}[k]
+}
+
+// Feed holds the latest version of every changed object until the loop drains it. Sources write, the loop
+// reads; all methods are safe for concurrent use. Values passed to a Feed must not be changed.
 type Feed struct {
 	wake  chan struct{}
 	start time.Time
 
-	// mu guards all that follows.
+	// mu guards the fields below.
 	mu sync.Mutex
-	// services and endpointSlices hold what is pending; nil stands for deleted.
+	// services and endpointSlices hold what is pending; nil means deleted.
 	services       map[fwd.Service]*cluster.Service
 	endpointSlices map[cluster.SliceName]*cluster.Slice
 	node           *cluster.Node
 	serviceCIDRs   *[]netip.Prefix
-	// triggers are the new trigger times of pending slices, and lastTriggers those seen last: a version that repeats
-	// its predecessor's was not caused by that trigger.
+	// triggers are the new trigger times of pending slices; lastTriggers are the last times of all
+	// slices. A version of a slice with the same time as the one before has another cause.
 	triggers     map[cluster.SliceName][]time.Time
 	lastTriggers map[cluster.SliceName]int64
-	serviceSeen  int
-	sliceSeen    int
-	// drainedServices and drainedSlices count the changes that were handed over so far.
-	drainedServices, drainedSlices int
-	// waitingSince is when the oldest change came that was not taken yet, zero for none; lastChange when the newest ever came.
-	waitingSince, lastChange time.Time
-	// needed is what must have been delivered before the Feed is synced.
+	// backlog counts changes. Its WaitingSince is set even if the Feed is not synced.
+	backlog cluster.Backlog
+	// The Feed is synced when synced contains all of needed.
 	synced, needed Kind
 }
 
-// NewFeed returns an empty Feed. Trigger times before this moment are not reported: a change that happened before the
-// process started says nothing about its speed.
+// NewFeed returns an empty Feed. It does not report trigger times before now: changes before the start of
+// the process say nothing about its speed.
 func NewFeed() *Feed {
 	f := &Feed{wake: make(chan struct{}, 1), start: time.Now(), lastTriggers: make(map[cluster.SliceName]int64),
 		needed: KindServices | KindSlices | KindNode}
@@ -77,11 +66,11 @@ func (f *Feed) reset() {
 	f.services = make(map[fwd.Service]*cluster.Service)
 	f.endpointSlices = make(map[cluster.SliceName]*cluster.Slice)
 	f.triggers = make(map[cluster.SliceName][]time.Time)
-	f.node, f.serviceCIDRs, f.serviceSeen, f.sliceSeen = nil, nil, 0, 0
-	f.waitingSince = time.Time{}
+	f.node, f.serviceCIDRs = nil, nil
+	f.backlog.WaitingServices, f.backlog.WaitingSlices, f.backlog.WaitingSince = 0, 0, time.Time{}
 }
 
-// Wake has a value when something was put into the Feed since the last receive. Its capacity is one.
+// Wake has a value if something was put into the Feed since the last receive. Its capacity is one.
 func (f *Feed) Wake() <-chan struct{} { return f.wake }
 
 func (f *Feed) signal() {
@@ -91,14 +80,12 @@ func (f *Feed) signal() {
 	}
 }
 
-// Drain applies everything pending to the store; of several versions of an object only the last. It may be called before
-// the Feed is synced; the loop must not write to the kernel before that.
+// Drain applies everything pending to the store: the last version of each object. It may be called before
+// the Feed is synced, but the loop must not write to the kernel before that.
 func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	f.mu.Lock()
 	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
-	d := cluster.Drained{Services: f.serviceSeen, Slices: f.sliceSeen}
-	f.drainedServices += d.Services
-	f.drainedSlices += d.Slices
+	d := cluster.Drained{Services: f.backlog.WaitingServices, Slices: f.backlog.WaitingSlices}
 	f.reset()
 	f.mu.Unlock()
 
@@ -127,20 +114,20 @@ func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	return d
 }
 
-// Backlog returns what was ever put into the Feed, and what of it no Drain has taken yet.
+// Backlog returns how many changes were ever put into the Feed, and what is waiting to be drained. Nothing
+// is late before the Feed is synced.
 func (f *Feed) Backlog() cluster.Backlog {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	b := cluster.Backlog{Services: f.drainedServices + f.serviceSeen, Slices: f.drainedSlices + f.sliceSeen,
-		WaitingServices: f.serviceSeen, WaitingSlices: f.sliceSeen, LastChange: f.lastChange}
-	if f.isSynced() {
-		b.WaitingSince = f.waitingSince
+	b := f.backlog
+	if !f.isSynced() {
+		b.WaitingSince = time.Time{}
 	}
 	return b
 }
 
-// Synced says whether Services, EndpointSlices and the Node have all been delivered once, and the service CIDRs where they
-// are waited for.
+// Synced reports whether Services, EndpointSlices, the Node, and if needed the service CIDRs have all been
+// delivered once.
 func (f *Feed) Synced() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -149,17 +136,17 @@ func (f *Feed) Synced() bool {
 
 func (f *Feed) isSynced() bool { return f.synced&f.needed == f.needed }
 
-// awaitServiceCIDRs makes the Feed wait for the service CIDRs, too: a first write without them would take away what an
-// earlier run has written for them.
-func (f *Feed) awaitServiceCIDRs() {
+// needServiceCIDRs makes the Feed wait for service CIDRs. Without them the first write would remove the
+// rules that an earlier run wrote for them.
+func (f *Feed) needServiceCIDRs() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.needed |= KindServiceCIDRs
 }
 
-// MarkSynced says that all objects of the given kinds that exist have been delivered; without an argument, of all kinds.
+// MarkSynced reports that all existing objects of a kind were delivered; without an argument, of all kinds.
 func (f *Feed) MarkSynced(kinds ...Kind) {
-	f.together(func() {
+	f.update(func() {
 		if len(kinds) == 0 {
 			f.synced = allKinds
 		}
@@ -169,48 +156,48 @@ func (f *Feed) MarkSynced(kinds ...Kind) {
 	})
 }
 
-// SetService says that a Service was added or changed.
-func (f *Feed) SetService(v *cluster.Service) { f.together(func() { f.putService(v.Name, v) }) }
+// SetService adds or changes a Service.
+func (f *Feed) SetService(v *cluster.Service) { f.update(func() { f.putService(v.Name, v) }) }
 
-// DeleteService says that a Service is gone or no longer handled.
-func (f *Feed) DeleteService(name fwd.Service) {
-	f.together(func() { f.putService(name, nil) })
-}
+// DeleteService removes a Service that was deleted or is no longer handled.
+func (f *Feed) DeleteService(name fwd.Service) { f.update(func() { f.putService(name, nil) }) }
 
-// SetSlice says that an EndpointSlice was added or changed.
-func (f *Feed) SetSlice(v *cluster.Slice) { f.together(func() { f.putSlice(v.Name, v) }) }
+// SetSlice adds or changes an EndpointSlice.
+func (f *Feed) SetSlice(v *cluster.Slice) { f.update(func() { f.putSlice(v.Name, v) }) }
 
-// DeleteSlice says that an EndpointSlice is gone or no longer handled.
-func (f *Feed) DeleteSlice(name cluster.SliceName) { f.together(func() { f.putSlice(name, nil) }) }
+// DeleteSlice removes an EndpointSlice that was deleted or is no longer handled.
+func (f *Feed) DeleteSlice(name cluster.SliceName) { f.update(func() { f.putSlice(name, nil) }) }
 
-// SetNode delivers the facts about the node, which also marks KindNode as synced.
-func (f *Feed) SetNode(n cluster.Node) { f.together(func() { f.putNode(n) }) }
+// SetNode sets the facts about the node and marks KindNode as synced.
+func (f *Feed) SetNode(n cluster.Node) { f.update(func() { f.putNode(n) }) }
 
-// SetServiceCIDRs delivers the service CIDRs of both families, sorted, which also marks KindServiceCIDRs as synced.
+// SetServiceCIDRs sets the service CIDRs of both families, sorted, and marks KindServiceCIDRs as synced.
 func (f *Feed) SetServiceCIDRs(cidrs []netip.Prefix) {
-	f.together(func() { f.serviceCIDRs, f.synced = &cidrs, f.synced|KindServiceCIDRs })
+	f.update(func() { f.serviceCIDRs, f.synced = &cidrs, f.synced|KindServiceCIDRs })
 }
 
-// together makes changes by the methods below that no Drain can see a part of.
-func (f *Feed) together(change func()) {
+// update makes changes with the methods below; one Drain takes all of them.
+func (f *Feed) update(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change()
-	f.lastChange = time.Now()
-	if f.waitingSince.IsZero() {
-		f.waitingSince = f.lastChange
+	f.backlog.LastChange = time.Now()
+	if f.backlog.WaitingSince.IsZero() {
+		f.backlog.WaitingSince = f.backlog.LastChange
 	}
 	f.signal()
 }
 
 func (f *Feed) putService(name fwd.Service, v *cluster.Service) {
 	f.services[name] = v
-	f.serviceSeen++
+	f.backlog.Services++
+	f.backlog.WaitingServices++
 }
 
 func (f *Feed) putSlice(name cluster.SliceName, v *cluster.Slice) {
 	f.endpointSlices[name] = v
-	f.sliceSeen++
+	f.backlog.Slices++
+	f.backlog.WaitingSlices++
 	switch {
 	case v == nil:
 		delete(f.triggers, name)

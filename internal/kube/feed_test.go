@@ -241,16 +241,16 @@ func TestFeedWaitsForServiceCIDRs(t *testing.T) {
 	}{
 		{"nothing yet", func(*Feed, *cidrStore) {}, false},
 		{"an empty list", func(_ *Feed, s *cidrStore) { _ = s.Replace(nil, "") }, true},
-		{"no such resource", func(_ *Feed, s *cidrStore) { s.noted(notFound) }, true},
-		{"one failure", func(_ *Feed, s *cidrStore) { s.noted(errors.New("no answer")) }, false},
+		{"no such resource", func(_ *Feed, s *cidrStore) { s.listed(notFound) }, true},
+		{"one failure", func(_ *Feed, s *cidrStore) { s.listed(errors.New("no answer")) }, false},
 		{"three failures", func(_ *Feed, s *cidrStore) {
 			for range 3 {
-				s.noted(errors.New("no answer"))
+				s.listed(errors.New("no answer"))
 			}
 		}, true},
 	} {
 		f := NewFeed()
-		f.awaitServiceCIDRs()
+		f.needServiceCIDRs()
 		f.MarkSynced(KindServices, KindSlices, KindNode)
 		tt.deliver(f, newCIDRStore(f))
 		if got := f.Synced(); got != tt.synced {

@@ -12,50 +12,47 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/fairlead/fairlead/internal/cluster"
+	"github.com/fairlead/fairlead/internal/filewatch"
 )
 
-// Files are read again when they have been quiet for settleTime, and settleLimit after the first change at the latest.
-const (
-	settleTime  = 50 * time.Millisecond
-	settleLimit = time.Second
-)
-
-// FileSource delivers the objects of a file or a directory, and follows changes. A file that does not parse keeps the
-// objects that it had; so does an object that cannot be read. It watches directories, not files, and so also sees that a
-// file is replaced by a rename, or that a ConfigMap's symbolic link is swapped.
+// FileSource delivers the objects in a file or a directory and follows changes. If a file cannot be parsed,
+// its objects stay as they were, and so does an object that cannot be read.
 type FileSource struct {
 	path string
-	// dir says that the path was a directory at the start.
+	// dir means that the path was a directory at startup.
 	dir    bool
 	node   string
 	log    *slog.Logger
 	feed   *Feed
 	reader *reader
 	seed   maphash.Seed
-	// contents are the last good contents by file, and hashes those of what was last read, good or not.
+	// contents are the last valid contents by file; hashes are of what was read last, valid or not.
 	contents map[string]parsed
 	hashes   map[string]uint64
 	broken   map[string]error
-	told     map[notice]bool
+	logged   map[notice]bool
 	sent     state
 }
 
-// NewFileSource reads the files for the first time. An error says that the path cannot be read, that a file does not parse
-// or that a single file has nothing of use in it.
-func NewFileSource(path string, nodeName string, c ConvertOptions, log *slog.Logger, f *Feed) (*FileSource, error) {
+func newFileSource(path, nodeName string, c Converter, log *slog.Logger, f *Feed) *FileSource {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	s := &FileSource{
+	return &FileSource{
 		path: filepath.Clean(path), node: nodeName, log: log, feed: f, seed: maphash.MakeSeed(),
-		reader:   &reader{convert: c, interned: newInterner(), log: log},
+		reader:   &reader{convert: c.interning(), log: log},
 		contents: make(map[string]parsed), hashes: make(map[string]uint64), broken: make(map[string]error),
 	}
+}
+
+// NewFileSource reads the files for the first time. The error means that the path cannot be read, that a
+// file cannot be parsed, or that a single file has no objects that can be used.
+func NewFileSource(path string, nodeName string, c Converter, log *slog.Logger, f *Feed) (*FileSource, error) {
+	s := newFileSource(path, nodeName, c, log, f)
 	if err := s.read(); err != nil {
 		return nil, err
 	}
@@ -76,70 +73,20 @@ func NewFileSource(path string, nodeName string, c ConvertOptions, log *slog.Log
 	return s, nil
 }
 
-// Run delivers what the files have, and what they change to, until ctx ends. An error means that they cannot be watched.
+// Run delivers the objects and their changes until ctx ends. The error means that the files cannot be
+// watched.
 func (s *FileSource) Run(ctx context.Context) error {
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", s.path, err)
-	}
-	defer w.Close()
-	if err := s.watch(w); err != nil {
-		return fmt.Errorf("watch %s: %w", s.path, err)
-	}
-	s.reload()
-	s.feed.MarkSynced()
-
-	settled := time.NewTimer(settleLimit)
-	settled.Stop()
-	var first time.Time
-	changed := func() {
-		if first.IsZero() {
-			first = time.Now()
+	return filewatch.Watch(ctx, s.path, s.isRelevant, func() {
+		s.reload()
+		if !s.feed.Synced() {
+			s.feed.MarkSynced()
 		}
-		settled.Reset(max(0, min(settleTime, time.Until(first.Add(settleLimit)))))
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e := <-w.Events:
-			if s.concerns(e) {
-				changed()
-			}
-		case err := <-w.Errors:
-			s.log.Warn("events of files were lost, they are read again", "path", s.path, "error", err)
-			changed()
-		case <-settled.C:
-			first = time.Time{}
-			if err := s.watch(w); err != nil {
-				s.log.Debug("path cannot be watched", "path", s.path, "error", err)
-			}
-			s.reload()
-		}
-	}
+	})
 }
 
-// watch watches the directory of the path, that which the path leads to by symbolic links, and the path if it is a
-// directory. What is watched already stays so; a path that was replaced is watched anew. An error says that changes of the
-// files themselves will not be seen.
-func (s *FileSource) watch(w *fsnotify.Watcher) error {
-	needed, others := filepath.Dir(s.path), []string(nil)
-	if s.dir {
-		needed, others = s.path, []string{needed}
-	}
-	if target, err := filepath.EvalSymlinks(s.path); err == nil {
-		others = append(others, filepath.Dir(target))
-	}
-	for _, dir := range others {
-		if err := w.Add(dir); err != nil {
-			s.log.Debug("directory cannot be watched", "path", dir, "error", err)
-		}
-	}
-	return w.Add(needed)
-}
-
-// concerns says whether an event may change the objects. Names that begin with ".." are those of a ConfigMap's volume.
-func (s *FileSource) concerns(e fsnotify.Event) bool {
+// isRelevant reports whether an event may change the objects. In a ConfigMap volume, names that start with
+// ".." belong to the kubelet.
+func (s *FileSource) isRelevant(e fsnotify.Event) bool {
 	if e.Op == fsnotify.Chmod {
 		return false
 	}
@@ -153,8 +100,8 @@ func (s *FileSource) concerns(e fsnotify.Event) bool {
 	return filepath.Dir(e.Name) == s.path && isObjectFile(base)
 }
 
-// read takes in all files that changed since the last time. An error says that the path as a whole cannot be read; what is
-// wrong with single files is left in s.broken.
+// read reads all files that have changed. The error means that the path as a whole cannot be read; errors
+// of single files are in s.broken.
 func (s *FileSource) read() error {
 	files, err := filesAt(s.path)
 	if err != nil {
@@ -176,7 +123,7 @@ func (s *FileSource) read() error {
 			s.broken[file] = err
 			continue
 		}
-		s.take(file, data)
+		s.parse(file, data)
 	}
 	return nil
 }
@@ -187,8 +134,8 @@ func (s *FileSource) forget(file string) {
 	delete(s.broken, file)
 }
 
-// take parses a file if it is not what it was. A bad object leaves the good one that was there before.
-func (s *FileSource) take(file string, data []byte) {
+// parse parses a file if its content is new. A bad object is replaced by its last valid version.
+func (s *FileSource) parse(file string, data []byte) {
 	hash := maphash.Bytes(s.seed, data)
 	if old, ok := s.hashes[file]; ok && old == hash {
 		return
@@ -202,9 +149,9 @@ func (s *FileSource) take(file string, data []byte) {
 	delete(s.broken, file)
 	for _, bad := range p.bad {
 		same := func(o fileObject) bool { return o.name == bad.name }
-		at := slices.IndexFunc(s.contents[file].objects, same)
-		if at >= 0 && !slices.ContainsFunc(p.objects, same) {
-			p.objects = append(p.objects, s.contents[file].objects[at])
+		i := slices.IndexFunc(s.contents[file].objects, same)
+		if i >= 0 && !slices.ContainsFunc(p.objects, same) {
+			p.objects = append(p.objects, s.contents[file].objects[i])
 		}
 	}
 	s.contents[file] = p
@@ -216,39 +163,39 @@ func (s *FileSource) reload() {
 	case errors.Is(err, fs.ErrNotExist) && !s.dir:
 		s.forget(s.path)
 	case err != nil:
-		s.tell([]notice{{level: slog.LevelError, message: "objects cannot be read, the last ones stay in force", problem: err.Error()}})
+		s.logNew([]notice{{level: slog.LevelError, message: "cannot read objects; keeping the last known state", problem: err.Error()}})
 		return
 	}
 	next, notices := merge(s.contents, s.node)
 	for _, file := range sortedKeys(s.broken) {
-		notices = append(notices, notice{level: slog.LevelError, message: "file cannot be used, its last good objects stay in force",
+		notices = append(notices, notice{level: slog.LevelError, message: "cannot use file; keeping its last valid objects",
 			problem: s.broken[file].Error()})
 	}
 	for _, file := range sortedKeys(s.contents) {
 		for _, bad := range s.contents[file].bad {
-			notices = append(notices, notice{level: slog.LevelError, message: "object is set aside", problem: bad.err.Error()})
+			notices = append(notices, notice{level: slog.LevelError, message: "ignoring invalid object", problem: bad.err.Error()})
 		}
 	}
-	s.tell(notices)
+	s.logNew(notices)
 	s.deliver(next)
 }
 
-// tell logs the notices that did not hold the last time.
-func (s *FileSource) tell(notices []notice) {
-	told := make(map[notice]bool, len(notices))
+// logNew logs the notices that are not among those of the last call.
+func (s *FileSource) logNew(notices []notice) {
+	logged := make(map[notice]bool, len(notices))
 	for _, n := range notices {
-		if !s.told[n] && !told[n] {
+		if !s.logged[n] && !logged[n] {
 			n.log(s.log)
 		}
-		told[n] = true
+		logged[n] = true
 	}
-	s.told = told
+	s.logged = logged
 }
 
-// deliver gives the Feed the difference to what it was given before, all at once.
+// deliver passes the difference to the last state to the Feed in one update.
 func (s *FileSource) deliver(next state) {
 	changes := 0
-	s.feed.together(func() {
+	s.feed.update(func() {
 		changes = put(s.sent.services, next.services, (*cluster.Service).Equal, s.feed.putService) +
 			put(s.sent.slices, next.slices, (*cluster.Slice).Equal, s.feed.putSlice)
 		if !s.sent.node.Equal(&next.node) {
@@ -262,11 +209,12 @@ func (s *FileSource) deliver(next state) {
 	})
 	s.sent = next
 	if changes > 0 {
-		s.log.Info("objects read", "path", s.path, "services", len(next.services), "slices", len(next.slices), "changes", changes)
+		s.log.Info("objects read from files", "path", s.path, "services", len(next.services), "slices", len(next.slices), "changes", changes)
 	}
 }
 
-// put calls set for each value that is new or not what it was, and with nil for each that is gone; it counts the calls.
+// put calls set for each new or changed value, and with nil for each removed one. It returns the number of
+// calls.
 func put[K comparable, V any](old, next map[K]*V, equal func(a, b *V) bool, set func(K, *V)) int {
 	changes := 0
 	for name, v := range next {

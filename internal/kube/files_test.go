@@ -109,10 +109,10 @@ func newFollower(t *testing.T) *follower {
 
 func follow(t *testing.T, path string) *follower {
 	t.Helper()
-	return followWith(t, path, ConvertOptions{})
+	return followWith(t, path, Converter{})
 }
 
-func followWith(t *testing.T, path string, o ConvertOptions) *follower {
+func followWith(t *testing.T, path string, o Converter) *follower {
 	t.Helper()
 	f := newFollower(t)
 	s, err := NewFileSource(path, "n1", o, f.logs.logger(), f.feed)
@@ -199,7 +199,7 @@ func TestFileSourceForANamedProxy(t *testing.T) {
 	}
 	others := "---\n" + serviceYAML("b", "10.96.0.2") + "---\n" + sliceYAML
 	write(t, path, labelled("mine")+others)
-	f := followWith(t, path, ConvertOptions{ServiceProxyName: "mine"})
+	f := followWith(t, path, Converter{ServiceProxyName: "mine"})
 	if f.ip("a") != "10.96.0.1" || f.ip("b") != "none" || len(f.store.Slices(named("a"))) != 1 {
 		t.Errorf("a has %s and %d slices, b has %s", f.ip("a"), len(f.store.Slices(named("a"))), f.ip("b"))
 	}
@@ -233,12 +233,12 @@ func TestFileSourceKeepsTheLastGoodState(t *testing.T) {
 	if f.ip("b") != "10.96.0.2" {
 		t.Errorf("b has %s after an object that cannot be read", f.ip("b"))
 	}
-	if n := f.logs.count("level=ERROR", "object is set aside", "objects.yaml", "document 2", "Service ns/b", "port"); n != 1 {
+	if n := f.logs.count("level=ERROR", "ignoring invalid object", "objects.yaml", "document 2", "Service ns/b", "port"); n != 1 {
 		t.Errorf("%d lines name the object:\n%s", n, f.logs.String())
 	}
 	write(t, marker, serviceYAML("m", "10.96.1.2"))
 	f.untilIP("m", "10.96.1.2")
-	if n := f.logs.count("object is set aside"); n != 1 {
+	if n := f.logs.count("ignoring invalid object"); n != 1 {
 		t.Errorf("the same bad object is logged %d times:\n%s", n, f.logs.String())
 	}
 }
@@ -313,7 +313,7 @@ func TestFileSourceAtTheStart(t *testing.T) {
 		{"empty", file("empty.yaml", ""), "empty.yaml is empty"},
 		{"comments", file("comments.yaml", "# nothing\n---\n"), "comments.yaml is empty"},
 		{"an old dump", file("old.yaml", "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSliceList\nitems: [{metadata: {name: a-1}}]\n"),
-			"old.yaml: document 1 (line 1): item 1: EndpointSlice default/a-1: discovery.k8s.io/v1beta1 is not read: want discovery.k8s.io/v1"},
+			"old.yaml: document 1 (line 1): item 1: EndpointSlice default/a-1: discovery.k8s.io/v1beta1 is not supported: want discovery.k8s.io/v1"},
 		{"other kinds", file("other.yaml", "apiVersion: v1\nkind: Pod\n"), "no Service, EndpointSlice or Node"},
 		{"broken", file("broken.yaml", "\n\n---\na: b\n---\nkind: [\n"), "broken.yaml: document 2 (line 6): yaml: line 6"},
 		{"broken JSON", file("broken.json", "{}\n{\"a\": \n,}"), "broken.json: line 3"},
@@ -321,13 +321,13 @@ func TestFileSourceAtTheStart(t *testing.T) {
 		{"directory with a broken file", dir, "broken"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := NewFileSource(c.path, "n1", ConvertOptions{}, nil, NewFeed())
+			_, err := NewFileSource(c.path, "n1", Converter{}, nil, NewFeed())
 			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("error %q, want one line with %q", err, c.want)
 			}
 		})
 	}
-	if _, err := NewFileSource(t.TempDir(), "n1", ConvertOptions{}, nil, NewFeed()); err != nil {
+	if _, err := NewFileSource(t.TempDir(), "n1", Converter{}, nil, NewFeed()); err != nil {
 		t.Errorf("an empty directory: %v", err)
 	}
 }
@@ -348,7 +348,7 @@ func TestLoadFiles(t *testing.T) {
 		} {
 			path := filepath.Join(t.TempDir(), name)
 			write(t, path, c.text)
-			store, err := LoadFiles(path, "n1", ConvertOptions{}, nil)
+			store, err := LoadFiles(path, "n1", Converter{}, nil)
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 				continue
@@ -364,7 +364,7 @@ func TestLoadFiles(t *testing.T) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "a.yaml"), "kind: [\n")
 		write(t, filepath.Join(dir, "b.yaml"), "just text\n---\nmetadata: {name: x}\n---\napiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Service, metadata: {name: svc}, spec: 7}]\n")
-		_, err := LoadFiles(dir, "n1", ConvertOptions{}, nil)
+		_, err := LoadFiles(dir, "n1", Converter{}, nil)
 		if err == nil {
 			t.Fatal("no error")
 		}
@@ -379,14 +379,14 @@ func TestLoadFiles(t *testing.T) {
 		var logs logBuffer
 		path := filepath.Join(t.TempDir(), "objects.yaml")
 		write(t, path, strings.Replace(serviceYAML("a", "10.96.0.1"), "ports:", "externalIPs: [nonsense], ports:", 1))
-		if _, err := LoadFiles(path, "n1", ConvertOptions{}, logs.logger()); err != nil {
+		if _, err := LoadFiles(path, "n1", Converter{}, logs.logger()); err != nil {
 			t.Fatal(err)
 		}
 		if logs.count("level=WARN", "Service ns/a", "spec.externalIPs[0]", "nonsense") != 1 {
 			t.Errorf("log:\n%s", logs.String())
 		}
 	})
-	if _, err := LoadFiles(filepath.Join(t.TempDir(), "missing"), "n1", ConvertOptions{}, nil); err == nil {
+	if _, err := LoadFiles(filepath.Join(t.TempDir(), "missing"), "n1", Converter{}, nil); err == nil {
 		t.Error("a missing path is no error")
 	}
 }
@@ -432,16 +432,16 @@ kind: Service
 metadata: {name: a, namespace: ns}
 `
 	want := [][]string{
-		{`object="EndpointSlice ns/beta and 2 more"`, "discovery.k8s.io/v1beta1 is not read", "want discovery.k8s.io/v1,", "document 2"},
+		{`object="EndpointSlice ns/beta and 2 more"`, "discovery.k8s.io/v1beta1 is not supported", "want discovery.k8s.io/v1,", "document 2"},
 		{`object="Endpoints ns/a and 1 more"`, "kubectl get endpointslices", "document 4", "item 1"},
-		{`object="ServiceCIDR kubernetes"`, "networking.k8s.io/v1alpha1 is not read", "want networking.k8s.io/v1,"},
+		{`object="ServiceCIDR kubernetes"`, "networking.k8s.io/v1alpha1 is not supported", "want networking.k8s.io/v1,"},
 		{`object="EndpointSlice ns/fqdn"`, "FQDN"},
 		{`object="EndpointSlice ns/lost"`, "kubernetes.io/service-name"},
 	}
 	check := func(t *testing.T, logs *logBuffer, path string) {
 		t.Helper()
 		for _, parts := range want {
-			if n := logs.count(append(parts, "level=WARN", "object is ignored", path)...); n != 1 {
+			if n := logs.count(append(parts, "level=WARN", "ignoring object", path)...); n != 1 {
 				t.Errorf("%q: %d lines", parts, n)
 			}
 		}
@@ -453,7 +453,7 @@ metadata: {name: a, namespace: ns}
 	write(t, path, text)
 	t.Run("read once", func(t *testing.T) {
 		var logs logBuffer
-		store, err := LoadFiles(path, "n1", ConvertOptions{}, logs.logger())
+		store, err := LoadFiles(path, "n1", Converter{}, logs.logger())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -481,7 +481,7 @@ func TestLoadFilesFromStandardInput(t *testing.T) {
 	defer in.Close()
 	defer func(old *os.File) { os.Stdin = old }(os.Stdin)
 	os.Stdin = in
-	store, err := LoadFiles("-", "n1", ConvertOptions{}, nil)
+	store, err := LoadFiles("-", "n1", Converter{}, nil)
 	if err != nil || store.Service(named("a")) == nil {
 		t.Errorf("store %+v, error %v", store, err)
 	}
@@ -507,7 +507,7 @@ func FuzzParseFile(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		r := &reader{interned: newInterner(), log: slog.New(slog.DiscardHandler)}
+		r := &reader{convert: Converter{}.interning(), log: slog.New(slog.DiscardHandler)}
 		p, err := r.parse("f", data)
 		if err != nil && len(p.objects) > 0 {
 			t.Errorf("objects beside the error %v", err)

@@ -33,14 +33,14 @@ func FuzzConvertService(f *testing.F) {
 		if json.Unmarshal(data, &s) != nil {
 			return
 		}
-		v, problems := ConvertService(&s, ConvertOptions{})
+		v, problems := Converter{}.Service(&s)
 		if len(problems) > maxProblems+1 {
 			t.Errorf("%d problems", len(problems))
 		}
 		if v == nil {
 			return
 		}
-		again, _ := convertService(&s, ConvertOptions{}, newInterner())
+		again, _ := Converter{}.interning().Service(&s)
 		if !v.Equal(again) {
 			t.Errorf("not deterministic: %+v and %+v", v, again)
 		}
@@ -79,7 +79,7 @@ func checkService(t *testing.T, v *cluster.Service) {
 			t.Errorf("source range %v", r)
 		}
 	}
-	if !slices.IsSortedFunc(v.SourceRanges, comparePrefixes) || !slices.IsSortedFunc(v.LoadBalancerIPs, netip.Addr.Compare) {
+	if !slices.IsSortedFunc(v.SourceRanges, netip.Prefix.Compare) || !slices.IsSortedFunc(v.LoadBalancerIPs, netip.Addr.Compare) {
 		t.Errorf("not sorted: %v, %v", v.SourceRanges, v.LoadBalancerIPs)
 	}
 	if v.AffinitySec > 86400 {
@@ -105,7 +105,7 @@ func FuzzConvertSlice(f *testing.F) {
 		if json.Unmarshal(data, &s) != nil {
 			return
 		}
-		v, problems := ConvertSlice(&s)
+		v, problems := Converter{}.Slice(&s)
 		if len(problems) > maxProblems+1 {
 			t.Errorf("%d problems", len(problems))
 		}
@@ -114,7 +114,7 @@ func FuzzConvertSlice(f *testing.F) {
 		}
 		slices.Reverse(s.Endpoints)
 		slices.Reverse(s.Ports)
-		if again, _ := convertSlice(&s, newInterner()); !v.Equal(again) {
+		if again, _ := (Converter{}).interning().Slice(&s); !v.Equal(again) {
 			t.Errorf("the order matters: %+v and %+v", v, again)
 		}
 		for _, p := range v.Ports {

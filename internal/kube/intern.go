@@ -6,14 +6,15 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
-// maxInterned bounds what an interner holds on to. One cluster has fewer node names, zones, namespaces and port names.
+// maxInterned limits the number of strings that an interner keeps. A cluster has fewer node names,
+// zones, namespaces and port names.
 const maxInterned = 1 << 16
 
-// interner keeps one copy of what repeats across objects: a node with its zone is in every EndpointSlice with an endpoint on
-// the node. A nil interner keeps nothing. It belongs to one goroutine.
+// interner keeps one copy of strings that many objects have: a node and its zone are in every
+// EndpointSlice with an endpoint on the node. A nil interner keeps nothing. It belongs to one goroutine.
 //
-// The standard package unique is not used here since it forgets a string as soon as nobody holds its Handle, and the
-// values of package cluster hold plain strings.
+// The standard package unique forgets a string when there are no Handles for it; the values of package
+// cluster hold plain strings.
 type interner struct {
 	strings map[string]string
 	places  map[placeKey]*cluster.Place
@@ -40,7 +41,7 @@ func (in *interner) str(s string) string {
 	return s
 }
 
-// place shares a Place; nil is the empty one.
+// place returns a shared copy of a Place; nil for the empty one.
 func (in *interner) place(p cluster.Place) *cluster.Place {
 	const sep = "\x00"
 	k := placeKey{p.Node, p.Zone, strings.Join(p.ZoneHints, sep), strings.Join(p.NodeHints, sep)}

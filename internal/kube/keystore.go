@@ -15,8 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// reduced is what is left of an API object once it is converted. At most one of service and slice is set; neither if the
-// object is not handled or its version is known already.
+// reduced is what is kept of an API object after its conversion. At most one of service and slice is set;
+// none if the object is not handled or the version is already known.
 type reduced struct {
 	name     types.NamespacedName
 	uid      types.UID
@@ -26,24 +26,25 @@ type reduced struct {
 	problems []Problem
 }
 
-// known is what a keyStore remembers of an object.
+// known is what a keyStore remembers about an object.
 type known struct {
-	// version is the resource version, 0 if it is no number; such an object is converted each time it arrives.
+	// version is the resource version, or 0 if it is not a number; then the object is converted each
+	// time it arrives.
 	version uint64
-	// round is the last Replace, or what came after it, that the object was part of.
+	// round is the last Replace that the object was part of, or after which it was added.
 	round uint32
-	// delivered says that the Feed has a value for it.
+	// delivered means that the Feed has a value for it.
 	delivered bool
 }
 
-// keyStore is the store behind a Reflector of Services or EndpointSlices. It keeps names and versions and hands values
-// to the Feed. As a cache.TransformingStore it reduces each object as soon as it is decoded, also while a Reflector
-// streams the initial state, so that the objects of the API never exist all at once. One Reflector uses it.
+// keyStore is the store behind a Reflector of Services or EndpointSlices. It keeps names and versions, and
+// passes values to the Feed. As a cache.TransformingStore it reduces each object as soon as it is decoded,
+// also during the initial streaming list, so that the API objects are never all in memory at once. It is
+// used by one Reflector.
 type keyStore struct {
-	*contact
+	*watchState
 	kind     Kind
-	convert  ConvertOptions
-	interned *interner
+	convert  Converter
 	feed     *Feed
 	recorder *Recorder
 	log      *slog.Logger
@@ -57,48 +58,52 @@ var (
 )
 
 func newKeyStore(kind Kind, o APIOptions, f *Feed, r *Recorder) *keyStore {
-	return &keyStore{contact: newContact(map[Kind]string{KindServices: "services", KindSlices: "endpointslices"}[kind]), kind: kind, convert: o.Convert, interned: newInterner(), feed: f, recorder: r, log: o.Logger,
-		known: make(map[types.NamespacedName]known)}
+	return &keyStore{watchState: newWatchState(kind.String()), kind: kind, convert: o.Convert.interning(), feed: f,
+		recorder: r, log: o.Logger, known: make(map[types.NamespacedName]known)}
 }
 
-// Transformer tells the Reflector to reduce objects before it collects them.
+// Transformer implements cache.TransformingStore: the Reflector reduces objects before it collects them.
 func (s *keyStore) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) { return s.reduce(obj) }
 }
 
-// reduce converts an object of the API; one that is reduced already is returned as it is.
+// reduce converts an API object; a reduced object is returned unchanged.
 func (s *keyStore) reduce(obj any) (*reduced, error) {
 	switch obj := obj.(type) {
 	case *reduced:
 		return obj, nil
 	case *v1.Service:
-		r, fresh := s.header(obj)
-		if fresh {
-			r.service, r.problems = convertService(obj, s.convert, s.interned)
+		r, isNew := s.header(obj)
+		if isNew {
+			r.service, r.problems = s.convert.Service(obj)
 		}
 		return r, nil
 	case *discoveryv1.EndpointSlice:
-		r, fresh := s.header(obj)
-		if fresh {
-			r.slice, r.problems = convertSlice(obj, s.interned)
+		r, isNew := s.header(obj)
+		if isNew {
+			r.slice, r.problems = s.convert.Slice(obj)
 		}
 		return r, nil
 	}
-	return nil, fmt.Errorf("an object of type %T came from the API server", obj)
+	return nil, unexpected(obj)
 }
 
-// header reads the metadata and says whether this version is new.
+func unexpected(obj any) error {
+	return fmt.Errorf("unexpected object of type %T from the API server", obj)
+}
+
+// header reduces the metadata and reports whether the version is new.
 func (s *keyStore) header(obj metav1.Object) (*reduced, bool) {
 	version, err := strconv.ParseUint(obj.GetResourceVersion(), 10, 64)
 	if err != nil {
 		version = 0
 	}
 	r := &reduced{version: version, uid: obj.GetUID(),
-		name: types.NamespacedName{Namespace: s.interned.str(obj.GetNamespace()), Name: obj.GetName()}}
+		name: types.NamespacedName{Namespace: s.convert.interned.str(obj.GetNamespace()), Name: obj.GetName()}}
 	return r, version == 0 || s.known[r.name].version != version
 }
 
-// Add puts a new object into the Feed.
+// Add passes a new object to the Feed.
 func (s *keyStore) Add(obj any) error {
 	r, err := s.reduce(obj)
 	if err != nil {
@@ -118,20 +123,21 @@ func (s *keyStore) Add(obj any) error {
 	return nil
 }
 
-// Update puts a changed object into the Feed.
+// Update passes a changed object to the Feed.
 func (s *keyStore) Update(obj any) error { return s.Add(obj) }
 
-// Delete tells the Feed that an object is gone, or no longer selected.
+// Delete tells the Feed that an object was deleted, or is no longer selected.
 func (s *keyStore) Delete(obj any) error {
 	m, ok := obj.(metav1.Object)
 	if !ok {
-		return fmt.Errorf("an object of type %T came from the API server", obj)
+		return unexpected(obj)
 	}
 	s.drop(types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()})
 	return nil
 }
 
-// Replace takes the whole state: what is not in it is gone. After the first the kind is synced.
+// Replace sets the whole state: objects that are not in the list are gone. The first call marks the kind
+// as synced.
 func (s *keyStore) Replace(list []any, _ string) error {
 	s.round++
 	for _, obj := range list {
@@ -148,9 +154,6 @@ func (s *keyStore) Replace(list []any, _ string) error {
 	return nil
 }
 
-// Resync does nothing: the Feed keeps every change until it is taken, so there is nothing to replay.
-func (s *keyStore) Resync() error { return nil }
-
 func (s *keyStore) drop(name types.NamespacedName) {
 	k, ok := s.known[name]
 	if !ok {
@@ -162,7 +165,7 @@ func (s *keyStore) drop(name types.NamespacedName) {
 	}
 }
 
-// deliver hands the value to the Feed and says whether there was one.
+// deliver passes the value to the Feed and reports whether there was one.
 func (s *keyStore) deliver(r *reduced) bool {
 	switch {
 	case r.service != nil:
@@ -171,7 +174,7 @@ func (s *keyStore) deliver(r *reduced) bool {
 	case r.slice != nil:
 		s.feed.SetSlice(r.slice)
 	default:
-		s.log.Debug("object is not handled", "kind", s.kind.String(), "object", r.name.String())
+		s.log.Debug("ignoring object", "resource", s.kind.String(), "object", r.name.String())
 		return false
 	}
 	return true
@@ -186,14 +189,16 @@ func (s *keyStore) remove(name types.NamespacedName) {
 	s.feed.DeleteService(fwd.Service(name))
 }
 
-// report tells about problems; those of an EndpointSlice as a whole have no Service to put an Event on.
+// report logs problems: one line each, and one Event on the Service. The problems of an EndpointSlice that
+// is not handled have no Service for an Event.
 func (s *keyStore) report(r *reduced) {
-	switch {
-	case r.slice != nil:
-		report(s.log, s.recorder, r.slice.Service, r.problems)
-	case s.kind == KindServices:
-		report(s.log, s.recorder, fwd.Service(r.name), r.problems)
-	default:
-		report(s.log, nil, fwd.Service{}, r.problems)
+	recorder, service := s.recorder, fwd.Service(r.name)
+	if s.kind == KindSlices {
+		if r.slice != nil {
+			service = r.slice.Service
+		} else {
+			recorder = nil
+		}
 	}
+	recorder.badFields(s.log, service, r.problems)
 }

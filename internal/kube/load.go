@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,15 +17,14 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// extensions of the files of a directory that are read.
+// extensions are the extensions of the files that are read in a directory.
 var extensions = []string{".yaml", ".yml", ".json"}
 
 func isObjectFile(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
 }
 
-// filesAt names the files that a path stands for, sorted: itself, or the object files of a directory without those in
-// directories below it.
+// filesAt returns the files of a path, sorted: itself, or the object files directly in the directory.
 func filesAt(path string) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -51,56 +51,43 @@ func filesAt(path string) ([]string, error) {
 	return files, nil
 }
 
-// LoadFiles reads objects once, without watching: from a file, the *.yaml, *.yml and *.json of a directory, or standard
-// input for "-". The error names every document and object that could not be read. Fields that are set aside are only
-// logged. Where the Node is not among the objects it has a name and nothing else.
-func LoadFiles(path, nodeName string, c ConvertOptions, log *slog.Logger) (*cluster.Store, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	files, read := []string{"standard input"}, func(string) ([]byte, error) { return io.ReadAll(os.Stdin) }
-	if path != "-" {
-		var err error
-		if files, err = filesAt(path); err != nil {
-			return nil, err
+// LoadFiles reads objects once: from a file, the *.yaml, *.yml and *.json files in a directory, or standard
+// input for "-". The error names every document and object that could not be read. Invalid fields are only
+// logged. If the Node is not among the objects, it only has a name.
+func LoadFiles(path, nodeName string, c Converter, log *slog.Logger) (*cluster.Store, error) {
+	s := newFileSource(path, nodeName, c, log, nil)
+	if path == "-" {
+		data, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read objects: %w", err)
 		}
-		read = os.ReadFile
+		s.parse("standard input", data)
+	} else if err := s.read(); err != nil {
+		return nil, err
 	}
-	r := &reader{convert: c, interned: newInterner(), log: log}
-	contents := make(map[string]parsed, len(files))
 	var errs []error
+	for _, file := range sortedKeys(s.broken) {
+		errs = append(errs, s.broken[file])
+	}
 	seen := 0
-	for _, file := range files {
-		data, err := read(file)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("read objects: %w", err))
-			continue
-		}
-		p, err := r.parse(file, data)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, bad := range p.bad {
+	for _, file := range sortedKeys(s.contents) {
+		for _, bad := range s.contents[file].bad {
 			errs = append(errs, bad.err)
 		}
-		contents[file] = p
-		seen += p.seen
+		seen += s.contents[file].seen
 	}
 	if len(errs) == 0 && seen == 0 {
-		errs = append(errs, nothingIn(path, contents))
+		errs = append(errs, nothingIn(path, s.contents))
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	merged, notices := merge(contents, nodeName)
-	for _, n := range notices {
-		n.log(log)
-	}
+	merged, notices := merge(s.contents, nodeName)
+	s.logNew(notices)
 	return merged.store(), nil
 }
 
-// nothingIn is the error of files without an object that is read.
+// nothingIn returns the error for files without objects of known kinds.
 func nothingIn(path string, contents map[string]parsed) error {
 	empty := len(contents) > 0
 	for _, file := range sortedKeys(contents) {
@@ -137,31 +124,26 @@ func (s state) store() *cluster.Store {
 	return &store
 }
 
-// notice is a line for the log. Notices are comparable, so that each is logged once for as long as it holds.
+// notice is a log line. Notices are comparable, so that each is logged once while it holds.
 type notice struct {
 	level                                  slog.Level
 	message, object, field, problem, where string
 }
 
 func (n notice) log(log *slog.Logger) {
-	var args []any
-	for _, kv := range [][2]string{{"object", n.object}, {"field", n.field}, {"problem", n.problem}, {"where", n.where}} {
-		if kv[1] != "" {
-			args = append(args, kv[0], kv[1])
+	var attrs []slog.Attr
+	for _, a := range []slog.Attr{
+		slog.String("object", n.object), slog.String("field", n.field), slog.String("problem", n.problem), slog.String("where", n.where),
+	} {
+		if a.Value.String() != "" {
+			attrs = append(attrs, a)
 		}
 	}
-	switch n.level {
-	case slog.LevelInfo:
-		log.Info(n.message, args...)
-	case slog.LevelWarn:
-		log.Warn(n.message, args...)
-	default:
-		log.Error(n.message, args...)
-	}
+	log.LogAttrs(context.Background(), n.level, n.message, attrs...)
 }
 
-// merge puts the files together. Of an object that is defined more than once the first counts, in the order of the files'
-// names.
+// merge joins the files. If an object is defined more than once, the first definition is used, in the order
+// of the file names.
 func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 	out := state{services: make(map[fwd.Service]*cluster.Service), slices: make(map[cluster.SliceName]*cluster.Slice),
 		node: cluster.Node{Name: nodeName}}
@@ -170,7 +152,7 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 	node := objectName{kind: "Node", name: nodeName}
 	for _, file := range sortedKeys(contents) {
 		for _, p := range contents[file].problems {
-			notices = append(notices, notice{level: slog.LevelWarn, message: "field is set aside", object: p.Object, field: p.Field,
+			notices = append(notices, notice{level: slog.LevelWarn, message: ignoringField, object: p.Object, field: p.Field,
 				problem: p.Message, where: p.where})
 		}
 		for _, i := range contents[file].ignored {
@@ -178,8 +160,8 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 		}
 		for _, o := range contents[file].objects {
 			if first, ok := where[o.name]; ok {
-				notices = append(notices, notice{level: slog.LevelWarn, message: "object is defined twice, the first counts", object: o.name.String(),
-					problem: "first defined in " + first, where: o.where})
+				notices = append(notices, notice{level: slog.LevelWarn, message: "object is defined twice; using the first definition",
+					object: o.name.String(), problem: "first defined in " + first, where: o.where})
 				continue
 			}
 			where[o.name] = o.where
@@ -196,7 +178,7 @@ func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 		}
 	}
 	if _, ok := where[node]; !ok {
-		notices = append(notices, notice{level: slog.LevelInfo, message: "the files have no such Node, so it has no addresses and no zone",
+		notices = append(notices, notice{level: slog.LevelInfo, message: "the Node is not in the files; it has no addresses and no zone",
 			object: node.String()})
 	}
 	return out, notices

@@ -9,10 +9,11 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
-// taintToBeDeleted is put on a Node by the cluster autoscaler before it removes it.
+// taintToBeDeleted is the taint that the cluster autoscaler sets on a Node before it removes it.
 const taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
 
-// ConvertNode reads a Node; addresses and CIDRs that are not valid are left out. A nil Node is the zero value.
+// ConvertNode converts a Node. It leaves out invalid addresses and CIDRs. A nil Node gives the zero
+// value.
 func ConvertNode(n *v1.Node) cluster.Node {
 	if n == nil {
 		return cluster.Node{}
@@ -37,7 +38,7 @@ func ConvertNode(n *v1.Node) cluster.Node {
 	return v
 }
 
-// podCIDRs reads spec.podCIDRs, and the older single field where the list is empty.
+// podCIDRs returns spec.podCIDRs, or the older single field if the list is empty.
 func podCIDRs(spec *v1.NodeSpec) []netip.Prefix {
 	list := spec.PodCIDRs
 	if len(list) == 0 {

@@ -15,38 +15,41 @@ import (
 )
 
 const (
-	// nodeWait is how long the Node may be missing at the start, as with kube-proxy.
-	nodeWait = 5 * time.Minute
-	// firstReminder is the pause until the log repeats what is missing; each pause is twice the one before, up to lastReminder.
+	// nodeTimeout is how long the Node may be missing at startup, as in kube-proxy.
+	nodeTimeout = 5 * time.Minute
+	// firstReminder is the delay until the log repeats why there is no Node; each delay is twice the one
+	// before, up to lastReminder.
 	firstReminder = time.Minute
 	lastReminder  = 32 * time.Minute
-	// nodeTick is how often it is looked what is due.
+	// nodeTick is how often reminders and the timeout are checked.
 	nodeTick = 10 * time.Second
 )
 
-// nodeStore is the store behind the Reflector of the one Node. The Feed is not synced before the Node exists. When it is
-// deleted its last facts stay, marked as deleting: traffic goes on while the node is being removed.
+// nodeStore is the store behind the Reflector of the Node. The Feed is not synced before the Node exists.
+// When the Node is deleted, its last facts stay, marked as deleting: traffic continues while the node is
+// being removed.
 type nodeStore struct {
-	*contact
+	*watchState
 	name string
 	feed *Feed
-	// taint is told of each version of the Node.
+	// taint gets each version of the Node.
 	taint *taintRemover
 	log   *slog.Logger
-	// explain says what an error means that refuses us the Node, and nothing of others.
+	// explain describes an error that means that we may not read the Node, and returns nothing for
+	// others.
 	explain func(error) string
-	// last is what the Feed has; nil before the Node was seen. It belongs to the Reflector.
+	// last is what the Feed has; nil before the Node was seen. Only the Reflector uses it.
 	last *cluster.Node
 
-	// mu guards all that follows.
+	// mu guards the fields below.
 	mu sync.Mutex
-	// had says that the Node was seen.
-	had bool
-	// missing says why there is no Node, since when; it is empty while there is one, and while nobody knows. told is when the
-	// log said so last, and pause how long it then keeps quiet.
-	missing     string
-	since, told time.Time
-	pause       time.Duration
+	// seen means that the Node existed.
+	seen bool
+	// missing is why there is no Node and since when; empty if there is one or if that is not known.
+	// warned is when it was logged last, pause the delay until the next reminder.
+	missing       string
+	since, warned time.Time
+	pause         time.Duration
 }
 
 var (
@@ -54,7 +57,7 @@ var (
 	_ cache.ResourceVersionUpdater = (*nodeStore)(nil)
 )
 
-// Add delivers the Node if it is the right one and something changed.
+// Add delivers the Node if it is ours and has changed.
 func (s *nodeStore) Add(obj any) error {
 	n, ok := obj.(*v1.Node)
 	if !ok || n.Name != s.name {
@@ -70,56 +73,53 @@ func (s *nodeStore) deliver(n cluster.Node) {
 	if s.last != nil && s.last.Equal(&n) {
 		return
 	}
-	s.tell(&n)
+	s.logChanges(&n)
 	s.last = &n
 	s.feed.SetNode(n)
 }
 
-// tell logs what an operator should know of how the Node changes.
-func (s *nodeStore) tell(n *cluster.Node) {
+// logChanges logs the changes of the Node that an operator should know.
+func (s *nodeStore) logChanges(n *cluster.Node) {
 	first := s.last == nil
 	switch {
 	case len(n.Addrs) == 0 && (first || len(s.last.Addrs) > 0):
-		s.log.Warn("node has neither an InternalIP nor an ExternalIP, what needs the node's address waits for one", "node", s.name)
+		s.log.Warn("node has no InternalIP or ExternalIP; features that need the node's address wait for one", "node", s.name)
 	case !first && !slices.Equal(n.Addrs, s.last.Addrs):
-		s.log.Info("node has other addresses", "node", s.name, "addresses", n.Addrs, "before", s.last.Addrs)
+		s.log.Info("node addresses changed", "node", s.name, "old", s.last.Addrs, "new", n.Addrs)
 	}
 	if !first && !slices.Equal(n.PodCIDRs, s.last.PodCIDRs) {
-		s.log.Info("node has other podCIDRs", "node", s.name, "podCIDRs", n.PodCIDRs, "before", s.last.PodCIDRs)
+		s.log.Info("node podCIDRs changed", "node", s.name, "old", s.last.PodCIDRs, "new", n.PodCIDRs)
 	}
 	if n.Deleting && (first || !s.last.Deleting) {
-		s.log.Info("node is being deleted, its rules stay in force", "node", s.name)
+		s.log.Info("node is being deleted; keeping its rules", "node", s.name)
 	}
 }
 
-// Update is Add.
+// Update is the same as Add.
 func (s *nodeStore) Update(obj any) error { return s.Add(obj) }
 
 // Delete marks the Node as deleting.
 func (s *nodeStore) Delete(obj any) error {
 	if n, ok := obj.(*v1.Node); ok && n.Name == s.name {
-		s.lost()
+		s.notFound()
 	}
 	return nil
 }
 
-// Replace takes the list, which has the Node or is empty.
+// Replace takes a list, which has the Node or is empty.
 func (s *nodeStore) Replace(list []any, _ string) error {
 	for _, obj := range list {
 		if n, ok := obj.(*v1.Node); ok && n.Name == s.name {
 			return s.Add(n)
 		}
 	}
-	s.lost()
+	s.notFound()
 	return nil
 }
 
-// Resync does nothing, as with keyStore.
-func (s *nodeStore) Resync() error { return nil }
-
-// lost says that the API server was asked and knows no such Node.
-func (s *nodeStore) lost() {
-	s.lacks(fmt.Sprintf("the API server has no node %q: is --hostname-override right?", s.name))
+// notFound records that the Node does not exist in the API server.
+func (s *nodeStore) notFound() {
+	s.setMissing(fmt.Sprintf("the API server has no node %q: is --hostname-override right?", s.name))
 	if s.last != nil {
 		n := *s.last
 		n.Deleting = true
@@ -127,15 +127,15 @@ func (s *nodeStore) lost() {
 	}
 }
 
-// noted takes the outcome of a list.
-func (s *nodeStore) noted(err error) {
+// listed takes the result of a list.
+func (s *nodeStore) listed(err error) {
 	if why := s.explain(err); why != "" {
-		s.lacks(fmt.Sprintf("node %q cannot be read: %s", s.name, why))
+		s.setMissing(fmt.Sprintf("cannot read node %q: %s", s.name, why))
 	}
 }
 
-// lacks says why there is no Node. The same again is no news.
-func (s *nodeStore) lacks(why string) {
+// setMissing records why there is no Node, and logs it if the reason is new.
+func (s *nodeStore) setMissing(why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.missing == why {
@@ -145,7 +145,7 @@ func (s *nodeStore) lacks(why string) {
 	if s.missing == "" {
 		s.since = now
 	}
-	s.missing, s.told, s.pause = why, now, firstReminder
+	s.missing, s.warned, s.pause = why, now, firstReminder
 	s.warn(now)
 }
 
@@ -153,22 +153,24 @@ func (s *nodeStore) found() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.missing != "" {
-		s.log.Info("node found", "node", s.name, "after", time.Since(s.since).Round(time.Second))
+		s.log.Info("node found", "node", s.name, "duration", time.Since(s.since).Round(time.Second))
 	}
-	s.had, s.missing = true, ""
+	s.seen, s.missing = true, ""
 }
 
 func (s *nodeStore) warn(now time.Time) {
-	if s.had {
-		s.log.Warn("no news of the node, its last state counts", "why", s.missing)
+	if s.seen {
+		s.log.Warn("cannot read the node; keeping its last known state", "reason", s.missing)
 		return
 	}
-	s.log.Warn("waiting for the node, nothing is written before", "why", s.missing, "endsIn", s.since.Add(nodeWait).Sub(now).Round(time.Second))
+	s.log.Warn("waiting for the node; no rules are written before it exists", "reason", s.missing,
+		"timeout", s.since.Add(nodeTimeout).Sub(now).Round(time.Second))
 }
 
-// await repeats what is missing, until ctx ends. The error says that the Node was missing for too long at the start. An API
-// server that does not answer is waited for without an end: another process would learn no more.
-func (s *nodeStore) await(ctx context.Context) error {
+// wait logs reminders while the Node is missing, until ctx ends. The error means that the Node was missing
+// for too long at startup. An API server that does not respond is no error: another process would not get
+// an answer either.
+func (s *nodeStore) wait(ctx context.Context) error {
 	t := time.NewTicker(nodeTick)
 	defer t.Stop()
 	for {
@@ -188,17 +190,17 @@ func (s *nodeStore) tick(now time.Time) error {
 	defer s.mu.Unlock()
 	switch {
 	case s.missing == "":
-	case !s.had && now.Sub(s.since) >= nodeWait:
-		return fmt.Errorf("no node after %v: %s", nodeWait, s.missing)
-	case now.Sub(s.told) >= s.pause:
-		s.told, s.pause = now, min(2*s.pause, lastReminder)
+	case !s.seen && now.Sub(s.since) >= nodeTimeout:
+		return fmt.Errorf("no node after %v: %s", nodeTimeout, s.missing)
+	case now.Sub(s.warned) >= s.pause:
+		s.warned, s.pause = now, min(2*s.pause, lastReminder)
 		s.warn(now)
 	}
 	return nil
 }
 
-// lack says why there is no Node; empty where there is one, or where nobody knows yet.
-func (s *nodeStore) lack() string {
+// problem returns why there is no Node; empty if there is one, or if that is not known yet.
+func (s *nodeStore) problem() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.missing

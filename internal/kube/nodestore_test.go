@@ -14,11 +14,11 @@ import (
 // awaiting returns a nodeStore whose await runs until the test ends, and what await returned.
 func awaiting(t *testing.T) (*nodeStore, *logBuffer, <-chan error) {
 	logs := &logBuffer{}
-	s := &nodeStore{contact: newContact("nodes"), name: "n1", feed: NewFeed(), log: logs.logger(), explain: func(error) string { return "" }}
+	s := &nodeStore{watchState: newWatchState("nodes"), name: "n1", feed: NewFeed(), log: logs.logger(), explain: func(error) string { return "" }}
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	done := make(chan error, 1)
-	go func() { done <- s.await(ctx) }()
+	go func() { done <- s.wait(ctx) }()
 	return s, logs, done
 }
 
@@ -34,12 +34,12 @@ func TestNodeIsAwaitedWithAnEnd(t *testing.T) {
 		for range 3 {
 			_ = s.Replace(nil, "1") // a reflector that begins anew
 		}
-		if !strings.Contains(s.lack(), `no node "n1"`) {
-			t.Errorf("lacks %q", s.lack())
+		if !strings.Contains(s.problem(), `no node "n1"`) {
+			t.Errorf("lacks %q", s.problem())
 		}
-		pass(nodeWait - nodeTick)
+		pass(nodeTimeout - nodeTick)
 		if n := logs.count("level=WARN", `has no node \"n1\"`); n != 3 { // at once, after 1 and after 3 minutes
-			t.Errorf("%d lines in %v:\n%s", n, nodeWait, logs.String())
+			t.Errorf("%d lines in %v:\n%s", n, nodeTimeout, logs.String())
 		}
 		if len(done) != 0 {
 			t.Fatal("ended early")
@@ -60,17 +60,17 @@ func TestNodeThatCameIsNotGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, logs, done := awaiting(t)
 		_ = s.Replace(nil, "1")
-		pass(nodeWait / 2)
+		pass(nodeTimeout / 2)
 		_ = s.Add(apiNode("z1"))
-		if s.lack() != "" || logs.count("node found") != 1 {
-			t.Errorf("lacks %q:\n%s", s.lack(), logs.String())
+		if s.problem() != "" || logs.count("node found") != 1 {
+			t.Errorf("lacks %q:\n%s", s.problem(), logs.String())
 		}
 		_ = s.Delete(apiNode("z1"))
 		pass(24 * time.Hour)
 		if len(done) != 0 {
 			t.Error("ended")
 		}
-		if n := logs.count("no news of the node, its last state counts"); n < 2 || n > 60 {
+		if n := logs.count("cannot read the node; keeping its last known state"); n < 2 || n > 60 {
 			t.Errorf("%d lines in a day:\n%s", n, logs.String())
 		}
 		if n := logs.count("node is being deleted"); n != 1 {
@@ -95,7 +95,7 @@ func TestNodeChangesAreLogged(t *testing.T) {
 		put("10.1.0.0/24", "192.0.2.1", "192.0.2.2")
 		put("10.1.0.0/24", "192.0.2.2", "192.0.2.1")
 		put("10.2.0.0/24", "192.0.2.2", "192.0.2.1")
-		for line, want := range map[string]int{"neither an InternalIP nor an ExternalIP": 1, "node has other addresses": 2, "node has other podCIDRs": 1} {
+		for line, want := range map[string]int{"no InternalIP or ExternalIP": 1, "node addresses changed": 2, "node podCIDRs changed": 1} {
 			if n := logs.count(line); n != want {
 				t.Errorf("%q: %d lines, want %d:\n%s", line, n, want, logs.String())
 			}
@@ -114,7 +114,7 @@ func TestRefusedNode(t *testing.T) {
 			a.setAbsent("nodes", code)
 			f, s := attach(t, a, func(*APIOptions) {})
 			f.until("the log says so", func() bool { return f.logs.count(append(want, "waiting for the node")...) > 0 })
-			why := s.NodeLack()
+			why := s.NodeProblem()
 			for _, text := range want {
 				if !strings.Contains(why, text) {
 					t.Errorf("lacks %q", why)
@@ -126,8 +126,8 @@ func TestRefusedNode(t *testing.T) {
 			a.put(apiNode("z1"))
 			a.setAbsent("nodes", 0)
 			f.until("synced", f.feed.Synced)
-			if s.NodeLack() != "" {
-				t.Errorf("lacks %q", s.NodeLack())
+			if s.NodeProblem() != "" {
+				t.Errorf("lacks %q", s.NodeProblem())
 			}
 		})
 	}

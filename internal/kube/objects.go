@@ -13,16 +13,18 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	caseful "k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
-// maxListDepth bounds Lists within Lists.
+// maxListDepth limits Lists within Lists.
 const maxListDepth = 4
 
-// objectName identifies an object of a file.
+// objectName identifies an object in a file.
 type objectName struct {
 	kind, namespace, name string
 }
@@ -34,7 +36,7 @@ func (n objectName) String() string {
 	return n.kind + " " + n.namespace + "/" + n.name
 }
 
-// fileObject is one handled object of a file; exactly one of service, slice, node and cidrs is set.
+// fileObject is an object from a file; exactly one of service, slice, node and cidrs is set.
 type fileObject struct {
 	name    objectName
 	where   string
@@ -44,30 +46,35 @@ type fileObject struct {
 	cidrs   []netip.Prefix
 }
 
-// badObject is an object that could not be read; its name is as much as could be found out.
+// badObject is an object that could not be read. Its name may be incomplete.
 type badObject struct {
 	name objectName
 	err  error
 }
 
-// parsed is what a file has in it, in the order of the file.
+// parsed is the content of a file, in its order.
 type parsed struct {
 	objects []fileObject
 	bad     []badObject
-	// problems are those of fields, with the place in the file.
+	// problems are invalid fields.
 	problems []placedProblem
-	// ignored are objects that somebody may have expected to count.
+	// ignored are objects that somebody may expect to be used.
 	ignored []ignored
-	// seen counts the objects of the kinds that are read, handled or not.
+	// seen counts the objects of known kinds, handled or not.
 	seen int
-	// empty says that there is nothing in the file, or nothing but comments.
+	// empty means that the file has no documents.
 	empty bool
 }
 
-// ignored stands for all objects of a file that are ignored for one reason.
+type placedProblem struct {
+	where string
+	Problem
+}
+
+// ignored stands for all objects of a file that are ignored for the same reason.
 type ignored struct {
 	where string
-	// first is one of them, and more is how many others there are.
+	// first is one of them; more is the number of others.
 	first objectName
 	more  int
 	why   string
@@ -78,10 +85,11 @@ func (i ignored) notice() notice {
 	if i.more > 0 {
 		object += fmt.Sprintf(" and %d more", i.more)
 	}
-	return notice{level: slog.LevelWarn, message: "object is ignored", object: object, problem: i.why, where: i.where}
+	return notice{level: slog.LevelWarn, message: "ignoring object", object: object, problem: i.why, where: i.where}
 }
 
-// ignore takes note of an object that does not count. A dump may have thousands of a kind, so one notice stands for all.
+// ignore records an object that is ignored. A dump may have thousands of a kind, so there is one notice
+// for all.
 func (p *parsed) ignore(where string, name objectName, why string) {
 	for i := range p.ignored {
 		if old := &p.ignored[i]; old.why == why && old.first.kind == name.kind {
@@ -92,25 +100,19 @@ func (p *parsed) ignore(where string, name objectName, why string) {
 	p.ignored = append(p.ignored, ignored{where: where, first: name, why: why})
 }
 
-type placedProblem struct {
-	where string
-	Problem
-}
-
-// reader turns the text of files into objects.
+// reader parses files.
 type reader struct {
-	convert  ConvertOptions
-	interned *interner
-	log      *slog.Logger
+	convert Converter
+	log     *slog.Logger
 }
 
-// document is one document of a file, and the line it begins on.
+// document is a document of a file and the line where it starts.
 type document struct {
 	line int
 	text []byte
 }
 
-// parse reads a file of JSON or YAML documents. An error means that the file as a whole is not to be used.
+// parse parses a file of JSON or YAML documents. The error means that the whole file cannot be used.
 func (r *reader) parse(file string, data []byte) (parsed, error) {
 	var out parsed
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
@@ -134,11 +136,11 @@ func (r *reader) parse(file string, data []byte) (parsed, error) {
 	return out, nil
 }
 
-// splitJSON cuts a stream of JSON values. JSON is YAML too, but YAML wants no tabs.
+// splitJSON splits a stream of JSON values. JSON is also YAML, except that YAML does not allow tabs.
 func splitJSON(data []byte) ([]document, error) {
 	var docs []document
 	dec := json.NewDecoder(bytes.NewReader(data))
-	for line, at := 1, 0; ; {
+	for line, offset := 1, 0; ; {
 		var raw json.RawMessage
 		err := dec.Decode(&raw)
 		if errors.Is(err, io.EOF) {
@@ -147,20 +149,19 @@ func splitJSON(data []byte) ([]document, error) {
 		if err != nil {
 			var syntax *json.SyntaxError
 			if errors.As(err, &syntax) {
-				at = int(min(syntax.Offset, int64(len(data))))
+				offset = int(min(syntax.Offset, int64(len(data))))
 			}
-			return docs, fmt.Errorf("line %d: %w", 1+bytes.Count(data[:at], []byte("\n")), err)
+			return docs, fmt.Errorf("line %d: %w", 1+bytes.Count(data[:offset], []byte("\n")), err)
 		}
 		end := int(dec.InputOffset())
-		start := end - len(raw)
-		line += bytes.Count(data[at:start], []byte("\n"))
+		line += bytes.Count(data[offset:end-len(raw)], []byte("\n"))
 		docs = append(docs, document{line: line, text: raw})
 		line += bytes.Count(raw, []byte("\n"))
-		at = end
+		offset = end
 	}
 }
 
-// splitYAML cuts at lines that begin with "---" or "..."; documents without content are left out.
+// splitYAML splits at lines that start with "---" or "..."; it drops documents without content.
 func splitYAML(data []byte) ([]document, error) {
 	var docs []document
 	var current document
@@ -173,10 +174,10 @@ func splitYAML(data []byte) ([]document, error) {
 	number := 0
 	for line := range bytes.Lines(data) {
 		number++
-		if rest, ok := bytes.CutPrefix(line, []byte("---")); ok && blankAtStart(rest) {
+		if content, ok := bytes.CutPrefix(line, []byte("---")); ok && startsBlank(content) {
 			flush()
-			line = append([]byte("   "), rest...)
-		} else if rest, ok := bytes.CutPrefix(line, []byte("...")); ok && blankAtStart(rest) {
+			line = append([]byte("   "), content...)
+		} else if content, ok := bytes.CutPrefix(line, []byte("...")); ok && startsBlank(content) {
 			flush()
 			continue
 		}
@@ -192,7 +193,7 @@ func splitYAML(data []byte) ([]document, error) {
 	return docs, nil
 }
 
-func blankAtStart(b []byte) bool { return len(b) == 0 || strings.ContainsRune(" \t\r\n", rune(b[0])) }
+func startsBlank(b []byte) bool { return len(b) == 0 || strings.ContainsRune(" \t\r\n", rune(b[0])) }
 
 // json returns the document as JSON. Line numbers in errors are those of the file.
 func (d document) json() ([]byte, error) {
@@ -216,7 +217,7 @@ type typeMeta struct {
 
 func (t typeMeta) String() string { return t.APIVersion + " " + t.Kind }
 
-// object reads one object, or a list of them. The items of a list whose kind says so need no kind of their own.
+// object reads an object or a list of objects. def is the type of items of a typed list, which need none.
 func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, depth int) {
 	if string(text) == "null" {
 		return
@@ -226,46 +227,40 @@ func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, de
 		out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: not an object: %w", where, err)})
 		return
 	}
-	switch head.String() {
-	case "v1 List", "v1 ServiceList", "v1 NodeList", "discovery.k8s.io/v1 EndpointSliceList", "networking.k8s.io/v1 ServiceCIDRList":
+	kind, isList := strings.CutSuffix(head.Kind, "List")
+	supported := versions[kind] != "" && head.APIVersion == versions[kind]
+	why := unsupported(head.APIVersion, kind)
+	switch {
+	case isList && (supported || why != "" || head.String() == "v1 List"):
 		r.list(out, where, text, head, depth)
-	case "v1 Service", "v1 Node", "discovery.k8s.io/v1 EndpointSlice", "networking.k8s.io/v1 ServiceCIDR":
-		name := nameOf(text, head.Kind)
-		if err := r.read(out, where, text, name); err != nil {
+	case why != "":
+		out.ignore(where, nameOf(text, kind), why)
+	case supported:
+		name := nameOf(text, kind)
+		if err := r.read(out, where, text, head, name); err != nil {
 			out.bad = append(out.bad, badObject{name, fmt.Errorf("%s: %s: %w", where, name, err)})
 			return
 		}
 		out.seen++
+	case head.Kind == "" || head.APIVersion == "":
+		out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: apiVersion or kind is missing", where)})
 	default:
-		if why := unread(head); why != "" {
-			if strings.HasSuffix(head.Kind, "List") {
-				r.list(out, where, text, head, depth)
-			} else {
-				out.ignore(where, nameOf(text, head.Kind), why)
-			}
-			return
-		}
-		if head.Kind == "" || head.APIVersion == "" {
-			out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: apiVersion or kind is missing", where)})
-			return
-		}
-		r.log.Debug("object of another kind is ignored", "where", where, "kind", head.String())
+		r.log.Debug("ignoring object of another kind", "where", where, "kind", head.String())
 	}
 }
 
-// versions are the API versions in which kinds are read.
+// versions are the API versions of the kinds that are read.
 var versions = map[string]string{"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}
 
-// unread says why an object, or a list of some, that old dumps have in place of what is read does not count. It says nothing of
-// other objects.
-func unread(t typeMeta) string {
-	kind := strings.TrimSuffix(t.Kind, "List")
-	if t.APIVersion == "v1" && kind == "Endpoints" {
-		return "endpoints are taken from EndpointSlices: add those that kubectl get endpointslices -o yaml prints"
+// unsupported explains why an object that old dumps have instead of a supported one is ignored. It returns
+// nothing for other objects.
+func unsupported(apiVersion, kind string) string {
+	if apiVersion == "v1" && kind == "Endpoints" {
+		return "Endpoints are not supported: add the EndpointSlices from kubectl get endpointslices -o yaml"
 	}
-	group, _, _ := strings.Cut(t.APIVersion, "/")
-	if want := versions[kind]; strings.HasPrefix(want, group+"/") && want != t.APIVersion {
-		return fmt.Sprintf("%s is not read: want %s, which kubectl get prints on an API server that has it", t.APIVersion, want)
+	group, _, _ := strings.Cut(apiVersion, "/")
+	if want := versions[kind]; strings.HasPrefix(want, group+"/") && want != apiVersion {
+		return fmt.Sprintf("%s is not supported: want %s, which kubectl get prints if the API server has it", apiVersion, want)
 	}
 	return ""
 }
@@ -276,7 +271,7 @@ func (r *reader) list(out *parsed, where string, text []byte, head typeMeta, dep
 	}
 	err := caseful.Unmarshal(text, &list)
 	if err == nil && depth == maxListDepth {
-		err = errors.New("too many lists within lists")
+		err = errors.New("too many nested lists")
 	}
 	if err != nil {
 		out.bad = append(out.bad, badObject{err: fmt.Errorf("%s: %s: %w", where, head.Kind, err)})
@@ -291,7 +286,8 @@ func (r *reader) list(out *parsed, where string, text []byte, head typeMeta, dep
 	}
 }
 
-// nameOf finds the name of an object that may be malformed elsewhere; the namespace is "default" where it is left out.
+// nameOf returns the name of an object that may be malformed otherwise; the default namespace is
+// "default".
 func nameOf(text []byte, kind string) objectName {
 	var o struct {
 		Metadata struct {
@@ -299,7 +295,7 @@ func nameOf(text []byte, kind string) objectName {
 			Name      any `json:"name"`
 		} `json:"metadata"`
 	}
-	_ = caseful.Unmarshal(text, &o) // what cannot be read stays empty, and is reported with the rest of the object
+	_ = caseful.Unmarshal(text, &o) // what cannot be read stays empty; read reports it
 	name := objectName{kind: kind}
 	name.name, _ = o.Metadata.Name.(string)
 	if kind != "Node" && kind != "ServiceCIDR" {
@@ -310,48 +306,34 @@ func nameOf(text []byte, kind string) objectName {
 	return name
 }
 
-// read decodes and converts one object. Fields that are not known are tolerated.
-func (r *reader) read(out *parsed, where string, text []byte, name objectName) error {
+// read decodes and converts one object. Unknown fields are ignored.
+func (r *reader) read(out *parsed, where string, text []byte, head typeMeta, name objectName) error {
+	gvk := schema.FromAPIVersionAndKind(head.APIVersion, head.Kind)
+	obj, _, err := scheme.Codecs.UniversalDeserializer().Decode(text, &gvk, nil)
+	if err != nil {
+		return err
+	}
 	o := fileObject{name: name, where: where}
 	var problems []Problem
-	switch name.kind {
-	case "Service":
-		var s v1.Service
-		if err := caseful.Unmarshal(text, &s); err != nil {
-			return err
+	switch obj := obj.(type) {
+	case *v1.Service:
+		obj.Namespace = name.namespace
+		if matches(r.convert.serviceSelector(), obj.Labels) {
+			o.service, problems = r.convert.Service(obj)
 		}
-		s.Namespace = name.namespace
-		if r.convert.takesService(s.Labels) {
-			o.service, problems = convertService(&s, r.convert, r.interned)
-		}
-	case "EndpointSlice":
-		var s discoveryv1.EndpointSlice
-		if err := caseful.Unmarshal(text, &s); err != nil {
-			return err
-		}
-		s.Namespace = name.namespace
-		if r.convert.takesSlice(s.Labels) {
-			o.slice, problems = convertSlice(&s, r.interned)
-			switch {
-			case s.AddressType == discoveryv1.AddressTypeFQDN:
-				out.ignore(where, name, "addressType FQDN is served neither here nor by kube-proxy: want slices with IP addresses")
-			case s.Labels[discoveryv1.LabelServiceName] == "":
-				out.ignore(where, name, "it belongs to no Service: want the label "+discoveryv1.LabelServiceName)
+	case *discoveryv1.EndpointSlice:
+		obj.Namespace = name.namespace
+		if matches(r.convert.sliceSelector(), obj.Labels) {
+			o.slice, problems = r.convert.Slice(obj)
+			if why := unusedSlice(obj); why != "" {
+				out.ignore(where, name, why)
 			}
 		}
-	case "Node":
-		var n v1.Node
-		if err := caseful.Unmarshal(text, &n); err != nil {
-			return err
-		}
-		node := ConvertNode(&n)
+	case *v1.Node:
+		node := ConvertNode(obj)
 		o.node = &node
-	case "ServiceCIDR":
-		var s networkingv1.ServiceCIDR
-		if err := caseful.Unmarshal(text, &s); err != nil {
-			return err
-		}
-		o.cidrs = ConvertServiceCIDR(&s)
+	case *networkingv1.ServiceCIDR:
+		o.cidrs = ConvertServiceCIDR(obj)
 	}
 	for _, p := range problems {
 		out.problems = append(out.problems, placedProblem{where, p})
@@ -360,4 +342,15 @@ func (r *reader) read(out *parsed, where string, text []byte, name objectName) e
 		out.objects = append(out.objects, o)
 	}
 	return nil
+}
+
+// unusedSlice explains why an EndpointSlice is not used, or returns nothing.
+func unusedSlice(s *discoveryv1.EndpointSlice) string {
+	switch {
+	case s.AddressType == discoveryv1.AddressTypeFQDN:
+		return "addressType FQDN is not supported, as in kube-proxy: want slices with IP addresses"
+	case s.Labels[discoveryv1.LabelServiceName] == "":
+		return "it belongs to no Service: want the label " + discoveryv1.LabelServiceName
+	}
+	return ""
 }

@@ -2,13 +2,13 @@ package kube
 
 import "fmt"
 
-// Problem says that a field of an object was set aside, and why.
+// Problem is an invalid field of an object that was ignored.
 type Problem struct {
 	// Object is the kind and name of the object, such as "Service ns/name".
 	Object string
-	// Field is the path of the field within the object; empty where the whole object is meant.
+	// Field is the path of the field within the object; empty means the whole object.
 	Field string
-	// Message is for people; it quotes the start of the value.
+	// Message explains the problem and quotes the start of the value.
 	Message string
 }
 
@@ -19,7 +19,7 @@ func (p Problem) String() string {
 	return p.Object + ": " + p.Field + ": " + p.Message
 }
 
-// maxProblems bounds what one object can add to the log; what goes beyond is counted.
+// maxProblems limits how many problems of one object are reported; the others are only counted.
 const maxProblems = 20
 
 // problems collects the Problems of one object.
@@ -37,9 +37,9 @@ func (p *problems) add(field, message string) {
 	p.list = append(p.list, Problem{Object: p.object, Field: field, Message: message})
 }
 
-// item is add for one element of a list.
-func (p *problems) item(list string, i int, rest, message string) {
-	p.add(fmt.Sprintf("%s[%d]%s", list, i, rest), message)
+// item is add for an element of a list; field is the path within the element.
+func (p *problems) item(list string, i int, field, message string) {
+	p.add(fmt.Sprintf("%s[%d]%s", list, i, field), message)
 }
 
 func (p *problems) all() []Problem {
@@ -49,7 +49,7 @@ func (p *problems) all() []Problem {
 	return p.list
 }
 
-// clip quotes a value for a message, and only the start of one that is long.
+// clip quotes a value for a message; a long value is cut.
 func clip[S ~string](s S) string {
 	const limit = 80
 	if len(s) > limit {

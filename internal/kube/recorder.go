@@ -21,7 +21,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// ReasonBadField is the reason of the Event on a Service of which a field was set aside.
+// ReasonBadField is the reason of the Event on a Service with an invalid field.
 const ReasonBadField = "FairleadBadField"
 
 const (
@@ -29,15 +29,15 @@ const (
 	reporter = "fairlead"
 	// actionNode is the action of Events on the node.
 	actionNode = "ProgramNode"
-	// maxNote is the length in bytes that the API server accepts for the note of an Event.
+	// maxNote is the maximum length of an Event's note in the API server, in bytes.
 	maxNote = 1024
-	// Events are a help, not a log: after a burst of eventBurst there are eventQPS a second, and the rest is dropped.
+	// Events are rate limited to eventQPS per second after a burst of eventBurst; the rest is dropped.
 	eventQPS   = 1
 	eventBurst = 100
 )
 
-// Recorder reports Events (events.k8s.io) on Services and on the node. Events that repeat become a series. A nil Recorder
-// drops all. Its methods never block and may be called by any goroutine.
+// Recorder reports Events (events.k8s.io) on Services and on the node. Repeated Events become a series. A
+// nil Recorder drops all Events. Its methods never block and are safe for concurrent use.
 type Recorder struct {
 	broadcaster events.EventBroadcaster
 	recorder    events.EventRecorder
@@ -45,11 +45,11 @@ type Recorder struct {
 	limit       flowcontrol.RateLimiter
 	node        string
 
-	// mu guards all that follows.
+	// mu guards the fields below.
 	mu sync.Mutex
-	// uids are those by which kubectl describe finds the Events of a Service.
+	// uids are the UIDs of Services; kubectl describe needs them to find Events.
 	uids map[fwd.Service]types.UID
-	// early are Events from before start, which the broadcaster would drop; started says that there are no more.
+	// early are Events from before start, which the broadcaster would drop.
 	early   []func()
 	started bool
 }
@@ -66,7 +66,7 @@ func newRecorder(client kubernetes.Interface, node string) *Recorder {
 	}
 }
 
-// start writes Events to the API server until ctx ends, those from before first.
+// start sends Events to the API server until ctx ends, starting with those recorded before.
 func (r *Recorder) start(ctx context.Context) error {
 	if err := r.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return fmt.Errorf("start recording events: %w", err)
@@ -92,7 +92,7 @@ func (r *Recorder) Service(name fwd.Service, warning bool, reason, message strin
 		warning, reason, "ProgramService", message)
 }
 
-// Node reports an Event on the node's own Node, whose name stands for its UID as in kubelet's Events.
+// Node reports an Event on the node's Node. As in the kubelet's Events, the UID is the name.
 func (r *Recorder) Node(warning bool, reason, message string) {
 	if r == nil {
 		return
@@ -104,8 +104,8 @@ func (r *Recorder) nodeReference() *v1.ObjectReference {
 	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)}
 }
 
-// NodeAtOnce reports a Warning on the node's own Node before the process ends, also where start was never called. It waits
-// for the API server until ctx ends.
+// NodeAtOnce reports a Warning on the node's Node before the process exits; start is not needed. It blocks
+// until the API server has it or ctx ends.
 func (r *Recorder) NodeAtOnce(ctx context.Context, reason, message string) error {
 	if r == nil {
 		return nil
@@ -161,7 +161,7 @@ func clipNote(s string) string {
 	return s[:end] + "…"
 }
 
-// remember notes the UID of a Service.
+// remember stores the UID of a Service.
 func (r *Recorder) remember(name fwd.Service, uid types.UID) {
 	if r == nil {
 		return
@@ -180,15 +180,19 @@ func (r *Recorder) forget(name fwd.Service) {
 	delete(r.uids, name)
 }
 
-// report tells about the problems of one version of an object: a line each in the log, one Event on the Service.
-func report(log *slog.Logger, r *Recorder, service fwd.Service, problems []Problem) {
+// badFields reports the problems of one version of an object: a log line each, and one Event on the
+// Service.
+func (r *Recorder) badFields(log *slog.Logger, service fwd.Service, problems []Problem) {
 	if len(problems) == 0 {
 		return
 	}
 	lines := make([]string, 0, len(problems))
 	for _, p := range problems {
-		log.Warn("field is set aside", "object", p.Object, "field", p.Field, "problem", p.Message)
+		log.Warn(ignoringField, "object", p.Object, "field", p.Field, "problem", p.Message)
 		lines = append(lines, p.String())
 	}
 	r.Service(service, true, ReasonBadField, strings.Join(lines, "; "))
 }
+
+// ignoringField is the log message about a Problem.
+const ignoringField = "ignoring invalid field"

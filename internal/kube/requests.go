@@ -8,21 +8,21 @@ import (
 	"k8s.io/client-go/tools/metrics"
 )
 
-// RequestMetrics counts the requests that are sent to API servers. Its methods may be called by any goroutine.
+// RequestMetrics observes requests to API servers. It must be safe for concurrent use.
 type RequestMetrics interface {
-	// Result counts an answer by its HTTP status code, or "<error>", and Retry a request that is sent again.
+	// Result counts a response by HTTP status code, or "<error>"; Retry counts a repeated request.
 	Result(code, method, host string)
 	Retry(code, verb, host string)
-	// Duration is the time until the answer, RateLimiter the time that a request waited for its turn.
+	// Duration is the time until the response, RateLimiter the time that a request was delayed by the
+	// rate limit.
 	Duration(verb, host string, d time.Duration)
 	RateLimiter(verb, host string, d time.Duration)
-	// RequestSize and ResponseSize are of bodies, in bytes.
+	// RequestSize and ResponseSize are the sizes of bodies in bytes.
 	RequestSize(verb, host string, bytes float64)
 	ResponseSize(verb, host string, bytes float64)
 }
 
-// ReportRequests makes all clients of this process report their requests. Only the first call counts: client-go has one
-// place for it.
+// ReportRequests makes all clients in this process report to m. client-go ignores all calls but the first.
 func ReportRequests(m RequestMetrics) {
 	metrics.Register(metrics.RegisterOpts{
 		RequestResult:      results{m},

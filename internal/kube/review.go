@@ -11,29 +11,26 @@ import (
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 )
 
-// Reviewer asks the API server who holds a token and what that user may do. It needs the permission to create
-// tokenreviews.authentication.k8s.io and subjectaccessreviews.authorization.k8s.io (ClusterRole system:auth-delegator).
-// Its methods may be called by any goroutine.
+// Reviewer asks the API server to whom a token belongs and what that user may do. It needs permission to
+// create tokenreviews.authentication.k8s.io and subjectaccessreviews.authorization.k8s.io (ClusterRole
+// system:auth-delegator). It is safe for concurrent use.
 type Reviewer struct {
 	tokens authenticationclient.TokenReviewInterface
 	access authorizationclient.SubjectAccessReviewInterface
 }
 
-// Reviewer returns a Reviewer with a limit of requests of its own, so that those who ask do not hold up the watches.
+// Reviewer returns a Reviewer with its own rate limit.
 func (s *APISource) Reviewer() (*Reviewer, error) {
-	tokens, err := authenticationclient.NewForConfigAndClient(s.config, s.http)
+	c, err := s.newClient()
 	if err != nil {
-		return nil, fmt.Errorf("connect to the API server %s: %w", s.config.Host, err)
+		return nil, err
 	}
-	access, err := authorizationclient.NewForConfigAndClient(s.config, s.http)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the API server %s: %w", s.config.Host, err)
-	}
-	return &Reviewer{tokens.TokenReviews(), access.SubjectAccessReviews()}, nil
+	return &Reviewer{c.AuthenticationV1().TokenReviews(), c.AuthorizationV1().SubjectAccessReviews()}, nil
 }
 
-// Review says who holds the token, and whether that user may do what the verb says, such as "get", with a path that is no
-// resource. The user is empty where the API server knows no holder. An error means that the API server did not answer.
+// Review returns the user to whom the token belongs, and whether the user may apply a verb, such as "get",
+// to a non-resource path. The user is empty if the token is not valid. The error means that the API server
+// did not answer.
 func (r *Reviewer) Review(ctx context.Context, token, verb, path string) (user string, allowed bool, err error) {
 	t, err := r.tokens.Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {

@@ -13,63 +13,15 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Labels that take a Service or an EndpointSlice away from this proxy, whatever their values are.
-const (
-	labelProxyName = "service.kubernetes.io/service-proxy-name"
-	labelHeadless  = v1.IsHeadlessService
-)
-
-// ConvertOptions are the settings that selection and conversion depend on.
-type ConvertOptions struct {
-	// AllLBIPsAreVIPs ignores ipMode of load balancer addresses (feature gate LoadBalancerIPMode off).
-	AllLBIPsAreVIPs bool
-	// ServiceProxyName selects the Services that carry label service.kubernetes.io/service-proxy-name with this value,
-	// instead of those that carry none.
-	ServiceProxyName string
-}
-
-// serviceSelector selects Services by their labels, sliceSelector EndpointSlices. With a ServiceProxyName all slices are
-// taken, since those that were made by hand need not carry the labels of their Service.
-func (c ConvertOptions) serviceSelector() string {
-	if c.ServiceProxyName != "" {
-		return labelProxyName + "=" + c.ServiceProxyName + ",!" + labelHeadless
-	}
-	return "!" + labelProxyName + ",!" + labelHeadless
-}
-
-func (c ConvertOptions) sliceSelector() string {
-	if c.ServiceProxyName != "" {
-		return "!" + labelHeadless
-	}
-	return c.serviceSelector()
-}
-
-// takesService says of labels what serviceSelector selects, takesSlice what sliceSelector does.
-func (c ConvertOptions) takesService(labels map[string]string) bool {
-	name, named := labels[labelProxyName]
-	_, headless := labels[labelHeadless]
-	return !headless && name == c.ServiceProxyName && named == (c.ServiceProxyName != "")
-}
-
-func (c ConvertOptions) takesSlice(labels map[string]string) bool {
-	_, named := labels[labelProxyName]
-	_, headless := labels[labelHeadless]
-	return !headless && (!named || c.ServiceProxyName != "")
-}
-
-// The limits of sessionAffinityConfig.clientIP.timeoutSeconds and its default, from the API's validation.
+// The default and the maximum of sessionAffinityConfig.clientIP.timeoutSeconds in the API's validation.
 const (
 	defaultAffinitySec = 10800
 	maxAffinitySec     = 86400
 )
 
-// ConvertService reads a Service. It returns nil where the Service is not handled at all: headless, ExternalName, without a
-// name or without a valid cluster IP of a family that it names. Problems name each field that was set aside.
-func ConvertService(s *v1.Service, o ConvertOptions) (*cluster.Service, []Problem) {
-	return convertService(s, o, nil)
-}
-
-func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Service, []Problem) {
+// Service converts a Service. It returns nil if the Service is not handled: headless, ExternalName,
+// without a name, or without a valid cluster IP. Problems lists the invalid fields that were ignored.
+func (c Converter) Service(s *v1.Service) (*cluster.Service, []Problem) {
 	if s == nil || s.Spec.Type == v1.ServiceTypeExternalName || s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return nil, nil
 	}
@@ -83,12 +35,12 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 		return nil, p.all()
 	}
 	v := &cluster.Service{
-		Name:            fwd.Service{Namespace: in.str(s.Namespace), Name: s.Name},
+		Name:            fwd.Service{Namespace: c.interned.str(s.Namespace), Name: s.Name},
 		Type:            serviceType(s.Spec.Type, p),
 		ClusterIPs:      ips,
-		Ports:           servicePorts(s.Spec.Ports, in, p),
+		Ports:           servicePorts(s.Spec.Ports, c.interned, p),
 		ExternalIPs:     externalIPs(s.Spec.ExternalIPs, p),
-		LoadBalancerIPs: ingressIPs(s.Status.LoadBalancer.Ingress, o, p),
+		LoadBalancerIPs: ingressIPs(s.Status.LoadBalancer.Ingress, c.AllLBIPsAreVIPs, p),
 		SourceRanges:    sourceRanges(s.Spec.LoadBalancerSourceRanges, p),
 		ExternalLocal:   isLocal("spec.externalTrafficPolicy", s.Spec.ExternalTrafficPolicy, p),
 		AffinitySec:     affinity(&s.Spec, p),
@@ -110,8 +62,8 @@ func convertService(s *v1.Service, o ConvertOptions, in *interner) (*cluster.Ser
 	return v, p.all()
 }
 
-// clusterIPs finds the cluster IP of each family the way kube-proxy does: by the index of the family, and only where the
-// Service names no families (written before dual-stack) by looking at the address.
+// clusterIPs returns the cluster IP of each family. Like kube-proxy it goes by the index in ipFamilies;
+// only if the Service has no ipFamilies (from before dual-stack) it looks at the address.
 func clusterIPs(spec *v1.ServiceSpec, p *problems) (ips [2]netip.Addr) {
 	if len(spec.IPFamilies) == 0 {
 		if a, ok := parseAddr(spec.ClusterIP); ok {
@@ -123,7 +75,7 @@ func clusterIPs(spec *v1.ServiceSpec, p *problems) (ips [2]netip.Addr) {
 	}
 	for i, family := range spec.IPFamilies {
 		if family != v1.IPv4Protocol && family != v1.IPv6Protocol {
-			p.item("spec.ipFamilies", i, "", clip(family)+" is not a family")
+			p.item("spec.ipFamilies", i, "", clip(family)+" is not an IP family")
 			continue
 		}
 		want := 0
@@ -155,11 +107,12 @@ func serviceType(t v1.ServiceType, p *problems) cluster.ServiceType {
 	case v1.ServiceTypeClusterIP, "":
 		return cluster.TypeClusterIP
 	}
-	p.add("spec.type", clip(t)+" is not known, read as ClusterIP")
+	p.add("spec.type", clip(t)+" is unknown, using ClusterIP")
 	return cluster.TypeClusterIP
 }
 
-// servicePorts reads and sorts the ports. A name, a port or a node port can be taken once per protocol: the first keeps it.
+// servicePorts converts and sorts the ports. A name, a port or a node port can be used once per
+// protocol: the first port keeps it.
 func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.ServicePort {
 	const list = "spec.ports"
 	type nameKey struct {
@@ -176,7 +129,7 @@ func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.S
 	for i := range ports {
 		protocol, ok := protocolOf(ports[i].Protocol)
 		if !ok {
-			p.item(list, i, ".protocol", clip(ports[i].Protocol)+" is not known")
+			p.item(list, i, ".protocol", clip(ports[i].Protocol)+" is unknown")
 			continue
 		}
 		port, ok := optionalPort(ports[i].Port)
@@ -185,18 +138,18 @@ func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.S
 			continue
 		}
 		if names[nameKey{ports[i].Name, protocol}] {
-			p.item(list, i, ".name", clip(ports[i].Name)+" is the name of an earlier port")
+			p.item(list, i, ".name", clip(ports[i].Name)+" is already the name of another port")
 			continue
 		}
 		if taken[portKey{protocol, port, false}] {
-			p.item(list, i, ".port", fmt.Sprintf("%d is taken by an earlier port", port))
+			p.item(list, i, ".port", fmt.Sprintf("%d is already used by another port", port))
 			continue
 		}
 		nodePort, ok := optionalPort(ports[i].NodePort)
 		if !ok {
 			p.item(list, i, ".nodePort", portMessage(ports[i].NodePort))
 		} else if nodePort != 0 && taken[portKey{protocol, nodePort, true}] {
-			p.item(list, i, ".nodePort", fmt.Sprintf("%d is taken by an earlier port", nodePort))
+			p.item(list, i, ".nodePort", fmt.Sprintf("%d is already used by another port", nodePort))
 			nodePort = 0
 		}
 		names[nameKey{ports[i].Name, protocol}] = true
@@ -210,19 +163,28 @@ func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.S
 	return out
 }
 
-// externalIPs keeps the order of the object; blank entries are tolerated as kube-proxy does.
-func externalIPs(in []string, p *problems) []netip.Addr {
-	var out []netip.Addr
-	seen := make(map[netip.Addr]bool, len(in))
+// listOf parses the items of a field and reports the invalid ones as not being what. Like kube-proxy it
+// ignores blank items.
+func listOf[T any](field, what string, in []string, parse func(string) (T, bool), p *problems) (out []T) {
 	for i, s := range in {
 		if strings.TrimSpace(s) == "" {
 			continue
 		}
-		a, ok := parseAddr(s)
-		if !ok {
-			p.item("spec.externalIPs", i, "", clip(s)+" is not an IP address")
-			continue
+		if v, ok := parse(s); ok {
+			out = append(out, v)
+		} else {
+			p.item(field, i, "", clip(s)+" is not "+what)
 		}
+	}
+	return out
+}
+
+// externalIPs keeps the order of the object and drops duplicates.
+func externalIPs(in []string, p *problems) []netip.Addr {
+	all := listOf("spec.externalIPs", "an IP address", in, parseAddr, p)
+	var out []netip.Addr
+	seen := make(map[netip.Addr]bool, len(all))
+	for _, a := range all {
 		if !seen[a] {
 			seen[a] = true
 			out = append(out, a)
@@ -231,17 +193,18 @@ func externalIPs(in []string, p *problems) []netip.Addr {
 	return out
 }
 
-// ingressIPs returns the addresses that this node should answer for, sorted; entries with a host name alone have none.
-func ingressIPs(in []v1.LoadBalancerIngress, o ConvertOptions, p *problems) []netip.Addr {
+// ingressIPs returns the load balancer addresses that this node handles, sorted. Entries with only a
+// host name have none.
+func ingressIPs(in []v1.LoadBalancerIngress, allVIPs bool, p *problems) []netip.Addr {
 	const list = "status.loadBalancer.ingress"
 	var out []netip.Addr
 	for i := range in {
 		if strings.TrimSpace(in[i].IP) == "" {
 			continue
 		}
-		if mode := in[i].IPMode; mode != nil && *mode != v1.LoadBalancerIPModeVIP && !o.AllLBIPsAreVIPs {
+		if mode := in[i].IPMode; mode != nil && *mode != v1.LoadBalancerIPModeVIP && !allVIPs {
 			if *mode != v1.LoadBalancerIPModeProxy {
-				p.item(list, i, ".ipMode", clip(*mode)+" is not known")
+				p.item(list, i, ".ipMode", clip(*mode)+" is unknown")
 			}
 			continue
 		}
@@ -256,49 +219,35 @@ func ingressIPs(in []v1.LoadBalancerIngress, o ConvertOptions, p *problems) []ne
 	return slices.Compact(out)
 }
 
-// sourceRanges trims, masks and sorts. That nothing valid remains means no restriction, as with kube-proxy.
+// sourceRanges returns the source ranges, masked, sorted and without duplicates. As in kube-proxy, a
+// list without valid ranges means no restriction.
 func sourceRanges(in []string, p *problems) []netip.Prefix {
-	var out []netip.Prefix
-	for i, s := range in {
-		s = strings.TrimSpace(s)
-		if s == "" {
-			continue
-		}
-		prefix, ok := parsePrefix(s)
-		if !ok {
-			p.item("spec.loadBalancerSourceRanges", i, "", clip(s)+" is not a CIDR")
-			continue
-		}
-		out = append(out, prefix)
-	}
-	slices.SortFunc(out, comparePrefixes)
+	trimmed := func(s string) (netip.Prefix, bool) { return parsePrefix(strings.TrimSpace(s)) }
+	out := listOf("spec.loadBalancerSourceRanges", "a CIDR", in, trimmed, p)
+	slices.SortFunc(out, netip.Prefix.Compare)
 	return slices.Compact(out)
 }
 
-func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
-// isLocal reads a traffic policy; the empty one is Cluster.
+// isLocal reports whether a traffic policy is Local; empty means Cluster.
 func isLocal[P ~string](field string, policy P, p *problems) bool {
 	switch string(policy) {
 	case "Local":
 		return true
 	case "Cluster", "":
 	default:
-		p.add(field, clip(policy)+" is not known, read as Cluster")
+		p.add(field, clip(policy)+" is unknown, using Cluster")
 	}
 	return false
 }
 
-// affinity returns the seconds of session affinity, 0 for none.
+// affinity returns the session affinity timeout in seconds, 0 for none.
 func affinity(spec *v1.ServiceSpec, p *problems) uint32 {
 	switch spec.SessionAffinity {
 	case v1.ServiceAffinityClientIP:
 	case v1.ServiceAffinityNone, "":
 		return 0
 	default:
-		p.add("spec.sessionAffinity", clip(spec.SessionAffinity)+" is not known, read as None")
+		p.add("spec.sessionAffinity", clip(spec.SessionAffinity)+" is unknown, using None")
 		return 0
 	}
 	if spec.SessionAffinityConfig == nil || spec.SessionAffinityConfig.ClientIP == nil ||
@@ -308,13 +257,13 @@ func affinity(spec *v1.ServiceSpec, p *problems) uint32 {
 	sec := *spec.SessionAffinityConfig.ClientIP.TimeoutSeconds
 	if sec < 1 || sec > maxAffinitySec {
 		p.add("spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-			fmt.Sprintf("%d is not from 1 to %d, read as %d", sec, maxAffinitySec, defaultAffinitySec))
+			fmt.Sprintf("%d is not from 1 to %d, using %d", sec, maxAffinitySec, defaultAffinitySec))
 		return defaultAffinitySec
 	}
 	return uint32(sec)
 }
 
-// protocolOf reads a protocol; the empty one is TCP.
+// protocolOf converts a protocol; empty means TCP.
 func protocolOf(p v1.Protocol) (fwd.Proto, bool) {
 	switch p {
 	case v1.ProtocolTCP, "":
@@ -327,7 +276,7 @@ func protocolOf(p v1.Protocol) (fwd.Proto, bool) {
 	return 0, false
 }
 
-// optionalPort reads a port number, 0 for none.
+// optionalPort checks a port number, which may be 0 for none.
 func optionalPort(n int32) (uint16, bool) {
 	if n < 0 || n > 65535 {
 		return 0, false

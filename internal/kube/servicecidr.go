@@ -1,7 +1,7 @@
 package kube
 
 import (
-	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -11,8 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// ConvertServiceCIDR reads the networks of a ServiceCIDR (KEP-1880). One that is not ready has none: nothing is allocated
-// from it, or it is on its way out. Where the condition is missing it is ready. CIDRs that are not valid are left out.
+// ConvertServiceCIDR returns the networks of a ServiceCIDR (KEP-1880). A ServiceCIDR that is not ready has
+// none: nothing is allocated from it, or it is being deleted. Without a condition it is ready. Invalid CIDRs
+// are left out.
 func ConvertServiceCIDR(s *networkingv1.ServiceCIDR) []netip.Prefix {
 	notReady := func(c metav1.Condition) bool {
 		return c.Type == networkingv1.ServiceCIDRConditionReady && c.Status == metav1.ConditionFalse
@@ -29,13 +30,11 @@ func ConvertServiceCIDR(s *networkingv1.ServiceCIDR) []netip.Prefix {
 	return out
 }
 
-// MergeCIDRs puts lists together: sorted, and without prefixes that are inside another. They overlap while a service CIDR is
-// replaced by a wider one.
+// MergeCIDRs joins lists: the result is sorted and has no prefix inside another. Service CIDRs overlap
+// while one is replaced by a wider one.
 func MergeCIDRs(lists ...[]netip.Prefix) []netip.Prefix {
 	all := slices.Concat(lists...)
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
+	slices.SortFunc(all, netip.Prefix.Compare)
 	var out []netip.Prefix
 	for _, p := range all {
 		if n := len(out); n == 0 || !out[n-1].Overlaps(p) {
@@ -45,33 +44,34 @@ func MergeCIDRs(lists ...[]netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// cidrStore is the store behind the Reflector of ServiceCIDRs. It is used by one goroutine.
+// cidrStore is the store behind the Reflector of ServiceCIDRs, which is its only user.
 type cidrStore struct {
+	*watchState
 	feed *Feed
-	// cidrs by the name of their object; last is what the Feed has.
+	// cidrs by name of the object; last is what the Feed has.
 	cidrs map[string][]netip.Prefix
 	last  []netip.Prefix
-	// failures counts lists that failed.
+	// failures counts failed lists.
 	failures int
 }
 
 var _ cache.ReflectorStore = (*cidrStore)(nil)
 
 func newCIDRStore(f *Feed) *cidrStore {
-	return &cidrStore{feed: f, cidrs: make(map[string][]netip.Prefix)}
+	return &cidrStore{watchState: newWatchState(KindServiceCIDRs.String()), feed: f, cidrs: make(map[string][]netip.Prefix)}
 }
 
-// Add takes in a new object.
+// Add adds or changes an object.
 func (s *cidrStore) Add(obj any) error {
 	s.put(obj)
 	s.deliver()
 	return nil
 }
 
-// Update is Add.
+// Update is the same as Add.
 func (s *cidrStore) Update(obj any) error { return s.Add(obj) }
 
-// Delete forgets an object.
+// Delete deletes an object.
 func (s *cidrStore) Delete(obj any) error {
 	if o, ok := obj.(*networkingv1.ServiceCIDR); ok {
 		delete(s.cidrs, o.Name)
@@ -80,23 +80,23 @@ func (s *cidrStore) Delete(obj any) error {
 	return nil
 }
 
-// Replace takes the whole state.
+// Replace sets the whole state.
 func (s *cidrStore) Replace(list []any, _ string) error {
 	clear(s.cidrs)
 	for _, obj := range list {
 		s.put(obj)
 	}
 	s.deliver()
-	s.feed.MarkSynced(KindServiceCIDRs) // also where there are none
+	s.feed.MarkSynced(KindServiceCIDRs) // also if there are none
 	return nil
 }
 
-// maxCIDRFailures is how many lists may fail before nobody waits for service CIDRs any more.
+// maxCIDRFailures is the number of failed lists after which the Feed no longer waits for service CIDRs.
 const maxCIDRFailures = 3
 
-// noted takes the outcome of a list. What the server does not have or does not show is not waited for, and neither is what
-// it does not manage to tell.
-func (s *cidrStore) noted(err error) {
+// listed takes the result of a list. The Feed does not wait for service CIDRs that the server does not
+// have, does not allow us to read, or repeatedly fails to list.
+func (s *cidrStore) listed(err error) {
 	if err == nil {
 		return
 	}
@@ -106,9 +106,6 @@ func (s *cidrStore) noted(err error) {
 	}
 }
 
-// Resync does nothing, as with keyStore.
-func (s *cidrStore) Resync() error { return nil }
-
 func (s *cidrStore) put(obj any) {
 	if o, ok := obj.(*networkingv1.ServiceCIDR); ok {
 		s.cidrs[o.Name] = ConvertServiceCIDR(o)
@@ -116,11 +113,7 @@ func (s *cidrStore) put(obj any) {
 }
 
 func (s *cidrStore) deliver() {
-	var lists [][]netip.Prefix
-	for _, l := range s.cidrs {
-		lists = append(lists, l)
-	}
-	if all := MergeCIDRs(lists...); !slices.Equal(all, s.last) {
+	if all := MergeCIDRs(slices.Collect(maps.Values(s.cidrs))...); !slices.Equal(all, s.last) {
 		s.last = all
 		s.feed.SetServiceCIDRs(all)
 	}

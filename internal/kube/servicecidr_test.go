@@ -59,13 +59,13 @@ func TestServiceCIDRsCannotBeHad(t *testing.T) {
 			a.put(apiNode("z1"))
 			a.put(serviceCIDR("kubernetes", metav1.ConditionTrue, "10.96.0.0/16"))
 			a.setAbsent("servicecidrs", code)
-			f, _ := attach(t, a, func(o *APIOptions) { o.ServiceCIDRs, o.withoutPause = true, time.Millisecond })
+			f, _ := attach(t, a, func(o *APIOptions) { o.ServiceCIDRs, o.absentPause = true, time.Millisecond })
 			f.until("synced", f.feed.Synced)
-			f.until("told", func() bool { return f.logs.count("level=INFO", "API server has no servicecidrs for us") == 1 })
+			f.until("told", func() bool { return f.logs.count("level=INFO", "API server does not provide servicecidrs") == 1 })
 			f.until("asked twice", func() bool { f.feed.signal(); return len(a.seen("servicecidrs", false)) > 1 })
 			a.setAbsent("servicecidrs", 0)
 			f.untilCIDRs("[10.96.0.0/16]")
-			if n := f.logs.count("level=INFO", "API server has no servicecidrs for us"); n != 1 || f.logs.count("level=WARN", "servicecidrs") != 0 {
+			if n := f.logs.count("level=INFO", "API server does not provide servicecidrs"); n != 1 || f.logs.count("level=WARN", "servicecidrs") != 0 {
 				t.Errorf("told %d times:\n%s", n, f.logs.String())
 			}
 		})
@@ -76,7 +76,7 @@ func TestServiceCIDRsFromFiles(t *testing.T) {
 	const one = "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {name: a}\nspec: {cidrs: [10.96.0.0/16]}\n"
 	path := filepath.Join(t.TempDir(), "objects.yaml")
 	write(t, path, one)
-	store, err := LoadFiles(path, "n1", ConvertOptions{}, nil)
+	store, err := LoadFiles(path, "n1", Converter{}, nil)
 	if err != nil || fmt.Sprint(store.ServiceCIDRs()) != "[10.96.0.0/16]" {
 		t.Errorf("%v, %v", store, err)
 	}

@@ -11,18 +11,16 @@ import (
 	v1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 
 	"github.com/fairlead/fairlead/internal/cluster"
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// ConvertSlice reads an EndpointSlice. It returns nil where the slice is not handled: of address type FQDN, without a
-// Service in label kubernetes.io/service-name, without a name. Problems name each field that was set aside.
-func ConvertSlice(s *discoveryv1.EndpointSlice) (*cluster.Slice, []Problem) {
-	return convertSlice(s, nil)
-}
-
-func convertSlice(s *discoveryv1.EndpointSlice, in *interner) (*cluster.Slice, []Problem) {
+// Slice converts an EndpointSlice. It returns nil if the slice is not handled: address type FQDN,
+// without a name, or without a Service in label kubernetes.io/service-name. Problems lists the invalid
+// fields that were ignored.
+func (c Converter) Slice(s *discoveryv1.EndpointSlice) (*cluster.Slice, []Problem) {
 	if s == nil || s.AddressType == discoveryv1.AddressTypeFQDN || s.Labels[discoveryv1.LabelServiceName] == "" {
 		return nil, nil
 	}
@@ -32,9 +30,10 @@ func convertSlice(s *discoveryv1.EndpointSlice, in *interner) (*cluster.Slice, [
 		return nil, p.all()
 	}
 	if s.AddressType != discoveryv1.AddressTypeIPv4 && s.AddressType != discoveryv1.AddressTypeIPv6 {
-		p.add("addressType", clip(s.AddressType)+" is not known")
+		p.add("addressType", clip(s.AddressType)+" is unknown")
 		return nil, p.all()
 	}
+	in := c.interned
 	namespace := in.str(s.Namespace)
 	v := &cluster.Slice{
 		Name:            cluster.SliceName{Namespace: namespace, Name: s.Name},
@@ -50,7 +49,7 @@ func convertSlice(s *discoveryv1.EndpointSlice, in *interner) (*cluster.Slice, [
 	return v, p.all()
 }
 
-// slicePorts keeps the ports that have a name, which may be empty, and a number, sorted.
+// slicePorts returns the ports that have a number and a name, which may be empty, sorted.
 func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []cluster.SlicePort {
 	out := make([]cluster.SlicePort, 0, len(ports))
 	for i := range ports {
@@ -71,7 +70,7 @@ func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []c
 		protocol := fwd.TCP
 		if port.Protocol != nil {
 			if protocol, ok = protocolOf(*port.Protocol); !ok {
-				p.item("ports", i, ".protocol", clip(*port.Protocol)+" is not known")
+				p.item("ports", i, ".protocol", clip(*port.Protocol)+" is unknown")
 				continue
 			}
 		}
@@ -83,8 +82,8 @@ func slicePorts(ports []discoveryv1.EndpointPort, in *interner, p *problems) []c
 	return slices.Compact(out)
 }
 
-// endpoints keeps the entries whose first address is of the slice's family, sorted by address. Where entries share an
-// address the one that is ready comes first.
+// endpoints returns the entries whose first address is of the slice's family, sorted by address. If
+// entries share an address, the one that is ready comes first.
 func endpoints(list []discoveryv1.Endpoint, family fwd.Family, in *interner, p *problems) []cluster.Endpoint {
 	out := make([]cluster.Endpoint, 0, len(list))
 	for i := range list {
@@ -99,19 +98,19 @@ func endpoints(list []discoveryv1.Endpoint, family fwd.Family, in *interner, p *
 			continue
 		}
 		if fwd.FamilyOf(a) != family {
-			p.item("endpoints", i, ".addresses[0]", fmt.Sprintf("%s is not of the slice's address type", a))
+			p.item("endpoints", i, ".addresses[0]", fmt.Sprintf("%s does not have the slice's address type", a))
 			continue
 		}
 		v := cluster.Endpoint{
 			Addr:        a,
-			Ready:       orDefault(e.Conditions.Ready, true),
-			Serving:     orDefault(e.Conditions.Serving, true),
-			Terminating: orDefault(e.Conditions.Terminating, false),
+			Ready:       ptr.Deref(e.Conditions.Ready, true),
+			Serving:     ptr.Deref(e.Conditions.Serving, true),
+			Terminating: ptr.Deref(e.Conditions.Terminating, false),
 		}
 		if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
 			v.Pod, v.Instance = ref.Name, instance(ref.UID)
 		}
-		place := cluster.Place{Node: orDefault(e.NodeName, ""), Zone: orDefault(e.Zone, "")}
+		place := cluster.Place{Node: ptr.Deref(e.NodeName, ""), Zone: ptr.Deref(e.Zone, "")}
 		if e.Hints != nil {
 			place.ZoneHints = hints(e.Hints.ForZones, func(z discoveryv1.ForZone) string { return z.Name })
 			place.NodeHints = hints(e.Hints.ForNodes, func(n discoveryv1.ForNode) string { return n.Name })
@@ -124,7 +123,7 @@ func endpoints(list []discoveryv1.Endpoint, family fwd.Family, in *interner, p *
 	return slices.CompactFunc(out, cluster.Endpoint.Equal)
 }
 
-// joinPods puts the names of all pods into one string, which takes less memory than one for each.
+// joinPods stores the names of all pods in one string, which takes less memory than separate strings.
 func joinPods(eps []cluster.Endpoint) {
 	var all strings.Builder
 	n := 0
@@ -135,14 +134,14 @@ func joinPods(eps []cluster.Endpoint) {
 	for i := range eps {
 		all.WriteString(eps[i].Pod)
 	}
-	rest := all.String()
+	names := all.String()
 	for i := range eps {
 		n := len(eps[i].Pod)
-		eps[i].Pod, rest = rest[:n], rest[n:]
+		eps[i].Pod, names = names[:n], names[n:]
 	}
 }
 
-// instance makes a number, never 0, of a UID; 0 stands for none.
+// instance returns a hash of a UID, which is never 0; 0 means no UID.
 func instance(uid types.UID) uint32 {
 	if uid == "" {
 		return 0
@@ -173,7 +172,7 @@ func trueFirst(a, b bool) int {
 	return 1
 }
 
-// hints returns the names, sorted and without duplicates and blanks; nil where there are none.
+// hints returns the names, sorted and without duplicates and empty ones.
 func hints[H any](list []H, name func(H) string) []string {
 	var out []string
 	for _, h := range list {
@@ -185,15 +184,8 @@ func hints[H any](list []H, name func(H) string) []string {
 	return slices.Compact(out)
 }
 
-func orDefault[T any](v *T, d T) T {
-	if v == nil {
-		return d
-	}
-	return *v
-}
-
-// triggerTime reads the annotation that the endpoint slice controller writes, RFC 3339 with nanoseconds; 0 for none. A
-// time that does not fit (1970 to 2262) says nothing.
+// triggerTime parses the annotation of the endpoint slice controller: RFC 3339 with nanoseconds; 0 for
+// none. It must be representable in nanoseconds (1970 to 2262).
 func triggerTime(s string, p *problems) int64 {
 	if s == "" {
 		return 0

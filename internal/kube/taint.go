@@ -16,18 +16,19 @@ import (
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// ReasonTaintRemoved is the reason of the Event on the Node that lost its taint.
+// ReasonTaintRemoved is the reason of the Event on a Node whose taint was removed.
 const ReasonTaintRemoved = "TaintRemoved"
 
 const (
-	// firstTaintRetry is the pause after an attempt that failed; each pause is twice the one before, up to lastTaintRetry.
+	// firstTaintRetry is the delay after a failed attempt; each delay is twice the one before, up to
+	// lastTaintRetry.
 	firstTaintRetry = time.Second
 	lastTaintRetry  = time.Minute
 )
 
-// taintRemover takes a taint from the Node when the rules are in force. Whoever creates Nodes puts it on, so that no pod
-// starts there before its Services work. A Node that is made anew with the taint, by a kubelet that registers again, loses it
-// again: the rules are still in force.
+// taintRemover removes a taint from the Node once the rules are in the kernel. New Nodes are created with
+// the taint, so that no pod starts before its Services work. If the kubelet registers the Node again with
+// the taint, it is removed again: the rules are still there. The methods of a nil taintRemover do nothing.
 type taintRemover struct {
 	key      string
 	node     string
@@ -35,17 +36,18 @@ type taintRemover struct {
 	recorder *Recorder
 	log      *slog.Logger
 
-	// ready is closed when the rules are in force; wake receives when the Node was seen with the taint.
+	// ready is closed when the rules are in the kernel; wake receives when the Node was seen with the
+	// taint.
 	ready   chan struct{}
 	isReady sync.Once
 	wake    chan struct{}
 
-	// mu guards taints, the taints of the Node as it was seen last, nil where ours is not among them.
+	// mu guards taints, which are the taints of the last version of the Node, or nil without ours.
 	mu     sync.Mutex
 	taints []v1.Taint
 }
 
-// newTaintRemover returns nil if there is no key. The methods of a nil taintRemover do nothing.
+// newTaintRemover returns nil if the key is empty.
 func newTaintRemover(key, node string, client corev1.NodeInterface, r *Recorder, log *slog.Logger) *taintRemover {
 	if key == "" {
 		return nil
@@ -55,7 +57,7 @@ func newTaintRemover(key, node string, client corev1.NodeInterface, r *Recorder,
 
 func (t *taintRemover) isOurs(taint v1.Taint) bool { return taint.Key == t.key }
 
-// see takes in a version of the Node.
+// see takes a version of the Node.
 func (t *taintRemover) see(n *v1.Node) {
 	if t == nil {
 		return
@@ -75,20 +77,20 @@ func (t *taintRemover) see(n *v1.Node) {
 	}
 }
 
-func (t *taintRemover) seen() []v1.Taint {
+func (t *taintRemover) lastTaints() []v1.Taint {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.taints
 }
 
-// programmed says that the rules are in force.
+// programmed reports that the rules are in the kernel.
 func (t *taintRemover) programmed() {
 	if t != nil {
 		t.isReady.Do(func() { close(t.ready) })
 	}
 }
 
-// run removes the taint whenever the Node has it, once the rules are in force, until ctx ends.
+// run removes the taint whenever the Node has it and the rules are in the kernel, until ctx ends.
 func (t *taintRemover) run(ctx context.Context) {
 	if t == nil {
 		return
@@ -108,43 +110,35 @@ func (t *taintRemover) run(ctx context.Context) {
 	}
 }
 
-// remove tries until the Node is without the taint.
+// remove retries until the Node does not have the taint.
 func (t *taintRemover) remove(ctx context.Context) {
-	told, pause := "", firstTaintRetry
+	logged, pause := "", firstTaintRetry
 	for {
-		taints := t.seen()
+		taints := t.lastTaints()
 		if taints == nil {
 			return
 		}
 		_, err := t.client.Patch(ctx, t.node, types.JSONPatchType, t.patch(taints), metav1.PatchOptions{})
 		switch {
 		case err == nil:
-			t.log.Info("taint removed, the rules are in force", "node", t.node, "taint", t.key)
-			t.recorder.Node(false, ReasonTaintRemoved, "taint "+t.key+" removed: the rules of all Services are in force")
+			t.log.Info("taint removed: the rules are in the kernel", "node", t.node, "taint", t.key)
+			t.recorder.Node(false, ReasonTaintRemoved, "taint "+t.key+" removed: the rules of all Services are in the kernel")
 			return
 		case ctx.Err() != nil:
 			return
 		case apierrors.IsInvalid(err) || apierrors.IsConflict(err) || apierrors.IsNotFound(err):
-			// The Node is not as it was seen last: the next version comes by watch.
-			t.log.Debug("taint not removed yet, the Node has changed", "node", t.node, "taint", t.key, "error", err)
-		case err.Error() != told:
-			told = err.Error()
-			t.log.Warn("cannot remove the taint, it is tried again", "node", t.node, "taint", t.key, "error", err)
+			// The Node has changed. The watch delivers the next version.
+			t.log.Debug("taint not removed yet: the Node has changed", "node", t.node, "taint", t.key, "error", err)
+		case err.Error() != logged:
+			logged = err.Error()
+			t.log.Warn("cannot remove the taint; retrying", "node", t.node, "taint", t.key, "error", err)
 		}
-		wait := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			wait.Stop()
-			return
-		case <-t.wake: // there is a newer version
-			wait.Stop()
-		case <-wait.C:
-		}
+		sleep(ctx, pause, t.wake) // or until there is a new version
 		pause = min(2*pause, lastTaintRetry)
 	}
 }
 
-// patch is a JSON patch (RFC 6902) that fails if the taints are not those given.
+// patch returns a JSON patch (RFC 6902) that fails if the taints have changed.
 func (t *taintRemover) patch(taints []v1.Taint) []byte {
 	type operation struct {
 		Op    string     `json:"op"`

@@ -19,13 +19,13 @@ import (
 
 // product is the road that the daemon takes from API objects to the forwarding table, without its loop.
 type product struct {
-	t      testing.TB
-	config *config.Config
-	local  []netip.Addr
-	opts   kube.ConvertOptions
-	store  cluster.Store
-	facts  compile.Facts
-	table  fwd.Table
+	t       testing.TB
+	config  *config.Config
+	local   []netip.Addr
+	convert kube.Converter
+	store   cluster.Store
+	facts   compile.Facts
+	table   fwd.Table
 }
 
 func newProduct(t testing.TB, cfg *Config) *product {
@@ -34,7 +34,7 @@ func newProduct(t testing.TB, cfg *Config) *product {
 	if err != nil {
 		t.Fatalf("the daemon refuses %v: %v", Flags(cfg), err)
 	}
-	p := &product{t: t, config: parsed, opts: kube.ConvertOptions{AllLBIPsAreVIPs: !parsed.Gates.LoadBalancerIPMode}}
+	p := &product{t: t, config: parsed, convert: kube.Converter{AllLBIPsAreVIPs: !parsed.Gates.LoadBalancerIPMode}}
 	for _, text := range cfg.LocalAddresses {
 		p.local = append(p.local, netip.MustParseAddr(text))
 	}
@@ -59,13 +59,13 @@ func (p *product) load(old, c *Cluster) {
 	}
 	p.store.SetServiceCIDRs(cidrs)
 	for _, s := range c.Services {
-		if v, _ := kube.ConvertService(s, p.opts); v != nil && watched(s.Labels) {
+		if v, _ := p.convert.Service(s); v != nil && watched(s.Labels) {
 			delete(gone, v.Name)
 			p.store.SetService(v)
 		}
 	}
 	for _, sl := range c.Slices {
-		if v, _ := kube.ConvertSlice(sl); v != nil && watched(sl.Labels) {
+		if v, _ := p.convert.Slice(sl); v != nil && watched(sl.Labels) {
 			delete(gone, v.Name)
 			p.store.SetSlice(v)
 		}
