@@ -151,14 +151,7 @@ func (c *Config) noSource(node cluster.Node, f fwd.Family) string {
 
 // nodePorts returns the addresses on which node ports of a family are served, and warnings.
 func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (out fwd.NodePortAddrs, warnings []string) {
-	name, n := c.nameOf("nodeport-addresses"), c.nodePortAddresses()
 	wanted, warnings := c.nodePortPrefixes(node, f)
-	if len(wanted) == 0 && !n.Primary {
-		if !n.Unset() && c.uses(node, f) {
-			warnings = append(warnings, fmt.Sprintf("%s has no %s address: %s node ports are served on all addresses of the node", name, f, f))
-		}
-		wanted = []netip.Prefix{zeroPrefix(f)}
-	}
 	loopback := loopbackOf(f)
 	out.All = slices.ContainsFunc(wanted, func(p netip.Prefix) bool { return p.Bits() == 0 })
 	named := slices.ContainsFunc(wanted, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(loopback) })
@@ -180,7 +173,7 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (out fwd.NodePortAdd
 		if f == fwd.IPv4 {
 			why = c.nameOf("iptables-localhost-nodeports") + " is false"
 		}
-		warnings = append(warnings, fmt.Sprintf("%s contains %s, which is ignored: %s", name, loopback, why))
+		warnings = append(warnings, fmt.Sprintf("%s contains %s, which is ignored: %s", c.nameOf("nodeport-addresses"), loopback, why))
 	}
 	return out, warnings
 }
@@ -210,9 +203,10 @@ func (c *Config) nodePortAddresses() NodePortAddresses {
 	return c.NodePortAddresses
 }
 
-// nodePortPrefixes expands the keywords of --nodeport-addresses for one family.
+// nodePortPrefixes expands --nodeport-addresses for one family. Without an address of the family it means
+// all addresses, unless it contains primary.
 func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) (out []netip.Prefix, warnings []string) {
-	n := c.nodePortAddresses()
+	name, n := c.nameOf("nodeport-addresses"), c.nodePortAddresses()
 	for _, p := range n.Prefixes {
 		if fwd.FamilyOf(p.Addr()) == f {
 			out = append(out, p)
@@ -231,9 +225,13 @@ func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) (out []netip.
 		if a := c.primary(node, f); a.IsValid() && !a.IsLoopback() {
 			out = append(out, netip.PrefixFrom(a, a.BitLen()))
 		} else if c.hasPods(node, f) {
-			warnings = append(warnings, fmt.Sprintf("%s contains primary, but the node has no %s address: no %s node ports are served on it",
-				c.nameOf("nodeport-addresses"), f, f))
+			warnings = append(warnings, fmt.Sprintf("%s contains primary, but the node has no %s address: no %s node ports are served on it", name, f, f))
 		}
+	} else if len(out) == 0 {
+		if !n.Unset() && c.uses(node, f) {
+			warnings = append(warnings, fmt.Sprintf("%s has no %s address: %s node ports are served on all addresses of the node", name, f, f))
+		}
+		out = append(out, zeroPrefix(f))
 	}
 	return out, warnings
 }

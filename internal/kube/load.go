@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -131,15 +130,14 @@ type notice struct {
 }
 
 func (n notice) log(log *slog.Logger) {
-	var attrs []slog.Attr
-	for _, a := range []slog.Attr{
-		slog.String("object", n.object), slog.String("field", n.field), slog.String("problem", n.problem), slog.String("where", n.where),
-	} {
-		if a.Value.String() != "" {
-			attrs = append(attrs, a)
+	var args []any
+	for _, kv := range [][2]string{{"object", n.object}, {"field", n.field}, {"problem", n.problem}, {"where", n.where}} {
+		if kv[1] != "" {
+			args = append(args, kv[0], kv[1])
 		}
 	}
-	log.LogAttrs(context.Background(), n.level, n.message, attrs...)
+	write := map[slog.Level]func(string, ...any){slog.LevelInfo: log.Info, slog.LevelWarn: log.Warn, slog.LevelError: log.Error}
+	write[n.level](n.message, args...)
 }
 
 // merge joins the files. If an object is defined more than once, the first definition is used, in the order
