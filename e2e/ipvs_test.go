@@ -16,6 +16,7 @@ import (
 	"github.com/fairlead/fairlead/internal/backend/ipvs"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
@@ -156,7 +157,7 @@ func dataplaneOf(t *testing.T, n *lab.Node) string {
 			lines = append(lines, hostipvs.FormatReal(v, r.RealServer))
 		}
 	}
-	lines = append(lines, strings.Split(ipset.Save(ourSets(t, n)), "\n")...)
+	lines = append(lines, strings.Split(ipsetfake.Save(ourSets(t, n)), "\n")...)
 	for _, command := range [][]string{
 		{"iptables-legacy-save"}, {"ip6tables-legacy-save"}, {"ip", "-o", "address"},
 		{"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "-6", "rule"},

@@ -75,8 +75,11 @@ func (d *demo) virtualServers(ctx context.Context) ([]string, error) {
 		reals += len(s.Reals)
 		web = web || s.VirtualServer.Addr.String() == "10.96.0.80:80" && len(s.Reals) == 4
 	}
-	for line := range strings.Lines(ipvs.Format(content)) {
-		fmt.Print("     " + line)
+	for _, s := range content.Servers {
+		fmt.Println("     " + ipvs.FormatServer(s.VirtualServer, s.Settings))
+		for _, r := range s.Reals {
+			fmt.Println("     " + ipvs.FormatReal(s.VirtualServer, r.RealServer))
+		}
 	}
 	if !web {
 		return nil, errors.New("there is no virtual server 10.96.0.80:80 with four endpoints")

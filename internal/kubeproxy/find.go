@@ -96,7 +96,7 @@ func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
 		sets = k
 		l.closers = append(l.closers, k)
 	}
-	k, err := link.Open()
+	k, err := link.Open(0)
 	if err != nil {
 		return err
 	}

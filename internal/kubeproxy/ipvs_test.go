@@ -9,8 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 	"github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
 	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 )
 
 func server(proto uint8, addr string) ipvs.VirtualServer {
@@ -18,16 +21,15 @@ func server(proto uint8, addr string) ipvs.VirtualServer {
 }
 
 func vip(addr string, global bool) link.Addr {
-	a := link.VIP(Device, netip.MustParseAddr(addr))
-	a.Global = global
-	return a
+	a := netip.MustParseAddr(addr)
+	return link.Addr{Dev: Device, Prefix: netip.PrefixFrom(a, a.BitLen()), Global: global}
 }
 
 // node is a node that runs kube-proxy in mode ipvs beside others.
-func node(t *testing.T) (*ipvs.Fake, *ipset.Fake, *link.Fake) {
+func node(t *testing.T) (*ipvsfake.Table, *ipsetfake.Sets, *linkfake.Host) {
 	t.Helper()
 	ctx := context.Background()
-	servers := &ipvs.Fake{}
+	servers := &ipvsfake.Table{}
 	rr := ipvs.Settings{Scheduler: "rr"}
 	ours := ipvs.Settings{Scheduler: "rr", Flags: tag}
 	for v, s := range map[ipvs.VirtualServer]ipvs.Settings{
@@ -45,7 +47,7 @@ func node(t *testing.T) (*ipvs.Fake, *ipset.Fake, *link.Fake) {
 	} {
 		servers.Put(v, s)
 	}
-	sets := &ipset.Fake{}
+	sets := &ipsetfake.Sets{}
 	sets.Load(`create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536
 add KUBE-CLUSTER-IP 10.96.0.1,tcp:443
 create KUBE-6-CLUSTER-IP hash:ip,port family inet6 hashsize 1024 maxelem 65536
@@ -55,7 +57,7 @@ add KUBE-NODE-PORT-TCP 30080
 create KUBE-ROUTER-SVIP hash:ip family inet hashsize 1024 maxelem 65536
 create FAIRLEAD-4-FRONTENDS hash:ip,port family inet hashsize 1024 maxelem 65536
 `)
-	links := &link.Fake{}
+	links := &linkfake.Host{}
 	if _, err := links.EnsureDummy(ctx, Device); err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +130,7 @@ func nothing(v *virtual) bool { return len(v.delServers)+len(v.delAddrs)+len(v.d
 
 func TestTheDeviceGoesWhenNothingIsLeftOnIt(t *testing.T) {
 	ctx := context.Background()
-	links := &link.Fake{}
+	links := &linkfake.Host{}
 	if _, err := links.EnsureDummy(ctx, Device); err != nil {
 		t.Fatal(err)
 	}
@@ -147,11 +149,11 @@ func TestTheDeviceGoesWhenNothingIsLeftOnIt(t *testing.T) {
 
 func TestFairleadsOwnDeviceStays(t *testing.T) {
 	ctx := context.Background()
-	links := &link.Fake{}
+	links := &linkfake.Host{}
 	if _, err := links.EnsureDummy(ctx, Device); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := findVirtual(ctx, nil, &ipset.Fake{}, links, nil); err != nil || !nothing(v) || v.delDevice {
+	if v, err := findVirtual(ctx, nil, &ipsetfake.Sets{}, links, nil); err != nil || !nothing(v) || v.delDevice {
 		t.Errorf("an empty device is to be removed: %v, %v", v, err)
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/benchtest"
 	"github.com/fairlead/fairlead/internal/fwd"
-	"github.com/fairlead/fairlead/internal/host/ipset"
-	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
-	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
+	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
@@ -24,7 +24,7 @@ func (discard) Restore(context.Context, []byte) error               { return nil
 func onFakes() backend.Backend {
 	return New(map[fwd.Family]FamilyOptions{fwd.IPv4: {
 		RenderOptions: RenderOptions{VIPs: VIPAddress, Scheduler: "rr", HairpinBPF: true, RandomFully: true},
-		Servers:       &hostipvs.Fake{}, Sets: &ipset.Fake{}, Links: &link.Fake{}, Tables: discard{},
+		Servers:       &ipvsfake.Table{}, Sets: &ipsetfake.Sets{}, Links: &linkfake.Host{}, Tables: discard{},
 	}})
 }
 

@@ -80,7 +80,7 @@ func Leftovers(ctx context.Context, exclude []netip.Prefix, ids ...instance.ID) 
 	}
 	var out []Leftover
 	for _, id := range ids {
-		links, err := link.OpenFor(id.Routing())
+		links, err := link.Open(id.Routing())
 		if err != nil {
 			return nil, closeAll, err
 		}

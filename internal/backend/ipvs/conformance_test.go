@@ -17,8 +17,11 @@ import (
 	"github.com/fairlead/fairlead/internal/backend/ipvs/ipvssim"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
 	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
@@ -29,9 +32,9 @@ type simulation struct {
 	options RenderOptions
 	backend backend.Families
 
-	servers hostipvs.Fake
-	sets    ipset.Fake
-	links   link.Fake
+	servers ipvsfake.Table
+	sets    ipsetfake.Sets
+	links   linkfake.Host
 	tables  map[fwd.Family]*simTables
 
 	writes, fail int
@@ -298,7 +301,6 @@ func (s *simulation) Foreign() {
 	s.sets.Load("create KUBE-CLUSTER-IP hash:ip,port family inet hashsize 1024 maxelem 65536\nadd KUBE-CLUSTER-IP 192.0.2.1,tcp:80\n")
 	vs := hostipvs.VirtualServer{Protocol: unix.IPPROTO_TCP, Addr: netip.MustParseAddrPort("192.0.2.1:80")}
 	s.servers.Put(vs, hostipvs.Settings{Scheduler: "rr"}, hostipvs.RealServer{Addr: netip.MustParseAddrPort("192.0.2.2:80"), Weight: 1})
-	s.servers.PutMark(hostipvs.MarkServer{Mark: 7})
 	s.foreign = s.foreignText()
 }
 
@@ -349,7 +351,6 @@ func (s *simulation) Drift(r *rand.Rand) string {
 		return "other weight in " + v.VirtualServer.String()
 	case 3:
 		s.servers.Flush()
-		s.servers.PutMark(hostipvs.MarkServer{Mark: 7})
 		return "no virtual servers"
 	case 4:
 		addrs, _, err := s.links.Addrs(ctx, Device)

@@ -21,6 +21,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/conntrack/conntrackfake"
 	"github.com/fairlead/fairlead/internal/host/ipset"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
 	"github.com/fairlead/fairlead/internal/host/link"
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
@@ -64,7 +65,7 @@ func TestDrainConditions(t *testing.T) {
 			e.Terminating = tt.terminating
 			b.put(web.with(e, ep("10.0.0.3:8080", 2)))
 			b.apply()
-			b.servers.SetConnections(webV, one, tt.steps[0].active, tt.steps[0].inactive, 0)
+			b.servers.SetConnections(webV, one, tt.steps[0].active, tt.steps[0].inactive)
 			after := web.with(ep("10.0.0.3:8080", 2))
 			if tt.leaving {
 				after.leaving = []string{"10.0.0.2:8080"}
@@ -80,7 +81,7 @@ func TestDrainConditions(t *testing.T) {
 				b.now = start.Add(time.Duration(s.at) * time.Second)
 				reals, _ := b.servers.RealServers(t.Context(), webV)
 				if slices.ContainsFunc(reals, func(r hostipvs.RealState) bool { return r.Addr == one }) {
-					b.servers.SetConnections(webV, one, s.active, s.inactive, 0)
+					b.servers.SetConnections(webV, one, s.active, s.inactive)
 				}
 				if s.ended {
 					after.leaving = nil
@@ -116,7 +117,7 @@ func TestPolling(t *testing.T) {
 	b.put(web)
 	b.put(service{name: "other", vip: "10.96.0.20", endpoints: web.endpoints})
 	b.apply()
-	b.servers.SetConnections(webV, one, 1, 0, 0)
+	b.servers.SetConnections(webV, one, 1, 0)
 	start := b.now
 	b.put(web.with(ep("10.0.0.3:8080", 0)))
 	b.apply()
@@ -153,7 +154,7 @@ func TestManyDrain(t *testing.T) {
 	}
 	b.apply()
 	for _, s := range all {
-		b.servers.SetConnections(vs(fwd.TCP, s.vip+":80"), one, 1, 0, 0)
+		b.servers.SetConnections(vs(fwd.TCP, s.vip+":80"), one, 1, 0)
 		b.remove(s)
 	}
 	calls := make(map[string]int)
@@ -180,9 +181,9 @@ func TestDrainFoundAtStart(t *testing.T) {
 	b.servers.Put(webV, s, hostipvs.RealServer{Addr: one}, hostipvs.RealServer{Addr: two}, hostipvs.RealServer{Addr: netip.MustParseAddrPort("10.0.0.4:8080")})
 	b.servers.Put(v, s, hostipvs.RealServer{Addr: one})
 	for _, a := range []netip.AddrPort{one, two} {
-		b.servers.SetConnections(webV, a, 1, 0, 0)
+		b.servers.SetConnections(webV, a, 1, 0)
 	}
-	b.servers.SetConnections(v, one, 1, 0, 0)
+	b.servers.SetConnections(v, one, 1, 0)
 	b.restart()
 	b.put(web.with(ep("10.0.0.2:8080", 0)))
 	b.apply()
@@ -203,7 +204,7 @@ func TestDrainTrouble(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
 	b.apply()
-	b.servers.SetConnections(webV, one, 1, 0, 0)
+	b.servers.SetConnections(webV, one, 1, 0)
 	b.put(web.with(ep("10.0.0.3:8080", 0)))
 	b.apply()
 	b.servers.FailCall = func(string) error { return unix.ENOMEM }
@@ -376,7 +377,7 @@ func TestKnobs(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
-	var f hostipvs.Fake
+	var f ipvsfake.Table
 	sets := 0
 	f.FailCall = func(method string) error {
 		if method == "SetTimeouts" {
@@ -444,7 +445,7 @@ func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
 				if n := objects(b); n != 0 {
 					t.Fatalf("%d objects go from a kernel that has what is wanted", n)
 				}
-				b.servers.SetConnections(webV, one, connections, 0, 0)
+				b.servers.SetConnections(webV, one, connections, 0)
 
 				// Each change of the kernel is made while the number says that something is to be done.
 				changes := 0
@@ -469,7 +470,7 @@ func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
 					if objects(b) == 0 {
 						t.Error("a new process does not know what goes")
 					}
-					b.servers.SetConnections(webV, one, 0, 0, 0)
+					b.servers.SetConnections(webV, one, 0, 0)
 				}
 				b.now = b.now.Add(time.Minute)
 				b.tend()

@@ -47,7 +47,7 @@ func newNode(t testing.TB, vips VIPMode) *node {
 	if n.sets, err = ipset.Open(); err != nil {
 		t.Fatal(err)
 	}
-	if n.links, err = link.Open(); err != nil {
+	if n.links, err = link.Open(0); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

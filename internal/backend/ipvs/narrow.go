@@ -29,7 +29,7 @@ func isNarrow(id instance.ID, r link.Route) bool { return r == narrowRoute(id, r
 // Narrow prepares this node for the rules of another mode of an instance: what mode VIPMark left goes on serving, and does not get in the way of
 // connections that these rules translate. Where there is nothing of that mode it does nothing.
 func Narrow(ctx context.Context, id instance.ID) error {
-	links, err := link.OpenFor(id.Routing())
+	links, err := link.Open(id.Routing())
 	if err != nil {
 		return err
 	}

@@ -88,7 +88,7 @@ func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the kernel has no ipset: load the module ip_set (%w)", err)
 	}
-	links, err := link.OpenFor(o.Instance.Routing())
+	links, err := link.Open(o.Instance.Routing())
 	if err != nil {
 		return nil, err
 	}

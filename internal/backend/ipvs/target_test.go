@@ -15,8 +15,11 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 	"github.com/fairlead/fairlead/internal/fwd"
 	"github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
 	"github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
@@ -24,9 +27,9 @@ import (
 // bench is a Backend for IPv4 on fake kernels, with a clock that the test moves.
 type bench struct {
 	t       *testing.T
-	servers hostipvs.Fake
-	sets    ipset.Fake
-	links   link.Fake
+	servers ipvsfake.Table
+	sets    ipsetfake.Sets
+	links   linkfake.Host
 	tables  *rulesim.Tables
 	now     time.Time
 	options FamilyOptions
@@ -313,7 +316,7 @@ func TestAdoption(t *testing.T) {
 		b := newBench(t)
 		b.links.AddForeign(link.Addr{Dev: Device, Prefix: netip.MustParsePrefix("10.96.0.10/32"), Global: true})
 		b.servers.Put(webV, hostipvs.Settings{Scheduler: "lc"}, hostipvs.RealServer{Addr: one, Weight: 1}, hostipvs.RealServer{Addr: netip.MustParseAddrPort("10.0.0.9:1"), Weight: 1})
-		b.servers.SetConnections(webV, one, 3, 0, 0)
+		b.servers.SetConnections(webV, one, 3, 0)
 		b.restart()
 		b.put(web)
 		b.apply()
@@ -330,7 +333,7 @@ func TestAdoption(t *testing.T) {
 		b := newBench(t)
 		v := vs(fwd.TCP, nodeIP+":30080")
 		b.servers.Put(v, hostipvs.Settings{Scheduler: "rr"}, hostipvs.RealServer{Addr: one, Weight: 1}, hostipvs.RealServer{Addr: two, Weight: 0})
-		b.servers.SetConnections(v, one, 3, 0, 0)
+		b.servers.SetConnections(v, one, 3, 0)
 		s := web
 		s.nodePort = 30080
 		b.put(s)
@@ -365,7 +368,7 @@ func TestEndpointComesBack(t *testing.T) {
 	b := newBench(t)
 	b.put(web.with(ep("10.0.0.2:8080", 1), ep("10.0.0.3:8080", 2)))
 	b.apply()
-	b.servers.SetConnections(webV, one, 4, 1, 0)
+	b.servers.SetConnections(webV, one, 4, 1)
 	b.put(web.with(ep("10.0.0.3:8080", 2)))
 	b.apply()
 	b.has(webV, "10.0.0.2:8080 0", "10.0.0.3:8080 1")
@@ -402,7 +405,7 @@ func TestUDPIsNotDrained(t *testing.T) {
 	v := vs(fwd.UDP, "10.96.0.53:80")
 	b.put(dns)
 	b.apply()
-	b.servers.SetConnections(v, one, 0, 9, 0)
+	b.servers.SetConnections(v, one, 0, 9)
 	b.stale = nil
 	b.put(dns.with(ep("10.0.0.3:8080", 0)))
 	b.apply()
@@ -456,7 +459,7 @@ func TestServerDrains(t *testing.T) {
 			b.put(web)
 			b.apply()
 			full := b.links.Dump()
-			b.servers.SetConnections(webV, one, 1, 0, 0)
+			b.servers.SetConnections(webV, one, 1, 0)
 			b.remove(web)
 			b.apply()
 			b.has(webV, "10.0.0.2:8080 0")
@@ -480,7 +483,7 @@ func TestServerDrains(t *testing.T) {
 			b.has(webV, "10.0.0.2:8080 0")
 			b.idle()
 
-			b.servers.SetConnections(webV, one, 0, 0, 0)
+			b.servers.SetConnections(webV, one, 0, 0)
 			b.now = b.now.Add(time.Minute)
 			if next := b.tend(); !next.IsZero() {
 				t.Errorf("still something to do at %v", next)
@@ -499,7 +502,7 @@ func TestServerTakenOverWhileItDrains(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
 	b.apply()
-	b.servers.SetConnections(webV, one, 1, 0, 0)
+	b.servers.SetConnections(webV, one, 1, 0)
 	b.remove(web)
 	b.apply()
 	b.servers.Written()
@@ -681,7 +684,7 @@ func TestCleanup(t *testing.T) {
 			before := b.servers.Dump()
 			b.put(web)
 			b.apply()
-			b.servers.SetConnections(webV, one, 1, 1, 0)
+			b.servers.SetConnections(webV, one, 1, 1)
 			b.put(web.with(ep("10.0.0.3:8080", 0)))
 			b.apply() // one drains
 			h := host{servers: &b.servers, sets: &b.sets, links: &b.links, mangle: []xtables.Interface{b.tables}}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 	"github.com/fairlead/fairlead/internal/instance"
 )
@@ -65,17 +66,7 @@ func (p *printer) sets(sets, entries []Key) {
 		p.line("create %s %s family %s", k.Name, p.objects[k].SetType, inet)
 	}
 	for _, k := range entries {
-		e := k.Addr.Addr().String()
-		if k.Proto != 0 {
-			e += fmt.Sprintf(",%s:%d", k.Proto, k.Addr.Port())
-		}
-		switch {
-		case k.Prefix.IsSingleIP():
-			e += "," + k.Prefix.Addr().String()
-		case k.Prefix.IsValid():
-			e += "," + k.Prefix.String()
-		}
-		p.line("add %s %s", k.Name, e)
+		p.line("add %s %s", k.Name, entry(k))
 	}
 }
 
@@ -111,37 +102,15 @@ func (p *printer) rules(chains []Key) {
 	}
 }
 
-// serviceOptions are the options of ipvsadm that name a virtual server of a protocol.
-var serviceOptions = map[fwd.Proto]string{fwd.TCP: "-t", fwd.UDP: "-u", fwd.SCTP: "--sctp-service"}
-
 func (p *printer) servers(servers []Key) {
 	p.line("# ipvsadm --restore")
 	for _, k := range servers {
-		s := p.objects[k].Server
-		service := serviceOptions[k.Proto] + " " + k.Addr.String()
-		persistent := ""
-		if s.Flags&flagPersistent != 0 {
-			persistent = fmt.Sprintf(" -p %d", s.TimeoutSec)
-		}
-		p.line("-A %s -s %s%s -b %s", service, s.Scheduler, persistent, strings.Join(flagNames(s), ","))
+		s, v := p.objects[k].Server, virtualServer(k)
+		p.line("%s", hostipvs.FormatServer(v, settings(s)))
 		for _, e := range s.Endpoints {
-			p.line("-a %s -r %s -m -w %d", service, e.Addr, e.Weight)
+			p.line("%s", hostipvs.FormatReal(v, hostipvs.RealServer{Addr: e.Addr, Weight: e.Weight}))
 		}
 	}
-}
-
-// flagNames are the names that ipvsadm has for flags of schedulers: those of sh and mh by what they do, others by number.
-func flagNames(s *Server) []string {
-	var out []string
-	for _, f := range []struct {
-		bit  uint32
-		what string
-	}{{flagFallback, "fallback"}, {flagPort, "port"}} {
-		if s.Flags&f.bit != 0 {
-			out = append(out, s.Scheduler+"-"+f.what)
-		}
-	}
-	return append(out, "flag-3")
 }
 
 func (p *printer) addresses(mode VIPMode, divert, vips []Key) {

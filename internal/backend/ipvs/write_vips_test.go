@@ -52,7 +52,7 @@ func TestChangeOfVIPModeWhileDraining(t *testing.T) {
 				b.put(web)
 				b.put(gone)
 				b.apply()
-				b.servers.SetConnections(goneV, one, 1, 0, 0)
+				b.servers.SetConnections(goneV, one, 1, 0)
 				b.remove(gone)
 				b.apply()
 				b.options.VIPs = to
@@ -62,7 +62,7 @@ func TestChangeOfVIPModeWhileDraining(t *testing.T) {
 					t.Errorf("nothing of the old way is left while a connection needs it:\n%s", b.links.Dump())
 				}
 				b.idle()
-				b.servers.SetConnections(goneV, one, 0, 0, 0)
+				b.servers.SetConnections(goneV, one, 0, 0)
 				b.now = b.now.Add(time.Minute)
 				b.tend()
 				b.has(goneV, "gone")

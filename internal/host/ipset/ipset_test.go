@@ -1,4 +1,4 @@
-package ipset
+package ipset_test
 
 import (
 	"context"
@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/netlink"
+	. "github.com/fairlead/fairlead/internal/host/ipset"
+	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 )
 
-// forEach runs a test on the Fake and, where kernel tests are asked for, on the kernel; what both do is the contract.
+// forEach runs a test on package ipsetfake and, where kernel tests are asked for, on the kernel; what both do is the contract.
 func forEach(t *testing.T, test func(t *testing.T, sets Sets)) {
-	t.Run("fake", func(t *testing.T) { test(t, &Fake{}) })
+	t.Run("fake", func(t *testing.T) { test(t, &ipsetfake.Sets{}) })
 	t.Run("kernel", func(t *testing.T) { test(t, open(t)) })
 }
 
@@ -42,12 +43,12 @@ func save(tb testing.TB, sets Sets, prefix string) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return Save(c)
+	return ipsetfake.Save(c)
 }
 
 func mustParse(tb testing.TB, text string) []Content {
 	tb.Helper()
-	c, err := Parse(text)
+	c, err := ipsetfake.Parse(text)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -73,7 +74,7 @@ func load(tb testing.TB, sets Sets, text string) {
 
 func mustEntry(tb testing.TB, s Set, text string) Entry {
 	tb.Helper()
-	e, err := ParseEntry(s, text)
+	e, err := ipsetfake.ParseEntry(s, text)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -113,17 +114,10 @@ add fl-port-net6 2001:db8::1,tcp:80,8000::/1
 add fl-port-net6 2001:db8::1,tcp:80,fd00::7
 create fl-port6 hash:ip,port family inet6 hashsize 1024 maxelem 65536
 add fl-port6 fd00:96::1,udp:53
-create fl-subnet hash:net family inet hashsize 1024 maxelem 65536
-add fl-subnet 10.0.0.0/8
-add fl-subnet 10.0.0.0/9
-add fl-subnet 192.0.2.1
-create fl-subnet6 hash:net family inet6 hashsize 1024 maxelem 65536
-add fl-subnet6 fd00::/8
-add fl-subnet6 fd00::/64
 `
 
 // sorted is a text as Save writes it, which is what List returns.
-func sorted(tb testing.TB, text string) string { return Save(mustParse(tb, text)) }
+func sorted(tb testing.TB, text string) string { return ipsetfake.Save(mustParse(tb, text)) }
 
 func TestEveryType(t *testing.T) {
 	forEach(t, func(t *testing.T, sets Sets) {
@@ -162,7 +156,7 @@ func TestEveryType(t *testing.T) {
 func TestFailuresOfEntries(t *testing.T) {
 	const before = `create a hash:ip,port family inet hashsize 1024 maxelem 3
 add a 10.0.0.1,tcp:1
-create b hash:net family inet6 hashsize 1024 maxelem 65536
+create b hash:ip,port,net family inet6 hashsize 1024 maxelem 65536
 `
 	tests := []struct {
 		set, entry string
@@ -178,21 +172,21 @@ create b hash:net family inet6 hashsize 1024 maxelem 65536
 		{"none", "10.0.0.4,tcp:2", true, ErrNoSet},
 		{"a", "10.0.0.1,tcp:1", true, nil},
 		{"a", "10.0.0.4,tcp:2", false, nil},
-		{"b", "fd00::/8", false, nil},
-		{"b", "fd00::/8", false, ErrExist},
-		{"b", "fd00::/9", true, ErrMissing},
+		{"b", "fd00::1,tcp:1,fd00::/8", false, nil},
+		{"b", "fd00::1,tcp:1,fd00::/8", false, ErrExist},
+		{"b", "fd00::1,tcp:1,fd00::/9", true, ErrMissing},
 	}
 	const after = `create a hash:ip,port family inet hashsize 1024 maxelem 3
 add a 10.0.0.2,tcp:2
 add a 10.0.0.3,udp:2
 add a 10.0.0.4,tcp:2
-create b hash:net family inet6 hashsize 1024 maxelem 65536
-add b fd00::/8
+create b hash:ip,port,net family inet6 hashsize 1024 maxelem 65536
+add b fd00::1,tcp:1,fd00::/8
 `
 	forEach(t, func(t *testing.T, sets Sets) {
 		load(t, sets, before)
 		types := map[string]Set{
-			"a": {Name: "a", Type: HashIPPort}, "none": {Name: "none", Type: HashIPPort}, "b": {Name: "b", Type: HashNet, IPv6: true},
+			"a": {Name: "a", Type: HashIPPort}, "none": {Name: "none", Type: HashIPPort}, "b": {Name: "b", Type: HashIPPortNet, IPv6: true},
 		}
 		var changes []Change
 		for _, tt := range tests {
@@ -233,7 +227,7 @@ func TestSetErrors(t *testing.T) {
 		}{
 			{"create the same", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: HashIP, MaxElem: 65536}) }, nil, ""},
 			{"another size", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: HashIP, MaxElem: 9}) }, ErrExist, "maxelem 65536, want 9"},
-			{"another type", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: HashNet, MaxElem: 65536}) }, ErrExist, "type hash:ip, want hash:net"},
+			{"another type", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: HashIPPort, MaxElem: 65536}) }, ErrExist, "type hash:ip, want hash:ip,port"},
 			{"another family", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: HashIP, IPv6: true, MaxElem: 65536}) }, ErrExist,
 				"family inet, want inet6"},
 			{"a bitmap instead", func() error { return sets.Create(ctx, Set{Name: "fl-ip", Type: BitmapPort}) }, ErrExist, "type hash:ip, want bitmap:port"},
@@ -352,9 +346,9 @@ func TestInvalidEntries(t *testing.T) {
 		{"zone", HashIP, true, Entry{Addr: netip.MustParseAddr("fe80::1%eth0")}, "family"},
 		{"zero", HashIP, false, Entry{Addr: netip.IPv4Unspecified()}, "unspecified"},
 		{"zero in v6", HashIPPort, true, Entry{Addr: netip.IPv6Unspecified(), Proto: 6, Port: 1}, "unspecified"},
-		{"everything", HashNet, false, Entry{Net: p("0.0.0.0/0")}, "length 0"},
+		{"everything", HashIPPortNet, false, Entry{Addr: a, Proto: 6, Port: 1, Net: p("0.0.0.0/0")}, "length 0"},
 		{"everything in v6", HashIPPortNet, true, Entry{Addr: a6, Proto: 6, Port: 1, Net: p("::/0")}, "length 0"},
-		{"host bits", HashNet, false, Entry{Net: p("10.0.0.1/8")}, "host bits"},
+		{"host bits", HashIPPortNet, false, Entry{Addr: a, Proto: 6, Port: 1, Net: p("10.0.0.1/8")}, "host bits"},
 		{"network as address", HashIPPortIP, false, Entry{Addr: a, Proto: 6, Port: 1, Net: p("10.0.0.0/8")}, "where an address belongs"},
 		{"networks differ in family", HashIPPortNet, false, Entry{Addr: a, Proto: 6, Port: 1, Net: p("fd00::/8")}, "family"},
 		{"address in a bitmap", BitmapPort, false, Entry{Addr: a, Port: 1}, "fields"},
@@ -372,7 +366,7 @@ func TestInvalidEntries(t *testing.T) {
 }
 
 func TestParse(t *testing.T) {
-	if diff := cmp.Diff(sorted(t, everyType), Save(mustParse(t, sorted(t, everyType)))); diff != "" {
+	if diff := cmp.Diff(sorted(t, everyType), ipsetfake.Save(mustParse(t, sorted(t, everyType)))); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// What newer versions of ipset print.
@@ -404,14 +398,14 @@ func TestParse(t *testing.T) {
 		{"create p hash:ip,port,net family inet maxelem 1\nadd p 10.0.0.1,tcp:1", ErrInvalid},
 		{"create p bitmap:port range 0-65535\nadd p x", ErrInvalid},
 	} {
-		if _, err := Parse(tt.text); !errors.Is(err, tt.want) {
+		if _, err := ipsetfake.Parse(tt.text); !errors.Is(err, tt.want) {
 			t.Errorf("%q: got %v, want %v", tt.text, err, tt.want)
 		}
 	}
 }
 
 func TestFake(t *testing.T) {
-	var f Fake
+	var f ipsetfake.Sets
 	f.Load(everyType)
 	if diff := cmp.Diff(sorted(t, everyType), f.Dump()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -431,7 +425,7 @@ func TestFake(t *testing.T) {
 	failed, err := f.Apply(t.Context(), []Change{
 		{Set: ip, Entry: mustEntry(t, ip, "10.0.0.1")}, {Set: ip, Entry: mustEntry(t, ip, "10.0.0.2")},
 		{Set: ip, Entry: mustEntry(t, ip, "10.0.0.1"), Del: true},
-		{Set: Set{Name: "fl-ip", Type: HashNet}, Entry: mustEntry(t, Set{Type: HashNet}, "10.0.0.0/8")},
+		{Set: Set{Name: "fl-ip", Type: HashIPPort}, Entry: mustEntry(t, Set{Type: HashIPPort}, "10.0.0.1,tcp:1")},
 	})
 	if err != nil || len(failed) != 2 || !errors.Is(failed[0].Err, broken) || failed[0].Index != 1 || !errors.Is(failed[1].Err, ErrInvalid) {
 		t.Errorf("%v, %v", failed, err)
@@ -456,52 +450,18 @@ func TestFake(t *testing.T) {
 	}
 }
 
-// FuzzDecodeList feeds the decoder bytes: it must end without a panic.
-func FuzzDecodeList(f *testing.F) {
-	for _, c := range mustParse(f, everyType) {
-		f.Add(createRequest(c.Set).Body)
-		for _, e := range c.Entries {
-			f.Add(changeRequest(Change{Set: c.Set, Entry: e}).Body)
-		}
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		_, _ = decodeList([]netlink.Message{{Type: unix.NFNL_SUBSYS_IPSET<<8 | cmdList, Body: body}})
-		_, _ = HashIPPortNet.decodeEntry(body)
-		_, _ = decodeIP(body)
-	})
-}
-
-// TestDecodeOwnMessages reads entries as they are written: the kernel uses the same attributes both ways.
-func TestDecodeOwnMessages(t *testing.T) {
-	for _, c := range mustParse(t, everyType) {
-		for _, e := range c.Entries {
-			for a, err := range netlink.Attrs(changeRequest(Change{Set: c.Set, Entry: e}).Body[4:]) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if a.Type != attrData {
-					continue
-				}
-				if got, err := c.Type.decodeEntry(a.Data); err != nil || got != e {
-					t.Errorf("%s: got %v, %v, want %v", c.Name, got, err, e)
-				}
-			}
-		}
-	}
-}
-
 // FuzzParse checks that what was read can be written and read again.
 func FuzzParse(f *testing.F) {
 	f.Add(everyType)
 	f.Add("create x hash:ip family inet hashsize 2048 maxelem 5 bucketsize 12 initval 0x6e4d6f52\n#x\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		sets, err := Parse(text)
+		sets, err := ipsetfake.Parse(text)
 		if err != nil {
 			return
 		}
-		out := Save(sets)
-		again, err := Parse(out)
-		if err != nil || Save(again) != out {
+		out := ipsetfake.Save(sets)
+		again, err := ipsetfake.Parse(out)
+		if err != nil || ipsetfake.Save(again) != out {
 			t.Errorf("%q became %q: %v", text, out, err)
 		}
 	})

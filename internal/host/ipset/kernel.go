@@ -13,7 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel is the sets of the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for
+// Kernel accesses the sets of the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for
 // concurrent use.
 type Kernel struct{ conn *netlink.Conn }
 
@@ -23,76 +23,73 @@ var _ Sets = (*Kernel)(nil)
 func Open() (*Kernel, error) {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, fmt.Errorf("sets: %w", err)
+		return nil, fmt.Errorf("open ip_set: %w", err)
 	}
 	return &Kernel{conn: c}, nil
 }
 
-// Close gives the socket back; the sets stay.
+// Close closes the socket; the sets stay.
 func (k *Kernel) Close() error { return k.conn.Close() }
 
-// List implements Sets. It asks for names first, so that large sets of others are not read.
+// List implements Sets. It lists names first, so that large sets of others are not read.
 func (k *Kernel) List(ctx context.Context, prefix string) ([]Content, error) {
-	msgs, err := k.conn.List(ctx, listRequest("", flagListSetname))
+	all, err := k.list(ctx, "", flagListSetname)
 	if err != nil {
-		return nil, fmt.Errorf("list the names of sets: %w", named(err))
-	}
-	all, err := decodeList(msgs)
-	if err != nil {
-		return nil, fmt.Errorf("list the names of sets: %w", err)
+		return nil, fmt.Errorf("list names of sets: %w", err)
 	}
 	var out []Content
 	for _, c := range all {
 		if !strings.HasPrefix(c.Name, prefix) {
 			continue
 		}
-		switch d, err := k.list(ctx, c.Name, 0); {
-		case errors.Is(err, ErrNoSet): // gone meanwhile
+		switch s, err := k.get(ctx, c.Name, 0); {
+		case errors.Is(err, ErrNoSet): // removed since its name was listed
 		case err != nil:
 			return nil, err
 		default:
-			out = append(out, d.Content)
+			slices.SortFunc(s.Entries, Entry.Compare)
+			out = append(out, s.Content)
 		}
 	}
 	slices.SortFunc(out, func(a, b Content) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
-// list reads one set.
-func (k *Kernel) list(ctx context.Context, name string, flags uint32) (listed, error) {
+// list reads one set, or all sets if name is empty.
+func (k *Kernel) list(ctx context.Context, name string, flags uint32) ([]listed, error) {
 	msgs, err := k.conn.List(ctx, listRequest(name, flags))
 	if err != nil {
-		return listed{}, fmt.Errorf("list set %s: %w", name, named(err))
+		return nil, named(err)
 	}
-	all, err := decodeList(msgs)
-	switch {
-	case err != nil:
+	return decodeList(msgs)
+}
+
+// get reads one set.
+func (k *Kernel) get(ctx context.Context, name string, flags uint32) (listed, error) {
+	all, err := k.list(ctx, name, flags)
+	if err == nil && len(all) == 0 {
+		err = ErrNoSet
+	}
+	if err != nil {
 		return listed{}, fmt.Errorf("list set %s: %w", name, err)
-	case len(all) == 0:
-		return listed{}, fmt.Errorf("list set %s: %w", name, ErrNoSet)
 	}
-	slices.SortFunc(all[0].Entries, Entry.Compare)
 	return all[0], nil
 }
 
-// Exists says whether there is a set of that name, without reading its entries.
+// Exists reports whether a set exists, without reading its entries.
 func (k *Kernel) Exists(ctx context.Context, name string) (bool, error) {
-	_, err := k.list(ctx, name, flagListHeader)
+	_, err := k.get(ctx, name, flagListHeader)
 	if errors.Is(err, ErrNoSet) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// Sizes returns the numbers of entries of the sets whose names begin with prefix, by name, without reading the entries.
+// Sizes returns the number of entries of each set whose name begins with prefix, by name, without reading the entries.
 func (k *Kernel) Sizes(ctx context.Context, prefix string) (map[string]uint32, error) {
-	msgs, err := k.conn.List(ctx, listRequest("", flagListHeader))
+	all, err := k.list(ctx, "", flagListHeader)
 	if err != nil {
-		return nil, fmt.Errorf("list the sizes of sets: %w", named(err))
-	}
-	all, err := decodeList(msgs)
-	if err != nil {
-		return nil, fmt.Errorf("list the sizes of sets: %w", err)
+		return nil, fmt.Errorf("list sizes of sets: %w", err)
 	}
 	sizes := make(map[string]uint32)
 	for _, c := range all {
@@ -112,30 +109,14 @@ func (k *Kernel) Create(ctx context.Context, s Set) error {
 	if !errors.Is(err, unix.EEXIST) {
 		return wrap(err, "create set %s", s.Name)
 	}
-	have, err := k.list(ctx, s.Name, flagListHeader)
+	have, err := k.get(ctx, s.Name, flagListHeader)
 	if err != nil {
 		return fmt.Errorf("create set %s: %w", s.Name, err)
 	}
 	if have.Set != s || len(have.options) > 0 {
-		return fmt.Errorf("create set %s: %w: %s", s.Name, ErrExist, difference(have.Set, s, have.options))
+		return fmt.Errorf("create set %s: %w: %s", s.Name, ErrExist, have.Difference(s, have.options...))
 	}
 	return nil
-}
-
-// difference says in which settings a set that is there differs from the one that is wanted. options are settings that
-// this package never makes.
-func difference(have, want Set, options []string) string {
-	var d []string
-	if have.Type != want.Type {
-		d = append(d, fmt.Sprintf("type %s, want %s", have.Type, want.Type))
-	}
-	if have.IPv6 != want.IPv6 {
-		d = append(d, fmt.Sprintf("family %s, want %s", have.family(), want.family()))
-	}
-	if have.MaxElem != want.MaxElem {
-		d = append(d, fmt.Sprintf("maxelem %d, want %d", have.MaxElem, want.MaxElem))
-	}
-	return strings.Join(append(d, options...), ", ")
 }
 
 // Destroy implements Sets.
@@ -167,7 +148,11 @@ func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error)
 	errs, err := k.conn.Do(ctx, reqs)
 	for i, e := range errs {
 		if e != nil {
-			failed = append(failed, Failure{Index: index[i], Err: refusal(changes[index[i]], named(e))})
+			c := changes[index[i]]
+			if e = named(e); c.Del && errors.Is(e, ErrExist) { // the kernel has one error number for both
+				e = ErrMissing
+			}
+			failed = append(failed, Failure{Index: index[i], Err: c.Refused(e)})
 		}
 	}
 	slices.SortFunc(failed, func(a, b Failure) int { return a.Index - b.Index })
@@ -177,18 +162,7 @@ func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error)
 	return failed, nil
 }
 
-// refusal is the error of a change.
-func refusal(ch Change, err error) error {
-	if ch.Del {
-		if errors.Is(err, ErrExist) { // the kernel has one error for both
-			err = ErrMissing
-		}
-		return fmt.Errorf("delete %s from %s: %w", ch.Entry, ch.Set.Name, err)
-	}
-	return fmt.Errorf("add %s to %s: %w", ch.Entry, ch.Set.Name, err)
-}
-
-// wrap says what was tried; it returns nil where nothing failed.
+// wrap adds to an error what was tried; nil stays nil.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil
@@ -196,7 +170,7 @@ func wrap(err error, format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, named(err))...)
 }
 
-// named turns the kernel's error numbers into errors that callers test for, and others of its own into words.
+// named translates ip_set's error numbers into the errors that callers test for, and others into words.
 func named(err error) error {
 	var e *netlink.Error
 	if !errors.As(err, &e) {

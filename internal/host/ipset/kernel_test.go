@@ -1,16 +1,18 @@
-package ipset
+package ipset_test
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	library "github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/netlink"
+	. "github.com/fairlead/fairlead/internal/host/ipset"
 )
 
 // TestKernelForeignSets reads sets that somebody else made with settings that this package does not know.
@@ -120,39 +122,9 @@ func TestKernelMatches(t *testing.T) {
 			t.Errorf("%s: got %v", tt.client, got)
 		}
 	}
-	if in("fl-subnet", &library.IPSetEntry{IP: []byte{11, 0, 0, 1}}) || !in("fl-subnet", &library.IPSetEntry{IP: []byte{10, 200, 0, 1}}) {
-		t.Error("hash:net")
-	}
 	pod := []byte{10, 0, 0, 1}
 	if !in("fl-port-ip", &library.IPSetEntry{IP: pod, Protocol: &tcp, Port: &port, IP2: pod}) {
 		t.Error("hash:ip,port,ip")
-	}
-}
-
-// TestKernelRefusesWhatValidateRefuses keeps the reasons that Validate gives true.
-func TestKernelRefusesWhatValidateRefuses(t *testing.T) {
-	k := open(t)
-	for _, tt := range []struct {
-		typ   Type
-		entry Entry
-		want  unix.Errno
-	}{
-		{HashNet, Entry{Net: netip.MustParsePrefix("0.0.0.0/0")}, 4104},
-		{HashIPPortNet, Entry{Addr: netip.MustParseAddr("10.0.0.1"), Proto: 6, Net: netip.MustParsePrefix("0.0.0.0/0")}, 4104},
-		{HashIP, Entry{Addr: netip.IPv4Unspecified()}, 4353},
-		{HashIP, Entry{Addr: netip.MustParseAddr("fd00::1")}, 4097},
-	} {
-		s := Set{Name: "x", Type: tt.typ, MaxElem: 5}
-		if err := k.Create(t.Context(), s); err != nil {
-			t.Fatal(err)
-		}
-		errs, err := k.conn.Do(t.Context(), []netlink.Request{changeRequest(Change{Set: s, Entry: tt.entry})})
-		if err != nil || len(errs) != 1 || !errors.Is(errs[0], tt.want) {
-			t.Errorf("%s %v: got %v, %v, want %d", tt.typ, tt.entry, errs, err, tt.want)
-		}
-		if err := k.Destroy(t.Context(), "x"); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 
@@ -245,4 +217,38 @@ func TestExists(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
+}
+
+// TestKernelSizes: the numbers of entries of sets with a prefix, after each change.
+func TestKernelSizes(t *testing.T) {
+	ctx := context.Background()
+	k := open(t)
+	one, two, other := Set{Name: "OURS-1", Type: HashIP, MaxElem: DefaultMaxElem}, Set{Name: "OURS-2", Type: HashIP, IPv6: true, MaxElem: DefaultMaxElem}, Set{Name: "THEIRS", Type: HashIP, MaxElem: DefaultMaxElem}
+	for _, s := range []Set{one, two, other} {
+		if err := k.Create(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply := func(changes ...Change) {
+		t.Helper()
+		if failed, err := k.Apply(ctx, changes); err != nil || len(failed) > 0 {
+			t.Fatal(failed, err)
+		}
+	}
+	want := func(want map[string]uint32) {
+		t.Helper()
+		got, err := k.Sizes(ctx, "OURS-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	entry := func(a string) Entry { return Entry{Addr: netip.MustParseAddr(a)} }
+	want(map[string]uint32{"OURS-1": 0, "OURS-2": 0})
+	apply(Change{Set: one, Entry: entry("192.0.2.1")}, Change{Set: one, Entry: entry("192.0.2.2")}, Change{Set: two, Entry: entry("2001:db8::1")}, Change{Set: other, Entry: entry("192.0.2.1")})
+	want(map[string]uint32{"OURS-1": 2, "OURS-2": 1})
+	apply(Change{Set: one, Entry: entry("192.0.2.1"), Del: true})
+	want(map[string]uint32{"OURS-1": 1, "OURS-2": 1})
 }

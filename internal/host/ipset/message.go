@@ -1,7 +1,6 @@
 package ipset
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 
@@ -10,10 +9,15 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// What follows is in linux/netfilter/ipset/ip_set.h.
+// The constants below are from linux/netfilter/ipset/ip_set.h.
 
-// protocol is the oldest version that kernels speak; what came later is not needed here.
+// protocol is the oldest version of the protocol that kernels support; later ones add nothing that is needed here.
 const protocol = 6
+
+// netOrder marks a number in network byte order.
+const netOrder = unix.NLA_F_NET_BYTEORDER
+
+const maxPort = 65535
 
 // Commands.
 const (
@@ -41,7 +45,6 @@ const (
 // Attributes of a set and of an entry.
 const (
 	attrIP        = 1
-	attrCIDR      = 3
 	attrPort      = 4
 	attrPortTo    = 5
 	attrTimeout   = 6
@@ -69,19 +72,19 @@ const (
 	errPrivate      unix.Errno = 4096
 	errFindType     unix.Errno = 4098
 	errBusy         unix.Errno = 4100
-	errSetname2     unix.Errno = 4101 // of a swap: the second set is missing
+	errSetname2     unix.Errno = 4101 // swap: the second set does not exist
 	errTypeMismatch unix.Errno = 4102
 	errExist        unix.Errno = 4103
 	errReferenced   unix.Errno = 4108
 	errFull         unix.Errno = 4352
 )
 
-// revisions are the oldest of each type that do what is needed here (SCTP, in those with ports), so that an ipset program
-// older than the kernel can list the sets too.
+// revisions are the oldest revision of each type with the needed features (SCTP, in types with ports), so that an ipset
+// program older than the kernel can list the sets as well.
 var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
 
-// newRequest begins a message. With NLM_F_EXCL the kernel refuses to make what is there already and to remove what is not.
-// (Without it it lets a set of one family pass for one of the other, so that this package compares settings by itself.)
+// newRequest starts a message. With NLM_F_EXCL the kernel refuses to create what exists and to remove what does not. Without
+// the flag it takes a set of one family for one of the other, so this package compares settings itself.
 func newRequest(cmd uint16, ipv6 bool) netlink.Request {
 	family := byte(unix.NFPROTO_IPV4)
 	if ipv6 {
@@ -99,15 +102,15 @@ func nameRequest(cmd uint16, name string) netlink.Request {
 	return r
 }
 
-// listRequest asks for all sets where name is empty.
+// listRequest requests one set, or all sets if name is empty.
 func listRequest(name string, flags uint32) netlink.Request {
 	r := newRequest(cmdList, false)
-	r.Flags = 0 // of another meaning in a dump
+	r.Flags = 0 // NLM_F_EXCL has another meaning in a dump
 	if name != "" {
 		r.Body = netlink.AppendText(r.Body, attrSetname, name)
 	}
 	if flags != 0 {
-		r.Body = appendUint32(r.Body, attrFlags, flags)
+		r.Body = netlink.AppendNet32(r.Body, attrFlags|netOrder, flags)
 	}
 	return r
 }
@@ -119,46 +122,43 @@ func createRequest(s Set) netlink.Request {
 	b = netlink.AppendAttr(b, attrRevision, revisions[s.Type])
 	family := r.Body[0]
 	if s.Type == BitmapPort {
-		family = unix.AF_UNSPEC
+		family = unix.NFPROTO_UNSPEC
 	}
 	b = netlink.AppendAttr(b, attrFamily, family)
 	r.Body = netlink.AppendNest(b, attrData, func(b []byte) []byte {
 		if s.Type == BitmapPort {
-			b = appendUint16(b, attrPort, 0)
-			return appendUint16(b, attrPortTo, 65535)
+			b = netlink.AppendNet16(b, attrPort|netOrder, 0)
+			return netlink.AppendNet16(b, attrPortTo|netOrder, maxPort)
 		}
-		b = appendUint32(b, attrHashsize, hashSize)
-		return appendUint32(b, attrMaxelem, s.MaxElem)
+		b = netlink.AppendNet32(b, attrHashsize|netOrder, HashSize)
+		return netlink.AppendNet32(b, attrMaxelem|netOrder, s.MaxElem)
 	})
 	return r
 }
 
-// changeRequest is that of a change that fits its set.
-func changeRequest(ch Change) netlink.Request {
+// changeRequest encodes a valid change.
+func changeRequest(c Change) netlink.Request {
 	cmd := uint16(cmdAdd)
-	if ch.Del {
+	if c.Del {
 		cmd = cmdDel
 	}
-	r := newRequest(cmd, ch.Set.IPv6)
-	b := netlink.AppendText(r.Body, attrSetname, ch.Set.Name)
-	e := ch.Entry
+	r := newRequest(cmd, c.Set.IPv6)
+	b := netlink.AppendText(r.Body, attrSetname, c.Set.Name)
+	e := c.Entry
 	r.Body = netlink.AppendNest(b, attrData, func(b []byte) []byte {
-		switch ch.Set.Type {
-		case HashNet:
-			b = appendIP(b, attrIP, e.Net.Addr())
-			return netlink.AppendAttr(b, attrCIDR, byte(e.Net.Bits()))
-		case BitmapPort:
-			return appendUint16(b, attrPort, e.Port)
+		if e.Addr.IsValid() {
+			b = appendIP(b, attrIP, e.Addr)
 		}
-		b = appendIP(b, attrIP, e.Addr)
+		if c.Set.Type != HashIP {
+			b = netlink.AppendNet16(b, attrPort|netOrder, e.Port)
+		}
 		if e.Proto != 0 {
-			b = appendUint16(b, attrPort, e.Port)
 			b = netlink.AppendAttr(b, attrProto, e.Proto)
 		}
 		if e.Net.IsValid() {
 			b = appendIP(b, attrIP2, e.Net.Addr())
 		}
-		if ch.Set.Type == HashIPPortNet {
+		if c.Set.Type == HashIPPortNet {
 			b = netlink.AppendAttr(b, attrCIDR2, byte(e.Net.Bits()))
 		}
 		return b
@@ -166,72 +166,68 @@ func changeRequest(ch Change) netlink.Request {
 	return r
 }
 
-func appendUint16(b []byte, typ uint16, v uint16) []byte {
-	return netlink.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, byte(v>>8), byte(v))
-}
-
-func appendUint32(b []byte, typ uint16, v uint32) []byte {
-	return netlink.AppendAttr(b, typ|unix.NLA_F_NET_BYTEORDER, binary.BigEndian.AppendUint32(nil, v)...)
-}
-
 func appendIP(b []byte, typ uint16, a netip.Addr) []byte {
-	kind := uint16(attrIPv4)
+	version := uint16(attrIPv4)
 	if a.Is6() {
-		kind = attrIPv6
+		version = attrIPv6
 	}
 	return netlink.AppendNest(b, typ, func(b []byte) []byte {
-		return netlink.AppendAttr(b, kind|unix.NLA_F_NET_BYTEORDER, a.AsSlice()...)
+		return netlink.AppendAttr(b, version|netOrder, a.AsSlice()...)
 	})
 }
 
-// listed is a set as it was listed.
+// listed is a set as the kernel lists it.
 type listed struct {
 	Content
 	// options are settings that this package never makes.
 	options []string
-	// size is how many entries the kernel says that the set has.
+	// size is the kernel's count of entries.
 	size uint32
 }
 
-// decodeList reads the messages of a list. A large set comes in several, of which the first has the settings.
-func decodeList(msgs []netlink.Message) ([]listed, error) {
-	var out []listed
+// decodeList decodes the messages of a list. A large set takes several messages; the first one has the settings.
+func decodeList(msgs []netlink.Message) (sets []listed, err error) {
 	for _, m := range msgs {
 		if m.Type != unix.NFNL_SUBSYS_IPSET<<8|cmdList {
 			continue
 		}
-		attrs, err := m.NetfilterAttrs()
-		if err != nil {
+		if sets, err = decodeSet(sets, m); err != nil {
 			return nil, err
 		}
-		// The name comes before the rest.
-		var c *listed
-		for a, err := range netlink.Attrs(attrs) {
-			switch {
-			case err != nil:
-				return nil, err
-			case a.Type == attrSetname:
-				if name := a.Text(); len(out) == 0 || out[len(out)-1].Name != name {
-					out = append(out, listed{Content: Content{Set: Set{Name: name}}})
-				}
-				c = &out[len(out)-1]
-			case c == nil && a.Type != attrProtocol:
-				return nil, netlink.ErrMalformed
-			case a.Type == attrTypename:
-				c.Type = Type(a.Text())
-			case a.Type == attrFamily && len(a.Data) > 0:
-				c.IPv6 = a.Data[0] == unix.AF_INET6
-			case a.Type == attrData:
-				err = c.decodeSettings(a.Data)
-			case a.Type == attrADT:
-				err = c.decodeEntries(a.Data)
-			}
-			if err != nil {
-				return nil, err
-			}
+	}
+	return sets, nil
+}
+
+// decodeSet appends the set of a message, or adds the message's entries to the last set.
+func decodeSet(sets []listed, m netlink.Message) ([]listed, error) {
+	body, err := m.NetfilterAttrs()
+	if err != nil {
+		return nil, err
+	}
+	attrs, err := netlink.AttrMap(body)
+	if err != nil {
+		return nil, err
+	}
+	name, ok := attrs[attrSetname]
+	if !ok {
+		return nil, netlink.ErrMalformed
+	}
+	if len(sets) == 0 || sets[len(sets)-1].Name != name.Text() {
+		sets = append(sets, listed{Content: Content{Set: Set{Name: name.Text()}}})
+	}
+	s := &sets[len(sets)-1]
+	if a, ok := attrs[attrTypename]; ok {
+		s.Type = Type(a.Text())
+	}
+	if a := attrs[attrFamily]; len(a.Data) > 0 {
+		s.IPv6 = a.Data[0] == unix.NFPROTO_IPV6
+	}
+	if a, ok := attrs[attrData]; ok {
+		if err := s.decodeSettings(a.Data); err != nil {
+			return nil, err
 		}
 	}
-	return out, nil
+	return sets, s.decodeEntries(attrs[attrADT].Data)
 }
 
 func (c *listed) decodeSettings(b []byte) error {
@@ -255,13 +251,13 @@ func (c *listed) decodeSettings(b []byte) error {
 			ports += int(n)
 		}
 	}
-	if c.Type == BitmapPort && ports != 65535 {
+	if c.Type == BitmapPort && ports != maxPort {
 		c.options = append(c.options, "a range that is not all ports")
 	}
 	return nil
 }
 
-// number reads one of up to four bytes in network byte order.
+// number decodes an unsigned number of up to four bytes in network byte order.
 func number(a netlink.Attr) (n uint32) {
 	for _, b := range a.Data[:min(len(a.Data), 4)] {
 		n = n<<8 | uint32(b)
@@ -270,7 +266,7 @@ func number(a netlink.Attr) (n uint32) {
 }
 
 func (c *listed) decodeEntries(b []byte) error {
-	if _, _, _, known := c.Type.shape(); !known {
+	if _, known := fieldsOf[c.Type]; !known {
 		return nil
 	}
 	for a, err := range netlink.Attrs(b) {
@@ -291,38 +287,33 @@ func (c *listed) decodeEntries(b []byte) error {
 
 func (t Type) decodeEntry(b []byte) (Entry, error) {
 	var e Entry
-	var ip, ip2 netip.Addr
-	cidr := 0
+	var second netip.Addr
+	bits := 0
 	for a, err := range netlink.Attrs(b) {
 		if err != nil {
 			return Entry{}, err
 		}
 		switch a.Type {
 		case attrIP:
-			if ip, err = decodeIP(a.Data); err != nil {
-				return Entry{}, err
-			}
+			e.Addr, err = decodeIP(a.Data)
 		case attrIP2:
-			if ip2, err = decodeIP(a.Data); err != nil {
-				return Entry{}, err
-			}
-		case attrCIDR, attrCIDR2:
-			cidr = int(number(a))
+			second, err = decodeIP(a.Data)
+		case attrCIDR2:
+			bits = int(number(a))
 		case attrPort:
 			e.Port = uint16(number(a))
 		case attrProto:
 			e.Proto = uint8(number(a))
 		}
+		if err != nil {
+			return Entry{}, err
+		}
 	}
 	switch t {
-	case HashNet:
-		e.Net = netip.PrefixFrom(ip, cidr)
 	case HashIPPortNet:
-		e.Addr, e.Net = ip, netip.PrefixFrom(ip2, cidr)
+		e.Net = netip.PrefixFrom(second, bits)
 	case HashIPPortIP:
-		e.Addr, e.Net = ip, netip.PrefixFrom(ip2, ip2.BitLen())
-	default:
-		e.Addr = ip
+		e.Net = netip.PrefixFrom(second, second.BitLen())
 	}
 	return e, nil
 }

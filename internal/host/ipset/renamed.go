@@ -2,8 +2,8 @@ package ipset
 
 import "context"
 
-// Renamed returns s as it looks to somebody for whom a set has the name rename(name). Applied twice, rename changes nothing; of
-// names with the prefix of a List it changes the prefix alone.
+// Renamed wraps s so that callers use the names rename(name) for the sets. rename is its own inverse, and changes only the
+// prefix of names that List is called with.
 func Renamed(s Sets, rename func(string) string) Sets { return renamed{s, rename} }
 
 type renamed struct {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,176 +15,203 @@ import (
 // Type is the type of a set, by the kernel's name.
 type Type string
 
-// The types that can be written. Of others the name and settings can be listed.
+// The types that can be written. For other types only name and settings can be read.
 const (
-	// HashIP has addresses.
+	// HashIP contains addresses.
 	HashIP Type = "hash:ip"
-	// HashIPPort has addresses with protocol and port.
+	// HashIPPort contains addresses with protocol and port.
 	HashIPPort Type = "hash:ip,port"
-	// HashIPPortIP has addresses with protocol and port, and a second address.
+	// HashIPPortIP contains addresses with protocol and port, and a second address.
 	HashIPPortIP Type = "hash:ip,port,ip"
-	// HashIPPortNet has addresses with protocol and port, and a network.
+	// HashIPPortNet contains addresses with protocol and port, and a network.
 	HashIPPortNet Type = "hash:ip,port,net"
-	// HashNet has networks.
-	HashNet Type = "hash:net"
-	// BitmapPort has ports, all 65536, of no protocol.
+	// BitmapPort contains ports from 0 to 65535 without a protocol.
 	BitmapPort Type = "bitmap:port"
 )
 
-// DefaultMaxElem is the number of entries that a hash can have unless it was made for more.
+// fields says which fields the entries of a type have. All types except HashIP have ports.
+type fields struct{ addr, proto, net bool }
+
+var fieldsOf = map[Type]fields{
+	HashIP:        {addr: true},
+	HashIPPort:    {addr: true, proto: true},
+	HashIPPortIP:  {addr: true, proto: true, net: true},
+	HashIPPortNet: {addr: true, proto: true, net: true},
+	BitmapPort:    {},
+}
+
+// DefaultMaxElem is the kernel's default for the size of a hash.
 const DefaultMaxElem = 65536
 
-// MaxName is the length of the longest name of a set.
+// HashSize is the initial number of buckets of a hash. The kernel grows it as needed.
+const HashSize = 1024
+
+// MaxName is the maximum length of the name of a set.
 const MaxName = 31
 
 // Set is a set without its entries.
 type Set struct {
 	Name string
 	Type Type
-	// IPv6 is the family; of a set that has none, such as BitmapPort, it is false.
+	// IPv6 is the address family. It is false for types without a family, such as BitmapPort.
 	IPv6 bool
-	// MaxElem is the largest number of entries; 0 for BitmapPort.
+	// MaxElem is the maximum number of entries; 0 for BitmapPort.
 	MaxElem uint32
 }
 
-// Entry is an entry of a set. Which fields it has depends on the type of the set:
+// Entry is an entry of a set. The type of the set determines which fields are used:
 //
 //	HashIP         Addr
 //	HashIPPort     Addr, Proto, Port
-//	HashIPPortIP   Addr, Proto, Port, Net of one address
+//	HashIPPortIP   Addr, Proto, Port, Net (a single address)
 //	HashIPPortNet  Addr, Proto, Port, Net
-//	HashNet        Net
 //	BitmapPort     Port
 type Entry struct {
 	Addr netip.Addr
 	// Proto is the IP protocol: TCP, UDP or SCTP.
 	Proto uint8
 	Port  uint16
-	// Net has no bits set beyond its length, which is not 0.
+	// Net has no host bits, and its length is not 0.
 	Net netip.Prefix
 }
 
 // Content is a set with its entries.
 type Content struct {
 	Set
-	// Entries are sorted by Entry.Compare. Of types that this package does not know there are none.
+	// Entries are sorted by Entry.Compare. Sets of unknown types have none.
 	Entries []Entry
 }
 
-// Change is an entry to add to a set, or to delete from one.
+// Change adds an entry to a set or deletes one.
 type Change struct {
-	// Set is the set; its MaxElem does not matter.
+	// Set is the set. Its MaxElem is ignored.
 	Set   Set
 	Entry Entry
 	Del   bool
 }
 
-// Failure is a Change that was not carried out.
+// Failure is a Change that was not applied.
 type Failure struct {
-	// Index is that of the Change in the list.
+	// Index is the position of the Change in the list.
 	Index int
-	// Err names entry and set.
+	// Err names the entry and the set.
 	Err error
 }
 
-// Sets are the sets of a network namespace. Kernel and Fake implement it.
+// Sets are the sets of a network namespace. Kernel implements it.
 type Sets interface {
 	// List returns the sets whose names begin with prefix, sorted by name, with their entries.
 	List(ctx context.Context, prefix string) ([]Content, error)
-	// Create makes an empty set. One that is there already, with the same settings, is left as it is; with others the error
-	// is ErrExist and says what differs.
+	// Create creates an empty set. A set that exists with the same settings is left as it is. If the settings differ, the
+	// error is ErrExist and says what differs.
 	Create(ctx context.Context, s Set) error
-	// Destroy removes a set and its entries. ErrNoSet: it is not there. ErrInUse: a rule uses it.
+	// Destroy removes a set and its entries. ErrNoSet: it does not exist. ErrInUse: a rule uses it.
 	Destroy(ctx context.Context, name string) error
-	// Swap exchanges two sets of the same type and family under their names; rules see the change at once.
+	// Swap exchanges two sets of the same type and family. Rules refer to sets by name, so they see the change at once.
 	Swap(ctx context.Context, a, b string) error
-	// Apply adds and deletes entries, in order. failed are those that were refused: ErrExist, ErrMissing, ErrFull, ErrNoSet,
-	// ErrInvalid, or the kernel's error. err says that it is not known which changes were carried out.
+	// Apply adds and deletes entries, in order. failed are the refused changes: ErrExist, ErrMissing, ErrFull, ErrNoSet,
+	// ErrInvalid, or the kernel's error. err means that it is unknown which changes were applied.
 	Apply(ctx context.Context, changes []Change) (failed []Failure, err error)
 }
 
 // Errors that callers test for.
 var (
-	// ErrExist says that an entry, or a set with other settings, is there already.
+	// ErrExist: the entry exists already, or the set exists with other settings.
 	ErrExist = errors.New("exists already")
-	// ErrMissing says that an entry to delete is not there.
+	// ErrMissing: the entry to delete does not exist.
 	ErrMissing = errors.New("no such entry")
-	// ErrFull says that a set has as many entries as it can have; see Grow.
+	// ErrFull: the set has its maximum number of entries; see Grow.
 	ErrFull = errors.New("the set is full")
-	// ErrNoSet says that a set is not there.
+	// ErrNoSet: the set does not exist.
 	ErrNoSet = errors.New("no such set")
-	// ErrInUse says that a rule, or another set, uses a set.
+	// ErrInUse: a rule or another set uses the set.
 	ErrInUse = errors.New("the set is in use")
-	// ErrInvalid says that a set or an entry is not one that the kernel could have.
+	// ErrInvalid: the kernel cannot have such a set or entry.
 	ErrInvalid = errors.New("invalid")
 )
 
-func (s Set) family() string {
+// Family is the kernel's name of the address family.
+func (s Set) Family() string {
 	if s.IPv6 {
 		return "inet6"
 	}
 	return "inet"
 }
 
-// shape tells which fields the entries of a type have.
-func (t Type) shape() (addr, proto, net, known bool) {
-	switch t {
-	case HashIP:
-		return true, false, false, true
-	case HashIPPort:
-		return true, true, false, true
-	case HashIPPortIP, HashIPPortNet:
-		return true, true, true, true
-	case HashNet:
-		return false, false, true, true
-	case BitmapPort:
-		return false, false, false, true
+// Difference describes how the settings of an existing set differ from the wanted ones. options are settings of the existing
+// set that this package never makes.
+func (s Set) Difference(want Set, options ...string) string {
+	var d []string
+	if s.Type != want.Type {
+		d = append(d, fmt.Sprintf("type %s, want %s", s.Type, want.Type))
 	}
-	return false, false, false, false
+	if s.IPv6 != want.IPv6 {
+		d = append(d, fmt.Sprintf("family %s, want %s", s.Family(), want.Family()))
+	}
+	if s.MaxElem != want.MaxElem {
+		d = append(d, fmt.Sprintf("maxelem %d, want %d", s.MaxElem, want.MaxElem))
+	}
+	return strings.Join(append(d, options...), ", ")
 }
 
-// Validate says what is wrong with a set that is to be made; the error is ErrInvalid.
+// Validate returns ErrInvalid and the reason if a set cannot be created.
 func (s Set) Validate() error {
-	_, _, _, known := s.Type.shape()
+	_, known := fieldsOf[s.Type]
 	switch {
 	case s.Name == "" || len(s.Name) > MaxName:
 		return fmt.Errorf("set %q: %w name, want 1 to %d characters", s.Name, ErrInvalid, MaxName)
 	case !known:
 		return fmt.Errorf("set %s: %w type %q", s.Name, ErrInvalid, s.Type)
 	case s.Type == BitmapPort && (s.IPv6 || s.MaxElem != 0):
-		return fmt.Errorf("set %s: %w: %s has neither family nor largest number of entries", s.Name, ErrInvalid, s.Type)
+		return fmt.Errorf("set %s: %w: %s has neither family nor maximum number of entries", s.Name, ErrInvalid, s.Type)
 	case s.Type != BitmapPort && s.MaxElem == 0:
 		return fmt.Errorf("set %s: %w: at most 0 entries", s.Name, ErrInvalid)
 	}
 	return nil
 }
 
-// Validate says what is wrong with an entry of a set; the error is ErrInvalid and names both.
+// Validate returns ErrInvalid and the reason if an entry does not fit the set. The error names both.
 func (e Entry) Validate(s Set) error {
-	if why := e.unfit(s); why != "" {
-		return fmt.Errorf("%s in %s (%s %s): %w: %s", e, s.Name, s.Type, s.family(), ErrInvalid, why)
+	if reason := e.invalid(s); reason != "" {
+		return fmt.Errorf("%s in %s (%s %s): %w: %s", e, s.Name, s.Type, s.Family(), ErrInvalid, reason)
 	}
 	return nil
 }
 
-func (e Entry) unfit(s Set) string {
-	addr, proto, net, known := s.Type.shape()
+// invalid returns why an entry does not fit the set, or "" if it does.
+func (e Entry) invalid(s Set) string {
+	want, known := fieldsOf[s.Type]
 	switch {
 	case !known:
 		return "unknown type"
-	case addr != e.Addr.IsValid() || proto != (e.Proto != 0) || net != e.Net.IsValid():
+	case want != fields{addr: e.Addr.IsValid(), proto: e.Proto != 0, net: e.Net.IsValid()}:
 		return "the type has other fields"
-	case !proto && s.Type != BitmapPort && e.Port != 0:
+	case s.Type == HashIP && e.Port != 0:
 		return "the type has no port"
-	case proto && e.Proto != unix.IPPROTO_TCP && e.Proto != unix.IPPROTO_UDP && e.Proto != unix.IPPROTO_SCTP:
+	case want.proto && protocolNames[e.Proto] == "":
 		return "a protocol without ports"
-	case addr && !ofFamily(e.Addr, s.IPv6), net && !ofFamily(e.Net.Addr(), s.IPv6):
+	}
+	if want.addr {
+		switch {
+		case !storable(e.Addr, s.IPv6):
+			return "an address of another family"
+		case e.Addr.IsUnspecified():
+			return "the unspecified address, which kernels refuse in hash:ip and newer ones in hash:ip,port"
+		}
+	}
+	if want.net {
+		return e.invalidNet(s)
+	}
+	return ""
+}
+
+func (e Entry) invalidNet(s Set) string {
+	switch {
+	case !storable(e.Net.Addr(), s.IPv6):
 		return "an address of another family"
-	case addr && e.Addr.IsUnspecified():
-		return "the unspecified address, which kernels refuse in hash:ip and newer ones in hash:ip,port"
-	case net && e.Net != e.Net.Masked():
+	case e.Net != e.Net.Masked():
 		return "a network with host bits"
-	case net && e.Net.Bits() == 0:
+	case e.Net.Bits() == 0:
 		return "a network of length 0; write two of length 1"
 	case s.Type == HashIPPortIP && !e.Net.IsSingleIP():
 		return "a network where an address belongs"
@@ -191,61 +219,75 @@ func (e Entry) unfit(s Set) string {
 	return ""
 }
 
-// ofFamily says whether an address is one that the kernel stores as it is.
-func ofFamily(a netip.Addr, ipv6 bool) bool {
+// storable reports whether the kernel stores an address of the family unchanged.
+func storable(a netip.Addr, ipv6 bool) bool {
 	return a.Is6() == ipv6 && !a.Is4In6() && a.Zone() == ""
 }
 
-// String is the entry as ipset prints it: 10.96.0.1,tcp:443 or 10.0.0.0/8.
+// protocolNames are ipset's names of the protocols that have ports.
+var protocolNames = map[uint8]string{unix.IPPROTO_TCP: "tcp", unix.IPPROTO_UDP: "udp", unix.IPPROTO_SCTP: "sctp"}
+
+// String returns the entry as ipset prints it: 10.96.0.1,tcp:443 or 192.0.2.1,tcp:80,10.0.0.0/8.
 func (e Entry) String() string {
-	s := ""
-	add := func(part string) {
-		if s != "" {
-			s += ","
-		}
-		s += part
-	}
+	var parts []string
 	if e.Addr.IsValid() {
-		add(e.Addr.String())
+		parts = append(parts, e.Addr.String())
 	}
 	if e.Proto != 0 {
-		add(protoName(e.Proto) + ":" + strconv.Itoa(int(e.Port)))
+		name := cmp.Or(protocolNames[e.Proto], strconv.Itoa(int(e.Proto)))
+		parts = append(parts, name+":"+strconv.Itoa(int(e.Port)))
 	}
 	switch {
 	case e.Net.IsSingleIP():
-		add(e.Net.Addr().String())
+		parts = append(parts, e.Net.Addr().String())
 	case e.Net.IsValid():
-		add(e.Net.String())
+		parts = append(parts, e.Net.String())
 	}
-	if s == "" {
+	if len(parts) == 0 {
 		return strconv.Itoa(int(e.Port))
 	}
-	return s
+	return strings.Join(parts, ",")
 }
 
-// Compare orders entries.
+// Compare orders entries by address, protocol, port and network.
 func (e Entry) Compare(o Entry) int {
 	return cmp.Or(e.Addr.Compare(o.Addr), cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), e.Net.Compare(o.Net))
 }
 
-// Grow gives a set room for more entries. There is no setting for that in the kernel: a larger one is made, filled and
-// put in the place of the old one, which rules do not notice. Only what changes the set meanwhile is lost.
+// Refused is the error of a change that was refused with err.
+func (c Change) Refused(err error) error {
+	if c.Del {
+		return fmt.Errorf("delete %s from %s: %w", c.Entry, c.Set.Name, err)
+	}
+	return fmt.Errorf("add %s to %s: %w", c.Entry, c.Set.Name, err)
+}
+
+// Grow raises the maximum number of entries of a set. The kernel has no setting for that, so Grow creates a larger set,
+// fills it, and swaps the two; rules do not notice. Entries that others change meanwhile are lost.
 func Grow(ctx context.Context, sets Sets, name string, maxElem uint32) error {
-	found, err := sets.List(ctx, name)
-	if err != nil {
+	if err := grow(ctx, sets, name, maxElem); err != nil {
 		return fmt.Errorf("grow set %s: %w", name, err)
 	}
+	return nil
+}
+
+func grow(ctx context.Context, sets Sets, name string, maxElem uint32) error {
+	found, err := sets.List(ctx, name)
+	if err != nil {
+		return err
+	}
 	if len(found) == 0 || found[0].Name != name { // sorted: a name comes before longer ones
-		return fmt.Errorf("grow set %s: %w", name, ErrNoSet)
+		return ErrNoSet
 	}
 	old := found[0]
 	larger := old.Set
-	larger.Name, larger.MaxElem = "fairlead-grow-"+old.family(), maxElem
-	if err := sets.Destroy(ctx, larger.Name); err != nil && !errors.Is(err, ErrNoSet) { // left by one that was cut off
-		return fmt.Errorf("grow set %s: %w", name, err)
+	larger.Name, larger.MaxElem = "fairlead-grow-"+old.Family(), maxElem
+	// An interrupted Grow may have left the set.
+	if err := sets.Destroy(ctx, larger.Name); err != nil && !errors.Is(err, ErrNoSet) {
+		return err
 	}
 	if err := sets.Create(ctx, larger); err != nil {
-		return fmt.Errorf("grow set %s: %w", name, err)
+		return err
 	}
 	changes := make([]Change, len(old.Entries))
 	for i, e := range old.Entries {
@@ -258,8 +300,5 @@ func Grow(ctx context.Context, sets Sets, name string, maxElem uint32) error {
 	if err == nil {
 		err = sets.Swap(ctx, name, larger.Name)
 	}
-	if err = errors.Join(err, sets.Destroy(ctx, larger.Name)); err != nil {
-		return fmt.Errorf("grow set %s: %w", name, err)
-	}
-	return nil
+	return errors.Join(err, sets.Destroy(ctx, larger.Name))
 }

@@ -43,25 +43,16 @@ const (
 	svcFlags     = 7
 	svcTimeout   = 8
 	svcNetmask   = 9
-	svcStats     = 10
-	svcStats64   = 12
 
-	destAddr       = 1
-	destPort       = 2
-	destMethod     = 3
-	destWeight     = 4
-	destUpper      = 5
-	destLower      = 6
-	destActive     = 7
-	destInactive   = 8
-	destPersistent = 9
-	destFamily     = 11
-
-	statsConns    = 1
-	statsInPkts   = 2
-	statsOutPkts  = 3
-	statsInBytes  = 4
-	statsOutBytes = 5
+	destAddr     = 1
+	destPort     = 2
+	destMethod   = 3
+	destWeight   = 4
+	destUpper    = 5
+	destLower    = 6
+	destActive   = 7
+	destInactive = 8
+	destFamily   = 11
 
 	infoConnTableSize = 2
 )
@@ -71,7 +62,7 @@ var commands = map[Verb]uint8{
 	AddReal: cmdNewDest, SetReal: cmdSetDest, DelReal: cmdDelDest,
 }
 
-func append16(b []byte, typ, v uint16) []byte {
+func appendUint16(b []byte, typ, v uint16) []byte {
 	return netlink.AppendAttr(b, typ, binary.NativeEndian.AppendUint16(nil, v)...)
 }
 
@@ -82,18 +73,13 @@ func addressFamily(a netip.Addr) uint16 {
 	return unix.AF_INET
 }
 
-// appendPort appends a port, which is in network byte order.
-func appendPort(b []byte, typ, port uint16) []byte {
-	return netlink.AppendAttr(b, typ, byte(port>>8), byte(port))
-}
-
-// body is a message of generic netlink without attributes.
+// body is the header of a message of generic netlink.
 func body(cmd uint8) []byte { return []byte{cmd, genlVersion, 0, 0} }
 
-// sizeofGenlmsg is the length of that.
+// sizeofGenlmsg is the length of the header.
 const sizeofGenlmsg = 4
 
-// encode returns the message of an operation that passed its check.
+// encode returns the message of an operation that passed Check.
 func (o Op) encode() []byte {
 	switch o.Verb {
 	case AddServer, SetServer:
@@ -105,20 +91,20 @@ func (o Op) encode() []byte {
 	return netlink.AppendNest(b, attrDest, func(b []byte) []byte { return appendReal(b, o.Real, o.Verb != DelReal) })
 }
 
-// appendServer appends what identifies a virtual server and, unless that is nil, how it is set.
+// appendServer appends the identity of a virtual server and, unless nil, its settings.
 func appendServer(b []byte, v VirtualServer, s *Settings) []byte {
 	addr := v.Addr.Addr()
 	return netlink.AppendNest(b, attrService, func(b []byte) []byte {
-		b = append16(b, svcFamily, addressFamily(addr))
-		b = append16(b, svcProtocol, uint16(v.Protocol))
+		b = appendUint16(b, svcFamily, addressFamily(addr))
+		b = appendUint16(b, svcProtocol, uint16(v.Protocol))
 		b = netlink.AppendAttr(b, svcAddr, addr.AsSlice()...)
-		b = appendPort(b, svcPort, v.Addr.Port())
+		b = netlink.AppendNet16(b, svcPort, v.Addr.Port())
 		if s == nil {
 			return b
 		}
 		b = netlink.AppendText(b, svcScheduler, s.Scheduler)
 		flags := binary.NativeEndian.AppendUint32(nil, uint32(s.Flags))
-		b = netlink.AppendAttr(b, svcFlags, binary.NativeEndian.AppendUint32(flags, ^uint32(0))...) // which bits are meant: all
+		b = netlink.AppendAttr(b, svcFlags, binary.NativeEndian.AppendUint32(flags, ^uint32(0))...) // the mask: all bits
 		b = netlink.AppendUint32(b, svcTimeout, s.TimeoutSec)
 		return netlink.AppendAttr(b, svcNetmask, netmask(addr, s.Prefix)...)
 	})
@@ -127,8 +113,8 @@ func appendServer(b []byte, v VirtualServer, s *Settings) []byte {
 func appendReal(b []byte, r RealServer, full bool) []byte {
 	addr := r.Addr.Addr()
 	b = netlink.AppendAttr(b, destAddr, addr.AsSlice()...)
-	b = appendPort(b, destPort, r.Addr.Port())
-	b = append16(b, destFamily, addressFamily(addr))
+	b = netlink.AppendNet16(b, destPort, r.Addr.Port())
+	b = appendUint16(b, destFamily, addressFamily(addr))
 	if !full {
 		return b
 	}
@@ -138,8 +124,7 @@ func appendReal(b []byte, r RealServer, full bool) []byte {
 	return netlink.AppendUint32(b, destLower, 0)
 }
 
-// netmask returns a Prefix as the kernel wants it: for IPv4 a mask in network byte order, for IPv6 a number in the byte
-// order of the machine.
+// netmask encodes a Prefix: for IPv4 as a mask in network byte order, for IPv6 as a number in host byte order.
 func netmask(a netip.Addr, prefix int8) []byte {
 	n := int(prefix)
 	if n == 0 {
@@ -151,7 +136,7 @@ func netmask(a netip.Addr, prefix int8) []byte {
 	return binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-n))
 }
 
-// prefix is the reverse of netmask for four bytes.
+// prefix decodes a netmask of four bytes.
 func prefix(ipv6 bool, b []byte) int8 {
 	n, all := int(binary.NativeEndian.Uint32(b)), 128
 	if !ipv6 {
@@ -169,10 +154,10 @@ func prefix(ipv6 bool, b []byte) int8 {
 	return int8(n)
 }
 
-// attrs are the attributes of a message by type.
+// attrs are the attributes of a message by type. An array costs less than a map for each virtual server.
 type attrs [16][]byte
 
-// parse reads a list of attributes; those of a type that is not known are passed over.
+// parse decodes a list of attributes. Unknown types are ignored.
 func (a *attrs) parse(b []byte) error {
 	for attr, err := range netlink.Attrs(b) {
 		if err != nil {
@@ -185,7 +170,7 @@ func (a *attrs) parse(b []byte) error {
 	return nil
 }
 
-// message reads the attributes of a message of generic netlink.
+// message decodes the attributes of a message of generic netlink.
 func (a *attrs) message(b []byte) error {
 	if len(b) < sizeofGenlmsg {
 		return netlink.ErrMalformed
@@ -193,7 +178,7 @@ func (a *attrs) message(b []byte) error {
 	return a.parse(b[sizeofGenlmsg:])
 }
 
-// nested reads the attributes that are the value of the one attribute of a message.
+// nested decodes the attributes inside one attribute of a message.
 func (a *attrs) nested(b []byte, typ uint16) error {
 	var outer attrs
 	if err := outer.message(b); err != nil {
@@ -205,7 +190,7 @@ func (a *attrs) nested(b []byte, typ uint16) error {
 	return a.parse(outer[typ])
 }
 
-// sized says whether attributes are there with a length.
+// sized reports whether all of the attributes exist with a length of n.
 func (a *attrs) sized(n int, types ...uint16) bool {
 	for _, t := range types {
 		if len(a[t]) != n {
@@ -217,9 +202,8 @@ func (a *attrs) sized(n int, types ...uint16) bool {
 
 func (a *attrs) u16(typ uint16) uint16 { return binary.NativeEndian.Uint16(a[typ]) }
 func (a *attrs) u32(typ uint16) uint32 { return binary.NativeEndian.Uint32(a[typ]) }
-func (a *attrs) u64(typ uint16) uint64 { return binary.NativeEndian.Uint64(a[typ]) }
 
-// addr reads an address, for which the kernel always sends 16 bytes, and a port.
+// addr decodes a port and an address, for which the kernel always sends 16 bytes.
 func (a *attrs) addr(family uint16, addr, port uint16) (netip.AddrPort, error) {
 	if !a.sized(16, addr) || !a.sized(2, port) {
 		return netip.AddrPort{}, netlink.ErrMalformed
@@ -234,79 +218,39 @@ func (a *attrs) addr(family uint16, addr, port uint16) (netip.AddrPort, error) {
 	return netip.AddrPort{}, netlink.ErrMalformed
 }
 
-// decodeServer reads a virtual server into a Content.
-func (c *Content) decodeServer(b []byte) error {
+// decodeServer decodes a virtual server. ok is false for virtual servers for firewall marks.
+func decodeServer(b []byte) (s Server, ok bool, err error) {
 	var a attrs
 	if err := a.nested(b, attrService); err != nil {
-		return err
+		return Server{}, false, err
 	}
-	if !a.sized(2, svcFamily) || !a.sized(8, svcFlags) || !a.sized(4, svcTimeout, svcNetmask) || a[svcScheduler] == nil {
-		return netlink.ErrMalformed
+	if a[svcMark] != nil {
+		return Server{}, false, nil
+	}
+	if !a.sized(2, svcFamily, svcProtocol) || !a.sized(8, svcFlags) || !a.sized(4, svcTimeout, svcNetmask) || a[svcScheduler] == nil {
+		return Server{}, false, netlink.ErrMalformed
 	}
 	family := a.u16(svcFamily)
-	s := Settings{
+	s.VirtualServer.Protocol = uint8(a.u16(svcProtocol))
+	if s.VirtualServer.Addr, err = a.addr(family, svcAddr, svcPort); err != nil {
+		return Server{}, false, err
+	}
+	s.Settings = Settings{
 		Scheduler:  strings.TrimRight(string(a[svcScheduler]), "\x00"),
 		Flags:      Flags(binary.NativeEndian.Uint32(a[svcFlags])) &^ hashed, // the mask follows
 		TimeoutSec: a.u32(svcTimeout),
 		Prefix:     prefix(family == unix.AF_INET6, a[svcNetmask]),
 	}
-	if a[svcMark] != nil {
-		if !a.sized(4, svcMark) {
-			return netlink.ErrMalformed
-		}
-		c.Marks = append(c.Marks, MarkServer{Mark: a.u32(svcMark), IPv6: family == unix.AF_INET6, Settings: s})
-		return nil
-	}
-	if !a.sized(2, svcProtocol) {
-		return netlink.ErrMalformed
-	}
-	addr, err := a.addr(family, svcAddr, svcPort)
-	if err != nil {
-		return err
-	}
-	stats, err := decodeStats(a[svcStats64], a[svcStats])
-	if err != nil {
-		return err
-	}
-	v := VirtualServer{Protocol: uint8(a.u16(svcProtocol)), Addr: addr}
-	c.Servers = append(c.Servers, Server{VirtualServer: v, Settings: s, Stats: stats})
-	return nil
+	return s, true, nil
 }
 
-// decodeStats reads counters: all of 64 bits, or, from kernels before 4.1, some of 32.
-func decodeStats(wide, narrow []byte) (Stats, error) {
-	var a attrs
-	if wide == nil {
-		if err := a.parse(narrow); err != nil {
-			return Stats{}, err
-		}
-		if !a.sized(4, statsConns, statsInPkts, statsOutPkts) || !a.sized(8, statsInBytes, statsOutBytes) {
-			return Stats{}, netlink.ErrMalformed
-		}
-		return Stats{
-			Connections: uint64(a.u32(statsConns)), PacketsIn: uint64(a.u32(statsInPkts)), PacketsOut: uint64(a.u32(statsOutPkts)),
-			BytesIn: a.u64(statsInBytes), BytesOut: a.u64(statsOutBytes),
-		}, nil
-	}
-	if err := a.parse(wide); err != nil {
-		return Stats{}, err
-	}
-	if !a.sized(8, statsConns, statsInPkts, statsOutPkts, statsInBytes, statsOutBytes) {
-		return Stats{}, netlink.ErrMalformed
-	}
-	return Stats{
-		Connections: a.u64(statsConns), PacketsIn: a.u64(statsInPkts), PacketsOut: a.u64(statsOutPkts),
-		BytesIn: a.u64(statsInBytes), BytesOut: a.u64(statsOutBytes),
-	}, nil
-}
-
-// decodeReal reads a real server of a virtual server, whose family it has where the kernel, before 3.18, does not tell.
+// decodeReal decodes a real server of v. It has the address family of v unless the kernel sends one (since 3.18).
 func decodeReal(b []byte, v VirtualServer) (RealState, error) {
 	var a attrs
 	if err := a.nested(b, attrDest); err != nil {
 		return RealState{}, err
 	}
-	if !a.sized(4, destMethod, destWeight, destActive, destInactive, destPersistent) {
+	if !a.sized(4, destMethod, destWeight, destActive, destInactive) {
 		return RealState{}, netlink.ErrMalformed
 	}
 	family := addressFamily(v.Addr.Addr())
@@ -321,6 +265,5 @@ func decodeReal(b []byte, v VirtualServer) (RealState, error) {
 		RealServer: RealServer{Addr: addr, Method: Method(a.u32(destMethod)), Weight: a.u32(destWeight)},
 		Active:     a.u32(destActive),
 		Inactive:   a.u32(destInactive),
-		Persistent: a.u32(destPersistent),
 	}, nil
 }

@@ -10,27 +10,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fairlead/fairlead/internal/host/hosttest"
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// The kernel sends back what it got, with addresses of 16 bytes, counters and connections.
-
-func sent64(typ uint16, v uint64) []byte {
-	return netlink.AppendAttr(nil, typ, binary.NativeEndian.AppendUint64(nil, v)...)
-}
-
-func sentStats(typ uint16, wide bool, s Stats) []byte {
-	return netlink.AppendNest(nil, typ, func(b []byte) []byte {
-		for i, v := range []uint64{s.Connections, s.PacketsIn, s.PacketsOut, s.BytesIn, s.BytesOut} {
-			if i < 3 && !wide {
-				b = netlink.AppendUint32(b, uint16(i+1), uint32(v))
-			} else {
-				b = append(b, sent64(uint16(i+1), v)...)
-			}
-		}
-		return b
-	})
-}
+// The kernel sends back what it got, with addresses of 16 bytes and connections.
 
 // sent changes the attributes inside the one attribute of a request.
 func sent(b []byte, typ uint16, change func(a netlink.Attr) []byte, more ...[]byte) []byte {
@@ -69,25 +53,17 @@ func sentServer(v VirtualServer, s Settings, more ...[]byte) []byte {
 
 func sentReal(v VirtualServer, r RealState) []byte {
 	return sent(Op{Verb: AddReal, Server: v, Real: r.RealServer}.encode(), attrDest, long(destAddr, 0), netlink.AppendUint32(nil, destActive, r.Active),
-		netlink.AppendUint32(nil, destInactive, r.Inactive), netlink.AppendUint32(nil, destPersistent, r.Persistent))
+		netlink.AppendUint32(nil, destInactive, r.Inactive))
 }
 
 func TestServerThereAndBack(t *testing.T) {
-	large := Stats{Connections: math.MaxUint32 + 1, PacketsIn: math.MaxUint64, PacketsOut: 3, BytesIn: math.MaxUint32 + 4, BytesOut: 5}
-	small := Stats{Connections: math.MaxUint32, PacketsIn: 2, PacketsOut: 3, BytesIn: math.MaxUint32 + 4, BytesOut: 5}
 	for _, op := range everything() {
 		if op.Verb != AddServer {
 			continue
 		}
-		for _, tt := range []struct {
-			stats []byte
-			want  Stats
-		}{{slices.Concat(sentStats(svcStats, false, small), sentStats(svcStats64, true, large)), large}, {sentStats(svcStats, false, small), small}} {
-			var c Content
-			err := c.decodeServer(sentServer(op.Server, op.Settings, tt.stats))
-			if err != nil || len(c.Servers) != 1 || c.Servers[0].VirtualServer != op.Server || c.Servers[0].Settings != op.Settings || c.Servers[0].Stats != tt.want {
-				t.Fatalf("%v: got %+v, %v", op, c, err)
-			}
+		s, ok, err := decodeServer(sentServer(op.Server, op.Settings))
+		if err != nil || !ok || s.VirtualServer != op.Server || s.Settings != op.Settings {
+			t.Fatalf("%v: got %+v, %v, %v", op, s, ok, err)
 		}
 	}
 }
@@ -97,7 +73,7 @@ func TestRealThereAndBack(t *testing.T) {
 		if op.Verb != AddReal {
 			continue
 		}
-		want := RealState{RealServer: op.Real, Active: 1, Inactive: 70000, Persistent: math.MaxUint32}
+		want := RealState{RealServer: op.Real, Active: 1, Inactive: math.MaxUint32}
 		if got, err := decodeReal(sentReal(op.Server, want), op.Server); err != nil || got != want {
 			t.Fatalf("got %+v, %v; want %+v", got, err, want)
 		}
@@ -128,7 +104,7 @@ func TestPrefix(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	v := tcp("10.96.0.1:443")
-	whole := sentServer(v, Settings{Scheduler: "rr"}, sentStats(svcStats, false, Stats{}))
+	whole := sentServer(v, Settings{Scheduler: "rr"})
 	without := func(typ uint16) []byte {
 		return sent(whole, attrService, func(a netlink.Attr) []byte {
 			if a.Type == typ {
@@ -142,17 +118,13 @@ func TestDecodeRefuses(t *testing.T) {
 		"no attribute": body(0),
 		"cut":          whole[:len(whole)-5],
 		"no family":    without(svcFamily), "no protocol": without(svcProtocol), "no address": without(svcAddr), "no port": without(svcPort),
-		"no scheduler": without(svcScheduler), "no flags": without(svcFlags), "no time-out": without(svcTimeout), "no mask": without(svcNetmask),
-		"no counters":   without(svcStats),
+		"no scheduler": without(svcScheduler), "no flags": without(svcFlags), "no timeout": without(svcTimeout), "no mask": without(svcNetmask),
 		"short address": Op{Verb: AddServer, Server: v, Settings: Settings{Scheduler: "rr"}}.encode(),
-		"short mark":    sentServer(v, Settings{Scheduler: "rr"}, append16(nil, svcMark, 1)),
-		"short counter": sentServer(v, Settings{Scheduler: "rr"}, sentStats(svcStats64, false, Stats{})),
-		"family":        sentServer(v, Settings{Scheduler: "rr"}, append16(nil, svcFamily, unix.AF_UNIX)),
+		"family":        sentServer(v, Settings{Scheduler: "rr"}, appendUint16(nil, svcFamily, unix.AF_UNIX)),
 	} {
 		t.Run(name, func(t *testing.T) {
-			var c Content
-			if err := c.decodeServer(b); !errors.Is(err, netlink.ErrMalformed) {
-				t.Errorf("got %v, %+v", err, c)
+			if s, _, err := decodeServer(b); !errors.Is(err, netlink.ErrMalformed) {
+				t.Errorf("got %v, %+v", err, s)
 			}
 		})
 	}
@@ -166,29 +138,49 @@ func TestDecodeRefuses(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	for _, op := range everything() {
 		if op.Verb == AddServer {
-			f.Add(sentServer(op.Server, op.Settings, sentStats(svcStats64, true, Stats{Connections: 1})))
+			f.Add(sentServer(op.Server, op.Settings))
 		} else {
 			f.Add(sentReal(op.Server, RealState{RealServer: op.Real}))
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v := tcp("10.96.0.1:443")
-		if r, err := decodeReal(b, v); err == nil && (Op{Verb: SetReal, Server: v, Real: r.RealServer}).check() == nil {
+		if r, err := decodeReal(b, v); err == nil && (Op{Verb: SetReal, Server: v, Real: r.RealServer}).Check() == nil {
 			if again, err := decodeReal(sentReal(v, r), v); err != nil || again != r {
 				t.Fatalf("got %+v, %v; want %+v", again, err, r)
 			}
 		}
-		var c, again Content
-		if c.decodeServer(b) != nil || len(c.Servers) == 0 {
+		s, ok, err := decodeServer(b)
+		if err != nil || !ok || (Op{Verb: AddServer, Server: s.VirtualServer, Settings: s.Settings}).Check() != nil {
 			return
 		}
-		s := c.Servers[0]
-		if (Op{Verb: AddServer, Server: s.VirtualServer, Settings: s.Settings}).check() != nil {
-			return
-		}
-		err := again.decodeServer(sentServer(s.VirtualServer, s.Settings, sentStats(svcStats64, true, s.Stats)))
-		if got := again.Servers[0]; err != nil || got.VirtualServer != s.VirtualServer || got.Settings != s.Settings || got.Stats != s.Stats {
-			t.Fatalf("got %+v, %v; want %+v", got, err, s)
+		again, _, err := decodeServer(sentServer(s.VirtualServer, s.Settings))
+		if err != nil || again.VirtualServer != s.VirtualServer || again.Settings != s.Settings {
+			t.Fatalf("got %+v, %v; want %+v", again, err, s)
 		}
 	})
+}
+
+// TestKernelWouldTake shows why there are checks: the kernel has none of its own.
+func TestKernelWouldTake(t *testing.T) {
+	hosttest.Need(t, hosttest.IPVS)
+	hosttest.Netns(t)
+	k, err := Open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	for _, op := range []Op{
+		{Verb: AddServer, Server: tcp("10.96.0.1:1"), Settings: Settings{Scheduler: "rr", Flags: Persistent}},
+		{Verb: AddServer, Server: tcp("10.96.0.1:0"), Settings: Settings{Scheduler: "rr"}},
+		{Verb: AddServer, Server: VirtualServer{Protocol: unix.IPPROTO_ICMP, Addr: ap("10.96.0.1:2")}, Settings: Settings{Scheduler: "rr"}},
+		{Verb: SetServer, Server: tcp("10.96.0.1:1"), Settings: Settings{Scheduler: "rr", Flags: hashed}},
+	} {
+		if op.Check() == nil {
+			t.Errorf("%v passes the check", op)
+		}
+		if failed, err := k.conn.Do(t.Context(), []netlink.Request{{Type: k.family, Body: op.encode()}}); failed != nil || err != nil {
+			t.Errorf("%v: the kernel refuses: %v, %v", op, failed, err)
+		}
+	}
 }

@@ -1,4 +1,4 @@
-package ipvs
+package ipvs_test
 
 import (
 	"context"
@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	. "github.com/fairlead/fairlead/internal/host/ipvs"
+	"github.com/fairlead/fairlead/internal/host/ipvs/ipvsfake"
 )
 
 func errno(err error) unix.Errno {
@@ -17,11 +20,11 @@ func errno(err error) unix.Errno {
 }
 
 func TestFakeRefuses(t *testing.T) {
-	f := &Fake{Schedulers: []string{"rr"}, NoIPv6: true}
-	v, w, real := tcp("10.96.0.1:443"), tcp("10.96.0.2:443"), RealServer{Addr: ap("10.0.0.1:8443"), Weight: 1}
+	f := &ipvsfake.Table{Schedulers: []string{"rr"}, NoIPv6: true}
+	v, w, real := TCP("10.96.0.1:443"), TCP("10.96.0.2:443"), RealServer{Addr: AP("10.0.0.1:8443"), Weight: 1}
 	rr := Settings{Scheduler: "rr"}
 	heavy, other := real, real
-	heavy.Weight, other.Addr = MaxWeight+1, ap("10.0.0.2:8443")
+	heavy.Weight, other.Addr = MaxWeight+1, AP("10.0.0.2:8443")
 	ops := []struct {
 		op   Op
 		want unix.Errno
@@ -32,11 +35,11 @@ func TestFakeRefuses(t *testing.T) {
 		{Op{Verb: SetServer, Server: v, Settings: Settings{Scheduler: "wrr"}}, unix.ENOENT},
 		{Op{Verb: SetServer, Server: w, Settings: rr}, unix.ESRCH},
 		{Op{Verb: DelServer, Server: w}, unix.ESRCH},
-		{Op{Verb: AddServer, Server: tcp("[fd00::1]:443"), Settings: rr}, unix.EAFNOSUPPORT},
+		{Op{Verb: AddServer, Server: TCP("[fd00::1]:443"), Settings: rr}, unix.EAFNOSUPPORT},
 		{Op{Verb: AddReal, Server: w, Real: real}, unix.ESRCH},
 		{Op{Verb: AddReal, Server: v, Real: heavy}, unix.ERANGE},
-		{Op{Verb: AddReal, Server: v, Real: RealServer{Addr: ap("224.0.0.1:1")}}, unix.EINVAL},
-		{Op{Verb: AddReal, Server: v, Real: RealServer{Addr: ap("[fd01::1]:1")}}, unix.EAFNOSUPPORT},
+		{Op{Verb: AddReal, Server: v, Real: RealServer{Addr: AP("224.0.0.1:1")}}, unix.EINVAL},
+		{Op{Verb: AddReal, Server: v, Real: RealServer{Addr: AP("[fd01::1]:1")}}, unix.EAFNOSUPPORT},
 		{Op{Verb: SetReal, Server: v, Real: real}, unix.ENOENT},
 		{Op{Verb: AddReal, Server: v, Real: real}, 0},
 		{Op{Verb: AddReal, Server: v, Real: real}, unix.EEXIST},
@@ -64,19 +67,18 @@ func TestFakeRefuses(t *testing.T) {
 }
 
 func TestFakeConnections(t *testing.T) {
-	f := &Fake{}
-	v, real := tcp("10.96.0.1:443"), RealServer{Addr: ap("10.0.0.1:8443"), Weight: 1}
+	f := &ipvsfake.Table{}
+	v, real := TCP("10.96.0.1:443"), RealServer{Addr: AP("10.0.0.1:8443"), Weight: 1}
 	f.Put(v, Settings{Scheduler: "rr"}, real)
-	f.SetConnections(v, real.Addr, 3, 4, 5)
-	f.SetStats(v, Stats{Connections: 7})
+	f.SetConnections(v, real.Addr, 3, 4)
 	real.Weight = 0
 	apply(t, f, Op{Verb: SetReal, Server: v, Real: real}, Op{Verb: SetServer, Server: v, Settings: Settings{Scheduler: "sh"}})
-	want := RealState{RealServer: real, Active: 3, Inactive: 4, Persistent: 5}
+	want := RealState{RealServer: real, Active: 3, Inactive: 4}
 	if got, err := f.RealServers(t.Context(), v); err != nil || !slices.Equal(got, []RealState{want}) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	c := read(t, f)
-	if want.Persistent = 0; c.Servers[0].Reals[0] != want || c.Servers[0].Stats.Connections != 7 {
+	if c.Servers[0].Reals[0] != want {
 		t.Errorf("got %v", c)
 	}
 	if f.Cut() != 0 {
@@ -87,7 +89,7 @@ func TestFakeConnections(t *testing.T) {
 	if got, err := f.RealServers(t.Context(), v); err != nil || got[0] != (RealState{RealServer: real}) || f.Cut() != 7 {
 		t.Errorf("deleted and added: %v, %v, cut %d", got, err, f.Cut())
 	}
-	f.SetConnections(v, real.Addr, 1, 0, 0)
+	f.SetConnections(v, real.Addr, 1, 0)
 	apply(t, f, Op{Verb: DelServer, Server: v})
 	if _, err := f.RealServers(t.Context(), v); !errors.Is(err, unix.ESRCH) || f.Cut() != 8 {
 		t.Errorf("%v, cut %d", err, f.Cut())
@@ -95,20 +97,20 @@ func TestFakeConnections(t *testing.T) {
 }
 
 func TestFakeFails(t *testing.T) {
-	f := &Fake{Fail: func(op Op) error {
+	f := &ipvsfake.Table{Fail: func(op Op) error {
 		if op.Verb == AddReal {
 			return unix.ENOMEM
 		}
 		return nil
 	}}
-	ops := large(200)
+	ops := Large(200)
 	errs := f.Apply(t.Context(), ops)
 	for i, op := range ops {
 		if (op.Verb == AddReal) != errors.Is(errs[i], unix.ENOMEM) {
 			t.Fatalf("%v: %v", op, errs[i])
 		}
 	}
-	if b := f.Batches(); !slices.Equal(b, []int{maxBatch, maxBatch, 200}) || f.Batches() != nil {
+	if b := f.Batches(); !slices.Equal(b, []int{MaxBatch, MaxBatch, 200}) || f.Batches() != nil {
 		t.Errorf("batches of %v", b)
 	}
 	f.Flush()
@@ -143,7 +145,7 @@ func TestFakeFails(t *testing.T) {
 }
 
 func TestFakeTimeouts(t *testing.T) {
-	f := &Fake{}
+	f := &ipvsfake.Table{}
 	if err := f.SetTimeouts(t.Context(), Timeouts{UDP: 7 * time.Second}); err != nil {
 		t.Fatal(err)
 	}

@@ -12,36 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Interface is the IPVS of one network namespace. Kernel and Fake implement it; both are safe for concurrent use.
+// Interface is the IPVS of one network namespace. Kernel implements it. Implementations are safe for concurrent use.
 type Interface interface {
 	// Read returns all virtual servers with their real servers.
 	Read(context.Context) (Content, error)
-	// List returns all virtual servers without their real servers; it costs a fraction of Read.
+	// List returns all virtual servers without their real servers. It costs a fraction of Read.
 	List(context.Context) (Content, error)
-	// RealServers returns the real servers of one virtual server, sorted by address; the error is ESRCH if there is no such
-	// virtual server.
+	// RealServers returns the real servers of one virtual server, sorted by address. The error is ESRCH if the virtual
+	// server does not exist.
 	RealServers(context.Context, VirtualServer) ([]RealState, error)
-	// Apply carries out operations in their order, many to one system call, and goes on after one that fails. It returns nil
-	// if all were carried out; else a slice as long as ops, with nil for each that was carried out and an *Error for each
-	// that was not. ENOBUFS means that the kernel's answer was lost: the operation may have been carried out or not.
+	// Apply executes operations in order, many in one system call, and continues after one that fails. It returns nil if all
+	// succeeded, otherwise a slice as long as ops: nil for an operation that succeeded, an *Error for one that failed.
+	// ENOBUFS means that the kernel's answer was lost: the operation may or may not have been executed.
 	Apply(ctx context.Context, ops []Op) []error
-	// Timeouts returns after what time connections are forgotten.
+	// Timeouts returns the timeouts of connections.
 	Timeouts(context.Context) (Timeouts, error)
-	// SetTimeouts sets those that are not 0 and leaves the others as they are.
+	// SetTimeouts sets the timeouts that are not 0.
 	SetTimeouts(context.Context, Timeouts) error
-	// ConnTableSize returns the number of buckets of the table of connections.
+	// ConnTableSize returns the number of buckets of the connection table.
 	ConnTableSize(context.Context) (int, error)
-	// ProbeScheduler asks the kernel for a scheduler by adding a virtual server and removing it at once; the error is
-	// ENOENT if the kernel neither has nor can load it.
+	// ProbeScheduler tests whether the kernel has a scheduler, by adding a virtual server and removing it at once. The error
+	// is ENOENT if the kernel neither has the scheduler nor can load it.
 	ProbeScheduler(ctx context.Context, name string) error
 }
 
-// VirtualServer is what connections are made to; it identifies a virtual server.
+// VirtualServer identifies a virtual server: the destination of connections.
 type VirtualServer struct {
 	// Protocol is the transport protocol by its IANA number: TCP, UDP or SCTP.
 	Protocol uint8
-	// Addr is address and port. The address is no IPv4 address in IPv6 form and has no zone. Port 0 stands for all ports and
-	// is allowed for persistent virtual servers alone.
+	// Addr is address and port. The address is not IPv4-mapped and has no zone. Port 0 means all ports, which requires
+	// Persistent.
 	Addr netip.AddrPort
 }
 
@@ -55,42 +55,43 @@ func (v VirtualServer) String() string {
 	return fmt.Sprintf("%s %v", protocolName(v.Protocol), v.Addr)
 }
 
-// Settings are what can be changed of a virtual server without harm to its connections.
+// Settings are the properties of a virtual server that can change without breaking its connections.
 type Settings struct {
 	// Scheduler is the name of a scheduler, up to 15 bytes.
 	Scheduler string
 	Flags     Flags
-	// TimeoutSec is the time in seconds after which a client may get another real server, with the flag Persistent. Without
-	// it the kernel only keeps the value.
+	// TimeoutSec is, with the flag Persistent, the number of seconds without connections after which a client may get
+	// another real server. Without the flag the kernel stores the value but does not use it.
 	TimeoutSec uint32
-	// Prefix is how many bits of the client's address count for persistence. 0 stands for all of them, so 32 and 128 are
-	// not used. OddPrefix may be read but not written.
+	// Prefix is the number of bits of the client's address that count for persistence. 0 means all bits; 32 and 128 are not
+	// used. OddPrefix can be read but not written.
 	Prefix int8
 }
 
-// OddPrefix is the Prefix of a virtual server whose mask is 0.0.0.0 or none that a prefix makes.
+// OddPrefix is the Prefix of a virtual server whose mask is 0.0.0.0 or not contiguous.
 const OddPrefix int8 = -1
 
 // Flags are bits of a virtual server (IP_VS_SVC_F_*).
 type Flags uint32
 
-// The flags. What the kernel calls "hashed", 0x2, it sets on every virtual server; it is left out in reading and refused in writing.
+// The flags. The kernel sets the flag "hashed" (0x2) on every virtual server; it is hidden on reading and refused on
+// writing.
 const (
 	// Persistent sends all connections of a client to one real server.
 	Persistent Flags = 0x01
-	// OnePacket schedules each datagram by itself. With masquerading, answers then leave with the wrong source.
+	// OnePacket schedules each datagram separately. With masquerading, replies then have the wrong source address.
 	OnePacket Flags = 0x04
-	// Sched1 to Sched3 mean what the scheduler makes of them.
+	// Sched1 to Sched3 depend on the scheduler.
 	Sched1 Flags = 0x08
 	Sched2 Flags = 0x10
-	// Sched3 is used by no scheduler of the kernel.
+	// Sched3 is not used by any scheduler of the kernel.
 	Sched3 Flags = 0x20
-	// Free are bits that the kernel keeps with the virtual server and gives no meaning (5.10 to 6.18).
+	// Free are bits that the kernel stores but does not use (5.10 to 6.18).
 	Free = ^Flags(0x3f)
 
-	// Fallback makes the schedulers sh and mh choose another real server if the one that a client's address leads to has weight 0.
+	// Fallback makes the schedulers sh and mh choose another real server if the one for a client's address has weight 0.
 	Fallback = Sched1
-	// SourcePort makes the schedulers sh and mh look at the client's port too.
+	// SourcePort makes the schedulers sh and mh hash the client's port as well.
 	SourcePort = Sched2
 
 	hashed   Flags = 0x02
@@ -108,25 +109,25 @@ func (f Flags) String() string {
 			names = append(names, n.name)
 		}
 	}
-	if rest := f &^ (allFlags | hashed); rest != 0 {
-		names = append(names, fmt.Sprintf("%#x", uint32(rest)))
+	if other := f &^ (allFlags | hashed); other != 0 {
+		names = append(names, fmt.Sprintf("%#x", uint32(other)))
 	}
 	return strings.Join(names, ",")
 }
 
-// RealServer is one server behind a virtual server; its address identifies it there.
+// RealServer is one server behind a virtual server, identified by its address.
 type RealServer struct {
 	Addr netip.AddrPort
-	// Method is how packets get there.
+	// Method is how packets are forwarded.
 	Method Method
-	// Weight is the share of new connections, up to MaxWeight; with 0 there are no new ones.
+	// Weight is the share of new connections, up to MaxWeight. 0 means no new connections.
 	Weight uint32
 }
 
-// MaxWeight is the greatest weight that the kernel takes.
+// MaxWeight is the maximum weight that the kernel accepts.
 const MaxWeight = math.MaxInt32
 
-// Method is a way to forward packets (IP_VS_CONN_F_*).
+// Method is a forwarding method (IP_VS_CONN_F_*).
 type Method uint8
 
 // The methods.
@@ -137,7 +138,7 @@ const (
 	DirectRoute Method = 3
 )
 
-// String returns the word of the kernel's table.
+// String returns the name in /proc/net/ip_vs.
 func (m Method) String() string {
 	names := [...]string{"Masq", "Local", "Tunnel", "Route"}
 	if int(m) < len(names) {
@@ -146,70 +147,54 @@ func (m Method) String() string {
 	return fmt.Sprintf("method%d", uint8(m))
 }
 
-// RealState is a real server and its connections.
+// RealState is a real server with its number of connections.
 type RealState struct {
 	RealServer
-	// Active are established connections, Inactive all others.
+	// Active counts established connections, Inactive all others.
 	Active, Inactive uint32
-	// Persistent are the clients that are bound to it. Read does not know it and leaves it 0.
-	Persistent uint32
 }
 
-// Stats counts since a virtual server was made. Where the kernel sends no counters of 64 bits (before Linux 4.1),
-// connections and packets wrap at 2³².
-type Stats struct {
-	Connections, PacketsIn, PacketsOut, BytesIn, BytesOut uint64
-}
+func (r RealState) compare(o RealState) int { return r.Addr.Compare(o.Addr) }
 
-// Server is a virtual server as it is.
+// Server is a virtual server as read from the kernel.
 type Server struct {
 	VirtualServer VirtualServer
 	Settings      Settings
-	Stats         Stats
 	// Reals are sorted by address.
 	Reals []RealState
 }
 
-// MarkServer is a virtual server for packets with a mark of the firewall. The package only reports it.
-type MarkServer struct {
-	Mark     uint32
-	IPv6     bool
-	Settings Settings
-}
-
-// Content is what the tables hold.
+// Content is the table of virtual servers.
 type Content struct {
-	// Servers are sorted by VirtualServer.
+	// Servers are sorted by VirtualServer. Virtual servers for firewall marks are not included.
 	Servers []Server
-	// Marks are sorted by mark, IPv4 first.
-	Marks []MarkServer
 }
 
-// Timeouts are how long a connection without packets is remembered, in whole seconds. TCPFin is for one that is being
-// closed.
+// Timeouts are the times after which idle connections are forgotten, in whole seconds. TCPFin applies to connections that are
+// being closed.
 type Timeouts struct {
 	TCP, TCPFin, UDP time.Duration
 }
 
-// Verb is what an operation does.
+// Verb is the kind of an operation.
 type Verb uint8
 
 // The verbs.
 const (
-	// AddServer fails with EEXIST if there is such a virtual server, and with ENOENT if there is no such scheduler.
+	// AddServer fails with EEXIST if the virtual server exists, and with ENOENT if the kernel has no such scheduler.
 	AddServer Verb = iota + 1
-	// SetServer replaces the settings; it fails with ESRCH if there is no such virtual server, and with ENOENT if there is
-	// no such scheduler.
+	// SetServer replaces the settings. It fails with ESRCH if the virtual server does not exist, and with ENOENT if the
+	// kernel has no such scheduler.
 	SetServer
-	// DelServer removes a virtual server and all of its real servers; it fails with ESRCH if there is none.
+	// DelServer deletes a virtual server and its real servers. It fails with ESRCH if the virtual server does not exist.
 	DelServer
-	// AddReal fails with ESRCH if there is no such virtual server and with EEXIST if it has such a real server.
+	// AddReal fails with ESRCH if the virtual server does not exist, and with EEXIST if the real server does.
 	AddReal
-	// SetReal replaces weight and method; it fails with ESRCH if there is no such virtual server and with ENOENT if that
-	// has no such real server.
+	// SetReal replaces weight and method. It fails with ESRCH if the virtual server does not exist, and with ENOENT if the
+	// real server does not.
 	SetReal
-	// DelReal cuts the connections to a real server, soon even if it is added again; it fails as SetReal does. Method and
-	// Weight do not matter.
+	// DelReal breaks the connections to a real server, even if it is soon added again. It fails like SetReal. Method and
+	// Weight are ignored.
 	DelReal
 )
 
@@ -217,13 +202,13 @@ const (
 type Op struct {
 	Verb   Verb
 	Server VirtualServer
-	// Settings are of use for AddServer and SetServer.
+	// Settings are for AddServer and SetServer.
 	Settings Settings
-	// Real is of use for AddReal, SetReal and DelReal.
+	// Real is for AddReal, SetReal and DelReal.
 	Real RealServer
 }
 
-// String says what is tried on what.
+// String describes the operation, for errors.
 func (o Op) String() string {
 	switch o.Verb {
 	case AddServer:
@@ -242,24 +227,24 @@ func (o Op) String() string {
 	return fmt.Sprintf("verb%d on %v", uint8(o.Verb), o.Server)
 }
 
-// Error says why an operation was not carried out.
+// Error is the failure of an operation.
 type Error struct {
 	Op Op
-	// Err is an error number of the kernel, or wraps one.
+	// Err is or wraps one of the kernel's error numbers.
 	Err error
 }
 
 func (e *Error) Error() string { return fmt.Sprintf("%v: %v", e.Op, e.Err) }
 
-// Unwrap makes errors.Is find the error number.
+// Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// maxScheduler is the length of the longest name of a scheduler, in bytes.
+// maxScheduler is the maximum length of the name of a scheduler in bytes.
 const maxScheduler = 15
 
-// check refuses what must not get to the kernel: values that it would misunderstand, or take although no packet is ever
-// forwarded by them.
-func (o Op) check() error {
+// Check refuses operations that must not reach the kernel: values that it would misinterpret, or accept although they never
+// forward a packet.
+func (o Op) Check() error {
 	if err := checkAddr(o.Server.Addr); err != nil {
 		return err
 	}
@@ -290,7 +275,7 @@ func (s Settings) check(server netip.AddrPort) error {
 	persistent := s.Flags&Persistent != 0
 	switch {
 	case s.Scheduler == "" || len(s.Scheduler) > maxScheduler || strings.ContainsAny(s.Scheduler, "\x00 \n"):
-		return fmt.Errorf("name of a scheduler %q: %w", s.Scheduler, unix.EINVAL)
+		return fmt.Errorf("scheduler name %q: %w", s.Scheduler, unix.EINVAL)
 	case s.Flags&^(allFlags|Free) != 0:
 		return fmt.Errorf("flags %v: %w", s.Flags, unix.EINVAL)
 	case s.Prefix < 0 || int(s.Prefix) >= server.Addr().BitLen():
@@ -315,3 +300,19 @@ func (r RealServer) check(server netip.AddrPort) error {
 	}
 	return nil
 }
+
+// maxTimeout fits into an int of clock ticks on every kernel: up to 1000 ticks a second.
+const maxTimeout = (1<<31 - 1) / 1000 * time.Second
+
+// Check refuses timeouts that the kernel cannot keep.
+func (t Timeouts) Check() error {
+	for _, d := range []time.Duration{t.TCP, t.TCPFin, t.UDP} {
+		if d < 0 || d%time.Second != 0 || d > maxTimeout {
+			return fmt.Errorf("timeout of %v: %w", d, unix.EINVAL)
+		}
+	}
+	return nil
+}
+
+// MaxBatch is the maximum number of operations in one system call. More are not faster.
+const MaxBatch = 500

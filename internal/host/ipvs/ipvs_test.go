@@ -2,15 +2,10 @@ package ipvs
 
 import (
 	"errors"
-	"net/netip"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
-
-func tcp(s string) VirtualServer { return VirtualServer{Protocol: unix.IPPROTO_TCP, Addr: ap(s)} }
 
 func TestFormat(t *testing.T) {
 	v6 := VirtualServer{Protocol: unix.IPPROTO_SCTP, Addr: ap("[fd00::1]:443")}
@@ -26,7 +21,6 @@ func TestFormat(t *testing.T) {
 				{RealServer: RealServer{Addr: ap("[fd01::1]:8443"), Method: Tunnel}},
 			}},
 		},
-		Marks: []MarkServer{{Mark: 1, Settings: Settings{Scheduler: "rr"}}},
 	}
 	const want = `-A -t 10.96.0.1:443 -s rr -b flag-3
 -a -t 10.96.0.1:443 -r 10.0.0.1:8443 -m -w 1
@@ -36,7 +30,14 @@ func TestFormat(t *testing.T) {
 -A --sctp-service [fd00::1]:443 -s sh -p 5 -M 64 -b sh-fallback
 -a --sctp-service [fd00::1]:443 -r [fd01::1]:8443 -i -w 0
 `
-	if got := Format(c); got != want {
+	var got string
+	for _, s := range c.Servers {
+		got += FormatServer(s.VirtualServer, s.Settings) + "\n"
+		for _, r := range s.Reals {
+			got += FormatReal(s.VirtualServer, r.RealServer) + "\n"
+		}
+	}
+	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
@@ -70,32 +71,32 @@ func TestCheck(t *testing.T) {
 		op   Op
 		want error
 	}{
-		"plain":                        {op(v, rr), nil},
-		"delete needs no settings":     {Op{Verb: DelServer, Server: v}, nil},
-		"time-out without persistence": {op(v, Settings{Scheduler: "rr", TimeoutSec: 27504}), nil},
-		"all ports":                    {op(tcp("10.96.0.1:0"), Settings{Scheduler: "rr", Flags: Persistent, TimeoutSec: 1}), nil},
-		"no verb":                      {Op{Server: v, Settings: rr}, unix.EINVAL},
-		"no address":                   {op(VirtualServer{Protocol: unix.IPPROTO_TCP}, rr), unix.EINVAL},
-		"mapped address":               {op(tcp("[::ffff:10.96.0.1]:443"), rr), unix.EINVAL},
-		"address with a zone":          {op(tcp("[fe80::1%eth0]:443"), rr), unix.EINVAL},
-		"ICMP":                         {op(VirtualServer{Protocol: unix.IPPROTO_ICMP, Addr: v.Addr}, rr), unix.EPROTONOSUPPORT},
-		"no scheduler":                 {op(v, Settings{}), unix.EINVAL},
-		"a long scheduler":             {op(v, Settings{Scheduler: "1234567890123456"}), unix.EINVAL},
-		"hashed":                       {op(v, Settings{Scheduler: "rr", Flags: hashed}), unix.EINVAL},
-		"flag of the kernel's own":     {op(v, Settings{Scheduler: "rr", Flags: hashed}), unix.EINVAL},
-		"all bits in full":             {op(v, Settings{Scheduler: "rr", Prefix: 32}), unix.EINVAL},
-		"IPv6 with 32 bits":            {op(tcp("[fd00::1]:443"), Settings{Scheduler: "rr", Prefix: 32}), nil},
-		"odd prefix":                   {op(v, Settings{Scheduler: "rr", Prefix: OddPrefix}), unix.EINVAL},
-		"persistent for no time":       {op(v, Settings{Scheduler: "rr", Flags: Persistent}), unix.EINVAL},
-		"all ports, not persistent":    {op(tcp("10.96.0.1:0"), rr), unix.EINVAL},
-		"real server":                  {Op{Verb: AddReal, Server: v, Real: real}, nil},
-		"real server without address":  {Op{Verb: DelReal, Server: v}, unix.EINVAL},
-		"real server without port":     {Op{Verb: AddReal, Server: v, Real: RealServer{Addr: ap("10.0.0.1:0")}}, unix.EINVAL},
-		"real server for all ports":    {Op{Verb: AddReal, Server: tcp("10.96.0.1:0"), Real: RealServer{Addr: ap("10.0.0.1:0")}}, nil},
-		"bypass":                       {Op{Verb: AddReal, Server: v, Real: RealServer{Addr: real.Addr, Method: 4}}, unix.EINVAL},
+		"plain":                       {op(v, rr), nil},
+		"delete needs no settings":    {Op{Verb: DelServer, Server: v}, nil},
+		"timeout without persistence": {op(v, Settings{Scheduler: "rr", TimeoutSec: 27504}), nil},
+		"all ports":                   {op(tcp("10.96.0.1:0"), Settings{Scheduler: "rr", Flags: Persistent, TimeoutSec: 1}), nil},
+		"no verb":                     {Op{Server: v, Settings: rr}, unix.EINVAL},
+		"no address":                  {op(VirtualServer{Protocol: unix.IPPROTO_TCP}, rr), unix.EINVAL},
+		"mapped address":              {op(tcp("[::ffff:10.96.0.1]:443"), rr), unix.EINVAL},
+		"address with a zone":         {op(tcp("[fe80::1%eth0]:443"), rr), unix.EINVAL},
+		"ICMP":                        {op(VirtualServer{Protocol: unix.IPPROTO_ICMP, Addr: v.Addr}, rr), unix.EPROTONOSUPPORT},
+		"no scheduler":                {op(v, Settings{}), unix.EINVAL},
+		"a long scheduler":            {op(v, Settings{Scheduler: "1234567890123456"}), unix.EINVAL},
+		"hashed":                      {op(v, Settings{Scheduler: "rr", Flags: hashed}), unix.EINVAL},
+		"flag of the kernel's own":    {op(v, Settings{Scheduler: "rr", Flags: hashed}), unix.EINVAL},
+		"all bits in full":            {op(v, Settings{Scheduler: "rr", Prefix: 32}), unix.EINVAL},
+		"IPv6 with 32 bits":           {op(tcp("[fd00::1]:443"), Settings{Scheduler: "rr", Prefix: 32}), nil},
+		"odd prefix":                  {op(v, Settings{Scheduler: "rr", Prefix: OddPrefix}), unix.EINVAL},
+		"persistent for no time":      {op(v, Settings{Scheduler: "rr", Flags: Persistent}), unix.EINVAL},
+		"all ports, not persistent":   {op(tcp("10.96.0.1:0"), rr), unix.EINVAL},
+		"real server":                 {Op{Verb: AddReal, Server: v, Real: real}, nil},
+		"real server without address": {Op{Verb: DelReal, Server: v}, unix.EINVAL},
+		"real server without port":    {Op{Verb: AddReal, Server: v, Real: RealServer{Addr: ap("10.0.0.1:0")}}, unix.EINVAL},
+		"real server for all ports":   {Op{Verb: AddReal, Server: tcp("10.96.0.1:0"), Real: RealServer{Addr: ap("10.0.0.1:0")}}, nil},
+		"bypass":                      {Op{Verb: AddReal, Server: v, Real: RealServer{Addr: real.Addr, Method: 4}}, unix.EINVAL},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := tt.op.check(); !errors.Is(err, tt.want) {
+			if err := tt.op.Check(); !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
 			}
 		})

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,23 +18,23 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel is the IPVS of the network namespace of the thread in which Open was called. It needs CAP_NET_ADMIN in the first
-// user namespace. One conversation with the kernel goes on at a time; others wait for it.
+// Kernel is the IPVS of the network namespace of the thread that called Open. It needs CAP_NET_ADMIN in the initial user
+// namespace. Calls are serialized.
 type Kernel struct {
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	conn *netlink.Conn
-	// family is the number that the kernel gave IPVS in generic netlink.
+	// family is the number of the family IPVS in generic netlink.
 	family uint16
-	// table is /proc/net/ip_vs. It is kept open because it belongs to the namespace in which it was opened.
+	// table is /proc/net/ip_vs, open because a file belongs to the namespace in which it was opened.
 	table *os.File
 }
 
 var _ Interface = (*Kernel)(nil)
 
-// ErrUnavailable says that the kernel has no IPVS and could not load it.
+// ErrUnavailable means that the kernel has no IPVS and could not load it.
 var ErrUnavailable = errors.New(`no IPVS in this kernel: load ip_vs ("modprobe ip_vs" on the host), or use a kernel built with CONFIG_IP_VS`)
 
-// Open connects to the kernel, which loads the module ip_vs if it has it and is able to.
+// Open connects to the kernel, which loads the module ip_vs if possible.
 func Open(ctx context.Context) (*Kernel, error) {
 	k := &Kernel{}
 	if err := k.open(ctx); err != nil {
@@ -53,7 +54,7 @@ func (k *Kernel) open(ctx context.Context) (err error) {
 	return err
 }
 
-// findFamily asks for the number of IPVS. The kernel loads the module for this question.
+// findFamily looks up the number of the family IPVS. The lookup makes the kernel load the module.
 func (k *Kernel) findFamily(ctx context.Context) error {
 	req := netlink.AppendText([]byte{unix.CTRL_CMD_GETFAMILY, 1, 0, 0}, unix.CTRL_ATTR_FAMILY_NAME, genlName)
 	msgs, err := k.conn.Get(ctx, netlink.Request{Type: unix.GENL_ID_CTRL, Body: req})
@@ -71,7 +72,7 @@ func (k *Kernel) findFamily(ctx context.Context) error {
 	return nil
 }
 
-// Close gives back what Open took; the tables stay as they are.
+// Close closes the socket and the file; virtual servers stay.
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -89,50 +90,44 @@ func (k *Kernel) Close() error {
 func (k *Kernel) Apply(ctx context.Context, ops []Op) []error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	errs := make(results, len(ops))
-	// at are the positions of the operations that are to be sent.
-	at := make([]int, 0, len(ops))
+	errs := make([]error, len(ops))
+	valid := make([]int, 0, len(ops)) // indices of ops
 	for i, op := range ops {
-		if err := op.check(); err != nil {
+		if err := op.Check(); err != nil {
 			errs[i] = &Error{Op: op, Err: err}
 		} else {
-			at = append(at, i)
+			valid = append(valid, i)
 		}
 	}
-	for batch := range slices.Chunk(at, maxBatch) {
-		err := ctx.Err()
-		if err == nil {
-			err = k.apply(ctx, ops, batch, errs)
+	failed := len(valid) < len(ops)
+	for batch := range slices.Chunk(valid, MaxBatch) {
+		reqs := make([]netlink.Request, len(batch))
+		for j, i := range batch {
+			reqs[j] = netlink.Request{Type: k.family, Body: ops[i].encode()}
 		}
-		for _, i := range batch {
-			if err != nil && errs[i] == nil {
-				errs[i] = &Error{Op: ops[i], Err: err}
+		refused, err := make([]error, len(batch)), ctx.Err()
+		if err == nil {
+			// If the context ended during the send, it would be unknown which operations were executed.
+			var answers []error
+			answers, err = k.conn.Do(context.WithoutCancel(ctx), reqs)
+			copy(refused, answers)
+			if err != nil {
+				err = fmt.Errorf("answer lost: %w: %w", unix.ENOBUFS, err)
+			}
+		}
+		for j, i := range batch {
+			if e := cmp.Or(refused[j], err); e != nil {
+				errs[i], failed = &Error{Op: ops[i], Err: e}, true
 			}
 		}
 	}
-	return errs.orNil()
+	if !failed {
+		return nil
+	}
+	return errs
 }
 
-// apply sends some of the operations and notes what the kernel refuses. An error of its own is that of all others.
-func (k *Kernel) apply(ctx context.Context, ops []Op, batch []int, errs results) error {
-	reqs := make([]netlink.Request, 0, len(batch))
-	for _, i := range batch {
-		reqs = append(reqs, netlink.Request{Type: k.family, Body: ops[i].encode()})
-	}
-	// A context that ended here would leave open which were carried out.
-	failed, err := k.conn.Do(context.WithoutCancel(ctx), reqs)
-	for j, err := range failed {
-		if err != nil {
-			errs[batch[j]] = &Error{Op: ops[batch[j]], Err: err}
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("answer lost: %w: %w", unix.ENOBUFS, err)
-	}
-	return nil
-}
-
-// readTries is how often Read begins anew because others changed the tables meanwhile.
+// readTries is how often Read starts over because others changed the table meanwhile.
 const readTries = 5
 
 // Read implements Interface.
@@ -152,10 +147,10 @@ func (k *Kernel) Read(ctx context.Context) (Content, error) {
 	return Content{}, fmt.Errorf("read IPVS: %w", err)
 }
 
-// fill adds the real servers, which it reads all at once. It fails where the two readings do not tell of the same virtual
-// servers, but for those that the table lacks: where other network namespaces have virtual servers, too, the kernel skips
-// some of them at the end of a page (seen with Linux 6.1: it finds the place again by the number of the namespace's own, and
-// counts on with those of all). Those are asked for one by one.
+// fill adds the real servers to c, which it reads all at once from /proc. It fails if /proc has virtual servers that c does
+// not have. The reverse is expected: if other network namespaces have virtual servers as well, the kernel skips some at the
+// end of a page (seen with Linux 6.1: it resumes by the count of the namespace's own virtual servers, but continues counting
+// those of all). The real servers of skipped ones are read one by one.
 func (k *Kernel) fill(ctx context.Context, c *Content) error {
 	if _, err := k.table.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -173,14 +168,14 @@ func (k *Kernel) fill(ctx context.Context, c *Content) error {
 		reals, ok := table[s.VirtualServer]
 		if !ok {
 			if reals, err = k.realServers(ctx, s.VirtualServer); err != nil {
-				return fmt.Errorf("%v, which the table lacks: %w", s.VirtualServer, err)
+				return fmt.Errorf("%v, which is missing in the table: %w", s.VirtualServer, err)
 			}
 		}
 		s.Reals = reals
 		delete(table, s.VirtualServer)
 	}
 	for v := range table {
-		return fmt.Errorf("%v was added meanwhile", v)
+		return fmt.Errorf("%v was added while the table was read", v)
 	}
 	return nil
 }
@@ -203,12 +198,14 @@ func (k *Kernel) list(ctx context.Context) (Content, error) {
 	}
 	var c Content
 	for _, m := range msgs {
-		if err := c.decodeServer(m.Body); err != nil {
+		switch s, ok, err := decodeServer(m.Body); {
+		case err != nil:
 			return Content{}, err
+		case ok:
+			c.Servers = append(c.Servers, s)
 		}
 	}
 	slices.SortFunc(c.Servers, func(a, b Server) int { return a.VirtualServer.Compare(b.VirtualServer) })
-	slices.SortFunc(c.Marks, compareMarks)
 	return c, nil
 }
 
@@ -229,7 +226,7 @@ func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState,
 		return nil, err
 	}
 	if len(msgs) == 0 {
-		// Asked for real servers of what is not there, the kernel lists none.
+		// The kernel lists none if the virtual server does not exist.
 		_, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: appendServer(body(cmdGetService), v, nil)})
 		return nil, err
 	}
@@ -241,7 +238,7 @@ func (k *Kernel) realServers(ctx context.Context, v VirtualServer) ([]RealState,
 		}
 		reals = append(reals, r)
 	}
-	slices.SortFunc(reals, compareReals)
+	slices.SortFunc(reals, RealState.compare)
 	return reals, nil
 }
 
@@ -254,7 +251,7 @@ func (k *Kernel) ConnTableSize(ctx context.Context) (int, error) {
 	return int(a.u32(infoConnTableSize)), nil
 }
 
-// get asks for numbers of 32 bits.
+// get reads numbers of 32 bits.
 func (k *Kernel) get(ctx context.Context, cmd uint8, want ...uint16) (a attrs, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -269,7 +266,7 @@ func (k *Kernel) get(ctx context.Context, cmd uint8, want ...uint16) (a attrs, e
 func (k *Kernel) Timeouts(ctx context.Context) (Timeouts, error) {
 	a, err := k.get(ctx, cmdGetConfig, attrTimeoutTCP, attrTimeoutTCPFin, attrTimeoutUDP)
 	if err != nil {
-		return Timeouts{}, fmt.Errorf("read IPVS time-outs: %w", err)
+		return Timeouts{}, fmt.Errorf("read IPVS timeouts: %w", err)
 	}
 	seconds := func(typ uint16) time.Duration { return time.Duration(a.u32(typ)) * time.Second }
 	return Timeouts{TCP: seconds(attrTimeoutTCP), TCPFin: seconds(attrTimeoutTCPFin), UDP: seconds(attrTimeoutUDP)}, nil
@@ -277,7 +274,7 @@ func (k *Kernel) Timeouts(ctx context.Context) (Timeouts, error) {
 
 // SetTimeouts implements Interface.
 func (k *Kernel) SetTimeouts(ctx context.Context, t Timeouts) error {
-	if err := t.check(); err != nil {
+	if err := t.Check(); err != nil {
 		return err
 	}
 	k.mu.Lock()
@@ -286,19 +283,18 @@ func (k *Kernel) SetTimeouts(ctx context.Context, t Timeouts) error {
 	b = netlink.AppendUint32(b, attrTimeoutTCPFin, uint32(t.TCPFin/time.Second))
 	b = netlink.AppendUint32(b, attrTimeoutUDP, uint32(t.UDP/time.Second))
 	if _, err := k.conn.Get(ctx, netlink.Request{Type: k.family, Body: b}); err != nil {
-		return fmt.Errorf("set IPVS time-outs %v: %w", t, err)
+		return fmt.Errorf("set IPVS timeouts %v: %w", t, err)
 	}
 	return nil
 }
 
-// probePorts are tried one after the other by ProbeScheduler; the first is what kube-proxy probes with.
+// ProbeScheduler tries up to probePorts ports until one is unused. The first is the port that kube-proxy probes with.
 const (
 	firstProbePort = 20000
 	probePorts     = 16
 )
 
-// ProbeScheduler implements Interface. The virtual server has an address that is reserved for documentation, and the flag
-// Sched3.
+// ProbeScheduler implements Interface. Its virtual server has an address reserved for documentation and the flag Sched3.
 func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -323,6 +319,3 @@ func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error {
 	}
 	return nil
 }
-
-// maxTimeout is what every kernel can keep, whose clock has up to 1000 ticks a second.
-const maxTimeout = (1<<31 - 1) / 1000 * time.Second

@@ -3,7 +3,6 @@ package ipvs
 import (
 	"errors"
 	"fmt"
-	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -12,46 +11,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The lines with which the kernel's table begins. The first has version and size beside.
+// The table starts with these lines. The first continues with version and size.
 const (
 	procVersion = "IP Virtual Server version "
 	procServers = "Prot LocalAddress:Port Scheduler Flags"
 	procReals   = "  -> RemoteAddress:Port Forward Weight ActiveConn InActConn"
 )
 
-// errLine says that a line is not as the kernel writes it.
-var errLine = errors.New("not understood")
+// errLine means that a line has an unknown form.
+var errLine = errors.New("unknown form")
 
-// parseTable reads the text of /proc/net/ip_vs: the real servers of each virtual server, sorted. Of virtual servers for
-// marks it checks the form only. A virtual server that occurs twice, as can happen while others are added or deleted, is
-// an error.
+// parseTable parses /proc/net/ip_vs into the real servers of each virtual server, sorted. It checks virtual servers for marks
+// but does not return them. A virtual server can appear twice while others are added or deleted; that is an error.
 func parseTable(text string) (map[VirtualServer][]RealState, error) {
 	table := make(map[VirtualServer][]RealState)
-	// now is the virtual server that the next real server belongs to.
-	var now *VirtualServer
-	some := false
-	n := 0
-	for line := range lines(text) {
+	// current is the virtual server of the next real server, nil for one for a mark.
+	var current *VirtualServer
+	first, n := true, 0
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
 		n++
-		err := error(nil)
+		var err error
 		switch {
 		case n <= 3:
 			err = checkHead(n, line)
 		case strings.HasPrefix(line, "  -> "):
 			var r RealState
-			if r, err = parseReal(line); err == nil && !some {
+			if r, err = parseReal(line); err == nil && first {
 				err = errors.New("belongs to no virtual server")
 			}
-			if now != nil {
-				table[*now] = append(table[*now], r)
+			if current != nil {
+				table[*current] = append(table[*current], r)
 			}
 		default:
-			some = true
-			if now, err = parseServer(line); err == nil && now != nil {
-				if _, twice := table[*now]; twice {
-					err = fmt.Errorf("%v for the second time", *now)
+			first = false
+			if current, err = parseServer(line); err == nil && current != nil {
+				if _, twice := table[*current]; twice {
+					err = fmt.Errorf("%v for the second time", *current)
 				} else {
-					table[*now] = nil
+					table[*current] = nil
 				}
 			}
 		}
@@ -63,22 +61,9 @@ func parseTable(text string) (map[VirtualServer][]RealState, error) {
 		return nil, fmt.Errorf("ip_vs ends after %d lines", n)
 	}
 	for _, reals := range table {
-		slices.SortFunc(reals, compareReals)
+		slices.SortFunc(reals, RealState.compare)
 	}
 	return table, nil
-}
-
-// lines yields the lines of a text; what comes after the last newline is a line unless it is empty.
-func lines(text string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for text != "" {
-			line, rest, _ := strings.Cut(text, "\n")
-			if !yield(line) {
-				return
-			}
-			text = rest
-		}
-	}
 }
 
 func checkHead(n int, line string) error {
@@ -88,8 +73,8 @@ func checkHead(n int, line string) error {
 	return errLine
 }
 
-// parseServer reads the line of a virtual server: "TCP  0A600001:01BB rr ", perhaps with "ops" and
-// "persistent 1080000 FFFFFFFF". It returns nil for one that is for a mark.
+// parseServer parses the line of a virtual server: "TCP  0A600001:01BB rr ", optionally with "ops" and
+// "persistent 1080000 FFFFFFFF". It returns nil for one for a mark.
 func parseServer(line string) (*VirtualServer, error) {
 	f := strings.Fields(line)
 	if len(f) < 3 {
@@ -130,7 +115,7 @@ func checkOptions(f []string) error {
 	return err
 }
 
-// parseProtocol reads the kernel's name of a protocol. It has some that no virtual server of ours has.
+// parseProtocol parses the kernel's name of a protocol, including those that Check refuses.
 func parseProtocol(s string) (uint8, error) {
 	switch s {
 	case "TCP":
@@ -154,7 +139,7 @@ func parseProtocol(s string) (uint8, error) {
 	return uint8(n), err
 }
 
-// parseReal reads the line of a real server: "  -> 0A000001:20FB      Masq    1      0          0         ".
+// parseReal parses the line of a real server: "  -> 0A000001:20FB      Masq    1      0          0         ".
 func parseReal(line string) (RealState, error) {
 	f := strings.Fields(line)
 	if len(f) != 6 {
@@ -180,17 +165,17 @@ func parseReal(line string) (RealState, error) {
 	return r, nil
 }
 
-// parseAddrPort reads "0A600001:01BB" or "[fd00:0000:0000:0000:0000:0000:0000:0001]:01BB".
+// parseAddrPort parses "0A600001:01BB" or "[fd00:0000:0000:0000:0000:0000:0000:0001]:01BB".
 func parseAddrPort(s string) (netip.AddrPort, error) {
-	at := strings.LastIndexByte(s, ':')
-	if at < 0 {
+	colon := strings.LastIndexByte(s, ':')
+	if colon < 0 {
 		return netip.AddrPort{}, errLine
 	}
-	port, err := parseHex(s[at+1:], 4)
+	port, err := parseHex(s[colon+1:], 4)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	host := s[:at]
+	host := s[:colon]
 	if n := len(host); n == len("[0000:0000:0000:0000:0000:0000:0000:0000]") && host[0] == '[' && host[n-1] == ']' {
 		a, err := netip.ParseAddr(host[1 : n-1])
 		if err != nil || a.Zone() != "" {
@@ -205,7 +190,7 @@ func parseAddrPort(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)}), uint16(port)), nil
 }
 
-// parseHex reads a number of exactly so many digits.
+// parseHex parses a number with exactly this number of digits.
 func parseHex(s string, digits int) (uint32, error) {
 	if len(s) != digits {
 		return 0, errLine

@@ -8,22 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Format returns the lines that "ipvsadm --save --numeric" prints of virtual servers and their real servers, in the order
-// of c, which is sorted when it comes from Read. Virtual servers for marks are left out.
-func Format(c Content) string {
-	var b strings.Builder
-	for _, s := range c.Servers {
-		b.WriteString(FormatServer(s.VirtualServer, s.Settings))
-		b.WriteByte('\n')
-		for _, r := range s.Reals {
-			b.WriteString(FormatReal(s.VirtualServer, r.RealServer))
-			b.WriteByte('\n')
-		}
-	}
-	return b.String()
-}
-
-// FormatServer returns the options with which ipvsadm makes a virtual server, for example
+// FormatServer returns the options of ipvsadm that create a virtual server, for example
 // "-A -t 10.96.0.1:443 -s rr -b flag-3".
 func FormatServer(v VirtualServer, s Settings) string {
 	var b strings.Builder
@@ -43,10 +28,10 @@ func FormatServer(v VirtualServer, s Settings) string {
 	return b.String()
 }
 
-// FormatReal returns the options with which ipvsadm adds a real server, for example
+// FormatReal returns the options of ipvsadm that add a real server, for example
 // "-a -t 10.96.0.1:443 -r 10.0.0.1:8443 -m -w 1".
 func FormatReal(v VirtualServer, r RealServer) string {
-	method := "-g" // stands for LocalNode too: the kernel finds out by itself
+	method := "-g" // also for LocalNode, which the kernel detects
 	switch r.Method {
 	case Masquerade:
 		method = "-m"
@@ -81,7 +66,7 @@ func protocolName(p uint8) string {
 	return fmt.Sprintf("protocol%d", p)
 }
 
-// maskOption writes a prefix as ipvsadm wants it: a mask for IPv4, a length for IPv6.
+// maskOption formats a prefix for ipvsadm: as a mask for IPv4, as a length for IPv6.
 func maskOption(a netip.Addr, prefix int8) string {
 	if prefix == OddPrefix {
 		return "odd"
@@ -93,7 +78,7 @@ func maskOption(a netip.Addr, prefix int8) string {
 	return netip.AddrFrom4([4]byte{byte(m >> 24), byte(m >> 16), byte(m >> 8), byte(m)}).String()
 }
 
-// schedFlags names the flags of a scheduler; sh and mh have names for two of them.
+// schedFlags returns the names of the flags of a scheduler. sh and mh have names for two of them.
 func schedFlags(s Settings) (names []string) {
 	for i, f := range []Flags{Sched1, Sched2, Sched3} {
 		if s.Flags&f == 0 {

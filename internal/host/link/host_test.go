@@ -1,4 +1,4 @@
-package link
+package link_test
 
 import (
 	"context"
@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
-	"github.com/fairlead/fairlead/internal/host/netlink"
+	. "github.com/fairlead/fairlead/internal/host/link"
+	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 )
 
 // nodeIP is the node's own address in these tests, nodeDev the device that has it, vipDev one that is down.
@@ -24,16 +25,16 @@ const (
 
 var nodeIP = netip.MustParseAddr("192.0.2.1")
 
-// forEach runs a test on the Fake and, where kernel tests are asked for, on the kernel: a node with an address in each
+// forEach runs a test on package linkfake and, where kernel tests are asked for, on the kernel: a node with an address in each
 // family. What both do is the contract. In the kernel vipDev is one end of a pair that is down, which works as a dummy
 // device does and is everywhere.
 func forEach(t *testing.T, test func(t *testing.T, h Host)) {
 	t.Run("fake", func(t *testing.T) {
-		var f Fake
+		var f linkfake.Host
 		f.AddDevice(nodeDev, Device{Up: true})
 		f.AddDevice(vipDev, Device{})
 		for _, a := range []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.IPv6Loopback()} {
-			f.AddForeign(VIP(Loopback, a))
+			f.AddForeign(Addr{Dev: Loopback, Prefix: netip.PrefixFrom(a, a.BitLen())})
 		}
 		for _, p := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
 			f.AddForeign(Addr{Dev: nodeDev, Prefix: netip.MustParsePrefix(p), Global: strings.Contains(p, ".")})
@@ -50,7 +51,7 @@ func open(tb testing.TB) *Kernel {
 	for _, dev := range []string{nodeDev, vipDev} {
 		hosttest.Run(tb, "ip", "link", "add", dev, "type", "veth", "peer", "name", dev+"-peer")
 	}
-	// A device without a link-local address, as in the Fake.
+	// A device without a link-local address, as in package linkfake.
 	hosttest.Run(tb, "ip", "link", "set", nodeDev, "addrgenmode", "none", "up")
 	hosttest.Run(tb, "ip", "addr", "add", "192.0.2.1/24", "dev", nodeDev)
 	hosttest.Run(tb, "ip", "addr", "add", "2001:db8::1/64", "dev", nodeDev, "nodad")
@@ -59,7 +60,7 @@ func open(tb testing.TB) *Kernel {
 
 func openHere(tb testing.TB) *Kernel {
 	tb.Helper()
-	k, err := Open()
+	k, err := Open(0)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -69,6 +70,11 @@ func openHere(tb testing.TB) *Kernel {
 		}
 	})
 	return k
+}
+
+// VIP is a single address on a device.
+func VIP(dev string, a netip.Addr) Addr {
+	return Addr{Dev: dev, Prefix: netip.PrefixFrom(a, a.BitLen())}
 }
 
 func vip(s string) Addr { return VIP(vipDev, netip.MustParseAddr(s)) }
@@ -349,7 +355,7 @@ func testDummy(t *testing.T, h Host) {
 }
 
 func TestDummy(t *testing.T) {
-	t.Run("fake", func(t *testing.T) { testDummy(t, &Fake{}) })
+	t.Run("fake", func(t *testing.T) { testDummy(t, &linkfake.Host{}) })
 	t.Run("kernel", func(t *testing.T) {
 		hosttest.Need(t, hosttest.Dummy)
 		k := openHere(t)
@@ -509,7 +515,7 @@ func TestKernelSource(t *testing.T) {
 }
 
 func TestFake(t *testing.T) {
-	var f Fake
+	var f linkfake.Host
 	if _, err := f.EnsureDummy(t.Context(), vipDev); err != nil {
 		t.Fatal(err)
 	}
@@ -560,40 +566,6 @@ route local 0.0.0.0/0 dev lo table 71
 	}
 }
 
-// FuzzDecode feeds bytes to everything that reads: it must end without a panic, and a watch must not miss what it cannot read.
-func FuzzDecode(f *testing.F) {
-	for _, c := range add(vip("10.96.0.1"), vip("fd00::1"), route("10.97.0.0/16", vipDev, "192.0.2.1"), MarkRoute(true, 71),
-		Rule{IPv6: true, Priority: 100, Mark: 1, Mask: 1, Table: 71}) {
-		f.Add(owner(0).request(c, 5).Type, owner(0).request(c, 5).Body)
-	}
-	f.Fuzz(func(t *testing.T, typ uint16, body []byte) {
-		m := netlink.Message{Type: typ, Body: body}
-		_, err1 := decodeAddr(m)
-		_, _, _, err2 := owner(0).decodeRoute(m)
-		_, _, err3 := owner(0).decodeRule(m)
-		err := errors.Join(err1, err2, err3)
-		if got := owner(0).isLoss(m, vipDev); err != nil && !got && (typ == unix.RTM_DELADDR || typ == unix.RTM_DELROUTE || typ == unix.RTM_DELRULE) {
-			t.Errorf("%v is no loss", err)
-		}
-	})
-}
-
-// TestDecodeOwnMessages reads objects as they are written: the kernel uses the same attributes both ways.
-func TestDecodeOwnMessages(t *testing.T) {
-	for _, r := range []Route{route("10.97.0.0/16", vipDev, "192.0.2.1"), route("fd00:97::/112", vipDev, ""), MarkRoute(true, 100000), MarkRoute(false, 71)} {
-		got, oif, ours, err := owner(0).decodeRoute(netlink.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5, 0)})
-		got.Dev = r.Dev
-		if err != nil || got != r || oif != 5 || !ours {
-			t.Errorf("%v: got %v, %d, %v, %v", r, got, oif, ours, err)
-		}
-	}
-	for _, r := range []Rule{{Priority: 100, Mark: 1, Mask: 3, Table: 100000}, {IPv6: true, Priority: 100, Mark: 1, Mask: 3, Table: 7}} {
-		if got, ours, err := owner(0).decodeRule(netlink.Message{Type: unix.RTM_NEWRULE, Body: r.body(0)}); err != nil || got != r || !ours {
-			t.Errorf("%v: got %v, %v, %v", r, got, ours, err)
-		}
-	}
-}
-
 // TestKernelOwnersDoNotMeet makes the same routes and rules for three owners: each sees its own, and what one removes, also twice,
 // the others keep.
 func TestKernelOwnersDoNotMeet(t *testing.T) {
@@ -609,7 +581,7 @@ func TestKernelOwnersDoNotMeet(t *testing.T) {
 	}
 	kernels := make(map[uint32]*Kernel)
 	for _, n := range numbers {
-		k, err := OpenFor(n)
+		k, err := Open(n)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,6 @@
 package link
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel is the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for concurrent use.
+// Kernel accesses the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for concurrent use.
 type Kernel struct {
 	conn *netlink.Conn
 	// handle is for single calls.
@@ -24,24 +23,21 @@ type Kernel struct {
 
 var _ Host = (*Kernel)(nil)
 
-// Open connects to the kernel.
-func Open() (*Kernel, error) { return OpenFor(0) }
-
-// OpenFor is Open for one of several programs like this one on a node, each of which has a number of its own: it sees no routes and
-// rules but its own. The table of its rules is to be that number, and no other program's. 0 stands for the one that has no number.
-func OpenFor(number uint32) (*Kernel, error) {
+// Open connects to the kernel for one of several programs like this one on a node. A program with an owner number sees only its
+// own routes and rules; the table of its rules must be that number, which no other program may use. 0 means no owner.
+func Open(number uint32) (*Kernel, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("addresses and routes: %w", err)
+		return nil, fmt.Errorf("open rtnetlink: %w", err)
 	}
 	h, err := library.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("addresses and routes: %w", errors.Join(err, c.Close()))
+		return nil, fmt.Errorf("open rtnetlink: %w", errors.Join(err, c.Close()))
 	}
 	return &Kernel{conn: c, handle: h, owner: owner(number)}, nil
 }
 
-// Close gives the sockets back; what was written stays.
+// Close closes the sockets; all objects stay.
 func (k *Kernel) Close() error {
 	k.handle.Close()
 	return k.conn.Close()
@@ -67,10 +63,10 @@ func (k *Kernel) Device(ctx context.Context, name string) (Device, error) {
 func (k *Kernel) EnsureDummy(ctx context.Context, name string) (Device, error) {
 	d, err := k.Device(ctx, name)
 	if errors.Is(err, ErrNoDevice) {
-		// A dummy device is without ARP by itself, and down until somebody sets it up.
+		// A new dummy device is down and does not use ARP.
 		err = k.handle.LinkAdd(&library.Dummy{LinkAttrs: library.LinkAttrs{Name: name}})
-		if err != nil && !errors.Is(err, unix.EEXIST) { // somebody else was faster
-			return Device{}, fmt.Errorf("make dummy device %s: %w", name, err)
+		if err != nil && !errors.Is(err, unix.EEXIST) { // created by another program meanwhile
+			return Device{}, fmt.Errorf("create dummy device %s: %w", name, err)
 		}
 		d, err = k.Device(ctx, name)
 	}
@@ -123,44 +119,45 @@ func (k *Kernel) Addrs(ctx context.Context, dev string) (on []Addr, others []net
 	return on, slices.Compact(others), nil
 }
 
-// families are those of routes and rules, which are listed one after the other.
-var families = []byte{unix.AF_INET, unix.AF_INET6}
-
-// Routes implements Host. The kernel leaves out those of others (4.20); elsewhere they are left out here.
-func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
-	var out []Route
-	names := make(map[int]string)
-	for _, family := range families {
+// dump lists routes or rules of both families.
+func (k *Kernel) dump(ctx context.Context, typ uint16, protocol byte) ([]netlink.Message, error) {
+	var out []netlink.Message
+	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		if family == unix.AF_INET6 && !HasIPv6() {
 			continue
 		}
-		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETROUTE, Body: header{family: family, protocol: k.owner.protocol()}.bytes()})
+		msgs, err := k.conn.List(ctx, netlink.Request{Type: typ, Body: header{family: family, protocol: protocol}.bytes()})
 		if err != nil {
-			return nil, fmt.Errorf("list routes: %w", err)
+			return nil, err
 		}
-		for _, m := range msgs {
-			r, oif, ours, err := k.owner.decodeRoute(m)
-			if err != nil {
-				return nil, fmt.Errorf("list routes: %w", err)
-			}
-			if !ours {
-				continue
-			}
-			if r.Dev, err = k.deviceName(names, oif); err != nil {
-				return nil, fmt.Errorf("list routes: %w", err)
-			}
-			out = append(out, r)
-		}
+		out = append(out, msgs...)
 	}
-	slices.SortFunc(out, compareRoutes)
 	return out, nil
 }
 
-func compareRoutes(a, b Route) int {
-	return cmp.Or(cmp.Compare(a.Table, b.Table), a.Dst.Compare(b.Dst), cmp.Compare(a.Dev, b.Dev))
+// Routes implements Host. The kernel filters by protocol since 4.20; decodeRoute does it for older ones.
+func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
+	msgs, err := k.dump(ctx, unix.RTM_GETROUTE, k.owner.protocol())
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var out []Route
+	names := make(map[int]string)
+	for _, m := range msgs {
+		r, oif, ours, err := k.owner.decodeRoute(m)
+		if err == nil && ours {
+			r.Dev, err = k.deviceName(names, oif)
+			out = append(out, r)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+	}
+	slices.SortFunc(out, Route.Compare)
+	return out, nil
 }
 
-// deviceName looks a device up once; one that is gone has no name.
+// deviceName looks up the name of a device and caches it in names. A removed device has the name "".
 func (k *Kernel) deviceName(names map[int]string, index int) (string, error) {
 	if name, ok := names[index]; ok {
 		return name, nil
@@ -179,79 +176,50 @@ func (k *Kernel) deviceName(names map[int]string, index int) (string, error) {
 
 // Rules implements Host.
 func (k *Kernel) Rules(ctx context.Context) ([]Rule, error) {
+	msgs, err := k.dump(ctx, unix.RTM_GETRULE, 0)
+	if err != nil {
+		return nil, fmt.Errorf("list routing rules: %w", err)
+	}
 	var out []Rule
-	for _, family := range families {
-		if family == unix.AF_INET6 && !HasIPv6() {
-			continue
-		}
-		msgs, err := k.conn.List(ctx, netlink.Request{Type: unix.RTM_GETRULE, Body: header{family: family}.bytes()})
-		if err != nil {
+	for _, m := range msgs {
+		switch r, ours, err := k.owner.decodeRule(m); {
+		case err != nil:
 			return nil, fmt.Errorf("list routing rules: %w", err)
-		}
-		for _, m := range msgs {
-			switch r, ours, err := k.owner.decodeRule(m); {
-			case err != nil:
-				return nil, fmt.Errorf("list routing rules: %w", err)
-			case ours:
-				out = append(out, r)
-			}
+		case ours:
+			out = append(out, r)
 		}
 	}
-	slices.SortFunc(out, compareRules)
+	slices.SortFunc(out, Rule.Compare)
 	return out, nil
 }
 
-func compareRules(a, b Rule) int {
-	v6 := func(r Rule) int {
-		if r.IPv6 {
-			return 1
-		}
-		return 0
-	}
-	return cmp.Or(cmp.Compare(v6(a), v6(b)), cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.Mark, b.Mark), cmp.Compare(a.Table, b.Table))
-}
-
-// Apply implements Host. Devices are looked up once for all changes.
+// Apply implements Host. It looks up each device once.
 func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error) {
 	var failed []Failure
 	reqs := make([]netlink.Request, 0, len(changes))
 	index := make([]int, 0, len(changes))
 	devices := make(map[string]int)
-	lookUp := func(name string) (int, error) {
-		if i, ok := devices[name]; ok {
-			return i, nil
-		}
-		d, err := k.Device(ctx, name)
-		if err == nil || errors.Is(err, ErrNoDevice) {
-			devices[name] = d.Index
-		}
-		if errors.Is(err, ErrNoDevice) {
-			return 0, nil
-		}
-		return d.Index, err
-	}
 	for i, c := range changes {
-		err := c.check()
+		err := c.Check()
+		if err == nil {
+			err = k.lookUp(ctx, c.Device(), devices)
+			if err != nil && !errors.Is(err, ErrNoDevice) {
+				return failed, err
+			}
+			if err != nil {
+				err = c.Refused(ErrNoDevice)
+			}
+		}
 		if err != nil {
 			failed = append(failed, Failure{Index: i, Err: err})
 			continue
 		}
-		dev := 0
-		if name := device(c.Object); name != "" {
-			if dev, err = lookUp(name); err != nil {
-				return failed, err
-			}
-			if dev == 0 {
-				failed = append(failed, Failure{Index: i, Err: c.refusal(ErrNoDevice)})
-				continue
-			}
-		}
-		reqs, index = append(reqs, k.owner.request(c, dev)), append(index, i)
+		reqs, index = append(reqs, k.owner.request(c, devices[c.Device()])), append(index, i)
 	}
 	errs, err := k.conn.Do(ctx, reqs)
 	for i, e := range errs {
 		if e != nil {
-			failed = append(failed, Failure{Index: index[i], Err: changes[index[i]].refusal(e)})
+			failed = append(failed, Failure{Index: index[i], Err: changes[index[i]].Refused(e)})
 		}
 	}
 	slices.SortFunc(failed, func(a, b Failure) int { return a.Index - b.Index })
@@ -261,13 +229,19 @@ func (k *Kernel) Apply(ctx context.Context, changes []Change) ([]Failure, error)
 	return failed, nil
 }
 
-// device is the name of the device that an object is on, empty for those that are on none.
-func device(o Object) string {
-	switch o := o.(type) {
-	case Addr:
-		return o.Dev
-	case Route:
-		return o.Dev
+// lookUp adds the index of a device to devices, 0 for one that does not exist and for "".
+func (k *Kernel) lookUp(ctx context.Context, name string, devices map[string]int) error {
+	index, known := devices[name]
+	if !known && name != "" {
+		d, err := k.Device(ctx, name)
+		if err != nil && !errors.Is(err, ErrNoDevice) {
+			return err
+		}
+		index = d.Index
 	}
-	return ""
+	devices[name] = index
+	if index == 0 && name != "" {
+		return ErrNoDevice
+	}
+	return nil
 }

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dumpTries is how often a list is read that changes while it is read.
+// dumpTries is how often a dump is tried that changes interrupt.
 const dumpTries = 5
 
-// LocalAddrs returns the addresses of all interfaces, loopback and link-local ones included, of both families, sorted and
-// without duplicates. Interfaces whose names except chooses are left out: kube-ipvs0 has addresses that are Services'.
+// LocalAddrs returns the addresses of all interfaces in both families, including loopback and link-local ones, sorted and
+// without duplicates. It skips interfaces for whose name except returns true: kube-ipvs0 has the addresses of Services.
 func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 	list, err := library.AddrList(nil, library.FAMILY_ALL)
 	for i := 1; errors.Is(err, library.ErrDumpInterrupted) && i < dumpTries; i++ {
@@ -31,15 +31,15 @@ func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 			continue
 		}
 		if ip = ip.Unmap(); ip.Is6() && ip.IsLinkLocalUnicast() {
-			// Each pod's interface has one, and the kernel made it: none of these is worth a question.
+			// The kernel adds one to each pod's interface. Looking up the names of all of these would cost too much.
 			out = append(out, ip)
 			continue
 		}
-		if _, asked := skip[a.LinkIndex]; !asked {
+		if _, known := skip[a.LinkIndex]; !known {
 			switch l, err := library.LinkByIndex(a.LinkIndex); {
 			case err == nil:
 				skip[a.LinkIndex] = except(l.Attrs().Name)
-			case errors.As(err, &library.LinkNotFoundError{}): // gone, and the address with it
+			case errors.As(err, &library.LinkNotFoundError{}): // removed together with the address
 				skip[a.LinkIndex] = true
 			default:
 				return nil, fmt.Errorf("find interface %d: %w", a.LinkIndex, err)
@@ -53,7 +53,7 @@ func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 	return slices.Compact(out), nil
 }
 
-// HasIPv6 says whether the kernel speaks IPv6 at all; it does not where it was started with ipv6.disable=1.
+// HasIPv6 reports whether the kernel supports IPv6; with ipv6.disable=1 it does not.
 func HasIPv6() bool {
 	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -1,4 +1,4 @@
-package link
+package link_test
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	. "github.com/fairlead/fairlead/internal/host/link"
 )
 
 func addrs(s ...string) []netip.Addr {

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math"
 	"net/netip"
@@ -17,12 +18,12 @@ const (
 	fraTable    = 15
 	fraFwmask   = 16
 	fraProtocol = 21
-	// ruleToTable is the action that looks into a table (FR_ACT_TO_TBL).
+	// ruleToTable is the action for routing by a table (FR_ACT_TO_TBL).
 	ruleToTable = 1
 )
 
-// header is that of routes (rtmsg) and of rules (fib_rule_hdr), which agree in what is used here; the third and fourth
-// last byte are reserved in the latter, and the last is its action.
+// header is the header of routes (rtmsg) and of rules (fib_rule_hdr), which agree in the fields used here. In rules protocol
+// and scope are reserved, and kind is the action.
 type header struct {
 	family, dstLen, table, protocol, scope, kind byte
 }
@@ -38,7 +39,7 @@ func familyOf(ipv6 bool) byte {
 	return unix.AF_INET
 }
 
-// owner is the number of OpenFor.
+// owner is the argument of Open.
 type owner uint32
 
 func (o owner) protocol() byte {
@@ -48,27 +49,25 @@ func (o owner) protocol() byte {
 	return OwnedProtocol
 }
 
-// request is that of a change that is valid; dev is the index of the object's device.
-func (own owner) request(c Change, dev int) netlink.Request {
-	flags := uint16(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
-	if c.Del {
-		flags = 0
-	}
-	pick := func(add, del uint16) uint16 {
-		if c.Del {
-			return del
-		}
-		return add
-	}
-	switch o := c.Object.(type) {
+// request encodes a valid change; dev is the index of the object's device.
+func (o owner) request(c Change, dev int) (r netlink.Request) {
+	var del uint16
+	switch obj := c.Object.(type) {
 	case Addr:
-		return netlink.Request{Type: pick(unix.RTM_NEWADDR, unix.RTM_DELADDR), Flags: flags, Body: o.body(dev)}
+		r.Type, del, r.Body = unix.RTM_NEWADDR, unix.RTM_DELADDR, obj.body(dev)
 	case Route:
-		return netlink.Request{Type: pick(unix.RTM_NEWROUTE, unix.RTM_DELROUTE), Flags: flags, Body: o.body(dev, own)}
+		r.Type, del, r.Body = unix.RTM_NEWROUTE, unix.RTM_DELROUTE, obj.body(dev, o)
 	case Rule:
-		return netlink.Request{Type: pick(unix.RTM_NEWRULE, unix.RTM_DELRULE), Flags: flags, Body: o.body(own)}
+		r.Type, del, r.Body = unix.RTM_NEWRULE, unix.RTM_DELRULE, obj.body(o)
+	default:
+		panic("BUG: a change of an unknown kind of object")
 	}
-	panic("BUG: a change of an unknown kind of object")
+	if c.Del {
+		r.Type = del
+	} else {
+		r.Flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+	}
+	return r
 }
 
 func (a Addr) body(dev int) []byte {
@@ -79,9 +78,8 @@ func (a Addr) body(dev int) []byte {
 	b = netlink.AppendAttr(b, unix.IFA_ADDRESS, ip.AsSlice()...)
 	if ip.Is6() {
 		b = netlink.AppendUint32(b, unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)
-		// struct ifa_cacheinfo: preferred for 0 s, valid for ever. Such an address is deprecated (RFC 6724, rule 3): the kernel
-		// takes it as a source only of what is sent to that address itself. The scope, which has this effect in IPv4, follows
-		// from the address in IPv6.
+		// struct ifa_cacheinfo: preferred for 0 s, valid forever. Such an address is deprecated (RFC 6724, rule 3): the kernel uses
+		// it as source only for packets to itself. In IPv4 the scope has this effect; in IPv6 the address determines the scope.
 		lifetimes := binary.NativeEndian.AppendUint32(make([]byte, 4, 16), math.MaxUint32)
 		b = netlink.AppendAttr(b, unix.IFA_CACHEINFO, append(lifetimes, make([]byte, 8)...)...)
 	}
@@ -115,7 +113,7 @@ func (r Rule) body(own owner) []byte {
 	return netlink.AppendAttr(b, fraProtocol, own.protocol())
 }
 
-// address is an address as it was read.
+// address is an address as read from the kernel.
 type address struct {
 	index  int
 	scope  byte
@@ -123,7 +121,7 @@ type address struct {
 	prefix netip.Prefix
 }
 
-// global says whether the kernel may choose the address as the source of packets to elsewhere.
+// global reports whether the kernel may use the address as source of packets to other hosts.
 func (a address) global() bool {
 	if a.prefix.Addr().Is4() {
 		return a.scope != unix.RT_SCOPE_LINK
@@ -131,7 +129,7 @@ func (a address) global() bool {
 	return a.flags&unix.IFA_F_DEPRECATED == 0 && !a.prefix.Addr().IsLinkLocalUnicast()
 }
 
-// decodeAddr reads RTM_NEWADDR and RTM_DELADDR; the prefix of other messages is not valid.
+// decodeAddr decodes RTM_NEWADDR and RTM_DELADDR. For other messages the prefix is not valid.
 func decodeAddr(m netlink.Message) (address, error) {
 	if m.Type != unix.RTM_NEWADDR && m.Type != unix.RTM_DELADDR {
 		return address{}, nil
@@ -139,27 +137,22 @@ func decodeAddr(m netlink.Message) (address, error) {
 	if len(m.Body) < unix.SizeofIfAddrmsg {
 		return address{}, netlink.ErrMalformed
 	}
-	a := address{scope: m.Body[3], index: int(binary.NativeEndian.Uint32(m.Body[4:]))}
-	local := false
-	for at, err := range netlink.Attrs(m.Body[unix.SizeofIfAddrmsg:]) {
-		if err != nil {
-			return address{}, err
-		}
-		if at.Type == unix.IFA_FLAGS && len(at.Data) == 4 {
-			a.flags = binary.NativeEndian.Uint32(at.Data)
-		}
-		// IFA_ADDRESS is the other end of a point-to-point link, where IFA_LOCAL is there too.
-		if at.Type == unix.IFA_LOCAL || at.Type == unix.IFA_ADDRESS && !local {
-			if ip, ok := netip.AddrFromSlice(at.Data); ok {
-				a.prefix = netip.PrefixFrom(ip, int(m.Body[1]))
-			}
-			local = at.Type == unix.IFA_LOCAL
+	attrs, err := netlink.AttrMap(m.Body[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return address{}, err
+	}
+	a := address{scope: m.Body[3], index: int(binary.NativeEndian.Uint32(m.Body[4:])), flags: attrs[unix.IFA_FLAGS].Host32()}
+	// On a point-to-point link IFA_ADDRESS is the address of the peer, and IFA_LOCAL the own one.
+	for _, typ := range []uint16{unix.IFA_LOCAL, unix.IFA_ADDRESS} {
+		if ip, ok := netip.AddrFromSlice(attrs[typ].Data); ok {
+			a.prefix = netip.PrefixFrom(ip, int(m.Body[1]))
+			break
 		}
 	}
 	return a, nil
 }
 
-// decodeRoute reads RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package would not make.
+// decodeRoute decodes RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package would not add.
 func (o owner) decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 	if m.Type != unix.RTM_NEWROUTE && m.Type != unix.RTM_DELROUTE {
 		return Route{}, 0, false, nil
@@ -170,34 +163,26 @@ func (o owner) decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err 
 	if m.Body[5] != o.protocol() || m.Body[7] != unix.RTN_LOCAL {
 		return Route{}, 0, false, nil
 	}
-	dst := netip.IPv4Unspecified()
-	if m.Body[0] == unix.AF_INET6 {
-		dst = netip.IPv6Unspecified()
+	attrs, err := netlink.AttrMap(m.Body[unix.SizeofRtMsg:])
+	if err != nil {
+		return Route{}, 0, false, err
 	}
-	r.Table = uint32(m.Body[4])
-	metric := owner(0)
-	for a, err := range netlink.Attrs(m.Body[unix.SizeofRtMsg:]) {
-		if err != nil {
-			return Route{}, 0, false, err
-		}
-		switch ip, isIP := netip.AddrFromSlice(a.Data); {
-		case a.Type == unix.RTA_DST && isIP:
-			dst = ip
-		case a.Type == unix.RTA_PREFSRC && isIP:
-			r.Src = ip
-		case a.Type == unix.RTA_OIF:
-			oif = int(a.Host32())
-		case a.Type == unix.RTA_TABLE:
-			r.Table = a.Host32()
-		case a.Type == unix.RTA_PRIORITY:
-			metric = owner(a.Host32())
+	dst, ok := netip.AddrFromSlice(attrs[unix.RTA_DST].Data)
+	if !ok {
+		dst = netip.IPv4Unspecified()
+		if m.Body[0] == unix.AF_INET6 {
+			dst = netip.IPv6Unspecified()
 		}
 	}
 	r.Dst = netip.PrefixFrom(dst, int(m.Body[1]))
-	return r, oif, r.Dst.IsValid() && (o == 0 || metric == o), nil
+	r.Src, _ = netip.AddrFromSlice(attrs[unix.RTA_PREFSRC].Data)
+	// RTA_TABLE is for tables that the header has no space for.
+	r.Table = cmp.Or(attrs[unix.RTA_TABLE].Host32(), uint32(m.Body[4]))
+	ours = r.Dst.IsValid() && (o == 0 || owner(attrs[unix.RTA_PRIORITY].Host32()) == o)
+	return r, int(attrs[unix.RTA_OIF].Host32()), ours, nil
 }
 
-// decodeRule reads RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would not make.
+// decodeRule decodes RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would not add.
 func (o owner) decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 	if m.Type != unix.RTM_NEWRULE && m.Type != unix.RTM_DELRULE {
 		return Rule{}, false, nil
@@ -205,23 +190,18 @@ func (o owner) decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 	if len(m.Body) < unix.SizeofRtMsg {
 		return Rule{}, false, netlink.ErrMalformed
 	}
-	r = Rule{IPv6: m.Body[0] == unix.AF_INET6, Table: uint32(m.Body[4])}
-	for a, err := range netlink.Attrs(m.Body[unix.SizeofRtMsg:]) {
-		if err != nil {
-			return Rule{}, false, err
-		}
-		switch a.Type {
-		case fraPriority:
-			r.Priority = a.Host32()
-		case fraFwmark:
-			r.Mark = a.Host32()
-		case fraFwmask:
-			r.Mask = a.Host32()
-		case fraTable:
-			r.Table = a.Host32()
-		case fraProtocol:
-			ours = len(a.Data) > 0 && a.Data[0] == o.protocol() && m.Body[7] == ruleToTable
-		}
+	attrs, err := netlink.AttrMap(m.Body[unix.SizeofRtMsg:])
+	if err != nil {
+		return Rule{}, false, err
 	}
+	r = Rule{
+		IPv6:     m.Body[0] == unix.AF_INET6,
+		Priority: attrs[fraPriority].Host32(),
+		Mark:     attrs[fraFwmark].Host32(),
+		Mask:     attrs[fraFwmask].Host32(),
+		Table:    cmp.Or(attrs[fraTable].Host32(), uint32(m.Body[4])),
+	}
+	protocol := attrs[fraProtocol].Data
+	ours = len(protocol) > 0 && protocol[0] == o.protocol() && m.Body[7] == ruleToTable
 	return r, ours && (o == 0 || r.Table == uint32(o)), nil
 }

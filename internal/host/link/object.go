@@ -1,16 +1,18 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Protocol is the number by which routes and rules of this program are recognised: ip route show proto 102. Those of an owner
-// (OpenFor) have OwnedProtocol, and the routes have the owner's number as their metric, the rules as their table.
+// Protocol is the protocol number of our routes and rules: ip route show proto 102. Those with an owner (Open) have
+// OwnedProtocol instead; their routes have the owner's number as metric, their rules as table.
 const (
 	Protocol      = 102
 	OwnedProtocol = 103
@@ -22,88 +24,85 @@ const LocalTable uint32 = unix.RT_TABLE_LOCAL
 // Loopback is the name of the loopback device.
 const Loopback = "lo"
 
-// Host is the devices, addresses and routes of a network namespace. Kernel and Fake implement it.
+// Host has the devices, addresses and routes of a network namespace. Kernel implements it.
 type Host interface {
-	// Device returns a device by name. The error is ErrNoDevice where there is none.
+	// Device returns a device by name. The error is ErrNoDevice if it does not exist.
 	Device(ctx context.Context, name string) (Device, error)
-	// EnsureDummy makes a dummy device that is down and does without ARP, if it is not there. One that is there is left as
-	// it is, also where it is up; the error is ErrNotDummy if it is of another kind.
+	// EnsureDummy creates a dummy device, down and without ARP. An existing one is left as it is, even if it is up. The error
+	// is ErrNotDummy if the device is of another kind.
 	EnsureDummy(ctx context.Context, name string) (Device, error)
 	// RemoveDummy removes a dummy device with all its addresses. The errors are ErrNoDevice and ErrNotDummy.
 	RemoveDummy(ctx context.Context, name string) error
-	// Addrs returns the addresses on a device, and those on all others as LocalAddrs does. A device that is not there has
-	// none.
+	// Addrs returns the addresses on a device, and those on all other devices like LocalAddrs. A device that does not exist
+	// has none.
 	Addrs(ctx context.Context, dev string) (on []Addr, others []netip.Addr, err error)
-	// Routes returns the routes that have our Protocol, in all tables, of both families, sorted.
+	// Routes returns our routes in all tables and both families, sorted.
 	Routes(ctx context.Context) ([]Route, error)
-	// Rules returns the rules that have our Protocol, of both families, sorted.
+	// Rules returns our rules of both families, sorted.
 	Rules(ctx context.Context) ([]Rule, error)
-	// Apply makes and removes objects, in order. failed are those that were refused, see Failure. err says that it is not
-	// known which changes were carried out.
+	// Apply adds and removes objects, in order. failed are the refused changes, see Failure. err means that it is unknown
+	// which changes were applied.
 	Apply(ctx context.Context, changes []Change) (failed []Failure, err error)
 }
 
 // Device is a network device.
 type Device struct {
 	Index int
-	// Up says that it was set up, whether or not it has a carrier.
-	Up bool
-	// Dummy says that it is a dummy device.
+	// Up means administratively up, with or without carrier.
+	Up    bool
 	Dummy bool
 }
 
-// Object is what can be made and removed: an Addr, Route or Rule, all of which can be compared with ==.
+// Object can be added and removed: an Addr, Route or Rule. Objects are comparable.
 type Object interface {
 	fmt.Stringer
-	// validate says what is wrong with it.
+	// validate returns why the object cannot be added, or removed if del is true; "" if it can.
 	validate(del bool) string
 }
 
-// Addr is an address on a device. Those that are made are single addresses without a prefix route, and, in IPv6, without a
-// look for others that have it. The kernel does not choose them as the source of anything but packets to themselves: in IPv4
-// they have scope link, in IPv6 they are deprecated.
+// Addr is an address on a device. It is added as a single address without prefix route and, in IPv6, without duplicate address
+// detection. The kernel uses it as source only for packets to itself: in IPv4 it has scope link, in IPv6 it is deprecated.
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix
-	// Global says that the kernel may choose it as the source of packets to elsewhere, as those that kube-proxy makes. It is
-	// of no importance when one is removed.
+	// Global means that the kernel may use it as source of packets to other hosts, like the addresses that kube-proxy adds. It
+	// is ignored when an address is removed.
 	Global bool
 }
 
-// Route makes the addresses of a network local to the node.
+// Route is a route that makes the addresses of a network local to the node.
 type Route struct {
 	Dst netip.Prefix
-	// Dev is a device; IPv6 takes only one that is up. The kernel removes IPv4 routes together with the last IPv4 address
-	// of their device, so that Loopback is the better one.
+	// Dev is a device. IPv6 requires it to be up. The kernel removes IPv4 routes with the last IPv4 address of their device,
+	// so Loopback is the better choice.
 	Dev string
-	// Src is the address that the node uses when it speaks to Dst itself. It is one of the node's; when that goes, the route
-	// stays, and keeps it (IPv4 outside of the main table, IPv6 in Linux 6.1, not in 6.18) or has none any more. The zero value
-	// leaves the choice to the kernel, which takes the destination itself.
+	// Src is the source address of the node's own packets to Dst. It must be an address of the node. If that is removed, the
+	// route remains, either with this source (IPv4 outside of the main table; IPv6 in Linux 6.1) or without one (IPv6 in Linux
+	// 6.18). Without Src the kernel uses the destination as source.
 	Src   netip.Addr
 	Table uint32
 }
 
-// Rule lets packets whose mark is Mark under Mask look for their route in a table.
+// Rule routes packets whose mark, masked with Mask, is Mark by a table.
 type Rule struct {
 	IPv6 bool
-	// Priority is the rule's place: the lower comes first. Rule 0 looks into LocalTable, 32766 into the main table.
+	// Priority orders rules, lowest first. Rule 0 is for LocalTable, 32766 for the main table.
 	Priority   uint32
 	Mark, Mask uint32
 	Table      uint32
 }
 
-// Change is an object to make or to remove.
+// Change adds an object or removes it.
 type Change struct {
 	Object Object
 	Del    bool
 }
 
-// Failure is a Change that was not carried out.
+// Failure is a Change that was not applied.
 type Failure struct {
-	// Index is that of the Change in the list.
+	// Index is the position of the Change in the list.
 	Index int
-	// Err names the object and wraps the kernel's error, unix.EEXIST for one; Missing recognises those for an object that
-	// is not there. It is ErrInvalid or ErrNoDevice where the kernel was not asked.
+	// Err names the object and wraps the kernel's error, such as unix.EEXIST, or ErrInvalid or ErrNoDevice. See Missing.
 	Err error
 }
 
@@ -111,27 +110,18 @@ type Failure struct {
 var (
 	ErrNoDevice = errors.New("no such device")
 	ErrNotDummy = errors.New("not a dummy device")
-	// ErrInvalid says that an object is not one that this package makes.
+	// ErrInvalid means that this package cannot add such an object.
 	ErrInvalid = errors.New("invalid")
 )
 
-// Missing says whether the error of a removal is that the object, or its device, is not there.
+// Missing reports whether a removal failed because the object or its device does not exist.
 func Missing(err error) bool {
-	for _, e := range []error{ErrNoDevice, unix.EADDRNOTAVAIL, unix.ESRCH, unix.ENOENT, unix.ENODEV} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc([]error{ErrNoDevice, unix.EADDRNOTAVAIL, unix.ESRCH, unix.ENOENT, unix.ENODEV},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
-// VIP is the object that makes an address the node's own on a device.
-func VIP(dev string, a netip.Addr) Addr {
-	return Addr{Dev: dev, Prefix: netip.PrefixFrom(a, a.BitLen())}
-}
-
-// MarkRoute makes all addresses of a family local for packets that look into a table; together with a Rule it brings
-// packets to the node whose destination is no address of it.
+// MarkRoute is the default route of a table that makes all addresses of a family local. Together with a Rule it delivers
+// packets to the node whose destination is not one of its addresses.
 func MarkRoute(ipv6 bool, table uint32) Route {
 	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if ipv6 {
@@ -191,21 +181,42 @@ func (r Rule) validate(bool) string {
 	return ""
 }
 
-// refusal is the error of a change.
-func (c Change) refusal(err error) error {
+// Refused is the error of a change that was refused with err.
+func (c Change) Refused(err error) error {
 	if c.Del {
 		return fmt.Errorf("remove %s: %w", c.Object, err)
 	}
 	return fmt.Errorf("add %s: %w", c.Object, err)
 }
 
-// check returns the error of a change that the kernel need not be asked about, nil if it has to be.
-func (c Change) check() error {
+// Check refuses changes that this package cannot encode, with ErrInvalid.
+func (c Change) Check() error {
 	if c.Object == nil {
-		return fmt.Errorf("a change of nothing: %w", ErrInvalid)
+		return fmt.Errorf("change without an object: %w", ErrInvalid)
 	}
 	if why := c.Object.validate(c.Del); why != "" {
-		return c.refusal(fmt.Errorf("%w: %s", ErrInvalid, why))
+		return c.Refused(fmt.Errorf("%w: %s", ErrInvalid, why))
 	}
 	return nil
+}
+
+// Device returns the name of the object's device, "" for a rule.
+func (c Change) Device() string {
+	switch o := c.Object.(type) {
+	case Addr:
+		return o.Dev
+	case Route:
+		return o.Dev
+	}
+	return ""
+}
+
+// Compare orders routes by table, destination and device.
+func (r Route) Compare(o Route) int {
+	return cmp.Or(cmp.Compare(r.Table, o.Table), r.Dst.Compare(o.Dst), cmp.Compare(r.Dev, o.Dev))
+}
+
+// Compare orders rules by family, priority, mark and table.
+func (r Rule) Compare(o Rule) int {
+	return cmp.Or(cmp.Compare(familyOf(r.IPv6), familyOf(o.IPv6)), cmp.Compare(r.Priority, o.Priority), cmp.Compare(r.Mark, o.Mark), cmp.Compare(r.Table, o.Table))
 }

@@ -9,15 +9,16 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Watch signals after addresses were added to or removed from interfaces. The channel holds one signal, so that a slow
-// reader misses none; it is closed when the context has ended and nothing of the watch is left.
+// Watch signals after addresses were added to or removed from interfaces. The channel buffers one signal, so a slow reader
+// does not miss the last. It is closed after the context has ended, when the watch has released its resources.
 func Watch(ctx context.Context) (<-chan struct{}, error) {
 	return watch(ctx, []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}, func(netlink.Message) bool { return true })
 }
 
-// WatchLoss signals after something that Apply made may be gone or changed: the device was removed or changed, or the
-// loopback device was; an address, or one of our routes or rules, was removed, whoever did it. The kernel says nothing of
-// IPv4 routes that it removes with their device or its last address, but it tells of those. The channel is like Watch's.
+// WatchLoss signals after an object that Apply added may have been removed or changed: the device or the loopback device was
+// changed, or an address or one of our routes or rules was removed, no matter by whom. The kernel does not notify about IPv4
+// routes that it removes with their device or its last address, but it notifies about the device and the address. The channel
+// is like that of Watch.
 func (k *Kernel) WatchLoss(ctx context.Context, dev string) (<-chan struct{}, error) {
 	return watch(ctx, []int{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -25,7 +26,7 @@ func (k *Kernel) WatchLoss(ctx context.Context, dev string) (<-chan struct{}, er
 	}, func(m netlink.Message) bool { return k.owner.isLoss(m, dev) })
 }
 
-// isLoss says whether a notification is one for WatchLoss.
+// isLoss reports whether WatchLoss signals after a notification.
 func (o owner) isLoss(m netlink.Message, dev string) bool {
 	switch m.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -39,7 +40,7 @@ func (o owner) isLoss(m netlink.Message, dev string) bool {
 		}
 		return true
 	case unix.RTM_DELADDR:
-		// Each device that goes, such as a pod's, takes its link-local address along.
+		// When a device is removed, such as a pod's, its link-local address is removed too.
 		a, err := decodeAddr(m)
 		return err != nil || !a.prefix.Addr().IsLinkLocalUnicast()
 	case unix.RTM_DELROUTE:
@@ -52,8 +53,8 @@ func (o owner) isLoss(m netlink.Message, dev string) bool {
 	return false
 }
 
-// watch signals after messages for which concerns returns true, and where messages may have been lost.
-func watch(ctx context.Context, groups []int, concerns func(netlink.Message) bool) (<-chan struct{}, error) {
+// watch signals after messages for which relevant returns true, and when messages may have been lost.
+func watch(ctx context.Context, groups []int, relevant func(netlink.Message) bool) (<-chan struct{}, error) {
 	out := make(chan struct{}, 1)
 	signal := func() {
 		select {
@@ -63,7 +64,7 @@ func watch(ctx context.Context, groups []int, concerns func(netlink.Message) boo
 	}
 	err := netlink.Subscribe(ctx, unix.NETLINK_ROUTE, groups, netlink.Listener{
 		Messages: func(ms []netlink.Message) {
-			if slices.ContainsFunc(ms, concerns) {
+			if slices.ContainsFunc(ms, relevant) {
 				signal()
 			}
 		},

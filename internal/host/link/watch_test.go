@@ -1,4 +1,4 @@
-package link
+package link_test
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fairlead/fairlead/internal/host/hosttest"
+	. "github.com/fairlead/fairlead/internal/host/link"
 )
 
 // TestKernelWatchLoss takes away one thing after the other, and between them makes changes that are no loss.
@@ -122,12 +123,12 @@ func BenchmarkVIPs(b *testing.B) {
 		each(b, with(library.AddrDel))
 	})
 	run("one handle", func(b *testing.B, k *Kernel) {
-		l, err := k.handle.LinkByName(vipDev)
+		l, err := library.LinkByName(vipDev)
 		if err != nil {
 			b.Fatal(err)
 		}
-		each(b, func(a *library.Addr) error { return k.handle.AddrAdd(l, a) })
-		each(b, func(a *library.Addr) error { return k.handle.AddrDel(l, a) })
+		each(b, func(a *library.Addr) error { return library.AddrAdd(l, a) })
+		each(b, func(a *library.Addr) error { return library.AddrDel(l, a) })
 	})
 	batch := func(objects []Object) func(b *testing.B, k *Kernel) {
 		there, back := add(objects...), remove(objects...)
