@@ -12,11 +12,12 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Chain is the content of a chain: its rules without the leading "-A NAME", joined by newlines. In a built-in chain it
-// is our rules alone.
+// Chain is the content of a chain: its rules without the leading "-A NAME", joined by newlines. For a built-in
+// chain, these are only our rules.
 type Chain struct {
 	Rules string
-	// Owner is the Service that the chain belongs to; the zero Service for shared chains and for chains that were read.
+	// Owner is the Service that the chain belongs to. It is zero for shared chains and for chains that were
+	// read from the kernel.
 	Owner fwd.Service
 }
 
@@ -28,14 +29,14 @@ func (c Chain) lines() []string {
 	return strings.Split(c.Rules, "\n")
 }
 
-// sameRules compares what the kernel holds.
+// sameRules compares chains by what is in the kernel.
 func sameRules(a, b Chain) bool { return a.Rules == b.Rules }
 
-// program is all that a Service contributes to one family: chains of its own and entries of the shared trees.
+// program is what a Service contributes to one family: its chains, and entries of the shared trees.
 type program struct {
 	chains  []namedChain
 	entries []treeEntry
-	// shared are entries that other Services may have too, without an owner.
+	// shared are entries without an owner, which other Services may have too.
 	shared []treeEntry
 }
 
@@ -62,8 +63,8 @@ const (
 	treeVIPFilter            // filter, by virtual IP: what is rejected or dropped
 	treePortFilter           // filter, by node port: what is rejected or dropped
 	treeHealth               // filter, by health-check node port: what is accepted
-	treeHealthReplies        // filter, by health-check node port as the source: what is accepted
-	treeUnmoved              // nat, by virtual IP: what is masqueraded although connection tracking sees no translation
+	treeHealthReplies        // filter, by source port of health-check node ports: what is accepted
+	treeUnmoved              // nat, by virtual IP: what is masqueraded although the destination does not change
 	treeUnmovedFilter        // filter, by virtual IP: the same is accepted
 	treeHairpin              // nat, by endpoint address: what is masqueraded, where xt_bpf is missing
 	numTrees
@@ -78,8 +79,8 @@ type writer struct {
 	out    program
 }
 
-// programOf renders a Service for one family, without the service ports to skip. It is pure: the same fragment, header
-// and options give the same program.
+// programOf renders a Service for one family, without the service ports that skip selects. It is pure: the same
+// fragment, header and options give the same program.
 func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
@@ -127,12 +128,12 @@ func (w *writer) enter(tree int, k treeKey, rule string) {
 	w.out.entries = append(w.out.entries, treeEntry{treePlace{tree, k}, entry{rule: rule, owner: w.frag.Owner}})
 }
 
-// share enters a rule that says the same whichever Service asks for it.
+// share enters a rule that is the same for all Services that need it.
 func (w *writer) share(tree int, k treeKey, rule string) {
 	w.out.shared = append(w.out.shared, treeEntry{treePlace{tree, k}, entry{rule: rule}})
 }
 
-// hairpin masquerades connections of endpoints to themselves.
+// hairpin masquerades connections from endpoints to themselves.
 func (w *writer) hairpin() {
 	seen := make(map[netip.Addr]bool)
 	for _, p := range w.frag.Pools {
@@ -156,12 +157,13 @@ func (w *writer) chain(t Table, name string, rules []string) {
 type group struct {
 	routes    [fwd.NumClasses]fwd.Route
 	frontends []*fwd.Frontend
-	// name tells the groups of a service port apart: the kind of the first frontend, and a number where several groups
-	// begin with the same kind. It does not depend on the routes, so that a change of these changes one chain only.
+	// name distinguishes the groups of a service port: the kind of the first frontend, and a number if several
+	// groups start with the same kind. It does not depend on the routes, so that a change of routes only
+	// changes one chain.
 	name string
 }
 
-// groupsOf groups the frontends by routes. It changes nothing in them; a route's reason does not count.
+// groupsOf groups the frontends by routes, ignoring the reasons of the routes. It does not change the frontends.
 func groupsOf(fes []*fwd.Frontend) []*group {
 	fes = slices.Clone(fes)
 	slices.SortStableFunc(fes, func(a, b *fwd.Frontend) int { return int(a.Kind) - int(b.Kind) })
@@ -193,12 +195,12 @@ func (w *writer) servicePort(fes []*fwd.Frontend) {
 	port := fes[0].Owner
 	groups := groupsOf(fes)
 
-	// A pool that is used in one place stands in that place; otherwise it gets a chain of its own.
+	// A pool that is used once is part of the chain that uses it. Otherwise it gets its own chain.
 	uses := make(map[fwd.Scope]int)
 	for _, g := range groups {
 		tail, jumps := w.scopes(g.routes)
 		for _, s := range jumps {
-			uses[s] += 2 // a chain is needed to go to
+			uses[s] += 2 // a jump needs a chain
 		}
 		if tail != nil {
 			uses[*tail]++
@@ -222,8 +224,9 @@ func (w *writer) poolChain(p fwd.ServicePort, s fwd.Scope) string {
 // detector returns the match of local pods, empty if there is none.
 func (w *writer) detector() string { return matchPod(w.header.Detector[w.family.Index()]) }
 
-// uniform says that all classes that can occur go the same way, and how the source decides about masquerade then: all of
-// them, none of them, or all but pods. Other mixtures are not uniform.
+// uniform returns whether all source classes that can occur have the same route, apart from masquerading, and
+// which rule marks connections for masquerading: those of all sources, of none, or of all but pods. Other
+// combinations are not uniform.
 func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
 	pods := w.detector() != ""
 	out, pod, host := r[fwd.Outside], r[fwd.Pod], r[fwd.Host]
@@ -244,10 +247,10 @@ func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
 	return "", false
 }
 
-// addMark asks for masquerade. It is a jump, and not the target MARK, for the sake of the nft userland (order.go).
+// addMark marks for masquerading. It is a jump instead of the target MARK because of the nft userland (order.go).
 const addMark = "-j " + chainAddMark
 
-// scopes returns the pool at the end of the group's chain, if any, and those that the chain goes to before.
+// scopes returns the pool at the end of the group's chain, if any, and the pools that the chain jumps to before.
 func (w *writer) scopes(r [fwd.NumClasses]fwd.Route) (tail *fwd.Scope, jumps []fwd.Scope) {
 	if out := r[fwd.Outside]; out.Action == fwd.Forward {
 		tail = &out.Scope
@@ -263,14 +266,14 @@ func (w *writer) scopes(r [fwd.NumClasses]fwd.Route) (tail *fwd.Scope, jumps []f
 	return tail, jumps
 }
 
-// classMatch is a class of sources with the match that recognises it.
+// classMatch is a source class with its match.
 type classMatch struct {
 	class fwd.Class
 	match string
 }
 
-// special returns the classes other than Outside that can occur, in the order in which they are tested: a node address
-// that the detector recognises counts as a pod.
+// special returns the source classes other than Outside that can occur, in the order in which they are
+// tested. A node address that the detector matches counts as a pod.
 func (w *writer) special() []classMatch {
 	if d := w.detector(); d != "" {
 		return []classMatch{{fwd.Pod, d}, {fwd.Host, matchHostSource}}
@@ -278,8 +281,8 @@ func (w *writer) special() []classMatch {
 	return []classMatch{{fwd.Host, matchHostSource}}
 }
 
-// stop ends the traversal of the nat table for a connection that no pool is for: the filter table rejects or drops it.
-// Without it the packet could still be taken for one to a node port.
+// stop ends the traversal of the nat table for a connection without a pool, which the filter table rejects or
+// drops. Without it, the packet could still match a node port.
 const stop = "-j ACCEPT"
 
 // nat renders the group's chain in the nat table and the entries of its frontends.
@@ -320,21 +323,21 @@ func (w *writer) dispatch(vips, ports int, f *fwd.Frontend, target string) {
 	w.enter(vips, frontendKey(k), and("-d "+hostPrefix(k.Addr), dport(k.Proto, k.Port, k.Port), commentOf(f.Owner), target))
 }
 
-// gate renders a chain that goes one way for the frontend's Sources and another for everybody else, and returns its
-// name. Frontends of a group with the same Sources share it.
+// gate renders a chain with one target for the frontend's Sources and another for other sources, and returns
+// its name. Frontends of a group with the same Sources share it.
 func (w *writer) gate(t Table, letter string, port fwd.ServicePort, g *group, f *fwd.Frontend, admitted, refused string) string {
 	rules := make([]string, 0, len(f.Sources)+1)
-	what := g.name
+	key := g.name
 	for _, p := range f.Sources {
 		rules = append(rules, ruleFor("-s "+p.String(), admitted))
-		what += " " + p.String()
+		key += " " + p.String()
 	}
-	name := portName(letter, port, w.family, what)
+	name := portName(letter, port, w.family, key)
 	w.chain(t, name, append(rules, refused))
 	return name
 }
 
-// routes renders the body of a group's chain in the nat table.
+// routes renders the rules of a group's chain in the nat table.
 func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses map[fwd.Scope]int) []string {
 	var rules []string
 	if mark, ok := w.uniform(r); ok {
@@ -367,9 +370,9 @@ func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses 
 	return append(rules, w.pool(port, out.Scope)...)
 }
 
-// filter enters the group's frontends into the filter table as far as they reject or drop anybody. The rules there do not
-// count on everybody else having been forwarded: an endpoint can have the very address and port of the frontend, and
-// conntrack does not see that as translation.
+// filter enters the group's frontends into the filter table if they reject or drop connections. The rules
+// there do not rely on other connections having been translated: an endpoint can have the same address and
+// port as the frontend, and connection tracking does not count that as translation.
 func (w *writer) filter(port fwd.ServicePort, g *group) {
 	target := w.verdicts(port, g)
 	for _, f := range g.frontends {
@@ -383,7 +386,7 @@ func (w *writer) filter(port fwd.ServicePort, g *group) {
 	}
 }
 
-// verdicts returns the target in the filter table for a group's frontends, with a chain where it differs by class.
+// verdicts returns the target in the filter table for a group's frontends: a chain if it differs by source class.
 func (w *writer) verdicts(port fwd.ServicePort, g *group) string {
 	outside := w.verdict(port.Proto, g.routes[fwd.Outside])
 	var rules []string
@@ -404,11 +407,11 @@ func (w *writer) verdicts(port fwd.ServicePort, g *group) string {
 const (
 	drop = "-j DROP"
 	pass = "-j RETURN"
-	// reset refuses TCP. The kernel sends as many of these as there are connections, but limits ICMP errors per client.
+	// reset refuses TCP. The kernel limits ICMP errors per client, but not TCP resets.
 	reset = "-j REJECT --reject-with tcp-reset"
 )
 
-// ruleFor is a rule for the sources that match. reset needs the protocol in the same rule, wherever that stands.
+// ruleFor is a rule for the sources that match. reset needs the protocol in the same rule.
 func ruleFor(match, target string) string {
 	switch {
 	case target != reset:
@@ -436,8 +439,9 @@ func (w *writer) verdict(proto fwd.Proto, r fwd.Route) string {
 	return drop
 }
 
-// maxFlatPool is the size up to which a pool is one list of rules. A larger one is chosen from in two steps, a group and
-// then an endpoint of it, so that a thousand endpoints are not a thousand rules for a first packet.
+// maxFlatPool is the size up to which a pool is one list of rules. For a larger pool, the rules choose a group
+// and then an endpoint of the group, so that a first packet does not traverse a thousand rules for a thousand
+// endpoints.
 const maxFlatPool = 32
 
 // pool renders the choice of an endpoint.
@@ -454,8 +458,8 @@ func (w *writer) pool(port fwd.ServicePort, s fwd.Scope) []string {
 	if len(p.Endpoints) <= maxFlatPool {
 		return append(rules, w.spread(p, p.Endpoints)...)
 	}
-	// An endpoint's group depends on the endpoint and on the power of two that is the number of groups, so that adding one
-	// endpoint rewrites one group.
+	// An endpoint's group depends on the endpoint and on the number of groups, which is a power of two. So
+	// adding one endpoint rewrites one group.
 	n := 1
 	for n*n*2 < len(p.Endpoints) {
 		n *= 2
@@ -484,7 +488,7 @@ func (w *writer) pool(port fwd.ServicePort, s fwd.Scope) []string {
 	return rules
 }
 
-// mix spreads the low bits of an FNV sum, which differ little between similar addresses.
+// mix improves the low bits of an FNV sum, which differ little between similar addresses.
 func mix(x uint32) uint32 {
 	x ^= x >> 16
 	x *= 0x85ebca6b
@@ -501,8 +505,8 @@ func total(eps []fwd.Endpoint) uint64 {
 	return sum
 }
 
-// remembered are the rules that send a client back to the endpoint that it had (session affinity): one for each endpoint,
-// in the order of the pool; a match refreshes the record.
+// remembered are the rules of session affinity, which send a client to its previous endpoint: one for each
+// endpoint, in the order of the pool. A match refreshes the record.
 func (w *writer) remembered(p *fwd.Pool) []string {
 	rules := make([]string, len(p.Endpoints))
 	for i, e := range p.Endpoints {
@@ -512,7 +516,7 @@ func (w *writer) remembered(p *fwd.Pool) []string {
 	return rules
 }
 
-// affinityList is the name of the xt_recent list of an endpoint. All frontends and both pools of a service port share it.
+// affinityList is the name of the xt_recent list of an endpoint. All frontends and pools of a service port share it.
 func (w *writer) affinityList(p *fwd.Pool, e fwd.Endpoint) string {
 	return portName(letterAffinity, p.Key.Port, w.family, e.Addr.String())
 }
@@ -524,7 +528,7 @@ func (w *writer) fullMask() string {
 	return "255.255.255.255"
 }
 
-// spread chooses one of the endpoints at random by weight.
+// spread renders the random choice of an endpoint by weight.
 func (w *writer) spread(p *fwd.Pool, eps []fwd.Endpoint) []string {
 	weights := make([]uint64, len(eps))
 	for i, e := range eps {
@@ -541,8 +545,8 @@ func (w *writer) spread(p *fwd.Pool, eps []fwd.Endpoint) []string {
 	return rules
 }
 
-// chances gives, for a list of rules of which the first that matches is taken, the match with which each is taken in
-// proportion to its weight: its share of what is left. The last one always matches.
+// chances returns the matches that make each rule of a list apply in proportion to its weight, if the first
+// matching rule applies: its share of the remaining weight. The last rule always matches.
 func chances(weights []uint64) []string {
 	out := make([]string, len(weights))
 	var left uint64
@@ -560,13 +564,13 @@ func chances(weights []uint64) []string {
 	return out
 }
 
-// chance is the match of packets with a probability. It is rounded as the kernel does (xt_statistic: 31 bits) and printed
-// as iptables-save prints it.
+// chance is the match with a probability, rounded to 31 bits as in the kernel (xt_statistic) and printed as
+// iptables-save prints it.
 func chance(p float64) string {
 	return "-m statistic --mode random --probability " + strconv.FormatFloat(math.Round(p*(1<<31))/(1<<31), 'f', 11, 64)
 }
 
-// oneIn holds chance(1/n), which nearly all rules need.
+// oneIn holds chance(1/n), which nearly all rules use.
 var oneIn = func() (t [2 * maxFlatPool]string) {
 	for n := 1; n < len(t); n++ {
 		t[n] = chance(1 / float64(n))

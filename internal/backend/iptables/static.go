@@ -7,20 +7,21 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// options is what the node's kernel and tools offer to one family, as far as the rules depend on it.
+// options are the features of the node's kernel and tools on which the rules of one family depend.
 type options struct {
-	// bpf says that the kernel has xt_bpf: hairpin connections are then recognised by one rule that compares source and
+	// bpf is whether the kernel has xt_bpf. Then one rule matches hairpin connections, by comparing source and
 	// destination. Otherwise there is a rule for each endpoint address.
 	bpf bool
-	// randomFully says that MASQUERADE can choose ports at random.
+	// randomFully is whether MASQUERADE can choose ports at random.
 	randomFully bool
-	// dropInvalid drops forwarded packets that conntrack cannot place. Otherwise they would reach the peer untranslated
-	// and make it reset the connection; with net.netfilter.nf_conntrack_tcp_be_liberal they are not INVALID.
+	// dropInvalid drops forwarded packets of conntrack state INVALID. Otherwise they would reach the peer
+	// untranslated and make it reset the connection. With net.netfilter.nf_conntrack_tcp_be_liberal they are not
+	// INVALID.
 	dropInvalid bool
 }
 
-// statics renders the chains whose content depends on the header and the options alone, the jumps from the built-in
-// chains, and the last rules of the dispatch roots.
+// statics are the chains that depend only on the header and the options, the jumps from the built-in chains, and
+// the last rules of the dispatch roots.
 type statics struct {
 	chains    map[ChainID]Chain
 	natTail   []string // last rules of FAIRLEAD-SERVICES
@@ -70,10 +71,10 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	if opt.bpf { // the chain is empty then
 		hairpin = and(dnat, xtables.SourceIsDestination(family == fwd.IPv6), "-g "+chainMasquerade)
 	}
-	// Others use the bit too: what we masquerade has been translated as well. Connection tracking does not say so of what was
-	// sent to an endpoint with the frontend's own address.
+	// Other programs use the mark bit too, so only translated connections are masqueraded. To connection
+	// tracking, a connection to an endpoint with the frontend's own address is not translated.
 	set(NAT, chainPostrouting, and(mark, dnat, "-g "+chainMasquerade), and(mark, "-j "+chainUnmoved), hairpin)
-	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
+	// Clear the bit, so that a packet that traverses this chain again is not masqueraded twice.
 	set(NAT, chainMasquerade, fmt.Sprintf("-j MARK --set-xmark 0x0/0x%x", h.Mark()), masquerade)
 
 	set(Filter, "INPUT", "-j "+chainInput)
@@ -82,16 +83,18 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	isNew := "-m conntrack --ctstate NEW -j " + chainFilter
 	martian, invalid := "", ""
 	if np.Loopback {
-		// route_localnet lets neighbours send to loopback addresses; only what this host, or our own DNAT, sends may pass.
+		// route_localnet lets neighbours send to loopback addresses. Only accept packets from this host and
+		// packets that our DNAT sent there.
 		martian = "! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 	}
 	if opt.dropInvalid {
 		invalid = "-m conntrack --ctstate INVALID -j DROP"
 	}
 	set(Filter, chainInput, isNew, martian, "-p tcp -m conntrack --ctstate NEW,ESTABLISHED -j "+chainHealth)
-	// The mark is set in the nat table, which sees the first packet of a connection alone; until there is a reply the next ones
-	// are not ESTABLISHED either. They are known by the source that POSTROUTING has rewritten, which is after FORWARD: the first
-	// packet has been accepted here, so no connection is that somebody's rules have dropped.
+	// Only the first packet of a connection traverses the nat table, which sets the mark. Until there is a reply,
+	// the next packets are not ESTABLISHED either. What identifies them is the rewritten source (SNAT).
+	// POSTROUTING rewrites it after FORWARD, so the first packet was accepted here and no other program's rules
+	// dropped it.
 	snat := "-m conntrack --ctstate SNAT"
 	set(Filter, chainForward, "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", invalid, isNew,
 		and(mark, dnat, "-j ACCEPT"), and(dnat, snat, "-j ACCEPT"), and(mark, "-j "+chainUnmoved), and(snat, "-j "+chainUnmoved))
@@ -100,11 +103,11 @@ func staticsOf(opt *options, family fwd.Family, h *fwd.Header) statics {
 	return s
 }
 
-// forwarded is the first rule of FAIRLEAD-FILTER: a connection that was sent to an endpoint has had its verdict.
+// forwarded is the first rule of FAIRLEAD-FILTER: a connection that was sent to an endpoint needs no verdict.
 const forwarded = "-m conntrack --ctstate DNAT -j RETURN"
 
-// nodePortMatches are the rules that lead to the node ports, the same in both tables. The kernel knows the addresses of
-// the node, so one that appears later is served at once.
+// nodePortMatches are the rules that jump to the node ports, the same in both tables. The kernel knows the
+// addresses of the node, so an address that is added later works at once.
 func nodePortMatches(family fwd.Family, np fwd.NodePortAddrs) []string {
 	jump := "-j " + chainNodePorts
 	local := "-m addrtype --dst-type LOCAL"

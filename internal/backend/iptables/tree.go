@@ -10,13 +10,13 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// maxLinear bounds the length of every chain of a dispatch tree: up to this many entries stand in one chain, more are
-// split by the next four bits of their keys, which makes at most sixteen jumps. A packet therefore meets some tens of
-// rules however many frontends there are, and a changed frontend rewrites one short chain.
+// maxLinear limits the length of the chains of a dispatch tree: up to this many entries are in one chain. More
+// are split by the next four bits of their keys, into at most sixteen jumps. So a packet traverses some tens of
+// rules, however many frontends there are, and a changed frontend rewrites one short chain.
 const maxLinear = 16
 
-// treeKey is the key of a tree entry as a string of 4-bit digits: those of the address (none in a tree by port), one for
-// the protocol, four for the port. A tree by address alone has just the first part.
+// treeKey is the key of a tree entry as a string of 4-bit digits: the address (not in a tree by port), one digit
+// for the protocol and four for the port (not in a tree by address only).
 type treeKey string
 
 var protoDigit = map[fwd.Proto]byte{fwd.TCP: 0, fwd.UDP: 1, fwd.SCTP: 2}
@@ -35,7 +35,7 @@ func portKey(p fwd.Proto, port uint16) treeKey {
 	return treeKey([]byte{protoDigit[p], byte(port >> 12), byte(port>>8) & 15, byte(port>>4) & 15, byte(port) & 15})
 }
 
-// frontendKey is the key of a frontend in the tree of virtual IPs or in that of node ports.
+// frontendKey is the key of a frontend in the tree of virtual IPs or of node ports.
 func frontendKey(k fwd.Key) treeKey {
 	if k.IsNodePort() {
 		return portKey(k.Proto, k.Port)
@@ -49,12 +49,13 @@ type entry struct {
 	owner fwd.Service
 }
 
-// tree dispatches to entries by key. Its chains are a function of its entries alone, whatever the order in which they
-// came: a compressed radix tree over the digits, of which subtrees of up to maxLinear entries are written as one chain.
+// tree dispatches to entries by key: a compressed radix tree over the digits, in which subtrees of up to
+// maxLinear entries are written as one chain. Its chains depend on its entries, not on the order in which they
+// were added.
 type tree struct {
 	table  Table
-	root   string // chain at which the tree begins; it always exists
-	letter string // of the other chains
+	root   string // the first chain, which always exists
+	letter string // the letter of the other chains
 	// addrDigits is the number of digits of the address in each key: 0, 8 or 32.
 	addrDigits int
 	// port is the match of a range of ports: dport or sport.
@@ -63,7 +64,8 @@ type tree struct {
 	head, tail []string
 
 	top *treeNode
-	// changed says that there was a change since the last edits; dirty are the prefixes of chains that it may concern.
+	// changed is whether there was a change since the last edits. dirty holds the prefixes of chains that may
+	// have changed.
 	changed bool
 	dirty   map[treeKey]struct{}
 }
@@ -72,7 +74,8 @@ func newTree(table Table, root, letter string, addrDigits int) *tree {
 	return &tree{table: table, root: root, letter: letter, addrDigits: addrDigits, port: dport, dirty: make(map[treeKey]struct{})}
 }
 
-// treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and prefix its key.
+// treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and its prefix is
+// the key.
 type treeNode struct {
 	prefix   treeKey
 	count    int
@@ -87,8 +90,8 @@ func (t *tree) set(k treeKey, e entry) {
 	t.touch(k)
 }
 
-// remove takes an entry of a Service out. One that is not there, or that is another Service's by now, stays as it is: a
-// key can pass from one Service to another in either order.
+// remove removes an entry of a Service. It does nothing if there is none or if it belongs to another Service: if
+// a key passes from one Service to another, set and remove may come in either order.
 func (t *tree) remove(k treeKey, owner fwd.Service) {
 	if leaf := t.leaf(k); leaf == nil || leaf.entry.owner != owner {
 		return
@@ -109,8 +112,8 @@ func (t *tree) leaf(k treeKey) *treeNode {
 	return n
 }
 
-// touch notes every chain whose rules can differ before and after a change at the key: those on the way to it, and,
-// where a subtree is so small that it is written as one chain or was a moment ago, those inside of it.
+// touch marks all chains whose rules may change with an entry: the chains on the path to it, and all chains of a
+// subtree that is so small that it is written as one chain, or was before the change.
 func (t *tree) touch(k treeKey) {
 	t.changed = true
 	for n := t.top; n != nil && strings.HasPrefix(string(k), string(n.prefix)); {
@@ -124,7 +127,7 @@ func (t *tree) touch(k treeKey) {
 		}
 		next := n.children[k[len(n.prefix)]]
 		if next != nil && next.count > 1 {
-			// Also where the key does not lie below it: it may be about to get a parent between.
+			// Even if the key is not below it: a new node may come in between.
 			t.dirty[next.prefix] = struct{}{}
 		}
 		n = next
@@ -141,7 +144,7 @@ func (t *tree) touchAll(n *treeNode) {
 	}
 }
 
-// insert puts a leaf below n, in place of the one with the same key, if there is one.
+// insert puts a leaf below n. It replaces a leaf with the same key.
 func insert(n *treeNode, k treeKey, leaf *treeNode) *treeNode {
 	if n == nil {
 		return leaf
@@ -210,9 +213,9 @@ func commonPrefix(a, b treeKey) int {
 	return n
 }
 
-// edits calls set for each chain whose rules may have changed since the last call, and gone for each that is no more.
-// all takes in every chain.
-func (t *tree) edits(all bool, set func(ChainID, []string), gone func(ChainID)) {
+// edits calls set for each chain whose rules may have changed since the last call, and remove for each chain that
+// no longer exists. If all is true, it calls set for every chain.
+func (t *tree) edits(all bool, set func(ChainID, []string), remove func(ChainID)) {
 	if all {
 		t.touchAll(t.top)
 	}
@@ -225,15 +228,15 @@ func (t *tree) edits(all bool, set func(ChainID, []string), gone func(ChainID)) 
 		if n := t.chainAt(p); n != nil {
 			set(id, t.rules(n))
 		} else {
-			gone(id)
+			remove(id)
 		}
 	}
 	clear(t.dirty)
 	set(ChainID{t.table, t.root}, slices.Concat(t.head, t.rootRules(), t.tail))
 }
 
-// rootRules are those of the root chain: everything where that is little, otherwise one jump, so that a packet for none
-// of the entries is done with one comparison.
+// rootRules are the rules of the root chain: all entries if there are few, otherwise one jump, so that a packet
+// for none of the entries only takes one comparison.
 func (t *tree) rootRules() []string {
 	switch {
 	case t.top == nil:
@@ -244,7 +247,7 @@ func (t *tree) rootRules() []string {
 	return []string{t.jump(t.top)}
 }
 
-// chainAt returns the node with that prefix if it has a chain of its own now.
+// chainAt returns the node with that prefix if it has its own chain now, or nil.
 func (t *tree) chainAt(p treeKey) *treeNode {
 	parentIsSplit := t.top != nil && t.top.count > maxLinear && len(t.top.prefix) > 0
 	for n := t.top; n != nil && strings.HasPrefix(string(p), string(n.prefix)); n = n.children[p[len(n.prefix)]] {
@@ -293,7 +296,7 @@ func (t *tree) jump(n *treeNode) string {
 	return and(t.match(n.prefix), "-j "+t.name(n.prefix))
 }
 
-// owner returns the Service of the entry whose rule this is, in the chain of that name.
+// owner returns the Service of the entry with that rule.
 func (t *tree) owner(rule string) (fwd.Service, bool) {
 	var find func(n *treeNode) *treeNode
 	find = func(n *treeNode) *treeNode {
@@ -315,7 +318,7 @@ func (t *tree) owner(rule string) (fwd.Service, bool) {
 	return fwd.Service{}, false
 }
 
-// name is the chain of a prefix: its digits where they fit into 16 bytes, as they do for IPv4, otherwise a hash.
+// name is the chain of a prefix: its digits if they fit into 16 bytes, as for IPv4, otherwise a hash.
 func (t *tree) name(p treeKey) string {
 	if len(p) <= 16 {
 		digits := make([]byte, len(p))
@@ -327,7 +330,7 @@ func (t *tree) name(p treeKey) string {
 	return hashedName(t.letter, hex.EncodeToString([]byte(p)))
 }
 
-// match is the match of packets whose key begins with the prefix.
+// match matches packets whose key begins with the prefix.
 func (t *tree) match(p treeKey) string {
 	n := len(p)
 	addr := ""
@@ -350,7 +353,7 @@ func (t *tree) match(p treeKey) string {
 	return and(addr, t.port(proto, lo, hi))
 }
 
-// digitsPrefix is the CIDR of addresses that begin with the digits.
+// digitsPrefix is the prefix of the addresses that begin with the digits.
 func digitsPrefix(p treeKey, addrDigits int) string {
 	raw := make([]byte, addrDigits/2)
 	for i := range p {

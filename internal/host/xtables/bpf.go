@@ -2,9 +2,9 @@ package xtables
 
 import "fmt"
 
-// SourceIsDestination is the match that is true where the source address of a packet is its destination: a program of classic
-// BPF that loads a word of the source, keeps it in X, loads the word of the destination and compares; one such step for IPv4,
-// four for IPv6, where the addresses are at 8 and 24. The kernel needs xt_bpf (NeedBPF).
+// SourceIsDestination matches packets whose source address is their destination address. It is a classic BPF program
+// that loads a word of the source, copies it to X, loads the word of the destination and compares them: once for IPv4,
+// four times for IPv6, with addresses at offsets 8 and 24. The kernel needs xt_bpf (NeedBPF).
 func SourceIsDestination(ipv6 bool) string {
 	src, dst, words := 12, 16, 1
 	if ipv6 {

@@ -6,21 +6,21 @@ import (
 	"strings"
 )
 
-// Exchange lets two prefixes of names change places: of chains, and of the sets and lists that rules name. A program whose rules
-// have the one prefix can so write them with the other, and never sees, nor touches, chains that have its own. The zero Exchange
-// changes nothing. Applied twice it changes nothing either.
+// Exchange swaps two prefixes of names: names of chains, and of the sets and lists in rules. So a program whose rules
+// use one prefix can write them with the other one, and never sees or changes chains that have the first prefix in the
+// kernel. The zero Exchange changes nothing. Applying an Exchange twice gives the original.
 type Exchange struct {
 	a, b     string
 	replacer *strings.Replacer
 }
 
-// NewExchange returns the Exchange of a and b, which do not begin with one another.
+// NewExchange returns the Exchange of a and b. Neither may be a prefix of the other.
 func NewExchange(a, b string) Exchange {
 	if a == b {
 		return Exchange{}
 	}
 	var pairs []string
-	// Names of interfaces, which users choose, stay. Comments stay since no word in them is a word of the rule: they are quoted.
+	// Names of interfaces stay: users choose them. Comments stay because they are quoted.
 	for _, before := range []string{"-i ", "-o "} {
 		pairs = append(pairs, before+a, before+a, before+b, before+b)
 	}
@@ -30,7 +30,7 @@ func NewExchange(a, b string) Exchange {
 	return Exchange{a, b, strings.NewReplacer(pairs...)}
 }
 
-// Name is a name after the exchange.
+// Name exchanges the prefix of a name.
 func (x Exchange) Name(name string) string {
 	if x.replacer == nil {
 		return name
@@ -44,7 +44,7 @@ func (x Exchange) Name(name string) string {
 	return name
 }
 
-// Text is input of iptables-restore, a line of it, or a rule after the exchange.
+// Text exchanges the prefixes in input of iptables-restore, a line of it, or a rule.
 func (x Exchange) Text(s string) string {
 	if x.replacer == nil {
 		return s
@@ -52,7 +52,7 @@ func (x Exchange) Text(s string) string {
 	return x.replacer.Replace(s)
 }
 
-// Table is what was read after the exchange.
+// Table exchanges the prefixes in a table that was read.
 func (x Exchange) Table(t Table) Table {
 	if x.replacer == nil || t == nil {
 		return t
@@ -69,18 +69,18 @@ func (x Exchange) Table(t Table) Table {
 	return out
 }
 
-// failure is the error of a restore, whose line is one that the caller wrote.
+// failure exchanges the prefixes in the line of a RestoreError, so that it is the line that the caller wrote.
 func (x Exchange) failure(err error) error {
 	var re *RestoreError
 	if x.replacer != nil && errors.As(err, &re) {
-		own := *re
-		own.LineText = x.Text(re.LineText)
-		return &own
+		exchanged := *re
+		exchanged.LineText = x.Text(re.LineText)
+		return &exchanged
 	}
 	return err
 }
 
-// Exchanged returns t as it looks through x.
+// Exchanged returns t with exchanged names.
 func Exchanged(t Interface, x Exchange) Interface {
 	if x.replacer == nil {
 		return t

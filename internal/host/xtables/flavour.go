@@ -11,17 +11,17 @@ import (
 	"strings"
 )
 
-// Flavour names the userland that is used. A node's rules must all be written by the same one: both flavours' rules are
-// live at once, and in which order packets meet them does not follow from what the rules say.
+// Flavour names a userland. All rules of a node must be written by the same one: the rules of both flavours apply at
+// the same time, and their relative order is not defined by the rules.
 type Flavour string
 
 // The flavours.
 const (
-	// Legacy speaks to ip_tables in the kernel (iptables-legacy).
+	// Legacy uses ip_tables in the kernel (iptables-legacy).
 	Legacy Flavour = "legacy"
-	// NFT speaks to nf_tables in the kernel (iptables-nft).
+	// NFT uses nf_tables in the kernel (iptables-nft).
 	NFT Flavour = "nft"
-	// Plain is the one userland of a node that has only an unsuffixed iptables, whichever it is.
+	// Plain is the userland of a node that only has an iptables without a suffix. It may be either of the others.
 	Plain Flavour = "plain"
 )
 
@@ -40,8 +40,8 @@ func (f Flavour) command(ipv6 bool, suffix string) string {
 	return name
 }
 
-// Installed returns the flavours to look at for what is in the kernel: an iptables without a suffix is one of the others
-// wherever these are installed.
+// Installed returns the flavours to use for finding everything that is in the kernel. If the others are installed, an
+// iptables without a suffix is one of them.
 func Installed() []Flavour {
 	for _, fl := range []Flavour{NFT, Legacy} {
 		if installed(Host{}, fl, false) == nil {
@@ -53,9 +53,9 @@ func Installed() []Flavour {
 
 // Finder finds and runs programs. Host is the real one.
 type Finder interface {
-	// LookPath returns the path of a program; the error is exec.ErrNotFound where there is none.
+	// LookPath returns the path of a program. The error is exec.ErrNotFound if there is none.
 	LookPath(name string) (string, error)
-	// Run runs a program and writes what it prints to stdout. The error holds what the program says on stderr.
+	// Run runs a program and writes its output to stdout. The error contains its messages on stderr.
 	Run(ctx context.Context, stdout io.Writer, path string, args ...string) error
 }
 
@@ -71,16 +71,16 @@ func (Host) Run(ctx context.Context, stdout io.Writer, path string, args ...stri
 	return res.err()
 }
 
-// ErrNotInstalled says that no flavour of iptables is on the node.
+// ErrNotInstalled is the error of Detect if no flavour of iptables is installed.
 var ErrNotInstalled = errors.New("no iptables found: install the iptables package (iptables-nft or iptables-legacy, with -save and -restore)")
 
-// Detect finds the flavour that this node uses. why says in a sentence what decided.
+// Detect finds the flavour that this node uses. why gives the reason in a few words.
 //
-// Where one userland alone is installed and can read its rules, it is that one. Otherwise, in this order: the flavour
-// with kubelet's hint chain in table mangle (KEP-3178), nft first; the flavour with more rules, both families counted;
-// nft. The container in which this runs may have both, so what is installed says nothing of the node.
+// If only one userland is installed and can read its rules, it is that one. Otherwise it is, in this order: the flavour
+// with kubelet's hint chain in table mangle (KEP-3178), nft first; the flavour with more rules, counting both families;
+// nft. The container in which this runs may have both flavours, whatever the node has.
 func Detect(ctx context.Context, f Finder) (flavour Flavour, why string, err error) {
-	// Reading all rules of the nft flavour takes seconds where there are many, so its table mangle is read first.
+	// Reading all rules of the nft flavour takes seconds if there are many, so read only its table mangle first.
 	nft, nftErr := look(ctx, f, NFT, "-t", "mangle")
 	if nftErr == nil && nft.hint != "" {
 		return NFT, "it has kubelet's chain " + nft.hint, nil
@@ -103,7 +103,7 @@ func Detect(ctx context.Context, f Finder) (flavour Flavour, why string, err err
 	return "", "", ErrNotInstalled
 }
 
-// alone says why the other flavour does not come into question.
+// alone gives the reason why the other flavour cannot be used.
 func alone(other error) string {
 	if errors.Is(other, exec.ErrNotFound) {
 		return "it is the only one installed"
@@ -111,7 +111,7 @@ func alone(other error) string {
 	return fmt.Sprintf("the other cannot be read: %v", other)
 }
 
-// choose decides where both flavours can be read and nft has no chain of kubelet's.
+// choose decides if both flavours can be read and nft has no hint chain of kubelet.
 func choose(ctx context.Context, f Finder, legacy survey) (Flavour, string, error) {
 	switch {
 	case legacy.hint != "":
@@ -129,7 +129,7 @@ func choose(ctx context.Context, f Finder, legacy survey) (Flavour, string, erro
 	return NFT, fmt.Sprintf("it has %d rules, legacy has %d", nft.rules, legacy.rules), nil
 }
 
-// installed says whether the three programs of a flavour are there.
+// installed returns an error if one of the three programs of a flavour is missing.
 func installed(f Finder, fl Flavour, ipv6 bool) error {
 	for _, suffix := range []string{"", "save", "restore"} {
 		if _, err := f.LookPath(fl.command(ipv6, suffix)); err != nil {
@@ -139,15 +139,15 @@ func installed(f Finder, fl Flavour, ipv6 bool) error {
 	return nil
 }
 
-// survey is what one flavour holds, both families together.
+// survey is what one flavour has in both families.
 type survey struct {
 	flavour Flavour
-	hint    string // the name of kubelet's chain, if it is there
+	hint    string // the name of kubelet's hint chain, if it exists
 	rules   int
 }
 
-// look reads what one flavour holds; args restrict it to a table. Legacy is never asked for a table, since the kernel
-// would create it.
+// look reads what one flavour has; args limit it to a table. It must not be called with a legacy table, which the
+// kernel would create.
 func look(ctx context.Context, f Finder, fl Flavour, args ...string) (survey, error) {
 	s := survey{flavour: fl}
 	if err := installed(f, fl, false); err != nil {
@@ -168,7 +168,7 @@ func look(ctx context.Context, f Finder, fl Flavour, args ...string) (survey, er
 	return s, nil
 }
 
-// line returns a function that counts one line of iptables-save after another.
+// line returns a function that counts lines of iptables-save.
 func (s *survey) line() func([]byte) {
 	mangle := false
 	return func(l []byte) {
@@ -187,7 +187,7 @@ func (s *survey) line() func([]byte) {
 	}
 }
 
-// lineWriter calls itself for each full line that is written to it; it keeps no more than one line.
+// lineWriter returns a Writer that calls each for each complete line. It keeps at most one line.
 func lineWriter(each func([]byte)) io.Writer { return &lines{each: each} }
 
 type lines struct {

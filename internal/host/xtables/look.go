@@ -16,29 +16,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shape is what the kernel says of a legacy table without listing its rules (struct ipt_getinfo in
-// linux/netfilter_ipv4/ip_tables.h; that of IPv6 is the same). Nearly every change of a table changes one of them: a rule that is
-// exchanged for one of the same size does not.
+// shape is what the kernel returns about a legacy table without listing its rules (struct ipt_getinfo in
+// linux/netfilter_ipv4/ip_tables.h; IPv6 has the same). Nearly every change of a table changes its shape, but replacing
+// a rule by one of the same size does not.
 type shape struct {
-	// entries counts the rules, policies and chain heads; size is what they take in bytes.
+	// entries counts the rules, policies and chain heads; size is their size in bytes.
 	entries, size uint32
-	// hooks and underflow are where each built-in chain and its policy begin, in bytes.
+	// hooks and underflow are the byte offsets of each built-in chain and its policy.
 	hooks, underflow [5]uint32
 }
 
 // getInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
 const getInfo = 64
 
-// shapes asks the kernel for the shapes of legacy tables in one network namespace.
+// shapes reads the shapes of legacy tables in one network namespace.
 type shapes struct {
-	// raw is a socket of the kind that iptables asks with.
+	// raw is a raw socket, as iptables uses.
 	raw   int
 	level int
-	// names is the list of tables that there are: the kernel would make a table that it is asked for.
+	// names is the file that lists the existing tables: the kernel would create a table on request.
 	names *os.File
 }
 
-// openShapes opens it for the network namespace of the calling thread. It is nil where the kernel has no legacy tables.
+// openShapes opens shapes for the network namespace of the calling thread. It returns nil if the kernel has no legacy
+// tables.
 func openShapes(ipv6 bool) (*shapes, error) {
 	s := &shapes{level: unix.IPPROTO_IP}
 	domain, path := unix.AF_INET, "/proc/thread-self/net/ip_tables_names"
@@ -53,15 +54,15 @@ func openShapes(ipv6 bool) (*shapes, error) {
 		return nil, err
 	}
 	if s.raw, err = unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
-		return nil, errors.Join(fmt.Errorf("raw socket to look at iptables' tables: %w", err), s.names.Close())
+		return nil, errors.Join(fmt.Errorf("open raw socket to read the shapes of iptables tables: %w", err), s.names.Close())
 	}
 	return s, nil
 }
 
-// Close closes what it asks with.
+// Close closes the socket and the file.
 func (s *shapes) Close() error { return errors.Join(s.names.Close(), unix.Close(s.raw)) }
 
-// of returns the shapes of those of the tables that the kernel has.
+// of returns the shapes of the given tables that exist.
 func (s *shapes) of(tables []string) (map[string]shape, error) {
 	if _, err := s.names.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -91,7 +92,7 @@ func (s *shapes) table(name string) (shape, error) {
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(s.raw), uintptr(s.level), getInfo,
 		uintptr(unsafe.Pointer(&buf)), uintptr(unsafe.Pointer(&size)), 0)
 	if errno != 0 {
-		return shape{}, fmt.Errorf("look at table %s: %w", name, errno)
+		return shape{}, fmt.Errorf("read shape of table %s: %w", name, errno)
 	}
 	word := func(i int) uint32 { return binary.NativeEndian.Uint32(buf[32+4*i:]) }
 	var out shape
@@ -102,21 +103,21 @@ func (s *shapes) table(name string) (shape, error) {
 	return out, nil
 }
 
-// lookEvery is the time between two looks at legacy tables. A look takes some microseconds for each table.
+// lookEvery is the polling interval for legacy tables. A look takes some microseconds per table.
 const lookEvery = time.Second
 
-// looker notices changes that others make to legacy tables by the shapes of these: the kernel tells nobody.
+// looker detects changes of legacy tables by other processes from the shapes: the kernel sends no notifications.
 type looker struct {
 	watched []string
-	// report is called with a table that others have changed. It must not wait.
+	// report is called with a table that another process has changed. It must not block.
 	report func(table string)
 
-	// mu guards what follows, and keeps looks apart from our own writes.
+	// mu guards the following fields, and is held during our own writes.
 	mu sync.Mutex
-	// kernel is what to ask; nil when the watch has ended.
+	// kernel reads the shapes; nil when the watch has ended.
 	kernel shaper
-	// known is what the last look saw, or our last write left. After a look that failed it is empty, so that every table counts as
-	// changed by the next one: what happened in between is not known.
+	// known are the shapes at the last look, or after our last write. After a failed look it is empty, so that every table
+	// counts as changed at the next look: changes in between are not known.
 	known map[string]shape
 }
 
@@ -126,7 +127,7 @@ type shaper interface {
 	io.Closer
 }
 
-// run looks until the context ends.
+// run polls until the context ends.
 func (l *looker) run(ctx context.Context) {
 	defer l.end()
 	tick := time.NewTicker(lookEvery)
@@ -144,11 +145,11 @@ func (l *looker) run(ctx context.Context) {
 func (l *looker) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.kernel.Close() // it was only read from
+	_ = l.kernel.Close() // it was only used for reading
 	l.kernel = nil
 }
 
-// around carries out one of our own writes: what others did before it is reported, what it does itself is not.
+// around runs one of our own writes. It reports changes that others made before it, but not the write itself.
 func (l *looker) around(write func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -163,7 +164,7 @@ func (l *looker) around(write func()) {
 	l.look()
 }
 
-// look brings known up to date and returns it, nil if that fails.
+// look updates known and returns it, or nil if that fails.
 func (l *looker) look() map[string]shape {
 	if l.kernel == nil {
 		return nil

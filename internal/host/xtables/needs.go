@@ -7,25 +7,26 @@ import (
 	"strings"
 )
 
-// Need is a rule like those that somebody is going to write.
+// Need is an example of a rule that the caller is going to write.
 type Need struct {
-	// Table is that of the rule, Rule what follows -A CHAIN.
+	// Table is the table of the rule, Rule is the text after -A CHAIN.
 	Table, Rule string
-	// Module is the kernel module that the rule needs, for people.
+	// Module is the kernel module that the rule needs, for error messages.
 	Module string
 }
 
-// NeedBPF is a rule with the match bpf, which SourceIsDestination is.
+// NeedBPF is a rule with the match bpf, as in SourceIsDestination.
 var NeedBPF = Need{Table: "nat", Rule: `-m bpf --bytecode "1,6 0 0 65535" -j RETURN`, Module: "xt_bpf"}
 
-// Lacking returns those of the needs that userland or kernel refuse, each with the error. It writes the rules into a chain of that
-// name that nothing leads to, and removes it. The error says that this cannot be found out now. Needs are sorted by table.
+// Lacking returns the needs that the userland or the kernel refuses, each with the error. It writes the rules into an
+// unused chain with the given name, and removes the chain. It returns an error if the test cannot be made now. Needs
+// must be sorted by table.
 func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (map[Need]error, error) {
 	if err := try(ctx, t, chain, needs); err == nil {
 		return nil, nil
 	}
 	lacking := make(map[Need]error)
-	for _, n := range needs { // which is it?
+	for _, n := range needs { // find out which one is refused
 		err := try(ctx, t, chain, []Need{n})
 		var refused *RestoreError
 		switch {
@@ -39,8 +40,8 @@ func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (map[
 	return lacking, nil
 }
 
-// try makes two restores: within one, legacy takes rules back in the userland and the kernel never sees them; and --test does not
-// ask the kernel in either flavour.
+// try makes two restores: in a single one, the legacy userland would remove the rules again before the kernel sees them.
+// --test does not involve the kernel in either flavour.
 func try(ctx context.Context, t Interface, chain string, needs []Need) error {
 	var write, remove strings.Builder
 	for i, n := range needs {
@@ -54,7 +55,7 @@ func try(ctx context.Context, t Interface, chain string, needs []Need) error {
 		}
 	}
 	err := t.Restore(ctx, []byte(write.String()))
-	// Whatever was written, nothing is to stay.
+	// Remove the chain, whatever was written.
 	if rerr := t.Restore(context.WithoutCancel(ctx), []byte(remove.String())); err == nil {
 		err = rerr
 	}

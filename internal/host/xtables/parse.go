@@ -13,17 +13,17 @@ type Table map[string]Chain
 
 // Chain is a chain as read.
 type Chain struct {
-	// Policy is ACCEPT or DROP for a chain of the kernel, empty for one that was made.
+	// Policy is ACCEPT or DROP for a built-in chain, empty for others.
 	Policy string
-	// Rules are the rules in order, each the text that follows "-A CHAIN ".
+	// Rules are the rules in order, each the text after "-A CHAIN ".
 	Rules []string
 }
 
-// ErrTruncated says that the last table does not end in COMMIT, so that rules may be missing.
+// ErrTruncated means that the last table does not end with COMMIT, so rules may be missing.
 var ErrTruncated = errors.New("iptables-save output ends without COMMIT")
 
-// ParseSave reads the output of iptables-save, of one table or several. It reads as a stream and allocates once for each
-// rule. Counters are ignored. A comment in another program's rule may contain line breaks; it is read as one rule.
+// ParseSave parses the output of iptables-save for one or more tables. It reads a stream and allocates once per rule. It
+// ignores counters. A rule with a comment that contains line breaks, which other programs may write, is one rule.
 func ParseSave(r io.Reader) (map[string]Table, error) {
 	p := parser{in: bufio.NewReaderSize(r, 64<<10), tables: make(map[string]Table)}
 	for {
@@ -45,7 +45,7 @@ func ParseSave(r io.Reader) (map[string]Table, error) {
 	}
 }
 
-// ParseTable is ParseSave for one table, nil if the output has none of that name.
+// ParseTable is ParseSave for one table. It returns nil if the output has no table of that name.
 func ParseTable(r io.Reader, name string) (Table, error) {
 	all, err := ParseSave(r)
 	return all[name], err
@@ -58,8 +58,8 @@ type parser struct {
 	table  string // name of the table that is being read, empty between tables
 	chains map[string]*Chain
 	open   string // a rule whose quotes are not closed yet
-	last   string // the chain of the rule before and its value, since rules come in runs
-	chain  *Chain
+	last   string // the name of the previous rule's chain: rules come in runs
+	chain  *Chain // the chain of that name
 }
 
 func (p *parser) line(l string) error {
@@ -119,7 +119,7 @@ func (p *parser) declare(l string) error {
 func (p *parser) rule(l string) error {
 	rest, ok := strings.CutPrefix(l, "-A ")
 	if !ok {
-		return fmt.Errorf("%q is no rule", l)
+		return fmt.Errorf("%q is not a rule", l)
 	}
 	if quoteOpen(rest) {
 		p.open = l
@@ -146,8 +146,8 @@ func (p *parser) commit() {
 	p.table, p.chains, p.chain = "", nil, nil
 }
 
-// quoteOpen says whether a double quote is open at the end of the text. iptables-save escapes quotes inside of quotes
-// by a backslash, and does not escape line breaks.
+// quoteOpen returns whether a double quote is open at the end of the text. iptables-save escapes quotes inside quotes
+// with a backslash, and does not escape line breaks.
 func quoteOpen(s string) bool {
 	i := strings.IndexByte(s, '"')
 	if i < 0 {

@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// timeout ends a child that hangs. The largest load measured, 10,000 Services, took 5 s.
+	// timeout kills a child that hangs. The largest restore measured, 10,000 Services, took 5 s.
 	timeout = 5 * time.Minute
-	// maxStderr bounds what is kept of a child's messages; a restore may print one for each line of its input.
+	// maxStderr limits the stored part of a child's messages: a restore may print one for each line of its input.
 	maxStderr = 64 << 10
-	// maxSave bounds what is read of one table: some ten times the largest one known.
+	// maxSave limits the size of a table: about ten times the largest known one.
 	maxSave = 512 << 20
 )
 
-// result is how a child ended.
+// result is how a child process ended.
 type result struct {
 	path   string
 	stderr string
-	cause  error // nil if the child ended with status 0
+	cause  error // nil if the exit status was 0
 }
 
-// err describes a failure together with the child's messages.
+// err is the error with the child's messages.
 func (r result) err() error {
 	if r.cause == nil {
 		return nil
@@ -41,26 +41,26 @@ func (r result) err() error {
 	return fmt.Errorf("%s: %w: %s", r.path, r.cause, r.stderr)
 }
 
-// run runs a child to its end; the end of the context kills it.
+// run runs a child process. The end of the context kills it.
 func run(ctx context.Context, stdin io.Reader, stdout io.Writer, path string, args ...string) result {
-	return runNoted(ctx, nil, stdin, stdout, path, args...)
+	return runRecorded(ctx, nil, stdin, stdout, path, args...)
 }
 
-// runNoted is run for a child that writes: its process ID is noted in w, if that is not nil.
-func runNoted(ctx context.Context, w *writers, stdin io.Reader, stdout io.Writer, path string, args ...string) result {
+// runRecorded is run for a child that writes. It records the process ID in w if that is not nil.
+func runRecorded(ctx context.Context, w *writers, stdin io.Reader, stdout io.Writer, path string, args ...string) result {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	// Messages are read by restoreError, so they must be the untranslated ones.
+	// newRestoreError parses the messages, so they must not be translated.
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	cmd.Stdin, cmd.Stdout = stdin, stdout
 	stderr := &limited{max: maxStderr}
 	cmd.Stderr = stderr
-	// Nothing goes on writing when this process has ended, in whatever way. The kernel looks at the thread that made the child.
+	// Kill the child when this process ends, however that happens. For the kernel the parent is a thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	// A grandchild could keep the pipes open after the child was killed.
+	// A grandchild can keep the pipes open after the child was killed.
 	cmd.WaitDelay = 5 * time.Second
 	err := w.start(cmd)
 	if err == nil {
@@ -72,7 +72,7 @@ func runNoted(ctx context.Context, w *writers, stdin io.Reader, stdout io.Writer
 	return result{path: path, stderr: strings.TrimSpace(stderr.buf.String()), cause: err}
 }
 
-// limited keeps the first max bytes. With fail it refuses more, which ends the child by a broken pipe.
+// limited keeps the first max bytes. If fail is set it refuses more, which ends the child by a broken pipe.
 type limited struct {
 	buf  bytes.Buffer
 	max  int
@@ -80,19 +80,19 @@ type limited struct {
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	room := l.max - l.buf.Len()
-	if len(p) > room {
-		l.buf.Write(p[:room])
+	left := l.max - l.buf.Len()
+	if len(p) > left {
+		l.buf.Write(p[:left])
 		if l.fail {
-			return room, fmt.Errorf("more than %d bytes of output", l.max)
+			return left, fmt.Errorf("more than %d bytes of output", l.max)
 		}
 		return len(p), nil
 	}
 	return l.buf.Write(p)
 }
 
-// passing says whether a child that failed so may succeed when it is run again.
-func (r result) passing() bool {
+// transient returns whether the same command may succeed later.
+func (r result) transient() bool {
 	if errors.Is(r.cause, context.Canceled) || errors.Is(r.cause, context.DeadlineExceeded) ||
 		errors.Is(r.cause, syscall.EAGAIN) || errors.Is(r.cause, syscall.ENOMEM) {
 		return true
@@ -103,14 +103,14 @@ func (r result) passing() bool {
 			return true
 		}
 	}
-	// The status says too little: nft ends with 4 for a lock, for a lack of memory and for a rule that the kernel refuses.
+	// The exit status is not enough: nft exits with 4 for a lock, for lack of memory and for a refused rule.
 	for _, text := range []string{
 		"xtables lock",
 		"Resource temporarily unavailable", // EAGAIN
 		"Interrupted system call",          // EINTR
 		"No buffer space available",        // ENOBUFS
 		"Cannot allocate memory",           // ENOMEM
-		"Message too long",                 // EMSGSIZE: the socket buffer was not to be had
+		"Message too long",                 // EMSGSIZE: could not get a socket buffer
 	} {
 		if strings.Contains(r.stderr, text) {
 			return true

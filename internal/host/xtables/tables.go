@@ -20,28 +20,28 @@ import (
 
 // Interface reads and writes the tables of one family. Tables and rulesim.Tables implement it.
 type Interface interface {
-	// Read returns one table, nil where the kernel does not have it. Restore makes it.
+	// Read returns one table, or nil if the kernel does not have it. Restore creates it.
 	Read(ctx context.Context, table string) (Table, error)
-	// Restore carries out input in the format of iptables-restore --noflush. An error that has to do with the input or
-	// the state of the tables is a *RestoreError.
+	// Restore executes input in the format of iptables-restore --noflush. An error caused by the input or the state of
+	// the tables is a *RestoreError.
 	Restore(ctx context.Context, input []byte) error
 }
 
-// Tables are the tables of one family in this network namespace, as one flavour sees them. It is safe for concurrent use;
-// the kernel and the xtables lock serialise writers.
+// Tables are the tables of one family in this network namespace, for one flavour. It is safe for concurrent use: the
+// kernel and the xtables lock serialise writers.
 type Tables struct {
 	flavour             Flavour
 	main, save, restore string // paths
 	info                *iptables.IPTables
-	// writers are the processes of Restore; looker is there while legacy tables are watched.
+	// writers are the processes of Restore. looker is set while legacy tables are watched.
 	writers writers
 	looker  atomic.Pointer[looker]
 }
 
-// ErrNotFound says that a program of a flavour is not installed.
+// ErrNotFound means that a program of a flavour is not installed.
 var ErrNotFound = exec.ErrNotFound
 
-// New finds the programs of a flavour for one family. The error is ErrNotFound where one of them is missing.
+// New finds the programs of a flavour for one family. The error is ErrNotFound if one of them is missing.
 func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 	t := &Tables{flavour: flavour}
 	for suffix, path := range map[string]*string{"": &t.main, "save": &t.save, "restore": &t.restore} {
@@ -60,7 +60,7 @@ func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 		return nil, fmt.Errorf("ask %s for its version: %w", t.main, err)
 	}
 	t.info = info
-	// iptables-restore can wait for the lock since 1.6.2; an older one could lose rules that another program writes.
+	// iptables-restore can wait for the lock since 1.6.2. An older one could lose rules of other programs.
 	if major, minor, patch := info.GetIptablesVersion(); major*10000+minor*100+patch < 10602 {
 		return nil, fmt.Errorf("%s is version %s: want at least 1.6.2", t.main, t.Version())
 	}
@@ -78,11 +78,11 @@ func (t *Tables) Version() string {
 	return fmt.Sprintf("%d.%d.%d", major, minor, patch)
 }
 
-// RandomFully says whether the userland knows --random-fully for MASQUERADE and SNAT.
+// RandomFully returns whether the userland supports --random-fully for MASQUERADE and SNAT.
 func (t *Tables) RandomFully() bool { return t.info.HasRandomFully() }
 
-// Read runs iptables-save for one table, unless the kernel does not have it: in the legacy flavour that would make it. The
-// output is parsed as it comes, since of a large table it is large.
+// Read runs iptables-save for one table. It does not if the kernel does not have the table, because iptables-save would
+// create it in the legacy flavour. The output, which can be large, is parsed as a stream.
 func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	if !t.exists(table) {
 		return nil, nil
@@ -94,7 +94,7 @@ func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	go func() {
 		defer close(done)
 		parsed, perr = ParseTable(from, table)
-		from.CloseWithError(perr) // ends the child by a broken pipe
+		from.CloseWithError(perr) // a broken pipe ends the child
 	}()
 	err := run(ctx, nil, to, t.save, "-t", table).err()
 	to.Close()
@@ -102,7 +102,7 @@ func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	switch {
 	case err == nil:
 		err = perr
-	case perr != nil && !errors.Is(perr, ErrTruncated): // that is why the pipe broke
+	case perr != nil && !errors.Is(perr, ErrTruncated): // it broke the pipe
 		err = fmt.Errorf("%w (%w)", perr, err)
 	}
 	if err != nil {
@@ -111,7 +111,7 @@ func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	return parsed, nil
 }
 
-// exists says whether the kernel has the table for this flavour.
+// exists returns whether the kernel has the table for this flavour.
 func (t *Tables) exists(table string) bool {
 	if t.flavour == NFT {
 		return true
@@ -121,17 +121,17 @@ func (t *Tables) exists(table string) bool {
 		names = "/proc/thread-self/net/ip6_tables_names"
 	}
 	list, err := os.ReadFile(names)
-	// Without the file the kernel has no legacy tables at all; an unreadable one says nothing.
+	// Without the file the kernel has no legacy tables at all. If it cannot be read, assume the table exists.
 	return err == nil && slices.Contains(strings.Fields(string(list)), table) || err != nil && !errors.Is(err, os.ErrNotExist) ||
 		t.flavour == Plain
 }
 
-// Restore runs iptables-restore --noflush once. The lock is awaited for 5 seconds; the end of the context kills the
+// Restore runs iptables-restore --noflush once. It waits up to 5 seconds for the lock. The end of the context kills the
 // child, which leaves each table either written or not.
 func (t *Tables) Restore(ctx context.Context, input []byte) error {
 	var res result
 	write := func() {
-		res = runNoted(ctx, &t.writers, bytes.NewReader(input), nil, t.restore, "--noflush", "--wait=5")
+		res = runRecorded(ctx, &t.writers, bytes.NewReader(input), nil, t.restore, "--noflush", "--wait=5")
 	}
 	if l := t.looker.Load(); l != nil {
 		l.around(write)
@@ -144,8 +144,8 @@ func (t *Tables) Restore(ctx context.Context, input []byte) error {
 	return newRestoreError(res, input)
 }
 
-// Rules lists the rules of one chain, each the text that follows "-A CHAIN "; nil where there is no such chain, or it cannot be
-// read. It costs less than Read where a table is large.
+// Rules lists the rules of one chain, each the text after "-A CHAIN ". It returns nil if there is no such chain or it
+// cannot be read. For a large table it is cheaper than Read.
 func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 	out := &limited{max: maxSave, fail: true}
 	if run(ctx, nil, out, t.main, "--wait", "5", "-t", table, "-S", chain).cause != nil {
@@ -160,22 +160,22 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 	return rules
 }
 
-// ErrPermission says that the process may not use iptables.
+// ErrPermission means that the process may not use iptables.
 var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
 
-// What may pass by itself, such as a lock that another program holds, is tried so often before the tables count as unusable:
-// who asks at startup does not ask again.
+// Usable retries after transient errors, such as a lock that another program holds, because it is only called at
+// startup.
 const (
 	usableTries = 4
 	usablePause = time.Second
 )
 
-// Usable says why the tables cannot be used, or nil. The error is ErrPermission where the process lacks the right.
+// Usable returns an error if the tables cannot be used: ErrPermission if the process lacks the permission.
 func (t *Tables) Usable(ctx context.Context) error {
 	var res result
 	for try := 1; ; try++ {
 		res = run(ctx, nil, nil, t.main, "--wait", "5", "-t", "nat", "-S", "POSTROUTING")
-		if res.cause == nil || !res.passing() || try == usableTries {
+		if res.cause == nil || !res.transient() || try == usableTries {
 			break
 		}
 		select {
@@ -198,14 +198,14 @@ func (t *Tables) Usable(ctx context.Context) error {
 
 // RestoreError is a restore that failed.
 type RestoreError struct {
-	// Line is the line of the input that failed, from 1, or 0 if that is not known. Where LineText is COMMIT the whole
-	// table was refused and which line is at fault is not known: legacy always says so of what the kernel refuses, nft
-	// of a jump to a chain that is not there.
+	// Line is the number of the input line that failed, from 1, or 0 if it is not known. If LineText is COMMIT, the whole
+	// table was refused, and the faulty line is not known: legacy reports everything that the kernel refuses in this way,
+	// nft a jump to a missing chain.
 	Line     int
 	LineText string
 	// Stderr is what the program printed, at most 64 KiB.
 	Stderr string
-	// Transient says that the same input may succeed later: the lock was held, memory was short, the child was killed.
+	// Transient means that the same input may succeed later: the lock was held, memory was short, or the child was killed.
 	// Otherwise the input is refused.
 	Transient bool
 	// Err is how the program ended.
@@ -223,13 +223,13 @@ func (e *RestoreError) Error() string {
 // Unwrap returns how the program ended.
 func (e *RestoreError) Unwrap() error { return e.Err }
 
-// failedLine finds the line in the messages of both flavours:
+// failedLine matches the line number in the messages of both flavours:
 // "Error occurred at line: 3", "iptables-restore: line 7 failed", "COMMIT expected at line 3",
 // "line 6: RULE_APPEND failed (Too many links)".
 var failedLine = regexp.MustCompile(`(?m)(?:at line: |at line |line )(\d+)(?:$| failed|: \w+ failed)`)
 
 func newRestoreError(res result, input []byte) *RestoreError {
-	e := &RestoreError{Stderr: res.stderr, Transient: res.passing(), Err: fmt.Errorf("%s: %w", res.path, res.cause)}
+	e := &RestoreError{Stderr: res.stderr, Transient: res.transient(), Err: fmt.Errorf("%s: %w", res.path, res.cause)}
 	m := failedLine.FindStringSubmatch(res.stderr)
 	if m == nil {
 		return e

@@ -13,11 +13,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// Watch reports, from when it returns until the context ends, that somebody else may have changed, in the named tables,
-// chains whose names begin with prefix, or rules that lead to them. report must not wait. It gets the process that did it, such
-// as "iptables (pid 4711)", where the kernel tells: that is so in the nft flavour, where it tells of each transaction. Legacy
-// tables are looked at once a second; report is called for each change of them that alters their number of rules or their
-// size, whoever's rules they are. What Restore does is left out. Watch is called once.
+// Watch reports that another process may have changed chains with the prefix in their names, or rules that jump to them,
+// in the given tables. It returns at once and watches until the context ends. report must not block. In the nft flavour
+// the kernel sends a notification for each transaction, and report gets the process, such as "iptables (pid 4711)", if it
+// is known. Legacy tables are polled once a second: report is called for each change of the number or size of their
+// rules, whatever the rules are. Changes by Restore are not reported. Watch may only be called once.
 func (t *Tables) Watch(ctx context.Context, tables []string, prefix string, report func(table, process string)) error {
 	if t.flavour != NFT {
 		s, err := openShapes(t.ipv6())
@@ -38,7 +38,7 @@ func (t *Tables) Watch(ctx context.Context, tables []string, prefix string, repo
 	if t.ipv6() {
 		family = fwd.IPv6
 	}
-	// Only the watch's goroutine uses table.
+	// Only the goroutine of the watch uses table.
 	table := ""
 	return nft.Watch(ctx, func(c nft.Change) bool {
 		if c.Family != family || !slices.Contains(tables, c.Table) || t.writers.own(c.Message.Port) {
@@ -56,18 +56,19 @@ func (t *Tables) Watch(ctx context.Context, tables []string, prefix string, repo
 	}, func() {})
 }
 
-// writers remembers which processes are ours, so that what they do to nf_tables is not taken for others' work: the address
-// of iptables-nft's netlink socket is its process ID, unless a process of another PID namespace has that address already.
-// Then our own write counts as another's, which costs a reading.
+// writers records our own processes, so that their changes of nf_tables are not reported. The address of iptables-nft's
+// netlink socket is its process ID, unless a process in another PID namespace already has that address. Then our own
+// write counts as a change by another process, which costs an extra read.
 type writers struct {
-	// mu guards the fields. It is held while a process starts, so that nobody asks for one whose ID is not known yet.
+	// mu guards the fields. It is held while a process starts, so that own does not miss a process whose ID is not
+	// recorded yet.
 	mu sync.Mutex
-	// recent are the last process IDs, in a ring: what a process did may be told after it has ended.
+	// recent is a ring of the last process IDs: a notification may come after the process has ended.
 	recent [64]uint32
 	next   int
 }
 
-// start starts a process and notes its ID. w may be nil.
+// start starts a process and records its ID. w may be nil.
 func (w *writers) start(cmd *exec.Cmd) error {
 	if w == nil {
 		return cmd.Start()
@@ -82,7 +83,7 @@ func (w *writers) start(cmd *exec.Cmd) error {
 	return err
 }
 
-// own says whether a netlink address is that of one of our processes.
+// own returns whether a netlink address belongs to one of our processes.
 func (w *writers) own(port uint32) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
