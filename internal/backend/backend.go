@@ -112,8 +112,9 @@ type Engine[K comparable, V any] struct {
 	target   Target[K, V]
 	renderer Renderer[K, V]
 	tracker  *delta.Tracker[K, V]
-	// queue is what was not rendered yet.
-	queue fwd.Changes
+	// queue is what was not rendered yet, with that many frontends.
+	queue     fwd.Changes
+	frontends int
 	// unsure holds the keys of writes that failed somewhere on their way: whether the kernel has them is not known, so that it
 	// is read before one of them is written again.
 	unsure map[K]struct{}
@@ -126,9 +127,9 @@ func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, 
 	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal), unsure: make(map[K]struct{})}
 }
 
-// renderAtOnce is how many changes of Services are rendered together at most: what is rendered of one is in memory twice for
-// a moment.
-const renderAtOnce = 500
+// renderAtOnce is how many frontends are rendered together, or more where one Service has them: what is rendered is in
+// memory twice for a moment.
+const renderAtOnce = 2000
 
 // Update takes in changes. They are rendered when they are needed or many, those of many Updates together, so that an object
 // in which many Services share is rendered once, or few times.
@@ -138,7 +139,14 @@ func (e *Engine[K, V]) Update(ch fwd.Changes) {
 	}
 	e.queue.Services = append(e.queue.Services, ch.Services...)
 	e.queue.VIPs = append(e.queue.VIPs, ch.VIPs...)
-	if len(e.queue.Services) >= renderAtOnce {
+	for _, sc := range ch.Services {
+		for _, f := range []*fwd.Fragment{sc.Old, sc.New} {
+			if f != nil {
+				e.frontends += len(f.Frontends)
+			}
+		}
+	}
+	if e.frontends >= renderAtOnce {
 		e.render()
 	}
 }
@@ -154,7 +162,7 @@ func (e *Engine[K, V]) render() {
 			e.tracker.SetDesired(ed.Key, ed.Value)
 		}
 	}
-	e.queue = fwd.Changes{}
+	e.queue, e.frontends = fwd.Changes{}, 0
 }
 
 // Pending is the number of objects that differ from what is wanted.
@@ -298,7 +306,7 @@ func (e *Engine[K, V]) Cleanup(ctx context.Context) error {
 	if _, err := e.Observe(ctx); err != nil {
 		return err
 	}
-	e.queue = fwd.Changes{}
+	e.queue, e.frontends = fwd.Changes{}, 0
 	e.tracker.ClearDesired()
 	_, err := e.Apply(ctx)
 	return err

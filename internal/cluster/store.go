@@ -117,6 +117,12 @@ func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) bool {
 // ServiceCIDRs returns what was set last. The caller must not change it.
 func (s *Store) ServiceCIDRs() []netip.Prefix { return s.serviceCIDRs }
 
+// MarkDirty makes one Service dirty.
+func (s *Store) MarkDirty(name fwd.Service) {
+	s.init()
+	s.dirty[name] = struct{}{}
+}
+
 // MarkAllDirty makes every Service dirty.
 func (s *Store) MarkAllDirty() {
 	s.init()

@@ -121,6 +121,14 @@ func (t *Table) Fragment(owner Service) *Fragment {
 	return nil
 }
 
+// Claimed returns the fragment of a Service as it was put, with the keys that other Services own; an empty one if there is none.
+func (t *Table) Claimed(owner Service) *Fragment {
+	if e := t.services[owner]; e != nil {
+		return e.put
+	}
+	return &Fragment{Owner: owner}
+}
+
 // Services yields the effective fragments, sorted by owner.
 func (t *Table) Services() iter.Seq[*Fragment] {
 	return func(yield func(*Fragment) bool) {

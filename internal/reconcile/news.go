@@ -25,7 +25,8 @@ const firstReadingTimeout = 5 * time.Second
 
 // nextChange is when news may be taken in, if there are any.
 func (l *Loop) nextChange() (time.Time, bool) {
-	if !l.news.any {
+	more := len(l.wanted.gradual) > 0 && l.podCIDRs.known(l.Config)
+	if !l.news.any && !more {
 		return time.Time{}, false
 	}
 	if l.knownAt.IsZero() {
@@ -33,6 +34,9 @@ func (l *Loop) nextChange() (time.Time, bool) {
 	}
 	if len(l.writable()) == 0 {
 		return time.Time{}, false // the end of a reading wakes the loop
+	}
+	if more {
+		return time.Time{}, true
 	}
 	at := l.knownAt
 	for _, f := range l.families {

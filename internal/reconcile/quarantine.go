@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
@@ -88,6 +89,9 @@ func (l *Loop) setAside(owner fwd.Service, by *family, answer error) bool {
 	if !l.update(l.wanted.table.Remove(owner)) {
 		return false
 	}
+	if i := l.wanted.gradualIndex(owner); i >= 0 {
+		l.wanted.gradual = slices.Delete(l.wanted.gradual, i, i+1)
+	}
 	r := l.quarantine.refusals[owner]
 	if r == nil {
 		r = &refusal{}
@@ -138,7 +142,7 @@ func (l *Loop) settle(now time.Time) {
 	}
 	for owner, r := range l.quarantine.refusals {
 		switch {
-		case r.standing == onTrial:
+		case r.standing == onTrial && l.wanted.gradualIndex(owner) < 0:
 			r.standing, r.since = accepted, now
 			l.log.Info("the kernel accepts the Service again", "service", owner.String())
 		case r.standing == accepted && now.Sub(r.since) > relapse:

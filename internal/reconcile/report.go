@@ -79,11 +79,12 @@ func (l *Loop) end(ctx context.Context, rep *Sync, changed bool) {
 		written = append(written, f)
 		recovered = l.endFailure(f) || recovered
 		all = all || recovered || part.Drifted > 0
-		if !f.written {
+		if !f.written && len(l.wanted.gradual) == 0 {
 			f.written, all = true, true
 			first = append(first, f)
 		}
 		switch {
+		case !f.written:
 		case part.verified || part.Full && part.Drifted == 0 && part.Result == (backend.Result{}):
 			verified = append(verified, f)
 		case part.Full && !f.verified: // readiness waits for the next reading
@@ -150,7 +151,7 @@ func (l *Loop) monitor(rep *Sync) {
 	rep.ServiceEvents, rep.SliceEvents = d.Services, d.Slices
 	d.Services, d.Slices = 0, 0
 	for i := range rep.Families {
-		if part := &rep.Families[i]; l.Backends[i] == nil || part.Tried && !part.Failed {
+		if part := &rep.Families[i]; l.Backends[i] == nil || part.Tried && !part.Failed && len(l.wanted.gradual) == 0 {
 			part.Triggers, d.Triggers[i] = d.Triggers[i], nil
 		}
 	}

@@ -15,6 +15,8 @@ type wanted struct {
 	facts compile.Facts
 	// addrs are those of the node's interfaces.
 	addrs []netip.Addr
+	// gradual are the Services whose change is too large for one sync, in the order in which they are written.
+	gradual []*gradual
 	// headerSent says that the backends know the header, loaded that all Services are in the table.
 	headerSent, loaded bool
 	// localPolicyEmpty and endpoints are sums over the table.
@@ -43,14 +45,22 @@ func (l *Loop) take(names []fwd.Service) (changed bool) {
 
 // compile brings the table up to date with one Service. It reports whether anything changed.
 func (l *Loop) compile(owner fwd.Service) bool {
-	svc := l.wanted.store.Service(owner)
-	if svc == nil {
-		l.reports.forget(owner)
-		return l.update(l.wanted.table.Remove(owner))
+	if l.wanted.postpone(owner) {
+		return false
 	}
-	f, problems := compile.Compile(svc, l.wanted.store.Slices(owner), &l.wanted.facts)
-	l.reportProblems(owner, problems)
-	return l.update(l.wanted.table.Put(f))
+	target := &fwd.Fragment{Owner: owner}
+	if svc := l.wanted.store.Service(owner); svc == nil {
+		l.reports.forget(owner)
+	} else {
+		var problems []compile.Problem
+		target, problems = compile.Compile(svc, l.wanted.store.Slices(owner), &l.wanted.facts)
+		l.reportProblems(owner, problems)
+	}
+	if _, small := fwd.Step(l.wanted.table.Claimed(owner), target, stepSize); !small && l.stepwise() {
+		l.wanted.gradual = append(l.wanted.gradual, &gradual{target: target})
+		return false
+	}
+	return l.update(l.wanted.table.Put(target))
 }
 
 // refreshHeader works out the header and the facts again if what they come from changed. all says that all Services follow

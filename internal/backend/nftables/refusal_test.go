@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -106,14 +107,17 @@ func TestCulprits(t *testing.T) {
 	}
 }
 
-// wide is a Service with very many frontends of IPv4: ports on each of some external addresses.
+// wide is a Service with very many frontends of IPv4: service ports on each of some external addresses.
 func wide(name string, addrs, ports int) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: name}}
-	owner := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
-	f.Pools = []fwd.Pool{samplePool(fwd.PoolKey{Port: owner, Family: fwd.IPv4}, 1, 1)}
+	owners := make([]fwd.ServicePort, ports)
+	for p := range owners {
+		owners[p] = fwd.ServicePort{Service: f.Owner, Port: fmt.Sprintf("p%04d", p), Proto: fwd.TCP}
+		f.Pools = append(f.Pools, samplePool(fwd.PoolKey{Port: owners[p], Family: fwd.IPv4}, 1, 1))
+	}
 	all := fwd.Route{Action: fwd.Forward, Masquerade: true}
 	for a := range addrs {
-		for p := range ports {
+		for p, owner := range owners {
 			f.Frontends = append(f.Frontends, fwd.Frontend{
 				Key:  fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, name[0], byte(a >> 8), byte(a)}), Proto: fwd.TCP, Port: uint16(1 + p)},
 				Kind: fwd.ExternalIP, Owner: owner, Routes: [fwd.NumClasses]fwd.Route{all, all, all},
@@ -184,46 +188,60 @@ func TestNoSizes(t *testing.T) {
 	}
 }
 
-// TestKernelManyFrontends: a Service with more frontends than any cluster should have is served,
-// and other Services can be changed meanwhile.
+// TestKernelManyFrontends: with more frontends than a map held before, in one Service, all is served. The Service is
+// written in steps, and other Services are changed between them.
 func TestKernelManyFrontends(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
 	b := New(map[fwd.Family]nft.Interface{fwd.IPv4: tab}, nil)
 	table := &fwd.Table{}
 	b.Update(table.SetHeader(fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}}}))
-	b.Update(table.Put(wide("wide", 263, 1000)))
 	b.Update(table.Put(sampleFragment(1, 2)))
-	apply := func(what string) {
+	put := func(what string, f *fwd.Fragment) {
 		t.Helper()
 		start := time.Now()
+		b.Update(table.Put(f))
 		if _, err := b.Apply(t.Context()); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		t.Logf("%s: %v", what, time.Since(start))
 	}
-	apply("263,000 frontends")
-	b.Update(table.Put(sampleFragment(2, 2)))
-	apply("one more Service")
-	b.Update(table.Put(sampleFragment(1, 3)))
-	apply("a changed one")
-	// Listing the map would take the kernel a minute; checking whether an element could be deleted
-	// is fast.
-	for k, want := range map[fwd.Key]error{
-		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.1"), Proto: fwd.UDP, Port: 80}:           nil,
-		{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.2"), Proto: fwd.SCTP, Port: 80}:          nil,
-		{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, 'w', 0, 0}), Proto: fwd.TCP, Port: 1}:    nil,
-		{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, 'w', 1, 6}), Proto: fwd.TCP, Port: 1000}: nil,
-		{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, 'w', 1, 7}), Proto: fwd.TCP, Port: 1000}: unix.ENOENT,
-	} {
-		def, _ := staticSet(setVIPs)
-		op := nft.Op{Kind: nft.DelElements, Name: setVIPs, Set: def, Elements: []nft.Element{{Key: string(frontendKey(nil, k))}}}
-		if err := tab.Check(t.Context(), []nft.Op{op}); !errors.Is(err, want) {
-			t.Errorf("%v: %v, want %v", k, err, want)
+	// expect checks that frontends are there or not. To list the map would take the kernel a minute; whether an element could
+	// be deleted it says at once.
+	expect := func(want error, keys ...fwd.Key) {
+		t.Helper()
+		for _, k := range keys {
+			def, _ := staticSet(setVIPs)
+			op := nft.Op{Kind: nft.DelElements, Name: setVIPs, Set: def, Elements: []nft.Element{{Key: string(frontendKey(nil, k))}}}
+			if err := tab.Check(t.Context(), []nft.Op{op}); !errors.Is(err, want) {
+				t.Errorf("%v: %v, want %v", k, err, want)
+			}
 		}
 	}
-	b.Update(table.Remove(fwd.Service{Namespace: "default", Name: "wide"}))
-	apply("without them")
+	key := func(a, b byte, port uint16) fwd.Key {
+		return fwd.Key{Family: fwd.IPv4, Addr: netip.AddrFrom4([4]byte{203, 'w', a, b}), Proto: fwd.TCP, Port: port}
+	}
+	first, last := key(0, 0, 1), key(1, 6, 1000)
+	unchanged := fwd.Key{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.1"), Proto: fwd.UDP, Port: 80}
+	small := fwd.Key{Family: fwd.IPv4, Addr: netip.MustParseAddr("10.96.0.2"), Proto: fwd.SCTP, Port: 80}
+
+	target := wide("wide", 263, 1000)
+	for step, done := 1, false; !done; step++ {
+		var next *fwd.Fragment
+		next, done = fwd.Step(table.Claimed(target.Owner), target, 20_000)
+		put(fmt.Sprintf("step %d", step), next)
+		if step == 1 {
+			put("a new Service meanwhile", sampleFragment(2, 2))
+			expect(nil, first, small)
+			expect(unix.ENOENT, last)
+		}
+	}
+	put("a changed Service beside 263,000 frontends", sampleFragment(1, 3))
+	expect(nil, first, last, unchanged, small)
+	expect(unix.ENOENT, key(1, 7, 1000))
+	put("without them", &fwd.Fragment{Owner: target.Owner})
+	expect(unix.ENOENT, first, last)
+	expect(nil, unchanged, small)
 }
 
 // fill adds clients to the affinity set until it is full.
