@@ -226,7 +226,7 @@ func TestKernelRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	if left := hosttest.Run(t, "nft", "list", "ruleset"); left != "" {
-		t.Errorf("left after clean-up:\n%s", left)
+		t.Errorf("left after cleanup:\n%s", left)
 	}
 
 	for _, how := range []string{"listed", "rendered"} {

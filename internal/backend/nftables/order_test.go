@@ -52,16 +52,16 @@ func TestTransactions(t *testing.T) {
 		put  *fwd.Fragment
 		want []string
 	}{
-		{"a Service comes", frag(2, 0), []string{
+		{"a Service is added", frag(2, 0), []string{
 			"add chain CcC_pool-2; add rules to chain CcC_pool-2; add elements to set cluster-ips: 1; " +
 				"add elements to set vips: 1; add elements to set endpoints: 2"}},
 		{"an endpoint takes the place of another", replaced, []string{
 			"delete elements of set endpoints: 1; add elements to set endpoints: 1"}},
-		{"one endpoint goes", other, []string{
+		{"one endpoint is deleted", other, []string{
 			"add chain CcC_pool-1; add rules to chain CcC_pool-1; delete elements of set vips: 1; delete elements of set endpoints: 2; " +
 				"add elements to set vips: 1; add elements to set endpoints: 1",
 			"flush chain CcC_pool-2; delete chain CcC_pool-2"}},
-		{"the Service goes", nil, []string{
+		{"the Service is deleted", nil, []string{
 			"delete elements of set vips: 1; delete elements of set endpoints: 1",
 			"flush chain CcC_pool-1; delete chain CcC_pool-1; delete elements of set cluster-ips: 1"}},
 	}
@@ -151,6 +151,6 @@ func TestMalformed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c, err := table.Read(ctx); err != nil || c.Exists {
-		t.Errorf("after clean-up the table is there (%v), %v", c.Exists, err)
+		t.Errorf("after cleanup the table exists (%v), %v", c.Exists, err)
 	}
 }

@@ -10,8 +10,9 @@ import (
 )
 
 // elements returns the elements of a set of prefixes as nft(8) writes them: the first address of
-// each range, and the first address after it with End. A set whose first range does not begin at the
-// lowest address has an End there. Prefixes must be sorted; the kernel refuses those that overlap.
+// each range, and the first address after it with End. A set whose first range does not begin at
+// the lowest address has an End there. Prefixes must be sorted; the kernel refuses those that
+// overlap.
 func (s *rangeSet) elements() []nft.Element {
 	var out []nft.Element
 	var last netip.Addr

@@ -114,38 +114,45 @@ const (
 	DestLast
 )
 
-// Len is the length in bytes.
-func (f Field) Len(fam fwd.Family) int {
-	switch f {
-	case SourceAddr, DestAddr:
-		return fam.Bits() / 8
-	case Protocol, SourceLast, DestLast:
-		return 1
-	case DestPort:
-		return 2
-	}
-	return 4
+// fieldInfo is what the kernel and nft(8) need to know about a field.
+type fieldInfo struct {
+	len int
+	// offset is the offset of an address, or of its last byte, in the network header, in bytes.
+	offset uint32
+	// nftType is the number of the type in nft(8) (TYPE_* in its datatype.h). The kernel only
+	// stores it.
+	nftType uint32
 }
 
-// Offset is the offset of an address, or of its last byte, in the network header, in bytes.
-func (f Field) Offset(fam fwd.Family) uint32 {
+func (f Field) info(fam fwd.Family) fieldInfo {
+	const integer = 4 // the type of an integer of any length
+	addr, source, dest, typ := fam.Bits()/8, uint32(12), uint32(16), uint32(7)
+	if fam == fwd.IPv6 {
+		source, dest, typ = 8, 24, 8
+	}
+	last := uint32(addr) - 1
 	switch f {
+	case SourceAddr:
+		return fieldInfo{addr, source, typ}
+	case DestAddr:
+		return fieldInfo{addr, dest, typ}
 	case SourceLast:
-		return SourceAddr.Offset(fam) + uint32(fam.Bits()/8) - 1
+		return fieldInfo{1, source + last, integer}
 	case DestLast:
-		return DestAddr.Offset(fam) + uint32(fam.Bits()/8) - 1
+		return fieldInfo{1, dest + last, integer}
+	case Protocol:
+		return fieldInfo{len: 1, nftType: 12}
+	case DestPort:
+		return fieldInfo{len: 2, nftType: 13}
 	}
-	v6 := fam == fwd.IPv6
-	switch {
-	case f == SourceAddr && v6:
-		return 8
-	case f == SourceAddr:
-		return 12
-	case v6:
-		return 24
-	}
-	return 16
+	return fieldInfo{len: 4, nftType: integer}
 }
+
+// Len is the length in bytes.
+func (f Field) Len(fam fwd.Family) int { return f.info(fam).len }
+
+// Offset is the offset of an address, or of its last byte, in the network header, in bytes.
+func (f Field) Offset(fam fwd.Family) uint32 { return f.info(fam).offset }
 
 // Padded is the length in bytes in a key or value of several fields, each of which is padded to a
 // multiple of four bytes.

@@ -53,28 +53,11 @@ func (s *Set) flags() uint32 {
 	return f
 }
 
-// nftType is the number of a field's type in nft(8) (TYPE_* in its datatype.h). The kernel only
-// stores it.
-func (f Field) nftType(fam fwd.Family) uint32 {
-	switch f {
-	case SourceAddr, DestAddr:
-		if fam == fwd.IPv6 {
-			return 8
-		}
-		return 7
-	case Protocol:
-		return 12
-	case DestPort:
-		return 13
-	}
-	return 4 // an integer of any length
-}
-
 // typeOf combines the types of fields as nft does, six bits each.
 func typeOf(fam fwd.Family, fields []Field) uint32 {
 	var t uint32
 	for _, f := range fields {
-		t = t<<6 | f.nftType(fam)
+		t = t<<6 | f.info(fam).nftType
 	}
 	return t
 }
@@ -127,21 +110,20 @@ func (f Field) typeof(fam fwd.Family) userdata {
 	payload := func(desc, field uint32) userdata {
 		return typeofExpr(exprPayload, userdata{}.num(0, desc).num(1, field))
 	}
-	v6 := fam == fwd.IPv6
-	switch {
-	case f == SourceAddr && v6:
-		return payload(descIP6, 8)
-	case f == DestAddr && v6:
-		return payload(descIP6, 9)
-	case f == SourceAddr:
-		return payload(descIP, 11)
-	case f == DestAddr:
-		return payload(descIP, 12)
-	case f == DestPort:
+	desc, source := uint32(descIP), uint32(11)
+	if fam == fwd.IPv6 {
+		desc, source = descIP6, 8
+	}
+	switch f {
+	case SourceAddr:
+		return payload(desc, source)
+	case DestAddr:
+		return payload(desc, source+1)
+	case DestPort:
 		return payload(descTransport, 2)
-	case f == Protocol:
+	case Protocol:
 		return typeofExpr(exprMeta, userdata{}.num(0, unix.NFT_META_L4PROTO))
-	case f == SourceLast || f == DestLast: // @nh,OFFSET,8
+	case SourceLast, DestLast: // @nh,OFFSET,8
 		return typeofExpr(exprPayload, userdata{}.num(0, descUnknown).num(1, 0).num(2, baseNetwork).num(3, 8*f.Offset(fam)).num(4, 8))
 	}
 	return typeofExpr(exprNumgen, userdata{}.num(0, unix.NFT_NG_RANDOM).num(1, NumberModulus).num(2, 0))
