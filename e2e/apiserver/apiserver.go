@@ -30,23 +30,23 @@ type Host interface {
 	Command(ctx context.Context, name string, args ...string) *exec.Cmd
 }
 
-// Config says how to run the servers.
+// Config configures the servers.
 type Config struct {
-	// Dir takes data, keys, logs and kubeconfig files; it is not removed.
+	// Dir is the directory for data, keys, logs and kubeconfig files; it is not removed.
 	Dir string
-	// Host is where the servers run and Addr the address on it that the apiserver listens on.
+	// Host is the namespace of the servers, Addr the address on which the apiserver listens.
 	Host Host
 	Addr netip.Addr
-	// ServiceCIDRs are what cluster IPs are allocated from, primary family first.
+	// ServiceCIDRs contain the cluster IPs, primary family first.
 	ServiceCIDRs []netip.Prefix
-	// RBAC authorizes by RBAC objects; otherwise everybody may do everything.
+	// RBAC enables authorization by RBAC objects; otherwise everything is allowed.
 	RBAC bool
-	// Flags are more flags of kube-apiserver.
+	// Flags are additional flags of kube-apiserver.
 	Flags []string
 }
 
-// The users that the servers know; the token is the name. Admin is in group system:masters. Daemon is nobody until RBAC
-// objects make it somebody.
+// The users of the apiserver; the token is the name. Admin is in group system:masters. Daemon has no permissions without RBAC
+// objects.
 const (
 	Admin  = "admin"
 	Daemon = "system:serviceaccount:kube-system:fairlead"
@@ -60,7 +60,7 @@ type Server struct {
 	processes []*process
 }
 
-// process is a started command whose end is awaited in the background.
+// process is a started command that is waited for in the background.
 type process struct {
 	name string
 	cmd  *exec.Cmd
@@ -68,7 +68,7 @@ type process struct {
 	done chan struct{}
 }
 
-// Start makes keys and users, and runs both servers.
+// Start creates keys and users and starts both servers.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg}
 	if err := s.writeFiles(); err != nil {
@@ -80,7 +80,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Run runs both servers again after Close, with the data that they had, and returns when the apiserver is ready.
+// Run starts both servers again after Close, with their old data, and returns when the apiserver is ready.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
 		return errors.Join(fmt.Errorf("start an API server: %w\n%s", err, s.Logs()), s.Close())
@@ -104,8 +104,8 @@ func (s *Server) start(ctx context.Context) error {
 	return s.awaitReady(ctx)
 }
 
-// Binary returns the path of a server that hack/build-servers.sh builds, etcd, kube-apiserver or kube-proxy; it is built where it is
-// not there yet, which takes minutes.
+// Binary returns the path of etcd, kube-apiserver or kube-proxy. If necessary it is built with hack/build-servers.sh, which takes
+// minutes.
 func Binary(name string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -155,7 +155,7 @@ func (s *Server) apiserverArgs() []string {
 
 func (s *Server) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
 
-// writeFiles makes the key that the apiserver signs service account tokens with, and the list of users.
+// writeFiles writes the key for service account tokens and the list of users.
 func (s *Server) writeFiles() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -180,7 +180,7 @@ func (s *Server) run(name string, args []string) error {
 		return err
 	}
 	defer log.Close()
-	// The processes outlive the context of Start; Close ends them.
+	// The processes outlive the context of Start; Close stops them.
 	p.cmd = s.cfg.Host.Command(context.Background(), name, args...)
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = s.cfg.Dir, log, log
 	if err := p.cmd.Start(); err != nil {
@@ -197,7 +197,7 @@ func (s *Server) run(name string, args []string) error {
 // readyTimeout is generous: in user-mode Linux on a busy machine the servers take more than a minute.
 const readyTimeout = 4 * time.Minute
 
-// awaitReady asks /readyz until it says yes.
+// awaitReady polls /readyz until the apiserver is ready.
 func (s *Server) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -205,7 +205,7 @@ func (s *Server) awaitReady(ctx context.Context) error {
 	defer tick.Stop()
 	var last error
 	for {
-		// Before the apiserver has started there is no certificate to trust.
+		// The certificate does not exist before the apiserver has started.
 		if cfg, err := s.RESTConfig(Admin); err == nil {
 			if last = ready(ctx, cfg); last == nil {
 				return nil
@@ -246,9 +246,9 @@ func ready(ctx context.Context, cfg *rest.Config) error {
 	return nil
 }
 
-// RESTConfig lets this process talk to the apiserver as a user, from inside the namespace, without a limit of rate.
+// RESTConfig returns a configuration for a user that connects from inside the namespace, without a rate limit.
 func (s *Server) RESTConfig(user string) (*rest.Config, error) {
-	// The certificate that the apiserver makes for itself ends with that of the authority that it made to sign it.
+	// The file with the apiserver's self-made certificate ends with that of its authority.
 	ca, err := os.ReadFile(s.path("certs/apiserver.crt"))
 	if err != nil {
 		return nil, err
@@ -269,7 +269,7 @@ func (s *Server) RESTConfig(user string) (*rest.Config, error) {
 	}, nil
 }
 
-// Client is a client set for the user.
+// Client returns a client set for the user.
 func (s *Server) Client(user string) (*kubernetes.Clientset, error) {
 	cfg, err := s.RESTConfig(user)
 	if err != nil {
@@ -296,7 +296,7 @@ func (s *Server) Kubeconfig(user string) (string, error) {
 	return f.Name(), errors.Join(f.Close(), clientcmd.WriteToFile(*cfg, f.Name()))
 }
 
-// Logs returns the last lines of what both servers have logged.
+// Logs returns the last lines of both servers' logs.
 func (s *Server) Logs() string {
 	var all bytes.Buffer
 	for _, p := range s.processes {
@@ -312,12 +312,12 @@ func (s *Server) Logs() string {
 	return all.String()
 }
 
-// Close ends both servers and waits for them. Run may follow.
+// Close stops both servers and waits for them. They can be started again with Run.
 func (s *Server) Close() error {
 	var errs []error
 	for i := len(s.processes) - 1; i >= 0; i-- {
 		p := s.processes[i]
-		// Nobody will read the data again, so there is nothing to end in good order.
+		// The data is not needed again, so a clean shutdown is not necessary.
 		if err := p.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			errs = append(errs, fmt.Errorf("end %s: %w", p.name, err))
 			continue

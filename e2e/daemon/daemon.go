@@ -21,11 +21,11 @@ type Host interface {
 	Run(ctx context.Context, name string, args ...string) (string, error)
 }
 
-// EnvBinary is the environment variable with the path of a binary that Build returns instead of building one: where tests
-// run in user-mode Linux, building takes minutes.
+// EnvBinary is an environment variable with the path of a binary. If it is set, Build returns it instead of building one,
+// which would take minutes in user-mode Linux.
 const EnvBinary = "FAIRLEAD_BINARY"
 
-// Build builds the binary into the directory and returns its path.
+// Build builds the binary in the directory and returns its path.
 func Build(ctx context.Context, dir string) (string, error) {
 	if path := os.Getenv(EnvBinary); path != "" {
 		return path, nil
@@ -39,11 +39,11 @@ func Build(ctx context.Context, dir string) (string, error) {
 	return path, nil
 }
 
-// Hint makes the chain in which the kubelet tells everybody which iptables userland the node uses: "legacy" or "nft".
+// Hint creates the chain by which the kubelet marks the node's iptables userland: "legacy" or "nft".
 func Hint(ctx context.Context, h Host, userland string) error {
 	for _, tool := range []string{"iptables-", "ip6tables-"} {
 		if _, err := h.Run(ctx, tool+userland, "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"); err != nil {
-			return fmt.Errorf("leave the kubelet's hint: %w", err)
+			return fmt.Errorf("create the kubelet's hint: %w", err)
 		}
 	}
 	return nil
@@ -59,7 +59,7 @@ type Daemon struct {
 // Start runs the binary with these flags on the host.
 func Start(h Host, binary string, flags ...string) (*Daemon, error) {
 	d := &Daemon{done: make(chan struct{}), log: newLog()}
-	// The daemon outlives any one step of a test; Stop and Kill end it.
+	// The daemon outlives the step of a test that starts it; Stop and Kill end it.
 	d.cmd = h.Command(context.Background(), binary, flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
@@ -72,10 +72,10 @@ func Start(h Host, binary string, flags ...string) (*Daemon, error) {
 	return d, nil
 }
 
-// Log is what the daemon has written so far.
+// Log returns the daemon's output so far.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// AwaitLog waits until the daemon's log contains the text; that the daemon ends before is an error.
+// AwaitLog waits until the daemon's log contains the text. It returns an error if the daemon ends first.
 func (d *Daemon) AwaitLog(ctx context.Context, text string) error {
 	for {
 		grown := d.log.wait()
@@ -95,13 +95,13 @@ func (d *Daemon) AwaitLog(ctx context.Context, text string) error {
 // Pid is the daemon's process id.
 func (d *Daemon) Pid() int { return d.cmd.Process.Pid }
 
-// CPU is the time that the daemon and the children that it has waited for have spent on processors, in steps of 10 ms.
+// CPU returns the CPU time of the daemon and its reaped children, in steps of 10 ms.
 func (d *Daemon) CPU() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
-	// The second field, the name, may hold anything; times are fields 14 to 17 of proc_pid_stat(5), in ticks of 10 ms.
+	// The second field, the name, may contain spaces. Times are fields 14 to 17 of proc_pid_stat(5), in ticks of 10 ms.
 	_, rest, _ := strings.Cut(string(text), ") ")
 	fields := strings.Fields(rest)
 	if len(fields) < 15 {
@@ -118,10 +118,10 @@ func (d *Daemon) CPU() (time.Duration, error) {
 	return sum, nil
 }
 
-// stopTimeout is how long a daemon may take to end when asked to.
+// stopTimeout is the time limit for a daemon to stop.
 const stopTimeout = 10 * time.Second
 
-// Stop asks the daemon to end, as the kubelet does, and waits for it. An exit code other than 0 is an error.
+// Stop sends SIGTERM to the daemon, as the kubelet does, and waits for it. An exit code other than 0 is an error.
 func (d *Daemon) Stop() error {
 	if err := d.signal(syscall.SIGTERM); err != nil {
 		return err
@@ -129,7 +129,7 @@ func (d *Daemon) Stop() error {
 	select {
 	case <-d.done:
 	case <-time.After(stopTimeout):
-		return errors.Join(fmt.Errorf("the daemon has not ended %v after SIGTERM\n%s", stopTimeout, d.Log()), d.Kill())
+		return errors.Join(fmt.Errorf("the daemon did not stop within %v after SIGTERM\n%s", stopTimeout, d.Log()), d.Kill())
 	}
 	if !d.cmd.ProcessState.Success() {
 		return fmt.Errorf("the daemon ended with %s\n%s", d.cmd.ProcessState, d.Log())
@@ -137,7 +137,7 @@ func (d *Daemon) Stop() error {
 	return nil
 }
 
-// Kill ends the daemon at once and waits for it. One that has ended already is no error.
+// Kill kills the daemon and waits for it. It is not an error if the daemon has already ended.
 func (d *Daemon) Kill() error {
 	if err := d.signal(syscall.SIGKILL); err != nil {
 		return err
@@ -153,7 +153,7 @@ func (d *Daemon) signal(s syscall.Signal) error {
 	return nil
 }
 
-// log collects output and tells who waits that there is more.
+// log collects output and wakes waiters when there is more.
 type log struct {
 	// mu guards text and grown.
 	mu    sync.Mutex

@@ -4,8 +4,8 @@
 //
 // Invariants:
 //
-//  1. The daemon is the binary that users get, as its own process: nothing of it runs in the test.
-//  2. A daemon ends, at the latest, with the process that started it.
+//  1. The daemon is the released binary in its own process: none of its code runs in the test.
+//  2. A daemon ends at the latest with the process that started it.
 //
-// The daemon chooses the iptables userland by the chain that the kubelet leaves in it; Hint leaves such a chain.
+// The daemon selects the iptables userland by a chain of the kubelet; Hint creates it.
 package daemon

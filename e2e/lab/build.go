@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// vipTable is the fabric's routing table for packets that come from nodes.
+// vipTable is the fabric's routing table for packets from nodes.
 const vipTable = 100
 
 func (l *Lab) build(nodes, podsPerNode int) error {
@@ -30,7 +30,7 @@ func (l *Lab) build(nodes, podsPerNode int) error {
 	return l.RouteVIPs(l.Nodes[0])
 }
 
-// addFabric makes the router with the bridge that all nodes hang on. Nodes may not send to service addresses through it.
+// addFabric makes the router with the bridge of all nodes. It drops packets from nodes to service addresses.
 func (l *Lab) addFabric() error {
 	var err error
 	l.Fabric, err = l.newHost("fabric", [2]netip.Addr{nth(NodeCIDRs[0], 1), nth(NodeCIDRs[1], 1)}, true)
@@ -90,7 +90,7 @@ func (l *Lab) addClient() error {
 	return nil
 }
 
-// addNode makes a node and joins it to the fabric, through which it reaches everything that is not its own.
+// addNode makes a node and connects it to the fabric, which is its default route.
 func (l *Lab) addNode(number int) error {
 	n := &Node{PodCIDRs: podCIDRs(number)}
 	var err error
@@ -131,7 +131,7 @@ func (l *Lab) addNode(number int) error {
 	return nil
 }
 
-// joinNodes gives every node the others' neighbour entries and the routes to their pods.
+// joinNodes gives every node neighbour entries of the other nodes and routes to their pods.
 func (l *Lab) joinNodes() error {
 	for _, n := range l.Nodes {
 		for _, o := range l.Nodes {
@@ -155,7 +155,7 @@ func (l *Lab) joinNodes() error {
 	return nil
 }
 
-// addPod makes a pod whose only link leads to its node.
+// addPod makes a pod with a link to its node.
 func (l *Lab) addPod(n *Node, number int) error {
 	p := &Pod{Link: fmt.Sprintf("veth-p%d", number)}
 	var err error
@@ -188,8 +188,8 @@ func (l *Lab) addPod(n *Node, number int) error {
 	return nil
 }
 
-// RouteVIPs makes the fabric send what the client sends to service addresses to this node, as a load balancer or a
-// router does that has picked it. A new lab has its first node there.
+// RouteVIPs makes the fabric route packets from the client to service addresses to this node, as a load balancer or router
+// that selected it. The default is the first node.
 func (l *Lab) RouteVIPs(to *Node) error {
 	for _, p := range vips() {
 		f := 0

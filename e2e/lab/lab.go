@@ -20,11 +20,11 @@ type Host struct {
 	Label string
 	// Addrs are the host's first addresses, IPv4 and IPv6.
 	Addrs [2]netip.Addr
-	// More are further addresses of a host that has more than one of a family.
+	// More are additional addresses.
 	More []netip.Addr
 }
 
-// Pod is a namespace behind a node.
+// Pod is a namespace connected to a node.
 type Pod struct {
 	Host
 	// Link is the name of the pod's interface on its node; it begins with "veth".
@@ -39,11 +39,11 @@ type Node struct {
 	Pods     []*Pod
 }
 
-// Lab is a cluster. It belongs to one goroutine; the namespaces in it may be used by several.
+// Lab is a cluster. One goroutine owns it; its namespaces may be used by several.
 type Lab struct {
 	// Fabric routes between the nodes, where its bridge is, and the client.
 	Fabric Host
-	// Client is outside of the cluster and has two addresses of each family, the second ones in More.
+	// Client is an external client with two addresses of each family, the second ones in More.
 	Client Host
 	Nodes  []*Node
 
@@ -52,10 +52,10 @@ type Lab struct {
 	all    []*Netns
 }
 
-// prefix begins the names of all labs' namespaces; the owner's process id follows.
+// prefix is the prefix of the namespaces' names; the owner's process id follows.
 const prefix = "fl-lab"
 
-// New makes a lab with so many nodes, each with so many pods; at most 9 nodes and 99 pods. It needs root.
+// New makes a lab with at most 9 nodes and 99 pods on each. It needs root.
 func New(nodes, podsPerNode int) (*Lab, error) {
 	if nodes < 1 || nodes > 9 || podsPerNode < 0 || podsPerNode > 99 {
 		return nil, fmt.Errorf("lab of %d nodes with %d pods each: want 1 to 9 and 0 to 99", nodes, podsPerNode)
@@ -70,7 +70,7 @@ func New(nodes, podsPerNode int) (*Lab, error) {
 	return l, nil
 }
 
-// Close removes the lab. Processes in it have to be ended before; they would keep their namespace alive without a name.
+// Close removes the lab. Stop processes in it first; they would keep their namespace alive without a name.
 func (l *Lab) Close() error {
 	var errs []error
 	for _, n := range l.all {
@@ -89,7 +89,7 @@ func (l *Lab) Pods() []*Pod {
 	return all
 }
 
-// sweep removes the namespaces of labs whose process is gone.
+// sweep removes the namespaces of labs whose process has ended.
 func sweep() error {
 	entries, err := os.ReadDir(netnsDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -16,7 +16,7 @@ type port struct {
 	mac  net.HardwareAddr
 }
 
-// wire joins two namespaces with a veth pair that is up at both ends.
+// wire connects two namespaces with a veth pair that is up at both ends.
 func (l *Lab) wire(a *Netns, aName string, b *Netns, bName string) (port, port, error) {
 	pa := port{in: a, name: aName, mac: l.nextMAC()}
 	pb := port{in: b, name: bName, mac: l.nextMAC()}
@@ -71,7 +71,7 @@ func (n *Netns) addBridge(name string, mac net.HardwareAddr) error {
 	return n.up(name)
 }
 
-// enslave puts a link into a bridge.
+// enslave adds a link to a bridge.
 func (n *Netns) enslave(link, bridge string) error {
 	li, err := n.index(link)
 	if err != nil {
@@ -89,7 +89,7 @@ func (n *Netns) enslave(link, bridge string) error {
 	return nil
 }
 
-// addAddr gives a link an address, usable at once.
+// addAddr adds an address to a link, usable at once.
 func (n *Netns) addAddr(link string, p netip.Prefix) error {
 	index, err := n.index(link)
 	if err != nil {
@@ -107,7 +107,7 @@ func (n *Netns) addAddr(link string, p netip.Prefix) error {
 	return nil
 }
 
-// addNeigh makes the address known behind a link, for good.
+// addNeigh adds a permanent neighbour entry to a link.
 func (n *Netns) addNeigh(link string, a netip.Addr, mac net.HardwareAddr) error {
 	index, err := n.index(link)
 	if err != nil {
@@ -122,7 +122,7 @@ func (n *Netns) addNeigh(link string, a netip.Addr, mac net.HardwareAddr) error 
 	return nil
 }
 
-// route is what setRoute sets. Via, Src and Table may be zero; without a Link the route is a black hole.
+// route is the argument of setRoute. Via, Src and Table may be zero; without a Link the route is a blackhole.
 type route struct {
 	dst   netip.Prefix
 	link  string
@@ -131,7 +131,7 @@ type route struct {
 	table int
 }
 
-// setRoute adds the route, or replaces the one to the same destination.
+// setRoute adds a route or replaces the one to the same destination.
 func (n *Netns) setRoute(r route) error {
 	nr := &netlink.Route{Family: family(r.dst.Addr()), Dst: ipNet(r.dst), Table: r.table}
 	if r.link == "" {
@@ -156,7 +156,7 @@ func (n *Netns) setRoute(r route) error {
 	return nil
 }
 
-// addRule makes packets that arrive on a link look into a table before the main one.
+// addRule adds a rule for packets from a link: look up a table before the main one.
 func (n *Netns) addRule(link string, table int, v6 bool) error {
 	r := netlink.NewRule()
 	r.IifName, r.Table, r.Priority, r.Family = link, table, 100, unix.AF_INET

@@ -14,19 +14,19 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// netnsDir is where ip-netns(8) keeps named namespaces.
+// netnsDir is the directory of named namespaces of ip-netns(8).
 const netnsDir = "/run/netns"
 
-// Netns is a network namespace with a name. Its methods may be called by several goroutines.
+// Netns is a named network namespace. It is safe for concurrent use.
 type Netns struct {
-	// Name is what "ip netns" calls it.
+	// Name is its name in "ip netns".
 	Name string
 
 	ns netns.NsHandle
 	nl *netlink.Handle
 }
 
-// newNetns makes a namespace with loopback up and the sysctls set; they have to be there before any interface is.
+// newNetns makes a namespace with loopback up and the sysctls set, which has to happen before interfaces are added.
 func newNetns(name string, sysctls []sysctl) (*Netns, error) {
 	n := &Netns{Name: name}
 	err := onOwnThread(func() error {
@@ -61,8 +61,8 @@ func (n *Netns) close() error {
 	return errors.Join(n.ns.Close(), netns.DeleteNamed(n.Name))
 }
 
-// Do calls f on a thread that is in the namespace. Sockets that f opens stay in the namespace and can be used from
-// anywhere afterwards; goroutines that f starts are not in the namespace.
+// Do calls f on a thread in the namespace. Sockets that f opens belong to the namespace and can be used anywhere afterwards.
+// Goroutines that f starts are not in the namespace.
 func (n *Netns) Do(f func() error) error {
 	return onOwnThread(func() error {
 		if err := netns.Set(n.ns); err != nil {
@@ -72,7 +72,7 @@ func (n *Netns) Do(f func() error) error {
 	})
 }
 
-// onOwnThread calls f with the goroutine locked to its thread and puts the thread's network namespace back afterwards.
+// onOwnThread calls f with the goroutine locked to its thread and restores the thread's network namespace afterwards.
 func onOwnThread(f func() error) error {
 	runtime.LockOSThread()
 	old, err := netns.Get()
@@ -83,15 +83,15 @@ func onOwnThread(f func() error) error {
 	defer old.Close()
 	err = f()
 	if back := netns.Set(old); back != nil {
-		// The thread stays locked, so that the runtime ends it with this goroutine and nobody else runs on it.
-		return errors.Join(err, fmt.Errorf("return to the former network namespace: %w", back))
+		// The thread stays locked, so that the runtime ends it with this goroutine and reuses it for no other.
+		return errors.Join(err, fmt.Errorf("restore the network namespace: %w", back))
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// Command is exec.CommandContext for a process that runs in the namespace. The process id is the command's own, and the
-// process is killed when the one that started it ends in whatever way.
+// Command is exec.CommandContext for a process in the namespace. The process id is that of the command. The process is
+// killed when this process ends.
 func (n *Netns) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	path := filepath.Join(netnsDir, n.Name)
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + path, "--", name}, args...)...)
@@ -99,7 +99,7 @@ func (n *Netns) Command(ctx context.Context, name string, args ...string) *exec.
 	return cmd
 }
 
-// Run runs a command in the namespace and returns what it writes; the error holds that, too.
+// Run runs a command in the namespace and returns its output. An error contains the output, too.
 func (n *Netns) Run(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := n.Command(ctx, name, args...).CombinedOutput()
 	if err != nil {

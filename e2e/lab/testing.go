@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// RequireKernel skips the test unless FAIRLEAD_KERNEL_TESTS=1 is set. Where it is set, what such tests need has to be
-// there: a test that cannot run fails, so that a green run has tested the kernel.
+// RequireKernel skips the test unless FAIRLEAD_KERNEL_TESTS=1 is set. If it is set, a test that cannot run has to fail, so
+// that a green run has tested the kernel.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	if os.Getenv("FAIRLEAD_KERNEL_TESTS") != "1" {
@@ -17,7 +17,7 @@ func RequireKernel(t testing.TB) {
 	}
 }
 
-// ForTest makes a lab that is removed at the end of the test.
+// ForTest makes a lab and removes it at the end of the test.
 func ForTest(t testing.TB, nodes, podsPerNode int) *Lab {
 	t.Helper()
 	RequireKernel(t)

@@ -20,28 +20,28 @@ type Entrance interface {
 	Do(func() error) error
 }
 
-// Target is a question to ask.
+// Target is where to connect to.
 type Target struct {
 	// Proto is "tcp", "udp" or "sctp".
 	Proto string
-	// Src is the address to ask from; where it or its port is zero, the kernel chooses.
+	// Src is the source address. The kernel chooses the address or port if it is zero.
 	Src netip.AddrPort
 	Dst netip.AddrPort
-	// Timeout is for all of the exchange; zero means DefaultTimeout.
+	// Timeout is the time limit of the whole exchange; zero means DefaultTimeout.
 	Timeout time.Duration
 }
 
-// DefaultTimeout is so long that a machine with other things to do is not taken for a lost packet.
+// DefaultTimeout is long enough that a busy machine does not look like packet loss.
 const DefaultTimeout = 15 * time.Second
 
-// Briefly returns the question with little time for an answer, for what is expected to get none. A slow machine cannot
-// make that wrong.
+// Briefly returns the target with a short timeout, for connections that are expected to get no answer. A slow machine cannot
+// make such a test fail.
 func (t Target) Briefly() Target {
 	t.Timeout = 500 * time.Millisecond
 	if t.Proto == "tcp" && t.Dst.Addr().Is6() {
-		// Longer than Linux takes for its second SYN, 1 s. Between namespaces the answer to the first one arrives while
-		// connect(2) still holds the socket, and an ICMPv6 port unreachable is then only noted: the connection is refused by
-		// the answer to the second SYN. IPv4 is refused by the first (seen with Linux 6.18).
+		// Longer than the 1 s after which Linux sends a second SYN. Between namespaces the answer to the first one arrives while
+		// connect(2) still locks the socket; an ICMPv6 port unreachable then has no effect, and only the answer to the second SYN
+		// refuses the connection. In IPv4 the first one does (observed with Linux 6.18).
 		t.Timeout = 1600 * time.Millisecond
 	}
 	return t
@@ -62,7 +62,7 @@ func (t Target) timeout() time.Duration {
 	return DefaultTimeout
 }
 
-// Verdict is how an exchange ended.
+// Verdict is the outcome of an exchange.
 type Verdict uint8
 
 // The verdicts.
@@ -75,15 +75,15 @@ const (
 
 func (v Verdict) String() string { return [...]string{"failed", "answered", "refused", "lost"}[v] }
 
-// Result is what became of a question.
+// Result is the result of an exchange.
 type Result struct {
 	Verdict Verdict
-	// Server is the name of the server that answered; At is where it was reached and Saw the client as it saw it.
+	// Server is the name of the server that answered, At its address, and Saw the client's address as the server saw it.
 	Server  string
 	At, Saw netip.AddrPort
-	// Err says more where the verdict is not Answered.
+	// Err is the error if the verdict is not Answered.
 	Err error
-	// Took is the time from the first packet to the end.
+	// Took is the duration of the exchange.
 	Took time.Duration
 }
 
@@ -94,18 +94,18 @@ func (r Result) String() string {
 	return fmt.Sprintf("%s: %v", r.Verdict, r.Err)
 }
 
-// Dialer asks from one namespace. It may be used by several goroutines.
+// Dialer connects from one namespace. It is safe for concurrent use.
 type Dialer struct {
 	in   Entrance
 	last atomic.Uint64
-	// sctp lets one SCTP exchange run at a time: ICMP errors reach every raw socket with the same addresses.
+	// sctp serializes SCTP exchanges: ICMP errors reach every raw socket with the same addresses.
 	sctp sync.Mutex
 }
 
-// NewDialer asks from the namespace.
+// NewDialer returns a Dialer for a namespace.
 func NewDialer(in Entrance) *Dialer { return &Dialer{in: in} }
 
-// Dial opens a connection, exchanges one question and closes it.
+// Dial opens a connection, exchanges one question and answer, and closes it.
 func (d *Dialer) Dial(ctx context.Context, t Target) Result {
 	start := time.Now()
 	res := d.dial(ctx, t)
@@ -127,7 +127,7 @@ func (d *Dialer) dial(ctx context.Context, t Target) Result {
 	return c.Ask(ctx)
 }
 
-// DialAll asks all questions, so many at a time, and returns the results in the order of the targets.
+// DialAll connects to all targets with the given concurrency and returns the results in the order of the targets.
 func (d *Dialer) DialAll(ctx context.Context, targets []Target, parallel int) []Result {
 	results := make([]Result, len(targets))
 	slots := make(chan struct{}, max(parallel, 1))
@@ -143,14 +143,14 @@ func (d *Dialer) DialAll(ctx context.Context, targets []Target, parallel int) []
 	return results
 }
 
-// Conn is an open TCP connection, or a UDP socket with a fixed peer. It belongs to one goroutine.
+// Conn is an open TCP connection or a connected UDP socket. It is used by one goroutine.
 type Conn struct {
 	conn   net.Conn
 	read   *bufio.Reader
 	dialer *Dialer
 }
 
-// Open connects. The error of a UDP connection comes with the first answer.
+// Open connects. A UDP error is reported only by Ask.
 func (d *Dialer) Open(ctx context.Context, t Target) (*Conn, error) {
 	nd := net.Dialer{}
 	switch {
@@ -171,7 +171,7 @@ func (d *Dialer) Open(ctx context.Context, t Target) (*Conn, error) {
 	return &Conn{conn: c, read: bufio.NewReader(c), dialer: d}, nil
 }
 
-// Ask exchanges one question over the connection, until the context's deadline or DefaultTimeout.
+// Ask exchanges one question and answer, until the context's deadline or DefaultTimeout.
 func (c *Conn) Ask(ctx context.Context) Result {
 	deadline, ok := ctx.Deadline()
 	if !ok {
@@ -195,7 +195,7 @@ func (c *Conn) Ask(ctx context.Context) Result {
 	}
 }
 
-// Local is the connection's own address.
+// Local returns the connection's local address.
 func (c *Conn) Local() netip.AddrPort {
 	a, _ := netip.ParseAddrPort(c.conn.LocalAddr().String())
 	return a
@@ -216,7 +216,7 @@ func failure(err error) Result {
 	return res
 }
 
-// filtered says that a packet was dropped or rejected before it left the host. Which of the two it was, the next read tells.
+// filtered reports whether a packet was dropped or rejected before it left the host. The next read tells which of both.
 func filtered(err error) bool { return errors.Is(err, syscall.EPERM) }
 
 func isTimeout(err error) bool {
@@ -224,12 +224,12 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// answer is the line with which a server replies to a question.
+// answer returns the line with which a server replies to a question.
 func answer(question, name string, at, saw netip.AddrPort) string {
 	return fmt.Sprintf("%s %s %s %s\n", question, name, at, saw)
 }
 
-// parse reads an answer to this question; other lines are not ok.
+// parse parses the answer to this question; ok is false for other lines.
 func parse(line, question string) (Result, bool) {
 	f := strings.Fields(line)
 	if len(f) != 4 || f[0] != question {

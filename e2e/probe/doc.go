@@ -1,17 +1,17 @@
-// Package probe says what becomes of a connection: who answered, under which address the client was seen, or that it was
-// refused or lost. A Server answers on the addresses of a host; a Dialer asks from inside a namespace.
+// Package probe tests connections: which server answered and which client address it saw, or that the connection was refused
+// or lost. A Server answers on the addresses of a host; a Dialer connects from a namespace.
 //
 //	Dialer.Dial(Target) ── "7\n" ──► (whatever the kernels in between do) ──► Server "pod1"
-//	        Result ◄── "7 pod1 <address dialled at> <address of the client>\n" ──┘
+//	        Result ◄── "7 pod1 <address of the server> <address of the client>\n" ──┘
 //
-// A server's answer begins with the question, so that an answer never passes for one to a later question.
-// Sockets are made in the namespace of the Entrance, and live in this process: nothing has to be built, copied or ended.
-// Where a kernel has no SCTP, the raw packets of sctp.go speak as much of it as a first exchange takes.
+// A server's answer begins with the question, so that it cannot be mistaken for the answer to a later one. Sockets are opened
+// in the namespace of the Entrance by this process: no other program is needed. For kernels without SCTP, sctp.go implements the
+// first exchange of SCTP with raw packets.
 //
 // Invariants:
 //
-//  1. Refused means ECONNREFUSED: a TCP reset or an ICMP port unreachable. Lost means that nothing came in time.
-//  2. A Result that is neither is an error of the host that asks, and never counts as either.
+//  1. Refused means ECONNREFUSED: a TCP reset or an ICMP port unreachable. Lost means that no answer arrived in time.
+//  2. Every other failure is an error of the client host and counts as neither.
 //
-// It is used by tests and by the demo. Tests: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e/probe.
+// Tests and the demo use it. Tests: FAIRLEAD_KERNEL_TESTS=1 go test ./e2e/probe.
 package probe

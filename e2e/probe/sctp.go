@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// SCTP without the kernel's help (RFC 9260): the question is an INIT, whose initiate tag it is; the answer is an INIT ACK
-// with the answer's line as its state cookie. That is all that a connection tracker needs to see of a new association.
+// SCTP without support of the kernel (RFC 9260): the question is the initiate tag of an INIT; the answer is the state cookie of
+// an INIT ACK. This is all that connection tracking needs for a new association.
 
 const (
 	sctpProto     = "132"
@@ -26,7 +26,7 @@ const (
 	initLen = 20
 )
 
-// sctpPacket is the part of a packet with one chunk that matters here.
+// sctpPacket has the relevant fields of a packet with one chunk.
 type sctpPacket struct {
 	src, dst uint16
 	// vtag is 0 in an INIT and its initiate tag in the INIT ACK.
@@ -130,8 +130,8 @@ func (s *Server) serveSCTP(in Entrance, at netip.Addr, ports []uint16) error {
 	return nil
 }
 
-// dialSCTP sends an INIT, again every second, and waits for the INIT ACK, or the ICMP error, that answers it.
-// The time-out counts from when its turn has come.
+// dialSCTP sends an INIT every second and waits for the INIT ACK or an ICMP error. The timeout does not include waiting for other
+// exchanges.
 func (d *Dialer) dialSCTP(t Target) Result {
 	d.sctp.Lock()
 	defer d.sctp.Unlock()
@@ -170,8 +170,8 @@ func (d *Dialer) dialSCTP(t Target) Result {
 	}
 }
 
-// initAgain is when an INIT is sent again that is not answered, as every SCTP does (RTO.Initial of RFC 9260, section 16): on a busy
-// machine the kernel loses a packet now and then, such as while it asks for the neighbour's address.
+// initAgain is the interval of retransmissions of an INIT (RTO.Initial of RFC 9260, section 16). On a busy machine the kernel
+// sometimes loses a packet, for example while it resolves a neighbour.
 const initAgain = time.Second
 
 func awaitInitAck(c *net.IPConn, ask sctpPacket) Result {

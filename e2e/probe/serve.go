@@ -24,8 +24,8 @@ type Server struct {
 	closed bool
 }
 
-// Serve starts a server of that name, without spaces, in the namespace. Protos are "tcp", "udp" or "sctp"; each is served
-// on each of the ports of each address.
+// Serve starts a server in the namespace. The name must not contain spaces. Each of the protos "tcp", "udp" or "sctp" is served
+// on each port of each address.
 func Serve(in Entrance, name string, addrs []netip.Addr, protos []string, ports []uint16) (*Server, error) {
 	s := &Server{name: name, conns: map[net.Conn]struct{}{}}
 	for _, a := range addrs {
@@ -128,14 +128,14 @@ func (s *Server) serveUDP(in Entrance, at netip.AddrPort) error {
 			if err != nil {
 				continue
 			}
-			// A client that has gone is no reason to stop.
+			// Continue if a client is gone.
 			_, _ = c.WriteTo([]byte(answer(strings.TrimSpace(string(buf[:n])), s.name, at, addrPort(from))), from)
 		}
 	})
 	return nil
 }
 
-// Addrs are the addresses that TCP and UDP are served on; a port that was given as 0 is there as the kernel chose it.
+// Addrs returns the TCP and UDP addresses of the server. Port 0 is replaced by the port that the kernel chose.
 func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
 
 // Close stops listening, ends open connections and waits for both.
