@@ -10,7 +10,7 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// servers dials so often and returns who answered, sorted, without duplicates.
+// servers connects several times and returns the servers that answered, sorted, without duplicates.
 func (c *cluster) servers(t *testing.T, from string, to probe.Target, times int) []string {
 	t.Helper()
 	var names []string

@@ -18,7 +18,7 @@ import (
 
 const guest = "node1-p3"
 
-// testChanges changes objects and looks for the effect on new connections.
+// testChanges changes objects and checks the effect on new connections.
 func testChanges(t *testing.T, c *cluster) {
 	t.Run("endpoints come and go", c.endpointsComeAndGo)
 	t.Run("an open connection outlives its endpoint", c.openConnectionStays)
@@ -29,9 +29,9 @@ func testChanges(t *testing.T, c *cluster) {
 	t.Run("one among many", c.oneAmongMany)
 }
 
-// gone is what becomes of a connection to a frontend of TCP that was in use until a moment ago, and which nobody serves any
-// more. In mode ipvs its address stays until the kernel has forgotten the last connection, two minutes after its end
-// (docs/ipvs.md, Draining).
+// gone is the verdict of a connection to a TCP frontend that was in use a moment ago and is no
+// longer served. In mode ipvs its address stays until the kernel has forgotten the last connection,
+// two minutes after its end (docs/ipvs.md, Draining).
 func (c *cluster) gone() probe.Verdict {
 	if c.mode == "ipvs" {
 		return probe.Refused
@@ -142,11 +142,12 @@ func (c *cluster) portsAndTypes(t *testing.T) {
 	})
 	c.settle(t)
 	c.expect(t, moved, path{from: guest, to: "cluster", by: by})
-	// Nobody serves the node port any more, so the node itself resets.
+	// The node port is no longer served, so the node itself resets.
 	c.expect(t, moved, path{from: "client", to: "node2", verdict: probe.Refused})
 }
 
-// sliceToSlice moves an endpoint to another slice, which gets it before the first one loses it, and dials all the while.
+// sliceToSlice moves an endpoint to another slice, which gets it before the first one loses it, and
+// keeps connecting.
 func (c *cluster) sliceToSlice(t *testing.T) {
 	svc := c.service(t, "moving")
 	c.endpoints(t, svc, ready("node2-p1"))
@@ -167,8 +168,8 @@ func (c *cluster) sliceToSlice(t *testing.T) {
 	}
 }
 
-// dialOn dials again and again, and fails the test for what is not answered, until stop is called, at the latest by the end
-// of the test. stop returns how often it has dialled.
+// dialOn keeps connecting until stop is called, at the latest at the end of the test. An unanswered
+// connection fails the test. stop returns the number of connections.
 func (c *cluster) dialOn(t *testing.T, from string, to probe.Target) (stop func() int) {
 	const most = 5 // failures to tell one by one
 	done, count := make(chan struct{}), make(chan int)
@@ -199,7 +200,7 @@ func (c *cluster) dialOn(t *testing.T, from string, to probe.Target) (stop func(
 	return stop
 }
 
-// oneAmongMany adds and changes one Service where there are many.
+// oneAmongMany adds and changes one Service among many.
 func (c *cluster) oneAmongMany(t *testing.T) {
 	many := 150
 	if c.mode == "ipvs" { // in user-mode Linux, one would wait for the API server for two minutes

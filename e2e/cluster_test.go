@@ -21,10 +21,10 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// namespace is where all the tests' objects are; the API server has made it.
+// namespace is the namespace of all objects of the tests. The API server creates it.
 const namespace = "default"
 
-// podPorts are what every pod serves, in all protocols.
+// podPorts are the ports that every pod serves, with all protocols.
 var podPorts = []uint16{8080, 8081}
 
 var families = []string{"IPv4", "IPv6"}
@@ -43,9 +43,9 @@ type cluster struct {
 	hosts    map[string]lab.Host
 	dialers  map[string]*probe.Dialer
 	barriers int
-	// sourcePorts is how often freshPort has been called.
+	// sourcePorts counts the calls of freshPort.
 	sourcePorts int
-	// reference says that E2E_DAEMON is what is tested.
+	// reference is set if E2E_DAEMON is tested.
 	reference bool
 }
 
@@ -99,8 +99,8 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// daemonCommand is what runs on nodes: the binary, built here, or the command line in E2E_DAEMON. That may be kube-proxy, to
-// see whether a test asks for more than Kubernetes does:
+// daemonCommand is what runs on nodes: the binary, built here, or the command line in E2E_DAEMON.
+// That may be kube-proxy, to see whether a test asks for more than Kubernetes does:
 //
 //	E2E_DAEMON='/path/to/kube-proxy --conntrack-max-per-core=0'
 func daemonCommand(t *testing.T) []string {
@@ -113,7 +113,7 @@ func daemonCommand(t *testing.T) []string {
 	return []string{binary}
 }
 
-// newCluster starts everything, the daemons with these flags beyond those that all have.
+// newCluster starts everything. The flags are added to those of all daemons.
 func newCluster(t *testing.T, command []string, mode, userland string, flags ...string) *cluster {
 	t.Helper()
 	l := lab.ForTest(t, 2, 3)
@@ -150,7 +150,7 @@ func newCluster(t *testing.T, command []string, mode, userland string, flags ...
 	return c
 }
 
-// startAPI starts an API server with the lab's nodes in it.
+// startAPI starts an API server and creates the lab's nodes in it.
 func (c *cluster) startAPI(t *testing.T) {
 	t.Helper()
 	var flags []string
@@ -168,7 +168,7 @@ func (c *cluster) startAPI(t *testing.T) {
 	c.addNodes(t)
 }
 
-// stop ends a daemon as the kubelet does. kube-proxy does not catch the signal.
+// stop stops a daemon as the kubelet does. kube-proxy does not handle SIGTERM.
 func (c *cluster) stop(d *daemon.Daemon) error {
 	if c.reference {
 		return d.Kill()
@@ -184,7 +184,7 @@ func (c *cluster) startDaemon(t *testing.T, node int) {
 	c.daemons[node] = d
 }
 
-// addHosts makes dialers for all hosts and servers in all pods.
+// addHosts creates dialers for all hosts and servers in all pods.
 func (c *cluster) addHosts(t *testing.T) {
 	t.Helper()
 	all := []lab.Host{c.lab.Client}
@@ -215,7 +215,7 @@ func (c *cluster) addNodes(t *testing.T) {
 	}
 }
 
-// node is one of the lab's nodes as an object.
+// node returns the Node object of a node of the lab.
 func (c *cluster) node(i int) *corev1.Node {
 	n := c.lab.Nodes[i]
 	node := &corev1.Node{
@@ -228,8 +228,9 @@ func (c *cluster) node(i int) *corev1.Node {
 	return node
 }
 
-// settleTimeout is how long daemons may take to serve what has been written. In user-mode Linux a process starts in 20 ms
-// and more, in an emulated machine in 50 ms, and a daemon starts many at its start.
+// settleTimeout is how long daemons may take to serve what was written. A process takes at least 20
+// ms to start in user-mode Linux and 50 ms in an emulated machine, and a daemon runs many at
+// startup.
 var settleTimeout = 20 * time.Second
 
 func init() {
@@ -238,9 +239,10 @@ func init() {
 	}
 }
 
-// settle returns when both daemons serve everything that has been written so far. It adds a Service with one port that has
-// an endpoint and one that has none: when the first is answered and the second refused, the node has synced past it. In mode
-// ipvs a sync is many steps, of which those that take away come last, so there the Service is deleted again, by another sync.
+// settle returns when both daemons serve everything that was written before. It adds a Service with
+// one port that has an endpoint and one that has none: once the first answers and the second is
+// refused, the node has synced past it. In mode ipvs a sync has many steps, and deletions are the
+// last ones. So there the Service is deleted again, by another sync.
 func (c *cluster) settle(t *testing.T) {
 	t.Helper()
 	c.settleWithin(t, settleTimeout)
@@ -275,7 +277,8 @@ func (c *cluster) settleWithin(t *testing.T, timeout time.Duration) {
 	}
 }
 
-// await asks until the result is right and returns how long it took; the error has the last result that was not.
+// await connects until the result is right and returns how long it took. The error contains the
+// last wrong result.
 func (c *cluster) await(ctx context.Context, from string, to probe.Target, right func(probe.Result) bool) (time.Duration, error) {
 	start := time.Now()
 	if to.Timeout == 0 {
@@ -294,7 +297,7 @@ func (c *cluster) await(ctx context.Context, from string, to probe.Target, right
 	}
 }
 
-// becomes asks until the verdict is this one.
+// becomes connects until the verdict is as given.
 func (c *cluster) becomes(t *testing.T, from string, to probe.Target, want probe.Verdict) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
@@ -304,7 +307,7 @@ func (c *cluster) becomes(t *testing.T, from string, to probe.Target, want probe
 	}
 }
 
-// logState shows what a failure needs to be understood.
+// logState logs what helps to understand a failure.
 func (c *cluster) logState(t *testing.T) {
 	t.Helper()
 	for i, d := range c.daemons {
@@ -313,7 +316,7 @@ func (c *cluster) logState(t *testing.T) {
 	}
 }
 
-// labelOf is the name of the host that has the address, or the address.
+// labelOf returns the name of the host with the address, or the address.
 func (c *cluster) labelOf(a netip.Addr) string {
 	for label, h := range c.hosts {
 		if a == h.Addrs[0] || a == h.Addrs[1] {

@@ -15,8 +15,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// TestDriftIsNoticed: what others do to rules, sets, virtual servers and addresses is repaired though no verification is due for an
-// hour, and the log says what was changed and, where the kernel tells, by which process.
+// TestDriftIsNoticed: changes by other programs to rules, sets, virtual servers and addresses are
+// repaired although the next verification is an hour away. The log says what was changed and, where
+// the kernel reports it, by which process.
 func TestDriftIsNoticed(t *testing.T) {
 	onPlanes(t, "iptables nftables ipvs", func(t *testing.T, s *stage) {
 		pod := s.lab.Nodes[1].Pods[0]
@@ -54,11 +55,12 @@ func TestDriftIsNoticed(t *testing.T) {
 	})
 }
 
-// damage is what another program does on the first node.
+// damage is a change by another program on the first node.
 type damage struct {
 	name string
 	do   func(*testing.T)
-	// by begins the name of the process that did it, empty where the kernel does not tell.
+	// by is a prefix of the name of the process that made the change, empty if the kernel does not
+	// report it.
 	by string
 }
 
@@ -120,7 +122,7 @@ func (s *stage) ipvs(t *testing.T, ops ...ipvs.Op) {
 	}))
 }
 
-// awaitReady returns when a daemon has found in the kernel what it wrote.
+// awaitReady returns when a daemon has verified what it wrote.
 func awaitReady(t *testing.T, n *lab.Node) {
 	t.Helper()
 	at := netip.MustParseAddrPort("127.0.0.1:10256")
@@ -132,7 +134,7 @@ func awaitReady(t *testing.T, n *lab.Node) {
 	t.Fatal("never ready")
 }
 
-// repairs are the log lines about drift.
+// repairs returns the log lines about drift.
 func repairs(d *daemon.Daemon) (out []string) {
 	for line := range strings.Lines(d.Log()) {
 		if strings.Contains(line, `msg="repaired drift"`) {
@@ -142,7 +144,7 @@ func repairs(d *daemon.Daemon) (out []string) {
 	return out
 }
 
-// awaitRepair returns the first log line about drift after so many.
+// awaitRepair returns the first log line about drift after the given number of lines.
 func awaitRepair(t *testing.T, d *daemon.Daemon, after int) string {
 	t.Helper()
 	for deadline := time.Now().Add(hosttest.Patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {

@@ -34,7 +34,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// auditPolicy makes the API server note what the pods' accounts ask for, and nothing else.
+// auditPolicy makes the API server log the requests of the pods' accounts only.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [RequestReceived]
@@ -44,31 +44,33 @@ rules:
 - level: None
 `
 
-// kubeProxysRules are a few of what kube-proxy leaves.
+// kubeProxysRules are some of kube-proxy's rules.
 const kubeProxysRules = `*nat
 :KUBE-SERVICES - [0:0]
 -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 COMMIT
 `
 
-// expected are warnings: the size of the kernel's table belongs to the machine and not to the lab's node.
+// expected are warnings about the connection-tracking table: its size belongs to the machine and
+// not to the lab's node.
 var expected = []string{"parameters of connection tracking stay as they are"}
 
-// dropIn is one way in which Fairlead takes the place of kube-proxy.
+// dropIn is one way to replace kube-proxy by Fairlead.
 type dropIn struct {
 	name, mode string
-	// file has the objects of the proxy.
+	// file contains the objects of the proxy.
 	file string
-	// uninstall says that its objects are deleted before the clean-up, as by Helm.
+	// uninstall is set if its objects are deleted before the clean-up, as by Helm.
 	uninstall bool
-	// exact says that the account's role has what is asked for and no more.
+	// exact is set if the account's role allows exactly what is requested.
 	exact bool
-	// auth says that metrics are on all addresses, for those alone who may read them.
+	// auth is set if metrics are on all addresses and need authorization.
 	auth bool
 }
 
-// TestDropIn takes what kubeadm writes for kube-proxy, and what our manifests make, to an API server that authorizes by RBAC,
-// runs the pod of the DaemonSet in the image with the account's token, and looks at it from outside.
+// TestDropIn applies kubeadm's objects for kube-proxy, and our manifests, to an API server with
+// RBAC, runs the pod of the DaemonSet in the image with the account's token, and tests it from
+// outside.
 func TestDropIn(t *testing.T) {
 	lab.RequireKernel(t)
 	hosttest.Need(t, hosttest.NFTables)
@@ -81,7 +83,8 @@ func TestDropIn(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "audit.yaml"), []byte(auditPolicy), 0o600))
 	c.api, err = apiserver.Start(t.Context(), apiserver.Config{
 		Dir: dir, Host: c.lab.Fabric, Addr: c.lab.Fabric.Addrs[0], ServiceCIDRs: lab.ServiceCIDRs[:], RBAC: true,
-		// One that does not stream its objects is asked for lists, which is a right that others need not give.
+		// An API server without streaming lists gets list requests, which a role otherwise does not
+		// need to allow.
 		Flags: []string{"--allow-privileged", "--feature-gates=WatchList=false", "--audit-policy-file=" + filepath.Join(dir, "audit.yaml"), "--audit-log-path=" + audit},
 	})
 	must(t, err)
@@ -107,7 +110,7 @@ func TestDropIn(t *testing.T) {
 	}
 }
 
-// singleStack makes a Service one of IPv4 alone.
+// singleStack makes a Service IPv4-only.
 func singleStack(s *corev1.Service) {
 	s.Spec.IPFamilyPolicy, s.Spec.IPFamilies = ptr.To(corev1.IPFamilyPolicySingleStack), []corev1.IPFamily{corev1.IPv4Protocol}
 	s.Status.LoadBalancer.Ingress = s.Status.LoadBalancer.Ingress[:1]
@@ -158,7 +161,7 @@ func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit s
 		}
 	}
 
-	// The rules stay when the daemon has ended, and go with "fairlead cleanup".
+	// The rules stay when the daemon has stopped, and are removed by "fairlead cleanup".
 	must(t, d.Stop())
 	for f := range families {
 		if r := c.dialers["node1-p2"].Dial(t.Context(), c.target(web, path{to: "cluster"}, f)); r.Server != "node1-p1" {
@@ -189,7 +192,8 @@ func (way dropIn) test(t *testing.T, c *cluster, k *kubelet, a *applier, audit s
 	}
 }
 
-// objects are those of the file, with the lab's API server and pod network in them, as operators and kubeadm fill them in.
+// objects returns the objects of the file with the lab's API server and pod network, as operators
+// and kubeadm set them.
 func (way dropIn) objects(t *testing.T, c *cluster) []*unstructured.Unstructured {
 	t.Helper()
 	text, err := os.ReadFile(way.file)
@@ -215,7 +219,7 @@ func daemonSet(t *testing.T, objects []*unstructured.Unstructured) *appsv1.Daemo
 	return nil
 }
 
-// awaitReady waits as kubelet's probe does, from outside and in both families.
+// awaitReady waits like the kubelet's probe, from outside and in both families.
 func (way dropIn) awaitReady(t *testing.T, c *cluster, d *daemon.Daemon) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
@@ -234,7 +238,7 @@ func (way dropIn) awaitReady(t *testing.T, c *cluster, d *daemon.Daemon) {
 	}
 }
 
-// servers asks for what load balancers, Prometheus and people ask kube-proxy for.
+// servers requests what load balancers, Prometheus and people request from kube-proxy.
 func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	t.Helper()
 	for f := range families {
@@ -301,8 +305,8 @@ func (way dropIn) servers(t *testing.T, c *cluster, k *kubelet) {
 	}
 }
 
-// healthCheckPort asks the health-check node port of a Service, as a cloud's load balancer does, with an endpoint on the node
-// and without.
+// healthCheckPort asks the health-check node port of a Service, as a cloud's load balancer does,
+// with an endpoint on the node and without.
 func (c *cluster) healthCheckPort(t *testing.T, svc *corev1.Service) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
@@ -360,7 +364,8 @@ func (c *cluster) awaitNodeEvent(t *testing.T, reason string) {
 	}
 }
 
-// taint puts a taint on the node. What it returns waits for the daemon to have taken it away, or else takes it away.
+// taint adds a taint to the node. The returned function waits until the daemon has removed it, and
+// removes it if the daemon does not.
 func (c *cluster) taint(t *testing.T, key string) (untainted func(byDaemon bool)) {
 	t.Helper()
 	api, name := c.client.CoreV1().Nodes(), c.lab.Nodes[0].Label
@@ -388,8 +393,9 @@ func (c *cluster) taint(t *testing.T, key string) (untainted func(byDaemon bool)
 	}
 }
 
-// conntrack looks at the parameters of connection tracking. Those of the node's own namespace are as kube-proxy's defaults; the
-// size of the table belongs to the machine, cannot be set here, and is no reason to fail.
+// conntrack checks the connection-tracking parameters. Those of the node's network namespace have
+// kube-proxy's defaults. The size of the table belongs to the machine, cannot be set here, and is
+// not a failure.
 func (way dropIn) conntrack(t *testing.T, k *kubelet, d *daemon.Daemon) {
 	t.Helper()
 	for name, want := range map[string]string{"nf_conntrack_tcp_timeout_established": "86400", "nf_conntrack_tcp_timeout_close_wait": "3600"} {
@@ -400,14 +406,15 @@ func (way dropIn) conntrack(t *testing.T, k *kubelet, d *daemon.Daemon) {
 	}
 }
 
-// state is what is in the node's kernel of all that a proxy writes.
+// state returns everything that a proxy writes to the node's kernel.
 func (k *kubelet) state(t *testing.T) string {
 	t.Helper()
 	localnet, err := k.node.Run(t.Context(), "cat", "/proc/sys/net/ipv4/conf/all/route_localnet")
 	must(t, err)
 	var lines []string
 	for line := range strings.Lines(stateOf(t, k.node, "nft") + stateOf(t, k.node, "legacy")) {
-		// The first rule in a table makes the table, with empty chains, and the last one does not take it away.
+		// The first rule in a table creates the table, with empty chains, and removing the last one
+		// does not remove it.
 		empty := strings.HasPrefix(line, "*") || strings.HasPrefix(line, "COMMIT") || strings.HasSuffix(line, "ACCEPT [0:0]\n") ||
 			strings.HasPrefix(line, "table ") && !strings.Contains(line, "fairlead")
 		if !empty {
@@ -421,13 +428,13 @@ func (k *kubelet) state(t *testing.T) string {
 type request struct {
 	Verb      string
 	ObjectRef *struct{ Resource, APIGroup string }
-	// Annotations say whether it was allowed.
+	// Annotations contain the decision of the authorizer.
 	Annotations    map[string]string
 	ResponseStatus struct{ Code int }
 	RequestURI     string
 }
 
-// requests are those in the audit log after the first n.
+// requests returns the entries of the audit log after the first n.
 func requests(t *testing.T, log string, n int) []request {
 	t.Helper()
 	text, err := os.ReadFile(log)
@@ -441,7 +448,7 @@ func requests(t *testing.T, log string, n int) []request {
 	return out[n:]
 }
 
-// permissions checks that everything was allowed that was asked for, and that what is allowed was asked for.
+// permissions checks that every request was allowed, and that everything allowed was requested.
 func (way dropIn) permissions(t *testing.T, objects []*unstructured.Unstructured, asked []request) {
 	t.Helper()
 	if len(asked) == 0 {
@@ -459,7 +466,7 @@ func (way dropIn) permissions(t *testing.T, objects []*unstructured.Unstructured
 	if !way.exact {
 		return
 	}
-	// Where a list comes as a watch nobody lists, and no Event repeats here.
+	// With streaming lists nothing is listed, and no Event repeats here.
 	for _, verb := range []string{"list services.", "list nodes.", "list endpointslices.discovery.k8s.io", "patch events.events.k8s.io"} {
 		used[verb] = true
 	}
@@ -483,7 +490,7 @@ func (way dropIn) permissions(t *testing.T, objects []*unstructured.Unstructured
 	}
 }
 
-// response is an answer over HTTP.
+// response is an HTTP response.
 type response struct {
 	code   int
 	header http.Header

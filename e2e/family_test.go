@@ -18,8 +18,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// failing makes a folder for PATH in which a program that reads rules fails for table filter as long as a file is there, and
-// returns both. Other tables are read to find out which userland a node uses.
+// failing makes a directory for PATH with a program that fails to read rules of table filter as
+// long as a file exists, and returns both paths. Other tables are read to detect the node's
+// userland.
 func failing(t *testing.T, program string) (path, broken string) {
 	t.Helper()
 	real, err := exec.LookPath(program)
@@ -32,9 +33,10 @@ func failing(t *testing.T, program string) (path, broken string) {
 	return dir + ":" + os.Getenv("PATH"), broken
 }
 
-// testUnreadFamily changes from mode nftables to mode iptables where the rules of one family cannot be read. The other family
-// changes over. The one that cannot be read keeps its old dataplane, which serves, route_localnet stays closed without the rules
-// that guard it, and the health server says which family waits. It follows by itself when it can be read.
+// testUnreadFamily changes from mode nftables to mode iptables while the rules of one family cannot
+// be read. The other family switches. The unreadable family keeps its old dataplane, which still
+// works; route_localnet stays 0 without the rules that protect it, and the health server names the
+// waiting family. It switches once it can be read.
 func (s *startup) testUnreadFamily(t *testing.T) {
 	for f, program := range []string{"iptables-nft-save", "ip6tables-nft-save"} {
 		t.Run(families[f], func(t *testing.T) {
@@ -77,7 +79,7 @@ func (s *startup) testUnreadFamily(t *testing.T) {
 				t.Errorf("route_localnet is %s, want %s", localnet, want)
 			}
 			s.serves(t, d, true) // one family by the new rules, the other by the old ones
-			// A change reaches the family that works.
+			// Changes reach the family that works.
 			s.endpoints(t, s.svc, ready("node1-p2"))
 			s.servedBy(t, d, "node1-p1", "node1-p2", other)
 
@@ -105,7 +107,7 @@ func (s *startup) servedBy(t *testing.T, d *daemon.Daemon, from, pod string, fam
 	}
 }
 
-// awaitHealth asks the health server until it answers with that code, and looks for parts of the body.
+// awaitHealth polls the health server until it returns this code, and checks parts of the body.
 func (s *startup) awaitHealth(t *testing.T, d *daemon.Daemon, path string, code int, parts ...string) {
 	t.Helper()
 	server := netip.MustParseAddrPort("127.0.0.1:10256")
@@ -124,7 +126,7 @@ func (s *startup) awaitHealth(t *testing.T, d *daemon.Daemon, path string, code 
 	}
 }
 
-// status is what /healthz says of the families.
+// status is the status of the families in /healthz.
 func (s *startup) status(t *testing.T) (out struct {
 	Status map[string]struct{ Healthy bool }
 }) {

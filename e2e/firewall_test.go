@@ -14,9 +14,10 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// TestForwardPolicyDrop: what was accepted once on a host that forwards nothing of itself stays accepted, although it has no
-// reply yet: all datagrams of a flow in one direction, and the second SYN of a connection whose first one was lost. What other
-// programs translate is not accepted on their behalf. Mode nftables leaves FORWARD to the host.
+// TestForwardPolicyDrop: on a host that drops forwarded packets, packets of a flow without a reply
+// are accepted after the first one: all datagrams of a flow in one direction, and the second SYN of
+// a connection whose first one was lost. What other programs translate is not accepted. Mode
+// nftables leaves FORWARD to the host.
 func TestForwardPolicyDrop(t *testing.T) {
 	onPlanes(t, "iptables ipvs", func(t *testing.T, s *stage) {
 		client, pod := s.lab.Client, s.lab.Nodes[1].Pods[0].Host
@@ -47,7 +48,7 @@ func TestForwardPolicyDrop(t *testing.T) {
 	})
 }
 
-// checkOneWay sends datagrams that nobody answers; all of them have to arrive.
+// checkOneWay sends datagrams without replies. All of them have to arrive.
 func checkOneWay(t *testing.T, from, pod lab.Host, at, to netip.AddrPort) {
 	t.Helper()
 	var in, out *net.UDPConn
@@ -75,8 +76,9 @@ func checkOneWay(t *testing.T, from, pod lab.Host, at, to netip.AddrPort) {
 	}
 }
 
-// TestForeignMarks: WireGuard's wg-quick marks with its port, 51820, which has the bit that asks for masquerade. What is so
-// marked and for no Service keeps its source and its port, and is not let through a host that forwards nothing of itself.
+// TestForeignMarks: WireGuard's wg-quick marks packets with its port, 51820, which contains the
+// masquerade bit. Such packets that are not for a Service keep source address and port, and a host
+// that drops forwarded packets drops them.
 func TestForeignMarks(t *testing.T) {
 	onPlanes(t, "iptables nftables ipvs", func(t *testing.T, s *stage) {
 		node := s.lab.Nodes[0]
@@ -117,8 +119,9 @@ func TestForeignMarks(t *testing.T) {
 	})
 }
 
-// TestHealthChecksPastAFirewall: on a host that lets in and out nothing of itself a health-check node port is reached, by the
-// whole of the connection and not by its first packet alone. Mode nftables leaves that to the host.
+// TestHealthChecksPastAFirewall: on a host that drops incoming and outgoing packets, a health-check
+// node port is reachable, including all packets after the first. Mode nftables leaves this to the
+// host.
 func TestHealthChecksPastAFirewall(t *testing.T) {
 	onPlanes(t, "iptables ipvs", func(t *testing.T, s *stage) {
 		node := s.lab.Nodes[0]
@@ -146,7 +149,7 @@ func TestHealthChecksPastAFirewall(t *testing.T) {
 				t.Errorf("%s: %q, %v", at, line, err)
 			}
 		}
-		// Nothing else is let in.
+		// Nothing else is accepted.
 		to := probe.Target{Proto: "tcp", Dst: netip.AddrPortFrom(node.Addrs[0], web.healthPort()+1)}
 		if r := probe.NewDialer(s.lab.Client).Dial(t.Context(), to.Briefly()); r.Verdict != probe.Lost {
 			t.Errorf("another port: %s", r)

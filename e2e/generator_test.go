@@ -11,13 +11,13 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// generator makes random API objects that the API server accepts, over the addresses of the lab.
+// generator creates random API objects with addresses of the lab that the API server accepts.
 type generator struct {
 	*rand.Rand
 	cluster *cluster
 }
 
-// one says yes once in n times.
+// one returns true once in n times on average.
 func (g *generator) one(n int) bool { return g.IntN(n) == 0 }
 
 func pick[T any](g *generator, from ...T) T { return from[g.IntN(len(from))] }
@@ -32,7 +32,7 @@ func (g *generator) services(t *testing.T) []*corev1.Service {
 	return all
 }
 
-// change alters about half of the Services in some way.
+// change changes about half of the Services in some way.
 func (g *generator) change(t *testing.T, services []*corev1.Service) {
 	t.Helper()
 	for _, svc := range services {
@@ -70,7 +70,8 @@ func (g *generator) service(s *corev1.Service, number int) {
 	g.policies(s)
 }
 
-// balancerIP is mostly the Service's own. kube-proxy does not say who wins where two Services have the same.
+// balancerIP is usually the Service's own. kube-proxy does not define who wins if two Services have
+// the same.
 func (g *generator) balancerIP(number int) string {
 	if !g.cluster.reference && g.one(4) {
 		number = 0
@@ -105,7 +106,7 @@ func (g *generator) policies(s *corev1.Service) {
 	}
 }
 
-// slices writes up to two slices of each family, which may name the same endpoint.
+// slices writes up to two slices of each family, which may contain the same endpoint.
 func (g *generator) slices(t *testing.T, svc *corev1.Service) {
 	t.Helper()
 	if g.one(8) {
@@ -113,7 +114,8 @@ func (g *generator) slices(t *testing.T, svc *corev1.Service) {
 		return
 	}
 	for f, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
-		// Any pod may be in any place. kube-proxy does not say what holds of one that two slices name.
+		// Any pod may be in any slice. kube-proxy does not define the state of an endpoint in two
+		// slices.
 		pods := g.Perm(6)
 		for i := range pods {
 			if !g.cluster.reference {

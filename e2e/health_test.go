@@ -9,7 +9,8 @@ import (
 	"github.com/fairlead/fairlead/e2e/lab"
 )
 
-// testHealth asks the daemon's own servers: load balancers do so from outside, Prometheus on the node.
+// testHealth requests the daemon's servers: from outside like load balancers, and on the node like
+// Prometheus.
 func testHealth(t *testing.T, c *cluster) {
 	c.settle(t)
 	node := c.lab.Nodes[0]

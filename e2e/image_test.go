@@ -16,8 +16,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// inImage runs a command as a container of the manifests' DaemonSet would: in the image's file system, which can only be
-// read, with the capabilities of the base and no way to others, and with /proc/sys read-only.
+// inImage runs a command as a container of the manifests' DaemonSet would: in the image's file
+// system, which can only be read, with the capabilities of the base and no way to others, and with
+// /proc/sys read-only.
 const inImage = `set -e
 root=$1; shift
 mount --make-rprivate /
@@ -59,7 +60,8 @@ ports: [{name: "", protocol: TCP, port: 8080}]
 endpoints: [{addresses: ["POD6"], nodeName: node1}]
 `
 
-// TestImage makes the image's root file system and runs the daemon in it, with both userlands of iptables and with nf_tables.
+// TestImage makes the image's root file system and runs the daemon in it, with both userlands of
+// iptables and with nf_tables.
 func TestImage(t *testing.T) {
 	lab.RequireKernel(t)
 	hosttest.Need(t, hosttest.NFTables)

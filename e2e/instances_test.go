@@ -95,10 +95,11 @@ func (s *startup) scrape(t *testing.T, i int, metric string) float64 {
 	return sum
 }
 
-// looks is how often it is looked whether a Service is served.
+// looks is how often each check for a Service is repeated.
 const looks = 30
 
-// twoInstances runs two daemons, of which each serves its Service all the time, and takes away one after the other.
+// twoInstances runs two daemons that serve their Services all the time, and removes one after the
+// other.
 func (s *startup) twoInstances(t *testing.T, p pair) {
 	t.Run(p.String(), func(t *testing.T) {
 		labelled := func(svc *corev1.Service) {
@@ -115,7 +116,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 			d[i] = s.instance(t, i, p[i]...)
 			said(t, d[i], "msg=synced")
 		}
-		// answered looks at the Services of one instance.
+		// answered checks the Services of one instance.
 		answered := func(i, times int, when string) {
 			t.Helper()
 			for _, from := range []path{{from: "node1-p2", to: "cluster"}, {from: "client", to: "node1"}, {from: "node1", to: "cluster"}} {
@@ -166,7 +167,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 		settled(1)
 		said(t, d[0], "another instance of fairlead works on this node")
 		settled(0)
-		// Both write all the time, and verify all the time.
+		// Both write and verify all the time.
 		for n := range 3 {
 			for i := range d {
 				answered(i, looks/3, fmt.Sprintf("look %d", n))
@@ -185,7 +186,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 			}
 		}
 
-		// A restart keeps the other's Services, as it does its own.
+		// A restart keeps the Services of both.
 		for i := range d {
 			must(t, d[i].Stop())
 			answered(0, 2, "while one does not run")
@@ -196,7 +197,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 			answered(1, 2, "after a restart")
 		}
 
-		// Clean-up takes what no daemon owns, and says what it keeps.
+		// The clean-up removes what no running daemon owns, and names what it keeps.
 		said, err := s.node.Run(t.Context(), s.binary, "cleanup")
 		if err == nil || !strings.Contains(fmt.Sprint(said, err), "end it first") {
 			t.Errorf("cleanup while both run: %v\n%s", err, said)
@@ -227,7 +228,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 	})
 }
 
-// restartEndpoint takes the endpoint of a Service away and gives it back, and waits until it is served again.
+// restartEndpoint removes the endpoint of a Service, adds it again, and waits until it is served.
 func (s *startup) restartEndpoint(t *testing.T, svc *corev1.Service) error {
 	t.Helper()
 	for _, by := range []string{"node1-p2", "node1-p1"} {
@@ -244,7 +245,7 @@ func (s *startup) restartEndpoint(t *testing.T, svc *corev1.Service) error {
 	return nil
 }
 
-// nothingOf checks that nothing of an instance is on the node.
+// nothingOf checks that the node has nothing of an instance.
 func (s *startup) nothingOf(t *testing.T, id instance.ID) {
 	t.Helper()
 	commands := [][]string{{"ip", "link"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ipset", "list", "-name"}}
@@ -272,7 +273,7 @@ func (s *startup) nothingOf(t *testing.T, id instance.ID) {
 	}
 }
 
-// standby starts a second daemon of the same instance: it waits, says so, and takes over.
+// standby starts a second daemon of the same instance: it waits, reports this, and takes over.
 func (s *startup) standby(t *testing.T) {
 	svc := s.service(t, "guarded")
 	s.endpoints(t, svc, ready("node1-p1"))
@@ -288,7 +289,8 @@ func (s *startup) standby(t *testing.T) {
 	cidrs := "--cluster-cidr=" + s.node.PodCIDRs[0].String() + "," + s.node.PodCIDRs[1].String()
 	first := s.run(t, cidrs, "--proxy-mode=iptables")
 	by("node1-p1")
-	// With the same ports, as in a rolling update, and with others, where its own health can be asked.
+	// With the same ports, as in a rolling update, and with others, where its own health can be
+	// requested.
 	other := []string{cidrs, "--proxy-mode=nftables", "--healthz-bind-address=127.0.0.1:10266", "--metrics-bind-address=127.0.0.1:10259"}
 	second := s.run(t, other...)
 	said(t, second, "another fairlead of this instance works on this node")
@@ -326,7 +328,7 @@ func (s *startup) standby(t *testing.T) {
 			t.Fatalf("the rules of the first one's mode are still there:\n%s", second.Log())
 		}
 	}
-	// One that is told to end while it waits ends.
+	// A waiting daemon stops on SIGTERM.
 	third := s.run(t, cidrs, "--proxy-mode=iptables")
 	said(t, third, "another fairlead of this instance works on this node")
 	must(t, third.Stop())

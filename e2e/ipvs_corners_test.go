@@ -30,14 +30,14 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// drained is the time-out for what waits for connections to end: closed ones count for shortFin, and the daemon looks after
-// 1, 2, 4, 8 and 15 seconds.
+// drained is the timeout for what waits for connections to end: closed ones count for shortFin, and
+// the daemon checks after 1, 2, 4, 8 and 15 seconds.
 const (
 	drained  = time.Minute
 	shortFin = 3 * time.Second
 )
 
-// TestIPVSCorners looks into what has gone wrong with IPVS and Services before, case by case, with packets.
+// TestIPVSCorners tests known problems of IPVS with Services, case by case, with packets.
 func TestIPVSCorners(t *testing.T) {
 	lab.RequireKernel(t)
 	hosttest.Need(t, hosttest.IPVS, hosttest.Dummy)
@@ -47,7 +47,8 @@ func TestIPVSCorners(t *testing.T) {
 	corners := []struct {
 		name string
 		run  func(*testing.T)
-		// address says that it is about VIPs that are addresses, or the same whatever they are.
+		// address is set for tests of VIPs that are addresses, and for tests that do not depend on
+		// --ipvs-vip.
 		address bool
 	}{
 		{"host daemons are not reachable on a VIP", c.hostDaemons, false},
@@ -94,8 +95,9 @@ func TestIPVSCorners(t *testing.T) {
 	t.Run("a VIP is never the source of other packets", c.sourceIsNoVIP)
 }
 
-// changeOfVIPs restarts the daemons with another --ipvs-vip. A connection to a Service that is removed goes on, so that its
-// address stays as the old way made it. When that goes, the last one of its device, it takes nothing along that the new way made.
+// changeOfVIPs restarts the daemons with another --ipvs-vip. A connection to a removed Service
+// continues, so its address stays as the old setting created it. Its removal, as the last address
+// of its device, must not remove anything that the new setting created.
 func (c *cluster) changeOfVIPs(t *testing.T, vips string) {
 	removed := c.service(t, "drains-until-"+vips)
 	c.endpoints(t, removed, ready("node2-p1"))
@@ -133,7 +135,7 @@ func (c *cluster) changeOfVIPs(t *testing.T, vips string) {
 	c.expect(t, steady, path{from: guest, to: "cluster", by: []string{"node1-p1"}})
 }
 
-// restart ends a daemon and starts it with more flags, which are for this run of it.
+// restart stops a daemon and starts it with additional flags for this run.
 func (c *cluster) restart(t *testing.T, node int, flags ...string) {
 	t.Helper()
 	check(t, c.stop(c.daemons[node]))
@@ -146,16 +148,18 @@ func (c *cluster) restart(t *testing.T, node int, flags ...string) {
 
 func (c *cluster) synced(t *testing.T, node int) {
 	t.Helper()
-	// Also where a test cleans up.
+	// Also during a test's cleanup.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), settleTimeout)
 	defer cancel()
 	must(t, c.daemons[node].AwaitLog(ctx, "msg=synced"))
 }
 
-// Ports of nodes: hostPort is where a program of the node serves on all addresses, podPorts are those of host-network pods.
+// Ports of nodes: a program of the node serves hostPort on all addresses; podPorts are those of
+// host-network pods.
 const hostPort = 9999
 
-// serveOnNodes has both nodes serve as a host daemon does, on all addresses of both families, and as a host-network pod, on its own.
+// serveOnNodes starts servers on both nodes: a host daemon on all addresses of both families, and a
+// host-network pod on its own.
 func (c *cluster) serveOnNodes(t *testing.T) {
 	t.Helper()
 	for _, n := range c.lab.Nodes {
@@ -167,8 +171,8 @@ func (c *cluster) serveOnNodes(t *testing.T) {
 	}
 }
 
-// hostDaemons dials ports of VIPs that no Service has. In mode mark such a port is the network's business if the address is in
-// no service CIDR: nobody serves there.
+// hostDaemons connects to ports of VIPs that no Service has. In mode mark such a port is left to
+// the network if the address is in no service CIDR: nothing answers there.
 func (c *cluster) hostDaemons(t *testing.T) {
 	svc := c.service(t, "web", balanced(70, corev1.ServiceExternalTrafficPolicyCluster), external(71))
 	c.endpoints(t, svc, ready("node2-p1"))
@@ -195,7 +199,7 @@ func (c *cluster) hostDaemons(t *testing.T) {
 	}
 }
 
-// becomesAtOnce dials once.
+// becomesAtOnce connects once.
 func (c *cluster) becomesAtOnce(t *testing.T, from string, to probe.Target, want probe.Verdict) {
 	t.Helper()
 	if want == probe.Lost {
@@ -206,13 +210,15 @@ func (c *cluster) becomesAtOnce(t *testing.T, from string, to probe.Target, want
 	}
 }
 
-// nodeAddressAsVIP gives a Service an external IP that is an address of the first node, and takes it away again.
+// nodeAddressAsVIP gives a Service an external IP that is an address of the first node, and removes
+// it again.
 func (c *cluster) nodeAddressAsVIP(t *testing.T) {
 	node := c.lab.Nodes[0]
 	svc := c.service(t, "on-node", func(s *corev1.Service) {
 		s.Spec.ExternalIPs = []string{node.Addrs[0].String(), node.Addrs[1].String()}
 	})
-	// Where VIPs are local, the second node has this one, too: its pods' replies do not come to the first node.
+	// If VIPs are local, the second node has this one, too: its pods' replies do not reach the
+	// first node.
 	by := "node1-p1"
 	if c.vips == "mark" {
 		by = "node2-p1"
@@ -244,7 +250,7 @@ func (c *cluster) nodeAddressAsVIP(t *testing.T) {
 	own("afterwards")
 }
 
-// neverAnswered dials until stop is called, and fails the test if it is ever answered.
+// neverAnswered keeps connecting until stop is called. An answer fails the test.
 func (c *cluster) neverAnswered(t *testing.T, from string, to probe.Target) (stop func() int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	count := make(chan int)
@@ -260,7 +266,8 @@ func (c *cluster) neverAnswered(t *testing.T, from string, to probe.Target) (sto
 	return func() int { cancel(); return <-count }
 }
 
-// sourceRangesNeverOpen dials from where a Service may not be dialled from, while all else of it changes.
+// sourceRangesNeverOpen keeps connecting from a forbidden source while everything else about the
+// Service changes.
 func (c *cluster) sourceRangesNeverOpen(t *testing.T) {
 	narrow := ranges("203.0.113.128/25", "2001:db8:113::80/121")
 	edits := []func(*corev1.Service){
@@ -316,8 +323,8 @@ func (c *cluster) sourceRangesNeverOpen(t *testing.T) {
 	}
 }
 
-// policiesOfDrop sets all policies of table filter on the first node to DROP. Beside that its firewall lets the node talk to
-// its API server, and what belongs to a connection of the node pass.
+// policiesOfDrop sets all policies of table filter on the first node to DROP. Its firewall accepts
+// only traffic to the API server and packets of the node's own connections.
 func (c *cluster) policiesOfDrop(t *testing.T) {
 	node := c.lab.Nodes[0]
 	legacy := func(f int, args ...string) {
@@ -384,8 +391,8 @@ func (c *cluster) hostNetworkPods(t *testing.T) {
 	}
 }
 
-// shortCircuit has a Service whose cluster IP has not all endpoints either, so that pods and the node come to those on other
-// nodes through a virtual server of their own.
+// shortCircuit has a Service whose cluster IP does not have all endpoints either, so that pods and
+// the node reach those on other nodes through an additional virtual server.
 func (c *cluster) shortCircuit(t *testing.T) {
 	svc := c.service(t, "all-local", balanced(76, corev1.ServiceExternalTrafficPolicyLocal), internalLocal, ports(
 		port("tcp", corev1.ProtocolTCP, 80), port("udp", corev1.ProtocolUDP, 80)))
@@ -412,7 +419,7 @@ func (c *cluster) shortCircuit(t *testing.T) {
 	}
 }
 
-// arp asks on the nodes' network who has a VIP.
+// arp asks the nodes' network which node has a VIP.
 func (c *cluster) arp(t *testing.T) {
 	svc := c.service(t, "asked-for", balanced(77, corev1.ServiceExternalTrafficPolicyCluster))
 	c.endpoints(t, svc, ready("node1-p1"))
@@ -429,7 +436,7 @@ func (c *cluster) arp(t *testing.T) {
 	answered := func() bool {
 		t.Helper()
 		_, _ = c.lab.Fabric.Run(t.Context(), "ip", "neigh", "flush", "to", vip)
-		// An address that nobody has is unreachable after three questions, one a second.
+		// An unknown address becomes unreachable after three ARP requests, one per second.
 		fabric.Dial(t.Context(), probe.Target{Proto: "tcp", Dst: netip.AddrPortFrom(netip.MustParseAddr(vip), 80)})
 		out, err := c.lab.Fabric.Run(t.Context(), "ip", "neigh", "show", "to", vip)
 		must(t, err)
@@ -460,7 +467,7 @@ func (c *cluster) arp(t *testing.T) {
 	c.expect(t, svc, path{from: "client", to: "balancer", by: []string{"node1-p1"}, saw: "node1"})
 }
 
-// localhost dials node ports on both loopback addresses.
+// localhost connects to node ports on both loopback addresses.
 func (c *cluster) localhost(t *testing.T) {
 	svc := c.service(t, "localhost", balanced(78, corev1.ServiceExternalTrafficPolicyCluster))
 	two := []string{"node1-p1", "node2-p1"}
@@ -475,8 +482,8 @@ func (c *cluster) localhost(t *testing.T) {
 	}
 }
 
-// portReuse connects from few source ports again and again, while endpoints change. Connections are ended by a reset, so that
-// the client itself forgets them. A SYN that is dropped is sent again, and counted.
+// portReuse keeps connecting from a few source ports while endpoints change. Connections are reset,
+// so that the client forgets them. A dropped SYN is retransmitted, and counted.
 func (c *cluster) portReuse(t *testing.T) {
 	svc := c.service(t, "busy", balanced(79, corev1.ServiceExternalTrafficPolicyCluster))
 	all := readyAll("node1-p1", "node1-p2", "node2-p1")
@@ -504,8 +511,9 @@ func (c *cluster) portReuse(t *testing.T) {
 	}
 }
 
-// sourcePortTwice has connections from one source port to two Services with the same endpoint, to which they look alike. The
-// younger one works; of the older one see difference "source-port".
+// sourcePortTwice has connections from one source port to two Services with the same endpoint,
+// which cannot tell them apart. The younger one works; for the older one see difference
+// "source-port".
 func (c *cluster) sourcePortTwice(t *testing.T) {
 	var both []*corev1.Service
 	for _, name := range []string{"first", "second"} {
@@ -536,7 +544,8 @@ func (c *cluster) sourcePortTwice(t *testing.T) {
 	}
 }
 
-// exchangeFrom asks from a source port and resets the connection. It returns how many packets were sent again.
+// exchangeFrom connects from a source port, exchanges one question and resets the connection. It
+// returns the number of retransmissions.
 func (c *cluster) exchangeFrom(ctx context.Context, from string, port uint16, to probe.Target) (again uint32, err error) {
 	conn, err := c.dialFrom(ctx, from, port, to)
 	if err != nil {
@@ -555,7 +564,7 @@ func (c *cluster) exchangeFrom(ctx context.Context, from string, port uint16, to
 	return again, errors.Join(err, controlled, conn.Close())
 }
 
-// dialFrom connects from a source port, which other connections may have, too.
+// dialFrom connects from a source port that other connections may use, too.
 func (c *cluster) dialFrom(ctx context.Context, from string, port uint16, to probe.Target) (*net.TCPConn, error) {
 	reuse := func(_, _ string, raw syscall.RawConn) error {
 		var err error
@@ -573,7 +582,7 @@ func (c *cluster) dialFrom(ctx context.Context, from string, port uint16, to pro
 	return conn.(*net.TCPConn), nil
 }
 
-// exchange asks once over a connection.
+// exchange exchanges one question over a connection.
 func exchange(conn net.Conn) error {
 	if err := conn.SetDeadline(time.Now().Add(probe.DefaultTimeout)); err != nil {
 		return err
@@ -589,7 +598,7 @@ func exchange(conn net.Conn) error {
 	return err
 }
 
-// schedulers sets the annotations of docs/services.md.
+// schedulers tests the annotations of docs/services.md.
 func (c *cluster) schedulers(t *testing.T) {
 	annotated := func(key, value string) func(*corev1.Service) {
 		return func(s *corev1.Service) { metav1.SetMetaDataAnnotation(&s.ObjectMeta, "fairlead.dev/"+key, value) }
@@ -676,8 +685,8 @@ func (c *cluster) awaitEvent(t *testing.T, service, reason string) {
 	}
 }
 
-// staleTCP begins to connect before the Service is this daemon's business: its SYNs go astray, and the connection is made by
-// one that is sent again.
+// staleTCP begins to connect before the daemon handles the Service: its SYNs are lost, and a
+// retransmitted one makes the connection.
 func (c *cluster) staleTCP(t *testing.T) {
 	svc := c.service(t, "late-tcp", func(s *corev1.Service) {
 		metav1.SetMetaDataLabel(&s.ObjectMeta, "service.kubernetes.io/service-proxy-name", "other")
@@ -707,7 +716,7 @@ func (c *cluster) staleTCP(t *testing.T) {
 	}
 }
 
-// endpointComesBack takes an endpoint with an open connection away and brings it back.
+// endpointComesBack removes an endpoint with an open connection and adds it again.
 func (c *cluster) endpointComesBack(t *testing.T) {
 	svc := c.service(t, "back-again")
 	c.endpoints(t, svc, readyAll("node1-p1", "node2-p1")...)
@@ -742,7 +751,7 @@ func (c *cluster) endpointComesBack(t *testing.T) {
 	}
 }
 
-// openTo opens connections until one is answered by the pod, and returns that one.
+// openTo opens connections until the pod answers one, and returns that one.
 func (c *cluster) openTo(t *testing.T, from string, to probe.Target, pod string) *probe.Conn {
 	t.Helper()
 	for range 20 {
@@ -758,7 +767,7 @@ func (c *cluster) openTo(t *testing.T, from string, to probe.Target, pod string)
 	return nil
 }
 
-// podHasEnded takes an endpoint away for good: connections to it end soon, by a reset.
+// podHasEnded removes an endpoint for good: its connections are soon reset.
 func (c *cluster) podHasEnded(t *testing.T) {
 	svc := c.service(t, "ending")
 	c.endpoints(t, svc, readyAll("node1-p1", "node2-p1")...)
@@ -788,7 +797,8 @@ func (c *cluster) podHasEnded(t *testing.T) {
 	}
 }
 
-// removedService deletes a Service with an open connection. When that has ended nothing is left.
+// removedService deletes a Service with an open connection. Nothing is left once the connection has
+// ended.
 func (c *cluster) removedService(t *testing.T) {
 	svc := c.service(t, "removed", balanced(80, corev1.ServiceExternalTrafficPolicyCluster))
 	c.endpoints(t, svc, ready("node2-p1"))
@@ -848,7 +858,8 @@ func (c *cluster) thousandIPs(t *testing.T) {
 	var targets []probe.Target
 	for i := 1; i <= each; i++ {
 		for f := range families {
-			// All go to one endpoint, and the kernel may choose a source port twice: difference "source-port".
+			// All connections reach one endpoint, and the kernel may choose a source port twice:
+			// difference "source-port".
 			targets = append(targets, probe.Target{Proto: "tcp", Src: c.freshPort(f), Dst: netip.AddrPortFrom(ip(i, f), 80)})
 		}
 	}
@@ -865,7 +876,8 @@ func (c *cluster) thousandIPs(t *testing.T) {
 	}
 }
 
-// restartWritesNothing compares what is in the kernel before and after, and asks the new process what it wrote.
+// restartWritesNothing compares the kernel's state before and after a restart, and checks the new
+// process' metrics for writes.
 func (c *cluster) restartWritesNothing(t *testing.T) {
 	svc := c.service(t, "still", balanced(81, corev1.ServiceExternalTrafficPolicyLocal), ranges("203.0.113.0/25"))
 	c.endpoints(t, svc, readyAll("node1-p1", "node2-p1")...)
@@ -885,13 +897,13 @@ func (c *cluster) restartWritesNothing(t *testing.T) {
 	}
 }
 
-// nothingDrains waits until the node's kernel has nothing of removed Services any more.
+// nothingDrains waits until the node's kernel has nothing of removed Services.
 func (c *cluster) nothingDrains(t *testing.T, n *lab.Node) {
 	t.Helper()
 	c.awaitMetric(t, n, "fairlead_ipvs_draining_objects", func(v float64) bool { return v == 0 })
 }
 
-// metric is the sum of a metric's values.
+// metric returns the sum of a metric's values.
 func (c *cluster) metric(t *testing.T, n *lab.Node, name string) float64 {
 	t.Helper()
 	_, text := get(t, n.Host, netip.MustParseAddrPort("127.0.0.1:10249"), "/metrics")
@@ -929,7 +941,7 @@ func (c *cluster) awaitMetric(t *testing.T, n *lab.Node, name string, right func
 	}
 }
 
-// fullSets makes sets beforehand that have room for two elements.
+// fullSets creates sets in advance that have room for two elements.
 func (c *cluster) fullSets(t *testing.T) {
 	svc := c.service(t, "crowded", balanced(82, corev1.ServiceExternalTrafficPolicyCluster), external(83),
 		ranges("203.0.113.10/32", "203.0.113.130/32", "203.0.113.64/26", "2001:db8:113::/121"))
@@ -977,7 +989,7 @@ func (c *cluster) fullSets(t *testing.T) {
 	}
 }
 
-// othersServers has virtual servers of another program beside those of Services.
+// othersServers has virtual servers of another program in addition to those of Services.
 func (c *cluster) othersServers(t *testing.T) {
 	node := c.lab.Nodes[0]
 	foreign := func(addr string, flags hostipvs.Flags) hostipvs.Server {
@@ -1103,8 +1115,8 @@ func (c *cluster) takeOver(t *testing.T) {
 	}
 }
 
-// sourceIsNoVIP leaves the second node no address but one on a device that is younger than kube-ipvs0, and has a pod reach
-// itself. It is the last case: the node is cut off by it.
+// sourceIsNoVIP leaves the second node no address but one on a device that is younger than
+// kube-ipvs0, and has a pod reach itself. It is the last case: the node is cut off by it.
 func (c *cluster) sourceIsNoVIP(t *testing.T) {
 	const late = "192.0.2.50"
 	node := c.lab.Nodes[1]

@@ -81,8 +81,8 @@ func (c *cluster) awaitWeights(t *testing.T, n *lab.Node, svc *corev1.Service, w
 	}
 }
 
-// testVIPModes runs some of the groups with the other ways in which packets come to IPVS. The daemons change from one to
-// the next without a clean-up.
+// testVIPModes runs some of the groups with the other ways in which packets come to IPVS. The
+// daemons change from one to the next without a clean-up.
 func testVIPModes(t *testing.T, c *cluster) {
 	if c.mode != "ipvs" {
 		t.Skip("mode ipvs alone has --ipvs-vip")
@@ -146,8 +146,8 @@ func ourSets(t *testing.T, n *lab.Node) (out []ipset.Content) {
 	return out
 }
 
-// dataplaneOf is all that mode ipvs has on a node, as text: virtual servers without their connections, sets, rules without
-// counters, addresses, routes and rules for routing.
+// dataplaneOf is all that mode ipvs has on a node, as text: virtual servers without their
+// connections, sets, rules without counters, addresses, routes and rules for routing.
 func dataplaneOf(t *testing.T, n *lab.Node) string {
 	t.Helper()
 	var lines []string

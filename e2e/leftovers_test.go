@@ -19,7 +19,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// othersRules is what the kubelet, kube-router and people have in iptables, which no clean-up may touch.
+// othersRules is what the kubelet, kube-router and people have in iptables, which no clean-up may
+// touch.
 const othersRules = `*mangle
 :KUBE-IPTABLES-HINT - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
@@ -34,11 +35,12 @@ COMMIT
 COMMIT
 `
 
-// kubeProxys matches what kube-proxy names in iptables, but for KUBE-FIREWALL, which it shares with the kubelet.
+// kubeProxys matches what kube-proxy names in iptables, but for KUBE-FIREWALL, which it shares with
+// the kubelet.
 var kubeProxys = regexp.MustCompile(`KUBE-(SERVICES|EXTERNAL|NODEPORTS|NODE-PORT|FORWARD|PROXY|POSTROUTING|MARK-MASQ|LOAD|SOURCE|IPVS|SVC|SVL|EXT|FW|SEP)`)
 
-// TestLeftovers runs kube-proxy in each of its modes, kills it, and lets "fairlead cleanup --kube-proxy" take away what it
-// left: all of it, in both families, and nothing of anybody else's.
+// TestLeftovers runs kube-proxy in each of its modes, kills it, and lets "fairlead cleanup
+// --kube-proxy" take away what it left: all of it, in both families, and nothing of anybody else's.
 func TestLeftovers(t *testing.T) {
 	lab.RequireKernel(t)
 	ours, err := daemon.Build(t.Context(), t.TempDir())
@@ -137,7 +139,7 @@ func userlandPath(t *testing.T, userland string) string {
 	return dir + ":" + os.Getenv("PATH")
 }
 
-// stateOf is what is in a node's kernel of all that a proxy writes, as text. Counters are left out.
+// stateOf returns everything that a proxy writes to a node's kernel, as text without counters.
 func stateOf(t *testing.T, node *lab.Node, userland string) string {
 	t.Helper()
 	var b strings.Builder

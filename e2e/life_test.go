@@ -68,7 +68,8 @@ func testLife(t *testing.T, c *cluster) {
 		case "ipvs":
 			c.flushIPVS(t)
 		}
-		// As a firewall does that loads its own rules: all chains go at once. The hint is the kubelet's, which puts it back.
+		// As a firewall does that loads its own rules: all chains go at once. The hint is the
+		// kubelet's, which puts it back.
 		const nothing = "*nat\nCOMMIT\n*filter\nCOMMIT\n*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n"
 		for _, tool := range []string{"iptables-" + c.userland + "-restore", "ip6tables-" + c.userland + "-restore"} {
 			cmd := c.lab.Nodes[0].Command(t.Context(), tool, "-w")

@@ -32,7 +32,8 @@ const (
 	rendered     = manifestsDir + "/testdata"
 )
 
-// podMonitors defines the kind of the Prometheus operator, with those of its fields that the manifests use.
+// podMonitors defines the kind of the Prometheus operator, with those of its fields that the
+// manifests use.
 const podMonitors = `apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata:
@@ -77,8 +78,9 @@ spec:
                         credentials: {type: object, required: [key], properties: {name: {type: string}, key: {type: string}}}
 `
 
-// TestManifests gives all that kustomize and Helm make of the manifests to a real API server, which checks it as it does for
-// "kubectl apply --server-side --dry-run=server --validate=strict". A warning is a failure.
+// TestManifests gives all that kustomize and Helm make of the manifests to a real API server, which
+// checks it as it does for "kubectl apply --server-side --dry-run=server --validate=strict". A
+// warning is a failure.
 func TestManifests(t *testing.T) {
 	lab.RequireKernel(t)
 	golden := exec.CommandContext(t.Context(), "go", "-C", "../hack/manifests", "test", "-count=1", ".")
@@ -183,7 +185,7 @@ func newApplier(t *testing.T, server *apiserver.Server) *applier {
 	return a
 }
 
-// freshDiscovery is a cache that holds nothing, so that a kind is known as soon as it is there.
+// freshDiscovery is a discovery cache that caches nothing, so that new kinds are known at once.
 type freshDiscovery struct{ discovery.DiscoveryInterface }
 
 // Fresh implements discovery.CachedDiscoveryInterface.
@@ -243,7 +245,8 @@ func (a *applier) try(ctx context.Context, o *unstructured.Unstructured, dryRun 
 	return err
 }
 
-// put writes objects and deletes them at the end of the test. Kinds of the Prometheus operator are left out.
+// put writes objects and deletes them at the end of the test. Kinds of the Prometheus operator are
+// left out.
 func (a *applier) put(t *testing.T, objects []*unstructured.Unstructured) {
 	t.Helper()
 	for _, o := range objects {
@@ -255,7 +258,7 @@ func (a *applier) put(t *testing.T, objects []*unstructured.Unstructured) {
 	}
 }
 
-// remove deletes an object; one that is not there is no error.
+// remove deletes an object. It is not an error if the object does not exist.
 func (a *applier) remove(ctx context.Context, o *unstructured.Unstructured) error {
 	r, err := a.resource(o)
 	if err != nil {

@@ -20,8 +20,8 @@ func port(name string, proto corev1.Protocol, number int32) corev1.ServicePort {
 	return corev1.ServicePort{Name: name, Protocol: proto, Port: number}
 }
 
-// service creates a dual-stack Service with TCP port 80, as edited, and deletes it at the end of the test. What the edits
-// put into its status is written, too.
+// service creates a dual-stack Service with TCP port 80 and the given edits, and deletes it at the
+// end of the test. It also writes the status that the edits set.
 func (c *cluster) service(t *testing.T, name string, edits ...func(*corev1.Service)) *corev1.Service {
 	t.Helper()
 	svc := &corev1.Service{
@@ -63,7 +63,7 @@ func (c *cluster) update(t *testing.T, svc *corev1.Service, edit func(*corev1.Se
 	return svc
 }
 
-// endpoint is a pod as an EndpointSlice shows it.
+// endpoint is a pod in an EndpointSlice.
 type endpoint struct {
 	pod                       string
 	ready, serving, finishing bool
@@ -74,7 +74,7 @@ func ready(pod string) endpoint { return endpoint{pod: pod, ready: true, serving
 
 func terminating(pod string) endpoint { return endpoint{pod: pod, serving: true, finishing: true} }
 
-// readyAll is ready for several pods.
+// readyAll calls ready for several pods.
 func readyAll(pods ...string) []endpoint {
 	var eps []endpoint
 	for _, p := range pods {
@@ -83,7 +83,7 @@ func readyAll(pods ...string) []endpoint {
 	return eps
 }
 
-// endpoints writes the endpoints of all ports of a Service, in place of what was there.
+// endpoints replaces the endpoints of all ports of a Service.
 func (c *cluster) endpoints(t *testing.T, svc *corev1.Service, eps ...endpoint) {
 	t.Helper()
 	var names []string
@@ -93,7 +93,7 @@ func (c *cluster) endpoints(t *testing.T, svc *corev1.Service, eps ...endpoint) 
 	c.endpointsOf(t, svc, names, eps...)
 }
 
-// endpointsOf writes the endpoints of these ports of a Service, as one slice of each family.
+// endpointsOf writes the endpoints of some ports of a Service, as one slice for each family.
 func (c *cluster) endpointsOf(t *testing.T, svc *corev1.Service, ports []string, eps ...endpoint) {
 	t.Helper()
 	for _, slice := range c.slices(svc, ports, eps...) {
@@ -101,8 +101,8 @@ func (c *cluster) endpointsOf(t *testing.T, svc *corev1.Service, ports []string,
 	}
 }
 
-// slices are the endpoints of these ports of a Service, as one slice of each family. The i-th port of the Service leads to
-// the i-th of podPorts.
+// slices returns the endpoints of some ports of a Service, as one slice for each family. The i-th
+// port of the Service maps to the i-th of podPorts.
 func (c *cluster) slices(svc *corev1.Service, ports []string, eps ...endpoint) []*discoveryv1.EndpointSlice {
 	var out []*discoveryv1.EndpointSlice
 	for f, kind := range []discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6} {
@@ -146,7 +146,7 @@ func (c *cluster) apiEndpoint(e endpoint, family int) discoveryv1.Endpoint {
 	return api
 }
 
-// putSlice creates or replaces a slice; one that it creates is deleted at the end of the test.
+// putSlice creates or replaces a slice. A created slice is deleted at the end of the test.
 func (c *cluster) putSlice(t *testing.T, slice *discoveryv1.EndpointSlice) {
 	t.Helper()
 	api := c.client.DiscoveryV1().EndpointSlices(namespace)
@@ -164,7 +164,7 @@ func (c *cluster) putSlice(t *testing.T, slice *discoveryv1.EndpointSlice) {
 	})
 }
 
-// clusterIP is the Service's address of a family, IPv4 being 0.
+// clusterIP returns the Service's address of a family, 0 for IPv4.
 func clusterIP(svc *corev1.Service, family int) netip.Addr {
 	for _, ip := range svc.Spec.ClusterIPs {
 		if a := netip.MustParseAddr(ip); a.Is4() == (family == 0) {
@@ -174,7 +174,7 @@ func clusterIP(svc *corev1.Service, family int) netip.Addr {
 	panic(fmt.Sprintf("BUG: Service %s has no %s cluster IP", svc.Name, families[family]))
 }
 
-// balancerIP is the n-th address for load balancers and external IPs.
+// balancerIP returns the n-th address for load balancers and external IPs.
 func balancerIP(family, n int) netip.Addr {
 	b := lab.BalancerCIDRs[family].Addr().AsSlice()
 	b[len(b)-1] = byte(n)
@@ -182,7 +182,7 @@ func balancerIP(family, n int) netip.Addr {
 	return a
 }
 
-// balanced makes a Service one of type LoadBalancer with the n-th balancer address of each family.
+// balanced sets a Service's type to LoadBalancer with the n-th balancer address of each family.
 func balanced(n int, policy corev1.ServiceExternalTrafficPolicy) func(*corev1.Service) {
 	return func(s *corev1.Service) {
 		s.Spec.Type = corev1.ServiceTypeLoadBalancer

@@ -22,13 +22,14 @@ import (
 	"github.com/fairlead/fairlead/internal/oracle"
 )
 
-// rounds is how often the random cluster is changed and compared again, and randomServices how many Services it has.
+// rounds is the number of changes and comparisons of the random cluster, randomServices the number
+// of its Services.
 const (
 	rounds         = 2
 	randomServices = 24
 )
 
-// testOracle makes a random cluster and compares what becomes of packets with what package oracle says should.
+// testOracle creates a random cluster and compares the results of packets with package oracle.
 func testOracle(t *testing.T, c *cluster) {
 	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("E2E_SEED"), fmt.Sprint(time.Now().UnixNano())), 10, 64)
 	must(t, err)
@@ -56,7 +57,7 @@ func testOracle(t *testing.T, c *cluster) {
 	}
 }
 
-// objects reads what the API server holds.
+// objects reads the objects of the API server.
 func (c *cluster) objects(t *testing.T) *oracle.Cluster {
 	t.Helper()
 	o := &oracle.Cluster{}
@@ -91,7 +92,8 @@ type trip struct {
 	dst   netip.AddrPort
 }
 
-// travel dials all trips, those of different hosts at the same time, and returns the results in their order.
+// travel connects for all trips, concurrently for different hosts, and returns the results in the
+// order of the trips.
 func (c *cluster) travel(t *testing.T, trips []trip, objects *oracle.Cluster) []probe.Result {
 	results := make([]probe.Result, len(trips))
 	byHost := map[string][]int{}
@@ -119,14 +121,14 @@ func (c *cluster) travel(t *testing.T, trips []trip, objects *oracle.Cluster) []
 	return results
 }
 
-// hop is a packet as one node meets it.
+// hop is a packet as one node sees it.
 type hop struct {
 	node *lab.Node
 	cfg  *oracle.Config
 	in   string
 }
 
-// way lists the nodes that the packet passes, as long as none of them treats it.
+// way lists the nodes that the packet passes until one handles it.
 func (c *cluster) way(tr trip) []hop {
 	var hops []hop
 	add := func(n *lab.Node, in string) {
@@ -153,13 +155,14 @@ func (c *cluster) way(tr trip) []hop {
 		}
 	}
 	if len(hops) == 0 {
-		// The fabric sends the client's packets to service addresses to the first node.
+		// The fabric routes packets from the client to service addresses to the first node.
 		add(c.lab.Nodes[0], "eth0")
 	}
 	return hops
 }
 
-// judge asks the oracle about the trip: the packet as the node meets it that treats it, or the last one, and the answer.
+// judge asks the oracle about the trip: about the packet at the node that handles it, or the last
+// one.
 func (tr trip) judge(c *cluster, objects *oracle.Cluster) (fwd.Packet, oracle.Answer, hop) {
 	packet := fwd.Packet{Src: tr.src, Dst: tr.dst, Proto: tr.proto}
 	var answer oracle.Answer
@@ -174,7 +177,7 @@ func (tr trip) judge(c *cluster, objects *oracle.Cluster) (fwd.Packet, oracle.An
 	return packet, answer, at
 }
 
-// expectsNothing says that no answer is due, so that it is not worth while to wait long for one.
+// expectsNothing reports whether no answer is expected, so that a short timeout is enough.
 func (tr trip) expectsNothing(c *cluster, objects *oracle.Cluster) bool {
 	_, answer, at := tr.judge(c, objects)
 	switch answer.Verdict {
@@ -188,7 +191,7 @@ func (tr trip) expectsNothing(c *cluster, objects *oracle.Cluster) bool {
 	return false
 }
 
-// compare asks the oracle about the trip and reports a disagreement with what has become of it.
+// compare asks the oracle about the trip and reports a difference from the result.
 func (tr trip) compare(t *testing.T, c *cluster, objects *oracle.Cluster, got probe.Result) fwd.Verdict {
 	t.Helper()
 	packet, answer, at := tr.judge(c, objects)
@@ -199,8 +202,8 @@ func (tr trip) compare(t *testing.T, c *cluster, objects *oracle.Cluster, got pr
 	return answer.Verdict
 }
 
-// isVIP says whether the address has a frontend, to another port of which packets are rejected in mode ipvs, difference
-// "other-ports".
+// isVIP reports whether the address has a frontend. In mode ipvs packets to its other ports are
+// rejected: difference "other-ports".
 func isVIP(objects *oracle.Cluster, cfg *oracle.Config, a netip.Addr) bool {
 	for _, svc := range objects.Services {
 		for _, p := range svc.Spec.Ports {
@@ -217,8 +220,9 @@ func isVIP(objects *oracle.Cluster, cfg *oracle.Config, a netip.Addr) bool {
 	return false
 }
 
-// decidesOtherwise knows what kube-proxy does in two cases where we have decided for the other thing: it does not reject
-// what the node itself sends to an external frontend, and without endpoints it rejects sources that it would drop with.
+// decidesOtherwise reports two cases in which Fairlead intentionally differs from kube-proxy, which
+// does not reject what the node itself sends to an external frontend, and without endpoints rejects
+// sources that are not allowed.
 func (c *cluster) decidesOtherwise(want oracle.Answer, at hop, got probe.Result) bool {
 	return c.reference && (want.Verdict == fwd.VerdictReject && at.in == "" || want.Verdict == fwd.VerdictDrop && got.Verdict == probe.Refused)
 }
@@ -234,7 +238,8 @@ func (tr trip) agrees(c *cluster, want oracle.Answer, at *lab.Node, otherPort bo
 			// An address that drains in mode ipvs rejects, too.
 			return got.Verdict == probe.Lost && !otherPort || got.Verdict == probe.Refused && c.mode == "ipvs"
 		}
-		// The packet arrives at a host where nobody listens. One without SCTP says so by another error.
+		// The packet arrives at a host without a listener. A host without SCTP reports another
+		// error.
 		return got.Verdict == probe.Refused || tr.proto == fwd.SCTP && got.Verdict != probe.Answered
 	}
 	saw := tr.src
@@ -245,14 +250,16 @@ func (tr trip) agrees(c *cluster, want oracle.Answer, at *lab.Node, otherPort bo
 	return got.Verdict == probe.Answered && candidate && got.Saw.Addr() == saw
 }
 
-// leaves says that the destination is no address of the node itself; such a packet that nobody treats gets nowhere.
+// leaves reports whether the destination is not an address of the node itself; such a packet, if
+// not handled, gets no answer.
 func (tr trip) leaves(at *lab.Node) bool {
 	return tr.dst.Addr() != at.Addrs[fwd.FamilyOf(tr.dst.Addr()).Index()] && !tr.dst.Addr().IsLoopback()
 }
 
-// repliesGetLost says that the endpoint may be on the node of the pod that dials, while another node forwards and keeps
-// the source: the endpoint's reply then goes to the pod without passing the node that has to translate it back. This is
-// so by the rules, where a pod dials another node's node port and the external traffic policy is Local.
+// repliesGetLost reports whether the endpoint may be on the node of the client pod while another
+// node forwards and keeps the source. The endpoint's reply then goes to the pod without passing the
+// node that has to translate it back. This follows from the rules if a pod connects to another
+// node's node port with external traffic policy Local.
 func (tr trip) repliesGetLost(c *cluster, want oracle.Answer, at *lab.Node) bool {
 	home, _, isPod := strings.Cut(tr.from.Label, "-")
 	if !isPod || home == at.Label {
@@ -267,7 +274,7 @@ func (tr trip) repliesGetLost(c *cluster, want oracle.Answer, at *lab.Node) bool
 	return false
 }
 
-// trips makes packets to every frontend of every Service, and some to what is none.
+// trips makes packets to every frontend of every Service, and some to other addresses.
 func (g *generator) trips(objects *oracle.Cluster) []trip {
 	var trips []trip
 	for _, svc := range objects.Services {
@@ -317,7 +324,7 @@ func (g *generator) frontends(svc *corev1.Service, p corev1.ServicePort) []netip
 	return dsts
 }
 
-// trip picks a source for a destination.
+// trip chooses a source for a destination.
 func (g *generator) trip(proto fwd.Proto, dst netip.AddrPort) trip {
 	l := g.cluster.lab
 	hosts := []lab.Host{l.Client, l.Client, l.Nodes[0].Host, l.Nodes[1].Host}
@@ -333,9 +340,9 @@ func (g *generator) trip(proto fwd.Proto, dst netip.AddrPort) trip {
 	return trip{from: from, proto: proto, src: src, dst: dst}
 }
 
-// testOwnedByNodes has Services claim addresses that are somebody's: the node's own, as an external IP and in the status of a
-// load balancer, and those of the load balancer's host. All that they do not serve stays as it was, also where another
-// program translates it.
+// testOwnedByNodes has Services that claim addresses of others: the node's own, as an external IP
+// and in the status of a load balancer, and those of the load balancer's host. Everything that they
+// do not serve works as before, also if another program translates it.
 func testOwnedByNodes(t *testing.T, c *cluster) {
 	node, client := c.lab.Nodes[0], c.lab.Client
 	c.serveOnNodes(t)
@@ -359,7 +366,8 @@ func testOwnedByNodes(t *testing.T, c *cluster) {
 	})
 	virtual := c.service(t, "virtual", both, balanced(70, corev1.ServiceExternalTrafficPolicyCluster))
 	services := []*corev1.Service{own, second, virtual}
-	// An address of another host that Services claim cannot be reached any more where VIPs are local (address-of-others).
+	// If VIPs are local, an address of another host that Services claim can no longer be reached
+	// (address-of-others).
 	localVIPs := c.mode == "ipvs" && c.vips != "mark"
 	if !localVIPs {
 		services = append(services, c.service(t, "on-balancer", both, balancedTo(client.Addrs)))

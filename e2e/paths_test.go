@@ -13,28 +13,30 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// path is one kind of connection and what has to become of it.
+// path is one kind of connection and its expected result.
 type path struct {
 	name string
-	// from is the host that dials; to is the frontend: "cluster", "balancer", "external", "loopback" or the name of a node
-	// for its node port.
+	// from is the client host; to is the frontend: "cluster", "balancer", "external", "loopback" or
+	// the name of a node for its node port.
 	from string
 	to   string
 	// port is the index of the Service's port.
 	port int
-	// by are the pods that answer, each of them. Without any, verdict says what happens.
+	// by lists the pods that answer; each of them has to. If it is empty, verdict is the expected
+	// result.
 	by      []string
 	verdict probe.Verdict
-	// saw is the host that the pods see as the source; empty is the host that dials.
+	// saw is the host that the pods see as the source; empty means the client.
 	saw string
-	// ours says that kube-proxy does otherwise, and that this is what we have decided to do.
+	// ours is set if Fairlead intentionally differs from kube-proxy.
 	ours bool
 }
 
-// tries is how often a path is dialled; two equally likely endpoints are then both met but once in 10^7 runs.
+// tries is the number of connections for a path; two equally likely endpoints are both reached
+// except once in 10^7 runs.
 const tries = 24
 
-// checkPath dials a path in one family and compares.
+// checkPath connects for a path in one family and compares the results.
 func (c *cluster) checkPath(t *testing.T, svc *corev1.Service, p path, family int) {
 	t.Helper()
 	to := c.target(svc, p, family)
@@ -56,7 +58,8 @@ func (c *cluster) checkPath(t *testing.T, svc *corev1.Service, p path, family in
 	wrong := map[string]int{}
 	targets := slices.Repeat([]probe.Target{to}, n)
 	if c.mode == "ipvs" && to.Proto != "sctp" && p.to != "loopback" {
-		// Services share pods here, and the kernel may choose a source port twice: difference "source-port".
+		// Services share pods here, and the kernel may choose a source port twice: difference
+		// "source-port".
 		for i := range targets {
 			targets[i].Src = c.freshPort(family)
 		}
@@ -77,14 +80,15 @@ func (c *cluster) checkPath(t *testing.T, svc *corev1.Service, p path, family in
 	}
 }
 
-// freshPort is a source port that was not used for the last few thousand connections, below those that the kernel chooses.
+// freshPort returns a source port that was not used for the last few thousand connections, below
+// the kernel's range.
 func (c *cluster) freshPort(family int) netip.AddrPort {
 	const lowest, count = 11000, 18000
 	c.sourcePorts++
 	return netip.AddrPortFrom([]netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}[family], uint16(lowest+c.sourcePorts%count))
 }
 
-// complaint says what is wrong with a result, without what differs from one connection to the next.
+// complaint describes what is wrong with a result, without details that differ between connections.
 func (c *cluster) complaint(r probe.Result, p path, saw string) string {
 	switch {
 	case len(p.by) == 0 && r.Verdict == p.verdict:
@@ -126,7 +130,7 @@ type scene struct {
 	edits     []func(*corev1.Service)
 	endpoints []endpoint
 	paths     []path
-	// v4 leaves IPv6 out.
+	// v4 skips IPv6.
 	v4 bool
 }
 
@@ -268,7 +272,7 @@ func testPaths(t *testing.T, c *cluster) {
 	})
 }
 
-// testHairpin has a pod reach itself.
+// testHairpin has a pod connect to itself.
 func testHairpin(t *testing.T, c *cluster) {
 	local := corev1.ServiceExternalTrafficPolicyLocal
 	self := []string{"node1-p1"}

@@ -19,19 +19,19 @@ import (
 	"github.com/fairlead/fairlead/e2e/lab"
 )
 
-// kubelet runs the containers of a pod on a node as kubelet and a container runtime do, in the image's file system: arguments,
-// environment, ConfigMaps, the account's token, privileges.
+// kubelet runs the containers of a pod on a node like the kubelet and a container runtime, in the
+// image's file system: arguments, environment, ConfigMaps, the account's token, privileges.
 type kubelet struct {
 	c    *cluster
 	node *lab.Node
 	// root is the image's file system.
 	root string
-	// dir takes what is mounted.
+	// dir is the directory of mounted files.
 	dir string
 }
 
-// container sets up the mounts of a container; the words after the first three are run in them. What is not mounted is missing:
-// /sys above all, for it is the machine's own.
+// container sets up the mounts of a container and runs the words after the first three in them.
+// What is not mounted is missing: above all /sys, which belongs to the machine.
 const container = `set -e
 root=$1 privileged=$2 mounts=$3; shift 3
 mount --make-rprivate /
@@ -61,7 +61,7 @@ func newKubelet(t *testing.T, c *cluster) *kubelet {
 	return k
 }
 
-// token asks for a token of an account, as kubelet does.
+// token requests a token of an account, like the kubelet.
 func (k *kubelet) token(t *testing.T, account string) string {
 	t.Helper()
 	r, err := k.c.client.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(t.Context(), account,
@@ -70,7 +70,7 @@ func (k *kubelet) token(t *testing.T, account string) string {
 	return r.Status.Token
 }
 
-// command is what runs a container of the pod on the node.
+// command returns the command that runs a container of the pod on the node.
 func (k *kubelet) command(t *testing.T, pod *corev1.PodSpec, c *corev1.Container) []string {
 	t.Helper()
 	var mounts []string
@@ -117,7 +117,7 @@ func privileged(c *corev1.Container) bool {
 	return c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
 }
 
-// account makes the directory with the token of the pod's account.
+// account creates the directory with the token of the pod's account.
 func (k *kubelet) account(t *testing.T, pod *corev1.PodSpec) string {
 	t.Helper()
 	rc, err := k.c.api.RESTConfig(apiserver.Admin)
@@ -142,8 +142,8 @@ func (k *kubelet) directory(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-// environment is that of a container, as NAME=VALUE. Like kubelet's it names the API server's Service first, which nobody
-// serves here.
+// environment is that of a container, as NAME=VALUE. Like kubelet's it names the API server's
+// Service first, which nobody serves here.
 func (k *kubelet) environment(t *testing.T, c *corev1.Container) []string {
 	t.Helper()
 	env := []string{"KUBERNETES_SERVICE_HOST=" + lab.ServiceCIDRs[0].Addr().Next().String(), "KUBERNETES_SERVICE_PORT=443"}
@@ -166,7 +166,8 @@ func (k *kubelet) environment(t *testing.T, c *corev1.Container) []string {
 	return env
 }
 
-// start runs the pod: its init containers one after the other, then the first container, which it returns.
+// start runs the pod: its init containers one after the other, then the first container, which it
+// returns.
 func (k *kubelet) start(t *testing.T, pod *corev1.PodSpec) *daemon.Daemon {
 	t.Helper()
 	for i := range pod.InitContainers {
@@ -178,7 +179,7 @@ func (k *kubelet) start(t *testing.T, pod *corev1.PodSpec) *daemon.Daemon {
 	return d
 }
 
-// run runs a container to its end and returns what it says.
+// run runs a container to completion and returns its output.
 func (k *kubelet) run(t *testing.T, pod *corev1.PodSpec, c *corev1.Container) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)
@@ -191,7 +192,7 @@ func (k *kubelet) run(t *testing.T, pod *corev1.PodSpec, c *corev1.Container) st
 	return out
 }
 
-// runInit runs the init containers of a rendered DaemonSet and returns what each says.
+// runInit runs the init containers of a rendered DaemonSet and returns the output of each.
 func (k *kubelet) runInit(t *testing.T, a *applier, file string) []string {
 	t.Helper()
 	text, err := os.ReadFile(file)

@@ -23,7 +23,8 @@ import (
 	"github.com/fairlead/fairlead/e2e/lab"
 )
 
-// alertRules are those of testdata/alerts.yaml, which promtool tests by testdata/alerts_test.yaml.
+// alertRules are the rules in testdata/alerts.yaml, which promtool tests with
+// testdata/alerts_test.yaml.
 type alertRules struct {
 	Groups []struct {
 		Rules []struct {
@@ -33,7 +34,7 @@ type alertRules struct {
 	} `json:"groups"`
 }
 
-// dashboard are the queries of stock dashboards for kube-proxy that have to show something on every node.
+// dashboard contains queries of stock dashboards for kube-proxy that have a result on every node.
 var dashboard = []string{
 	`sum(up{job="kube-proxy"})`,
 	`sum(rate(kubeproxy_sync_proxy_rules_duration_seconds_count{job="kube-proxy"}[1m]))`,
@@ -50,7 +51,8 @@ var dashboard = []string{
 	`sum by (code) (rate(kubeproxy_proxy_healthz_total{job="kube-proxy"}[1m]))`,
 }
 
-// TestStockAlertRules has promtool test the rules themselves: those that never fire would prove nothing below.
+// TestStockAlertRules tests the rules themselves with promtool: rules that never fire would prove
+// nothing below.
 func TestStockAlertRules(t *testing.T) {
 	lab.RequireKernel(t)
 	if out, err := exec.CommandContext(t.Context(), "promtool", "test", "rules", "testdata/alerts_test.yaml").CombinedOutput(); err != nil {
@@ -58,8 +60,9 @@ func TestStockAlertRules(t *testing.T) {
 	}
 }
 
-// TestStockAlertsAreQuiet has a Prometheus scrape a daemon as our PodMonitor says, beside a component of Kubernetes of another
-// release: no stock alert is true, and every panel of the dashboard shows something.
+// TestStockAlertsAreQuiet scrapes a daemon with a Prometheus as our PodMonitor does, together with
+// a Kubernetes component of another release: no stock alert fires, and every panel of the dashboard
+// has data.
 func TestStockAlertsAreQuiet(t *testing.T) {
 	s := newStartup(t)
 	d := s.run(t, "--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String())
@@ -105,7 +108,7 @@ func TestStockAlertsAreQuiet(t *testing.T) {
 		}
 		return values, nil
 	}
-	// A rate takes two scrapes of both targets.
+	// A rate needs two scrapes of both targets.
 	for end := time.Now().Add(settleTimeout); ; time.Sleep(50 * time.Millisecond) {
 		scraped, err := query(`count_over_time(up[1m]) >= 3`)
 		if len(scraped) == 2 {
@@ -167,7 +170,8 @@ func podMonitorRelabelings(t *testing.T) []map[string]any {
 	return nil
 }
 
-// otherComponent serves metrics like a component of Kubernetes of a release that is older than our client libraries.
+// otherComponent serves metrics like a Kubernetes component of an older release than our client
+// libraries.
 func otherComponent(t *testing.T, host *lab.Node) string {
 	t.Helper()
 	var l net.Listener

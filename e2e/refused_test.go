@@ -8,15 +8,16 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// TestRefusedAtOnce: the kernel limits ICMP errors to one client, six and then one in a second, but not resets. So a client
-// that dials a Service without endpoints again and again is refused each time, and not left to wait.
+// TestRefusedAtOnce: the kernel limits ICMP errors to one client to six and then one per second,
+// but not resets. So a client that keeps connecting to a Service without endpoints is refused every
+// time without a delay.
 func TestRefusedAtOnce(t *testing.T) {
 	onPlanes(t, "iptables nftables ipvs", func(t *testing.T, s *stage) {
 		empty := service{number: 21}
 		other := service{number: 22}
 		s.write(t, nil, empty, other)
 		s.start(t)
-		// The lab has switched this off; these are the kernel's values.
+		// The lab turns this off; these are the kernel's defaults.
 		s.onNode(t, "sysctl -q -w net.ipv4.icmp_ratelimit=1000 net.ipv6.icmp.ratelimit=1000")
 		const times = 60
 		node := s.lab.Nodes[0]

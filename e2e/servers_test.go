@@ -19,8 +19,9 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// TestServers asks a daemon's servers on an API server with RBAC: health-check node ports, which count both families, the
-// metrics server with --metrics-auth, and all of them with the API server gone.
+// TestServers tests a daemon's servers with an API server with RBAC: health-check node ports, which
+// count both families, the metrics server with --metrics-auth, and all of them without the API
+// server.
 func TestServers(t *testing.T) {
 	lab.RequireKernel(t)
 	binary, err := daemon.Build(t.Context(), t.TempDir())
@@ -110,7 +111,7 @@ func TestServers(t *testing.T) {
 	asks("", "/metrics", http.StatusUnauthorized)
 	asks("", "/healthz", http.StatusOK)
 
-	// Without the API server nobody new is let in, and the node stays what it was.
+	// Without the API server no new client is authorized, and the node's state stays.
 	must(t, c.api.Close())
 	asks(apiserver.Admin, "/statusz", http.StatusServiceUnavailable)
 	for _, path := range []string{"/healthz", "/livez", "/readyz"} {

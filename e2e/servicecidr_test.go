@@ -12,15 +12,16 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// testServiceCIDRs: in mode nftables what pods and nodes send to an address of a service CIDR that no Service has is
-// dropped. Since nobody would answer at such an address anyway, the network of the client becomes a service CIDR for a
-// while.
+// testServiceCIDRs: in mode nftables what pods and nodes send to an address of a service CIDR that
+// no Service has is dropped. Since nobody would answer at such an address anyway, the network of
+// the client becomes a service CIDR for a while.
 func testServiceCIDRs(t *testing.T, c *cluster) {
 	want := probe.Refused // nobody listens there
 	if c.mode == "nftables" {
 		want = probe.Lost
 	}
-	// The daemon's watch of ServiceCIDRs is not ordered with that of Services, so that settle says nothing of it.
+	// The daemon's watch of ServiceCIDRs is not ordered with that of Services, so settle does not
+	// cover it.
 	expect := func(when string, want probe.Verdict) {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)

@@ -9,9 +9,10 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// TestMasqueradeSource: with --masquerade-source=node connections that are masqueraded come from the node's own address, where the
-// kernel would take another one: a VIP on the interface, which in IPv6 is the newest address, or a link's address that nobody
-// routes, while the node's own is on lo. It follows the Node.
+// TestMasqueradeSource: with --masquerade-source=node masqueraded connections come from the node's
+// own address where the kernel would choose another one: a VIP on the interface, which in IPv6 is
+// the newest address, or an unrouted link address while the node's own is on lo. It follows changes
+// of the Node.
 func TestMasqueradeSource(t *testing.T) {
 	onPlanes(t, "iptables nftables ipvs", func(t *testing.T, s *stage) {
 		node, client := s.lab.Nodes[0], s.lab.Client
@@ -19,7 +20,8 @@ func TestMasqueradeSource(t *testing.T) {
 		own := []netip.Addr{netip.MustParseAddr("192.168.50.201"), netip.MustParseAddr("fd00:192:168:50::c9")}
 		vip := []netip.Addr{netip.MustParseAddr("192.168.50.202"), netip.MustParseAddr("fd00:192:168:50::ca")}
 		for f := range families {
-			// The node's own address is on lo, and the others know the way; the VIP is the newest address of the interface.
+			// The node's own address is on lo, and the others know the way; the VIP is the newest
+			// address of the interface.
 			s.onNode(t, fmt.Sprintf("ip address add %s dev lo", netip.PrefixFrom(own[f], own[f].BitLen())))
 			s.onNode(t, fmt.Sprintf("ip address add %s dev eth0", netip.PrefixFrom(vip[f], lab.NodeCIDRs[f].Bits())))
 			for _, h := range []lab.Host{s.lab.Fabric, s.lab.Nodes[1].Host} {

@@ -22,12 +22,13 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// BenchmarkNewConnections compares the rate of new TCP connections between two pods of a node: on a node without any
-// rule, which does not even track connections; on one with a single masquerade rule that they do not match, as every pod
-// network has, so that connections are tracked; on such a one with a single rule for DNAT, through which they go, the least that a
-// Service can cost; with Fairlead's rules of no Service; and with those of 10,000 Services
-// (FAIRLEAD_BENCH_SERVICES=n: of n) of 10 endpoints, directly and through the last of these. The rounds alternate, so that what else the machine does
-// concerns all alike; the figures are medians, and ratios to the node that tracks connections.
+// BenchmarkNewConnections compares the rate of new TCP connections between two pods of a node:
+// without any rule, where connections are not even tracked; with a single masquerade rule that they
+// do not match, as every pod network has, so that they are tracked; with one more rule, for DNAT,
+// which they use, the minimum cost of a Service; with Fairlead's rules for no Services; and with
+// those of 10,000 Services (or FAIRLEAD_BENCH_SERVICES) of 10 endpoints, directly and through the
+// last one. The rounds alternate, so that other load affects all cases alike. The figures are
+// medians, and ratios to the node that tracks connections.
 func BenchmarkNewConnections(b *testing.B) {
 	many, err := strconv.Atoi(cmp.Or(os.Getenv("FAIRLEAD_BENCH_SERVICES"), "10000"))
 	if err != nil || many < 1 || many > 65536 {

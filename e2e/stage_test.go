@@ -17,14 +17,14 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// plane is a dataplane that a stage can have.
+// plane is a dataplane of a stage.
 type plane struct {
 	name, mode, userland string
 	flags                []string
 	needs                []hosttest.Feature
 }
 
-// planes are all dataplanes, with both iptables userlands and each way in which packets come to IPVS.
+// planes are all dataplanes, with both iptables userlands and each --ipvs-vip.
 var planes = []plane{
 	{"nft", "iptables", "nft", nil, []hosttest.Feature{hosttest.NFTables}},
 	{"legacy", "iptables", "legacy", nil, nil},
@@ -34,7 +34,7 @@ var planes = []plane{
 	{"ipvs-mark", "ipvs", "legacy", []string{"--ipvs-vip=mark"}, []hosttest.Feature{hosttest.IPVS, hosttest.Dummy}},
 }
 
-// onPlanes runs a test on a stage of each dataplane that the kernel has.
+// onPlanes runs a test on a stage of each dataplane that the kernel supports.
 func onPlanes(t *testing.T, modes string, run func(*testing.T, *stage)) {
 	lab.RequireKernel(t)
 	binary, err := daemon.Build(t.Context(), t.TempDir())
@@ -67,9 +67,9 @@ type stage struct {
 	nodes  []*daemon.Daemon
 }
 
-// service is a Service with a cluster IP, a load balancer's IP and a node port of each family.
+// service is a Service with a cluster IP, a load-balancer IP and a node port in each family.
 type service struct {
-	// number is the end of its addresses, and what its node port has beyond 30000.
+	// number is the last part of its addresses; its node port is 30000 plus number.
 	number    int
 	proto     string
 	local     bool // externalTrafficPolicy
@@ -84,10 +84,10 @@ func (s service) balancer(family int) netip.Addr {
 }
 func (s service) nodePort() uint16 { return uint16(30000 + s.number) }
 
-// healthPort is the health-check node port of a Service with local endpoints alone.
+// healthPort is the health-check node port of a Service with only local endpoints.
 func (s service) healthPort() uint16 { return uint16(31000 + s.number) }
 
-// target is the frontend at that address.
+// target returns the frontend at that address.
 func (s service) target(a netip.Addr) probe.Target {
 	port := uint16(80)
 	if !lab.ServiceCIDRs[0].Contains(a) && !lab.ServiceCIDRs[1].Contains(a) && !lab.BalancerCIDRs[0].Contains(a) && !lab.BalancerCIDRs[1].Contains(a) {
@@ -103,7 +103,7 @@ func stageAddr(p netip.Prefix, n int) netip.Addr {
 	return a
 }
 
-// text is the Service with its slices.
+// text returns the Service with its slices as YAML.
 func (s service) text() string {
 	var b strings.Builder
 	proto, policy := cmp.Or(s.proto, "TCP"), "Cluster"
@@ -140,7 +140,7 @@ endpoints:
 	return b.String()
 }
 
-// write writes Services, and Nodes with these addresses by family; nil is for their first ones.
+// write writes Services, and Nodes with these addresses by family; nil means their first ones.
 func (s *stage) write(t *testing.T, nodeAddrs func(*lab.Node) []netip.Addr, services ...service) {
 	t.Helper()
 	var b strings.Builder
@@ -162,7 +162,7 @@ func (s *stage) write(t *testing.T, nodeAddrs func(*lab.Node) []netip.Addr, serv
 	must(t, os.Rename(beside, s.file))
 }
 
-// start starts a daemon on each node and returns when all of them have written what the file holds.
+// start starts a daemon on each node and returns when all have written the content of the file.
 func (s *stage) start(t *testing.T, flags ...string) {
 	t.Helper()
 	for _, n := range s.lab.Nodes {
@@ -182,7 +182,7 @@ func (s *stage) start(t *testing.T, flags ...string) {
 	}
 }
 
-// serve answers in a host at its first addresses.
+// serve starts a server on a host's first addresses.
 func (s *stage) serve(t *testing.T, h lab.Host, protos ...string) {
 	t.Helper()
 	srv, err := probe.Serve(h, h.Label, h.Addrs[:], protos, podPorts[:1])
@@ -190,7 +190,7 @@ func (s *stage) serve(t *testing.T, h lab.Host, protos ...string) {
 	t.Cleanup(func() { check(t, srv.Close()) })
 }
 
-// onNode runs a command line on the first node, which has to succeed.
+// onNode runs a command on the first node, which has to succeed.
 func (s *stage) onNode(t *testing.T, line string) string {
 	t.Helper()
 	words := strings.Fields(line)
@@ -207,7 +207,7 @@ func (s *stage) iptables(t *testing.T, rule string) {
 	}
 }
 
-// await dials until the result is right.
+// await connects until the result is right.
 func (s *stage) await(t *testing.T, from lab.Host, to probe.Target, right func(probe.Result) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), settleTimeout)

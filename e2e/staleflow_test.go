@@ -14,7 +14,8 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// testStaleFlows keeps UDP sockets open, whose flows the kernel would send to where their first packet went.
+// testStaleFlows keeps UDP sockets open whose flows the kernel would still send to the first
+// endpoint.
 func testStaleFlows(t *testing.T, c *cluster) {
 	udp := ports(port("dns", corev1.ProtocolUDP, 53))
 	edits := []func(*corev1.Service){balanced(40, corev1.ServiceExternalTrafficPolicyCluster), udp}
@@ -85,7 +86,8 @@ func testStaleFlows(t *testing.T, c *cluster) {
 	})
 }
 
-// testGoneFrontends keeps UDP sockets open to frontends that go: no packet may reach the old pod any more.
+// testGoneFrontends keeps UDP sockets open to frontends that are removed: no more packets may reach
+// the old pod.
 func testGoneFrontends(t *testing.T, c *cluster) {
 	cluster, node, balancer := path{from: guest, to: "cluster"}, path{from: "client", to: "node2"}, path{from: "client", to: "balancer"}
 	api := c.client.CoreV1().Services(namespace)
@@ -114,7 +116,7 @@ func testGoneFrontends(t *testing.T, c *cluster) {
 		name   string
 		paths  []path
 		change func(*testing.T, *corev1.Service)
-		// by answers afterwards; empty for nobody.
+		// by is the pod that answers afterwards; empty means none.
 		by string
 	}{
 		{"the Service is deleted", []path{cluster, node, balancer}, remove, ""},
@@ -195,7 +197,7 @@ func testGoneFrontends(t *testing.T, c *cluster) {
 	}
 }
 
-// testAddressGone takes an address with node ports from a node, to which packets come all the same.
+// testAddressGone removes an address with node ports from a node that still receives packets to it.
 func testAddressGone(t *testing.T, c *cluster) {
 	svc := c.service(t, "moving", balanced(60, corev1.ServiceExternalTrafficPolicyCluster), ports(port("dns", corev1.ProtocolUDP, 53)))
 	c.endpoints(t, svc, ready("node2-p1"))
@@ -211,8 +213,9 @@ func testAddressGone(t *testing.T, c *cluster) {
 	for _, a := range extra {
 		ip(t, "addr", "add", a, "dev", "lo")
 	}
-	// As --nodeport-addresses may be "primary", the addresses that go are on the list of a daemon of its own. It knows them from
-	// its start: one that comes and goes before a daemon has noticed leaves flows behind.
+	// --nodeport-addresses may be "primary", so the removed addresses are in the list of a separate
+	// daemon. It has to know them from startup: an address that is added and removed before a
+	// daemon notices leaves flows behind.
 	c.restart(t, 0, "--nodeport-addresses="+extra[0]+","+extra[1])
 	t.Cleanup(func() { c.restart(t, 0) })
 	var flows []*flow
@@ -234,8 +237,8 @@ func testAddressGone(t *testing.T, c *cluster) {
 	}
 }
 
-// testEarlyTCP begins to connect before the Service is this daemon's business: its SYNs go astray, and the connection is made
-// by one that is sent again.
+// testEarlyTCP begins to connect before the daemon handles the Service: its SYNs are lost, and a
+// retransmitted one makes the connection.
 func testEarlyTCP(t *testing.T, c *cluster) {
 	svc := c.service(t, "late-tcp", func(s *corev1.Service) {
 		metav1.SetMetaDataLabel(&s.ObjectMeta, "service.kubernetes.io/service-proxy-name", "other")
@@ -299,7 +302,7 @@ func (c *cluster) open(t *testing.T, svc *corev1.Service, p path, family int) *f
 	return &flow{name: p.from + " to " + to.String(), conn: conn}
 }
 
-// awaitNobody sends until nobody answers any more.
+// awaitNobody sends until nothing answers any more.
 func (f *flow) awaitNobody(t *testing.T) {
 	t.Helper()
 	start := time.Now()
@@ -308,7 +311,7 @@ func (f *flow) awaitNobody(t *testing.T) {
 		defer cancel()
 		return f.conn.Ask(ctx).Verdict != probe.Answered
 	}
-	// One that is lost for a moment does not count.
+	// A single lost packet does not count.
 	for !silent(50*time.Millisecond) || !silent(500*time.Millisecond) || !silent(500*time.Millisecond) {
 		if time.Since(start) > settleTimeout {
 			t.Fatalf("%s: still answered after %v", f.name, settleTimeout)

@@ -21,7 +21,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// startup is a cluster of one node, whose Node and daemon a test makes.
+// startup is a cluster of one node; tests create its Node and daemon.
 type startup struct {
 	*cluster
 	node *lab.Node
@@ -47,7 +47,7 @@ func newStartup(t *testing.T, needs ...hosttest.Feature) *startup {
 	return s
 }
 
-// run starts the daemon, which ends with the test at the latest.
+// run starts the daemon, which is stopped at the end of the test at the latest.
 func (s *startup) run(t *testing.T, args ...string) *daemon.Daemon {
 	t.Helper()
 	d, err := daemon.Start(s.node, s.binary, append(s.args, args...)...)
@@ -76,7 +76,7 @@ func said(t *testing.T, d *daemon.Daemon, text string) {
 	must(t, d.AwaitLog(ctx, text))
 }
 
-// TestStartup starts daemons on a node on which something is missing or in the way.
+// TestStartup starts daemons on a node on which something is missing or in conflict.
 func TestStartup(t *testing.T) {
 	s := newStartup(t, hosttest.NFTables)
 	t.Run("named proxy", s.testProxyName)
@@ -86,7 +86,7 @@ func TestStartup(t *testing.T) {
 	t.Run("the Node comes and goes", s.testNode)
 }
 
-// testDriftEvent empties the table nat: an Event on the Node says so, and by which process.
+// testDriftEvent empties table nat: an Event on the Node reports it and names the process.
 func (s *startup) testDriftEvent(t *testing.T) {
 	d := s.run(t)
 	awaitReady(t, s.node)
@@ -99,7 +99,7 @@ func (s *startup) testDriftEvent(t *testing.T) {
 	s.serves(t, d, true)
 }
 
-// testNode starts a daemon before its Node is there, and takes the Node away from it.
+// testNode starts a daemon before its Node exists, and deletes the Node again.
 func (s *startup) testNode(t *testing.T) {
 	nodes := s.client.CoreV1().Nodes()
 	must(t, nodes.Delete(t.Context(), s.node.Label, metav1.DeleteOptions{}))
@@ -107,7 +107,7 @@ func (s *startup) testNode(t *testing.T) {
 	must(t, err)
 	d := s.run(t, "--detect-local-mode=NodeCIDR")
 	said(t, d, "waiting for the node; no rules are written before it exists")
-	// The watches begin while the dataplane opens, the servers after that.
+	// The watches start while the dataplane is opened, the servers after that.
 	health := netip.MustParseAddrPort("127.0.0.1:10256")
 	for end := time.Now().Add(hosttest.Patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if _, err := fetch(t.Context(), s.node.Host, health, "/readyz", ""); err == nil {
@@ -144,7 +144,8 @@ func (s *startup) testNode(t *testing.T) {
 	s.serves(t, d, true)
 }
 
-// testKubeProxy starts a daemon where a kube-proxy answers at its port, and lets rules of one come later.
+// testKubeProxy starts a daemon while a kube-proxy answers at its port, and adds kube-proxy's rules
+// later.
 func (s *startup) testKubeProxy(t *testing.T) {
 	var l net.Listener
 	must(t, s.node.Do(func() (err error) {

@@ -24,8 +24,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// testSwitch restarts a daemon in the other mode and back while connections are made. None is lost, one that is open goes
-// on, and nothing of the old mode stays.
+// testSwitch restarts a daemon in the other mode and back while connections are made. None is lost,
+// an open one continues, and nothing of the old mode stays.
 func testSwitch(t *testing.T, c *cluster) {
 	if c.reference {
 		t.Skip("kube-proxy cleans up first and programs afterwards")
@@ -53,7 +53,7 @@ func testSwitch(t *testing.T, c *cluster) {
 			// Mode iptables names the Service's addresses in its rules.
 			c.awaitRulesWithout(t, clusterIP(svc, 0).String(), clusterIP(svc, 1).String())
 		case c.mode == "ipvs":
-			// The virtual servers drain: the open connection, and those that ended a moment ago, are theirs.
+			// The virtual servers drain because of the open connection and recently closed ones.
 			c.awaitWeights(t, c.lab.Nodes[0], svc, map[string]uint32{"node1-p1": 0, "node2-p1": 0})
 		default:
 			c.awaitNoNFTables(t)
@@ -62,13 +62,14 @@ func testSwitch(t *testing.T, c *cluster) {
 	}
 }
 
-// withoutMode are the flags without that for the mode.
+// withoutMode returns the flags without the mode.
 func withoutMode(flags []string) []string {
 	return slices.DeleteFunc(slices.Clone(flags), func(s string) bool { return strings.HasPrefix(s, "--proxy-mode=") })
 }
 
-// switchTo restarts the first node's daemon with other flags while connections are made to the Service, from a pod and from
-// outside. None is lost. served returns when the daemon serves everything.
+// switchTo restarts the first node's daemon with other flags while a pod and the external client
+// keep connecting to the Service. No connection may be lost. served returns when the daemon serves
+// everything.
 func (c *cluster) switchTo(t *testing.T, svc *corev1.Service, from string, flags []string, served func(*testing.T)) {
 	t.Helper()
 	var stops []func() int
@@ -87,8 +88,9 @@ func (c *cluster) switchTo(t *testing.T, svc *corev1.Service, from string, flags
 	}
 }
 
-// awaitRulesWithout waits until the rules of IPv4 and of IPv6 on the first node lack these texts. What an old mode wrote goes
-// when the new one's rules were found in the kernel, a moment after they serve.
+// awaitRulesWithout waits until the IPv4 and IPv6 rules on the first node do not contain these
+// texts. The old mode's rules are removed after the new ones were verified, a moment after they
+// serve.
 func (c *cluster) awaitRulesWithout(t *testing.T, texts ...string) {
 	t.Helper()
 	for f, tool := range []string{"iptables-", "ip6tables-"} {
@@ -120,7 +122,8 @@ func (c *cluster) awaitNoNFTables(t *testing.T) {
 	}
 }
 
-// nothingInIPTables checks that the first node has no chain of ours, and still what is the kubelet's.
+// nothingInIPTables checks that the first node has no chains of Fairlead, and still those of the
+// kubelet.
 func (c *cluster) nothingInIPTables(t *testing.T) {
 	t.Helper()
 	for _, tool := range []string{"iptables-", "ip6tables-"} {
@@ -132,7 +135,7 @@ func (c *cluster) nothingInIPTables(t *testing.T) {
 	}
 }
 
-// removeNFTables removes the tables of mode nftables on the first node and returns how many there were.
+// removeNFTables removes the tables of mode nftables on the first node and returns their number.
 func (c *cluster) removeNFTables(t *testing.T) int {
 	t.Helper()
 	n := 0
@@ -151,10 +154,11 @@ func (c *cluster) removeNFTables(t *testing.T) int {
 	return n
 }
 
-// TestSwitchesOfIPVS restarts a daemon in mode ipvs where another mode served, and then in that other mode again, with the nft
-// userland of iptables, which takes a kernel that has IPVS and nf_tables. New connections are made meanwhile and none is lost,
-// one that is open goes on, and what the old mode had goes when its connections have ended. The daemon reads files, for where
-// this runs an API server takes minutes to start.
+// TestSwitchesOfIPVS restarts a daemon in mode ipvs after another mode, and then in that other mode
+// again, with the nft userland of iptables. This needs a kernel with IPVS and nf_tables. New
+// connections are made in the meantime and none is lost, an open one continues, and the old mode's
+// objects are removed when their connections have ended. The daemon reads files, because an API
+// server takes minutes to start where this runs.
 func TestSwitchesOfIPVS(t *testing.T) {
 	lab.RequireKernel(t)
 	hosttest.Need(t, hosttest.IPVS, hosttest.Dummy, hosttest.NFTables)
@@ -176,12 +180,12 @@ func TestSwitchesOfIPVS(t *testing.T) {
 	}
 }
 
-// switched is a cluster whose first node has a daemon that reads files, with one Service.
+// switched is a cluster whose first node runs a daemon that reads files, with one Service.
 type switched struct {
 	*cluster
 	svc *corev1.Service
 	by  []string // the pods that serve
-	// common are the flags but that for the mode.
+	// common are the flags without the mode.
 	common []string
 }
 
@@ -241,8 +245,8 @@ func (s *switched) change(t *testing.T, mode string) {
 	for f := range families {
 		open = append(open, s.openTo(t, switchClient, s.target(s.svc, path{to: "cluster"}, f), s.by[1]))
 	}
-	// Connections are made until nothing of the old mode is left. The daemon removes it after it has read back what it wrote,
-	// and what mode ipvs left when no connection needs it.
+	// Keep connecting until nothing of the old mode is left. The daemon removes the old mode's
+	// objects after it has verified its own, and those of mode ipvs when no connection needs them.
 	s.switchTo(t, s.svc, switchClient, s.modeFlags(mode), func(t *testing.T) {
 		t.Helper()
 		s.served(t)
@@ -264,7 +268,7 @@ func (s *switched) change(t *testing.T, mode string) {
 	}
 }
 
-// awaitNothingOf waits until the first node has nothing of a mode that it was in before.
+// awaitNothingOf waits until the first node has nothing of a previous mode.
 func (c *cluster) awaitNothingOf(t *testing.T, mode string, svc *corev1.Service) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*drained) // it is a matter of seconds where the processor is not emulated
@@ -282,8 +286,8 @@ func (c *cluster) awaitNothingOf(t *testing.T, mode string, svc *corev1.Service)
 	}
 }
 
-// leftOf is what the first node has of a mode, as text, where the Service was served. A reading may fail while something is
-// removed; that is text, too.
+// leftOf returns what the first node still has of a mode, as text. Reading may fail while something
+// is removed; the result then contains the error.
 func (c *cluster) leftOf(t *testing.T, mode string, svc *corev1.Service) string {
 	t.Helper()
 	node := c.lab.Nodes[0]

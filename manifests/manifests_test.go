@@ -1,6 +1,6 @@
-// Package manifests tests the manifests in this directory as hack/manifests renders them into the golden files in testdata.
-// "make manifests" writes these files. The tests of package e2e check that they are up to date and apply them to a real API
-// server.
+// Package manifests tests the manifests in this directory as hack/manifests renders them into the
+// golden files in testdata. "make manifests" writes these files. The tests of package e2e check
+// that they are up to date and apply them to a real API server.
 package manifests
 
 import (
@@ -134,7 +134,8 @@ func each(t *testing.T, test func(*testing.T, rendered)) {
 // dropIn reports whether it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm creates.
 func (r rendered) dropIn() bool { return r.ds.Name == "kube-proxy" }
 
-// besideAnother reports whether Fairlead serves only Services with a label, so that another proxy is on the node.
+// besideAnother reports whether Fairlead serves only Services with a label, so that another proxy
+// is on the node.
 func (r rendered) besideAnother() bool {
 	return slices.ContainsFunc(r.ds.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--service-proxy-name=") })
 }
@@ -151,7 +152,8 @@ func (r rendered) daemon() *corev1.Container {
 // kubeadmConfig is the config.conf of the drop-in.
 const kubeadmConfig = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16\nmode: \"\"\n"
 
-// parse parses a container's arguments as the daemon does, with its environment and ConfigMaps resolved.
+// parse parses a container's arguments as the daemon does, with its environment and ConfigMaps
+// resolved.
 func (r rendered) parse(t *testing.T, c *corev1.Container) *config.Config {
 	t.Helper()
 	var pairs []string
@@ -279,8 +281,8 @@ func TestWithoutIPTables(t *testing.T) {
 	}
 }
 
-// TestPorts compares ports and probes with the addresses of the servers, and requests the paths of the probes from the health
-// server.
+// TestPorts compares ports and probes with the addresses of the servers, and requests the paths of
+// the probes from the health server.
 func TestPorts(t *testing.T) {
 	h := health.NewState(health.Options{SyncPeriod: config.Default().SyncPeriod}).Handler()
 	each(t, func(t *testing.T, r rendered) {
@@ -315,8 +317,8 @@ func TestPorts(t *testing.T) {
 	})
 }
 
-// TestPermissions compares what RBAC allows the daemon with what its configuration needs. TestDropIn of package e2e checks that
-// it needs no more.
+// TestPermissions compares what RBAC allows the daemon with what its configuration needs.
+// TestDropIn of package e2e checks that it needs no more.
 func TestPermissions(t *testing.T) {
 	each(t, func(t *testing.T, r rendered) {
 		d := r.daemon()
@@ -346,7 +348,8 @@ func TestPermissions(t *testing.T) {
 	})
 }
 
-// allowed returns what an account may do by the roles that are bound to it: verbs by group and resource.
+// allowed returns what an account may do by the roles that are bound to it: verbs by group and
+// resource.
 func (r rendered) allowed(t *testing.T, account string) map[string]string {
 	t.Helper()
 	verbs := map[string][]string{}

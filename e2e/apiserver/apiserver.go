@@ -45,8 +45,8 @@ type Config struct {
 	Flags []string
 }
 
-// The users of the apiserver; the token is the name. Admin is in group system:masters. Daemon has no permissions without RBAC
-// objects.
+// The users of the apiserver; the token is the name. Admin is in group system:masters. Daemon has
+// no permissions without RBAC objects.
 const (
 	Admin  = "admin"
 	Daemon = "system:serviceaccount:kube-system:fairlead"
@@ -80,7 +80,8 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Run starts both servers again after Close, with their old data, and returns when the apiserver is ready.
+// Run starts both servers again after Close, with their old data, and returns when the apiserver is
+// ready.
 func (s *Server) Run(ctx context.Context) error {
 	if err := s.start(ctx); err != nil {
 		return errors.Join(fmt.Errorf("start an API server: %w\n%s", err, s.Logs()), s.Close())
@@ -104,8 +105,8 @@ func (s *Server) start(ctx context.Context) error {
 	return s.awaitReady(ctx)
 }
 
-// Binary returns the path of etcd, kube-apiserver or kube-proxy. If necessary it is built with hack/build-servers.sh, which takes
-// minutes.
+// Binary returns the path of etcd, kube-apiserver or kube-proxy. If necessary it is built with
+// hack/build-servers.sh, which takes minutes.
 func Binary(name string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
@@ -194,7 +195,8 @@ func (s *Server) run(name string, args []string) error {
 	return nil
 }
 
-// readyTimeout is generous: in user-mode Linux on a busy machine the servers take more than a minute.
+// readyTimeout is generous: in user-mode Linux on a busy machine the servers take more than a
+// minute.
 const readyTimeout = 4 * time.Minute
 
 // awaitReady polls /readyz until the apiserver is ready.
@@ -246,7 +248,8 @@ func ready(ctx context.Context, cfg *rest.Config) error {
 	return nil
 }
 
-// RESTConfig returns a configuration for a user that connects from inside the namespace, without a rate limit.
+// RESTConfig returns a configuration for a user that connects from inside the namespace, without a
+// rate limit.
 func (s *Server) RESTConfig(user string) (*rest.Config, error) {
 	// The file with the apiserver's self-made certificate ends with that of its authority.
 	ca, err := os.ReadFile(s.path("certs/apiserver.crt"))

@@ -21,8 +21,8 @@ type Host interface {
 	Run(ctx context.Context, name string, args ...string) (string, error)
 }
 
-// EnvBinary is an environment variable with the path of a binary. If it is set, Build returns it instead of building one,
-// which would take minutes in user-mode Linux.
+// EnvBinary is an environment variable with the path of a binary. If it is set, Build returns it
+// instead of building one, which would take minutes in user-mode Linux.
 const EnvBinary = "FAIRLEAD_BINARY"
 
 // Build builds the binary in the directory and returns its path.
@@ -39,7 +39,8 @@ func Build(ctx context.Context, dir string) (string, error) {
 	return path, nil
 }
 
-// Hint creates the chain by which the kubelet marks the node's iptables userland: "legacy" or "nft".
+// Hint creates the chain by which the kubelet marks the node's iptables userland: "legacy" or
+// "nft".
 func Hint(ctx context.Context, h Host, userland string) error {
 	for _, tool := range []string{"iptables-", "ip6tables-"} {
 		if _, err := h.Run(ctx, tool+userland, "-w", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"); err != nil {
@@ -75,7 +76,8 @@ func Start(h Host, binary string, flags ...string) (*Daemon, error) {
 // Log returns the daemon's output so far.
 func (d *Daemon) Log() string { return d.log.String() }
 
-// AwaitLog waits until the daemon's log contains the text. It returns an error if the daemon ends first.
+// AwaitLog waits until the daemon's log contains the text. It returns an error if the daemon ends
+// first.
 func (d *Daemon) AwaitLog(ctx context.Context, text string) error {
 	for {
 		grown := d.log.wait()
@@ -101,7 +103,8 @@ func (d *Daemon) CPU() (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The second field, the name, may contain spaces. Times are fields 14 to 17 of proc_pid_stat(5), in ticks of 10 ms.
+	// The second field, the name, may contain spaces. Times are fields 14 to 17 of
+	// proc_pid_stat(5), in ticks of 10 ms.
 	_, rest, _ := strings.Cut(string(text), ") ")
 	fields := strings.Fields(rest)
 	if len(fields) < 15 {
@@ -121,7 +124,8 @@ func (d *Daemon) CPU() (time.Duration, error) {
 // stopTimeout is the time limit for a daemon to stop.
 const stopTimeout = 10 * time.Second
 
-// Stop sends SIGTERM to the daemon, as the kubelet does, and waits for it. An exit code other than 0 is an error.
+// Stop sends SIGTERM to the daemon, as the kubelet does, and waits for it. An exit code other than
+// 0 is an error.
 func (d *Daemon) Stop() error {
 	if err := d.signal(syscall.SIGTERM); err != nil {
 		return err

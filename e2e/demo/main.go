@@ -1,10 +1,11 @@
-// Command demo shows Fairlead at work: it makes a cluster of network namespaces on this machine, runs a real fairlead on each
-// of its two nodes and makes real connections. It checks each result and exits with code 1 if one is not as expected.
+// Command demo shows Fairlead at work: it makes a cluster of network namespaces on this machine,
+// runs a real fairlead on each of its two nodes and makes real connections. It checks each result
+// and exits with code 1 if one is not as expected.
 //
 //	objects.yaml ─► fairlead on node1, node2 ─► kernel ◄─ connections ─ steps.go ─► what the pods see
 //
-// It needs root and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it. On a kernel without IPVS,
-// MODE=ipvs runs in user-mode Linux.
+// It needs root and leaves nothing behind, also after Ctrl-C. "make demo" builds and runs it. On a
+// kernel without IPVS, MODE=ipvs runs in user-mode Linux.
 package main
 
 import (

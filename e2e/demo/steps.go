@@ -15,7 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// step is one numbered step of the demo. run returns one line for each result, or an error if a result is not as expected.
+// step is one numbered step of the demo. run returns one line for each result, or an error if a
+// result is not as expected.
 type step struct {
 	title string
 	run   func(*demo, context.Context) ([]string, error)
@@ -118,7 +119,8 @@ func (d *demo) balancerLocal(ctx context.Context) ([]string, error) {
 	return d.outside(ctx, "198.51.100.81:80", d.lab.Client.Addrs[0], "node1-p1", "node1-p2")
 }
 
-// outside connects from the external client and checks which pods answer and which source address they see.
+// outside connects from the external client and checks which pods answer and which source address
+// they see.
 func (d *demo) outside(ctx context.Context, to string, source netip.Addr, by ...string) ([]string, error) {
 	results, err := d.dial(ctx, d.lab.Client, to, 100)
 	if err != nil {
@@ -166,8 +168,9 @@ func (d *demo) closed(ctx context.Context) ([]string, error) {
 	return []string{fmt.Sprintf("connection refused after %v", r.Took.Round(10*time.Microsecond))}, nil
 }
 
-// removeEndpoint removes a pod from the objects and connects until fifty connections in a row have not reached it. It waits
-// first: fairlead leaves a second between two syncs, and the last one was at startup.
+// removeEndpoint removes a pod from the objects and connects until fifty connections in a row have
+// not reached it. It waits first: fairlead leaves a second between two syncs, and the last one was
+// at startup.
 func (d *demo) removeEndpoint(ctx context.Context) ([]string, error) {
 	select {
 	case <-time.After(1500 * time.Millisecond):

@@ -30,7 +30,8 @@ func (l *Lab) build(nodes, podsPerNode int) error {
 	return l.RouteVIPs(l.Nodes[0])
 }
 
-// addFabric makes the router with the bridge of all nodes. It drops packets from nodes to service addresses.
+// addFabric makes the router with the bridge of all nodes. It drops packets from nodes to service
+// addresses.
 func (l *Lab) addFabric() error {
 	var err error
 	l.Fabric, err = l.newHost("fabric", [2]netip.Addr{nth(NodeCIDRs[0], 1), nth(NodeCIDRs[1], 1)}, true)
@@ -188,8 +189,8 @@ func (l *Lab) addPod(n *Node, number int) error {
 	return nil
 }
 
-// RouteVIPs makes the fabric route packets from the client to service addresses to this node, as a load balancer or router
-// that selected it. The default is the first node.
+// RouteVIPs makes the fabric route packets from the client to service addresses to this node, as a
+// load balancer or router that selected it. The default is the first node.
 func (l *Lab) RouteVIPs(to *Node) error {
 	for _, p := range vips() {
 		f := 0

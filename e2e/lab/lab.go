@@ -70,7 +70,8 @@ func New(nodes, podsPerNode int) (*Lab, error) {
 	return l, nil
 }
 
-// Close removes the lab. Stop processes in it first; they would keep their namespace alive without a name.
+// Close removes the lab. Stop processes in it first; they would keep their namespace alive without
+// a name.
 func (l *Lab) Close() error {
 	var errs []error
 	for _, n := range l.all {

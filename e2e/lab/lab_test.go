@@ -39,7 +39,8 @@ func TestReachability(t *testing.T) {
 			for _, to := range hosts {
 				for _, proto := range protos {
 					targets = append(targets, probe.Target{Proto: proto, Dst: netip.AddrPortFrom(to.Addrs[f], 80)})
-					// A host dials from its first address; the kernel dials a host's own address from that.
+					// A host dials from its first address; the kernel dials a host's own address
+					// from that.
 					want = append(want, fmt.Sprintf("answered by %s at %s:80, which saw %s", to.Label, bracket(to.Addrs[f]), bracket(from.Addrs[f])))
 				}
 			}

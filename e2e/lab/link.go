@@ -122,7 +122,8 @@ func (n *Netns) addNeigh(link string, a netip.Addr, mac net.HardwareAddr) error 
 	return nil
 }
 
-// route is the argument of setRoute. Via, Src and Table may be zero; without a Link the route is a blackhole.
+// route is the argument of setRoute. Via, Src and Table may be zero; without a Link the route is a
+// blackhole.
 type route struct {
 	dst   netip.Prefix
 	link  string

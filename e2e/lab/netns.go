@@ -26,7 +26,8 @@ type Netns struct {
 	nl *netlink.Handle
 }
 
-// newNetns makes a namespace with loopback up and the sysctls set, which has to happen before interfaces are added.
+// newNetns makes a namespace with loopback up and the sysctls set, which has to happen before
+// interfaces are added.
 func newNetns(name string, sysctls []sysctl) (*Netns, error) {
 	n := &Netns{Name: name}
 	err := onOwnThread(func() error {
@@ -61,8 +62,8 @@ func (n *Netns) close() error {
 	return errors.Join(n.ns.Close(), netns.DeleteNamed(n.Name))
 }
 
-// Do calls f on a thread in the namespace. Sockets that f opens belong to the namespace and can be used anywhere afterwards.
-// Goroutines that f starts are not in the namespace.
+// Do calls f on a thread in the namespace. Sockets that f opens belong to the namespace and can be
+// used anywhere afterwards. Goroutines that f starts are not in the namespace.
 func (n *Netns) Do(f func() error) error {
 	return onOwnThread(func() error {
 		if err := netns.Set(n.ns); err != nil {
@@ -72,7 +73,8 @@ func (n *Netns) Do(f func() error) error {
 	})
 }
 
-// onOwnThread calls f with the goroutine locked to its thread and restores the thread's network namespace afterwards.
+// onOwnThread calls f with the goroutine locked to its thread and restores the thread's network
+// namespace afterwards.
 func onOwnThread(f func() error) error {
 	runtime.LockOSThread()
 	old, err := netns.Get()
@@ -83,15 +85,16 @@ func onOwnThread(f func() error) error {
 	defer old.Close()
 	err = f()
 	if back := netns.Set(old); back != nil {
-		// The thread stays locked, so that the runtime ends it with this goroutine and reuses it for no other.
+		// The thread stays locked, so that the runtime ends it with this goroutine and reuses it
+		// for no other.
 		return errors.Join(err, fmt.Errorf("restore the network namespace: %w", back))
 	}
 	runtime.UnlockOSThread()
 	return err
 }
 
-// Command is exec.CommandContext for a process in the namespace. The process id is that of the command. The process is
-// killed when this process ends.
+// Command is exec.CommandContext for a process in the namespace. The process id is that of the
+// command. The process is killed when this process ends.
 func (n *Netns) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	path := filepath.Join(netnsDir, n.Name)
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + path, "--", name}, args...)...)
@@ -131,7 +134,8 @@ var hostSysctls = []sysctl{
 	{path: "net/ipv6/conf/all/accept_dad", value: "0"},
 	{path: "net/ipv6/conf/default/accept_dad", value: "0"},
 	{path: "net/ipv6/conf/default/accept_ra", value: "0"},
-	// No link-local addresses: nothing asks for them, and their router solicitations and MLD reports are noise.
+	// No link-local addresses: nothing asks for them, and their router solicitations and MLD
+	// reports are noise.
 	{path: "net/ipv6/conf/default/addr_gen_mode", value: "1"},
 	{path: "net/ipv4/icmp_ratelimit", value: "0"},
 	{path: "net/ipv4/icmp_msgs_per_sec", value: "100000", optional: true},

@@ -5,7 +5,8 @@ import (
 	"net/netip"
 )
 
-// The addresses of every lab. Labs are isolated, so all use the same ones. IPv4 is at index 0 and IPv6 at index 1.
+// The addresses of every lab. Labs are isolated, so all use the same ones. IPv4 is at index 0 and
+// IPv6 at index 1.
 var (
 	// PodCIDRs contain all pods; node n has 10.244.n.0/24 and fd00:10:244:n::/64 of it.
 	PodCIDRs = [2]netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/48")}

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// RequireKernel skips the test unless FAIRLEAD_KERNEL_TESTS=1 is set. If it is set, a test that cannot run has to fail, so
-// that a green run has tested the kernel.
+// RequireKernel skips the test unless FAIRLEAD_KERNEL_TESTS=1 is set. If it is set, a test that
+// cannot run has to fail, so that a green run has tested the kernel.
 func RequireKernel(t testing.TB) {
 	t.Helper()
 	if os.Getenv("FAIRLEAD_KERNEL_TESTS") != "1" {

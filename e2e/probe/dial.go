@@ -34,14 +34,15 @@ type Target struct {
 // DefaultTimeout is long enough that a busy machine does not look like packet loss.
 const DefaultTimeout = 15 * time.Second
 
-// Briefly returns the target with a short timeout, for connections that are expected to get no answer. A slow machine cannot
-// make such a test fail.
+// Briefly returns the target with a short timeout, for connections that are expected to get no
+// answer. A slow machine cannot make such a test fail.
 func (t Target) Briefly() Target {
 	t.Timeout = 500 * time.Millisecond
 	if t.Proto == "tcp" && t.Dst.Addr().Is6() {
-		// Longer than the 1 s after which Linux sends a second SYN. Between namespaces the answer to the first one arrives while
-		// connect(2) still locks the socket; an ICMPv6 port unreachable then has no effect, and only the answer to the second SYN
-		// refuses the connection. In IPv4 the first one does (observed with Linux 6.18).
+		// Longer than the 1 s after which Linux sends a second SYN. Between namespaces the answer
+		// to the first one arrives while connect(2) still locks the socket; an ICMPv6 port
+		// unreachable then has no effect, and only the answer to the second SYN refuses the
+		// connection. In IPv4 the first one does (observed with Linux 6.18).
 		t.Timeout = 1600 * time.Millisecond
 	}
 	return t
@@ -78,7 +79,8 @@ func (v Verdict) String() string { return [...]string{"failed", "answered", "ref
 // Result is the result of an exchange.
 type Result struct {
 	Verdict Verdict
-	// Server is the name of the server that answered, At its address, and Saw the client's address as the server saw it.
+	// Server is the name of the server that answered, At its address, and Saw the client's address
+	// as the server saw it.
 	Server  string
 	At, Saw netip.AddrPort
 	// Err is the error if the verdict is not Answered.
@@ -127,7 +129,8 @@ func (d *Dialer) dial(ctx context.Context, t Target) Result {
 	return c.Ask(ctx)
 }
 
-// DialAll connects to all targets with the given concurrency and returns the results in the order of the targets.
+// DialAll connects to all targets with the given concurrency and returns the results in the order
+// of the targets.
 func (d *Dialer) DialAll(ctx context.Context, targets []Target, parallel int) []Result {
 	results := make([]Result, len(targets))
 	slots := make(chan struct{}, max(parallel, 1))
@@ -216,7 +219,8 @@ func failure(err error) Result {
 	return res
 }
 
-// filtered reports whether a packet was dropped or rejected before it left the host. The next read tells which of both.
+// filtered reports whether a packet was dropped or rejected before it left the host. The next read
+// tells which of both.
 func filtered(err error) bool { return errors.Is(err, syscall.EPERM) }
 
 func isTimeout(err error) bool {

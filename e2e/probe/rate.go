@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AcceptAll accepts and closes IPv4 connections to a port in a namespace until the returned function is called.
+// AcceptAll accepts and closes IPv4 connections to a port in a namespace until the returned
+// function is called.
 func AcceptAll(in Entrance, port uint16) (func(), error) {
 	var l net.Listener
 	if err := in.Do(func() (err error) { l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port)); return err }); err != nil {
@@ -30,8 +31,8 @@ func AcceptAll(in Entrance, port uint16) (func(), error) {
 	return func() { l.Close() }, nil
 }
 
-// Rate makes IPv4 connections from a namespace one after the other for about this long, and returns the number per second. It
-// resets each connection, so that no port stays in TIME_WAIT.
+// Rate makes IPv4 connections from a namespace one after the other for about this long, and returns
+// the number per second. It resets each connection, so that no port stays in TIME_WAIT.
 func Rate(in Entrance, dst netip.AddrPort, d time.Duration) (rate float64, err error) {
 	err = in.Do(func() error {
 		rate, err = connect(dst, d)

@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// SCTP without support of the kernel (RFC 9260): the question is the initiate tag of an INIT; the answer is the state cookie of
-// an INIT ACK. This is all that connection tracking needs for a new association.
+// SCTP without support of the kernel (RFC 9260): the question is the initiate tag of an INIT; the
+// answer is the state cookie of an INIT ACK. This is all that connection tracking needs for a new
+// association.
 
 const (
 	sctpProto     = "132"
@@ -130,8 +131,8 @@ func (s *Server) serveSCTP(in Entrance, at netip.Addr, ports []uint16) error {
 	return nil
 }
 
-// dialSCTP sends an INIT every second and waits for the INIT ACK or an ICMP error. The timeout does not include waiting for other
-// exchanges.
+// dialSCTP sends an INIT every second and waits for the INIT ACK or an ICMP error. The timeout does
+// not include waiting for other exchanges.
 func (d *Dialer) dialSCTP(t Target) Result {
 	d.sctp.Lock()
 	defer d.sctp.Unlock()
@@ -170,8 +171,8 @@ func (d *Dialer) dialSCTP(t Target) Result {
 	}
 }
 
-// initAgain is the interval of retransmissions of an INIT (RTO.Initial of RFC 9260, section 16). On a busy machine the kernel
-// sometimes loses a packet, for example while it resolves a neighbour.
+// initAgain is the interval of retransmissions of an INIT (RTO.Initial of RFC 9260, section 16). On
+// a busy machine the kernel sometimes loses a packet, for example while it resolves a neighbour.
 const initAgain = time.Second
 
 func awaitInitAck(c *net.IPConn, ask sctpPacket) Result {

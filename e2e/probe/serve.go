@@ -24,8 +24,8 @@ type Server struct {
 	closed bool
 }
 
-// Serve starts a server in the namespace. The name must not contain spaces. Each of the protos "tcp", "udp" or "sctp" is served
-// on each port of each address.
+// Serve starts a server in the namespace. The name must not contain spaces. Each of the protos
+// "tcp", "udp" or "sctp" is served on each port of each address.
 func Serve(in Entrance, name string, addrs []netip.Addr, protos []string, ports []uint16) (*Server, error) {
 	s := &Server{name: name, conns: map[net.Conn]struct{}{}}
 	for _, a := range addrs {
@@ -135,7 +135,8 @@ func (s *Server) serveUDP(in Entrance, at netip.AddrPort) error {
 	return nil
 }
 
-// Addrs returns the TCP and UDP addresses of the server. Port 0 is replaced by the port that the kernel chose.
+// Addrs returns the TCP and UDP addresses of the server. Port 0 is replaced by the port that the
+// kernel chose.
 func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
 
 // Close stops listening, ends open connections and waits for both.

@@ -27,7 +27,8 @@ type settings struct {
 	slices    int
 	rounds    int
 	out       string
-	// most limits, by "proxy mode", the number of Services of a contestant, so that a benchmark ends in time.
+	// most limits, by "proxy mode", the number of Services of a contestant, so that a benchmark
+	// ends in time.
 	most map[string]int
 	// only restricts the benchmark to one proxy.
 	only string

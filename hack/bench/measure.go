@@ -25,7 +25,8 @@ import (
 	"github.com/fairlead/fairlead/e2e/probe"
 )
 
-// result holds the figures of one proxy in one mode with one number of Services. A negative figure was not measured.
+// result holds the figures of one proxy in one mode with one number of Services. A negative figure
+// was not measured.
 type result struct {
 	proxy, mode         string
 	services, endpoints int
@@ -56,14 +57,16 @@ type contestant struct {
 	// programs is a directory with the userland's iptables, for kube-proxy.
 	programs string
 	node     *lab.Node
-	// first and last are the Services that were created before and after all others. Their endpoint is a pod of the node.
+	// first and last are the Services that were created before and after all others. Their endpoint
+	// is a pod of the node.
 	first, last string
 	// rate is a Service whose endpoint, a pod of the node, accepts and closes connections.
 	rate string
 	vips map[string]netip.AddrPort
 }
 
-// settle is how long to wait between the end of an observed change and reading the proxy's memory and CPU.
+// settle is how long to wait between the end of an observed change and reading the proxy's memory
+// and CPU.
 const settle = 5 * time.Second
 
 // firstSyncTimeout is how long a proxy may take for its first sync.
@@ -203,7 +206,8 @@ func (p *contestant) measure(ctx context.Context, s settings, c *cluster, empty 
 	return p.restarted(ctx, d, bin, count)
 }
 
-// coldStart starts the proxy and measures until it has programmed all Services. The daemon is nil if it did not start.
+// coldStart starts the proxy and measures until it has programmed all Services. The daemon is nil
+// if it did not start.
 func (p *contestant) coldStart(ctx context.Context) (*daemon.Daemon, error) {
 	lock := watchLock()
 	received, err := p.received(ctx)
@@ -325,7 +329,8 @@ func (p *contestant) awaitFor(ctx context.Context, service, server string) error
 	return p.await(ctx, service, server)
 }
 
-// rolling changes many EndpointSlices as fast as the API server accepts them, and then the endpoint of the last Service.
+// rolling changes many EndpointSlices as fast as the API server accepts them, and then the endpoint
+// of the last Service.
 func (p *contestant) rolling(ctx context.Context, s settings, c *cluster, d *daemon.Daemon, generation int) error {
 	before, err := d.CPU()
 	if err != nil {
@@ -470,7 +475,8 @@ func (p *contestant) watchTransactions(ctx context.Context) (*atomic.Int64, func
 	}, sleep(ctx, 200*time.Millisecond)
 }
 
-// received returns the number of bytes that the node has received; while a proxy starts they come from the API server.
+// received returns the number of bytes that the node has received; while a proxy starts they come
+// from the API server.
 func (p *contestant) received(ctx context.Context) (int64, error) {
 	text, err := p.node.Run(ctx, "cat", "/proc/net/dev")
 	if err != nil {
@@ -510,8 +516,8 @@ func memory(pid int) (peak, now int64, err error) {
 	return peak, now, nil
 }
 
-// watchLock samples the xtables lock of the legacy userland. The returned function stops it and returns how long the lock was
-// held.
+// watchLock samples the xtables lock of the legacy userland. The returned function stops it and
+// returns how long the lock was held.
 func watchLock() func() time.Duration {
 	const every = time.Millisecond
 	stop, held := make(chan struct{}), make(chan time.Duration)
@@ -544,7 +550,8 @@ func watchLock() func() time.Duration {
 	return func() time.Duration { close(stop); return <-held }
 }
 
-// wrappers makes a directory with wrappers of the programs that write iptables. count returns how often they were run.
+// wrappers makes a directory with wrappers of the programs that write iptables. count returns how
+// often they were run.
 func wrappers(userland string) (dir string, count func() (int, error), err error) {
 	if dir, err = os.MkdirTemp("", "fairlead-bench-bin"); err != nil {
 		return "", nil, err

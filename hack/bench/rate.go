@@ -13,8 +13,8 @@ import (
 // ratePort is the port on which pods accept and close connections.
 const ratePort = 9090
 
-// rates compares the rate of new connections on the node with that on a node without a proxy. The rounds alternate, so that
-// other load on the machine affects all cases alike.
+// rates compares the rate of new connections on the node with that on a node without a proxy. The
+// rounds alternate, so that other load on the machine affects all cases alike.
 func (p *contestant) rates(ctx context.Context, s settings, empty *lab.Node) error {
 	for _, n := range []*lab.Node{empty, p.node} {
 		stop, err := probe.AcceptAll(n.Pods[0], ratePort)

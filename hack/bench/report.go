@@ -109,7 +109,8 @@ func writeCSV(path string, results []result) error {
 	return err
 }
 
-// printTables prints a table for each number of Services and mode: Fairlead, kube-proxy and their ratio.
+// printTables prints a table for each number of Services and mode: Fairlead, kube-proxy and their
+// ratio.
 func printTables(out io.Writer, results []result) {
 	for len(results) > 0 {
 		n := results[0].services

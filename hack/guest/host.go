@@ -24,9 +24,9 @@ var ErrTime = errors.New("time limit")
 // tail is the number of console lines that are shown after a failure.
 const tail = 60
 
-// Run boots a guest, runs the job in it and returns the exit code of the command. Without an exit code
-// it returns an error, which is the context's cause if the context ended first. After a failure the
-// last lines of the kernel's console go to stderr.
+// Run boots a guest, runs the job in it and returns the exit code of the command. Without an exit
+// code it returns an error, which is the context's cause if the context ended first. After a
+// failure the last lines of the kernel's console go to stderr.
 func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io.Writer) (int, error) {
 	// The kernel is killed when the thread that started it ends.
 	runtime.LockOSThread()
@@ -66,7 +66,8 @@ func (k Kernel) Run(ctx context.Context, memory string, j Job, stdout, stderr io
 	if err != nil {
 		return 0, err
 	}
-	// One process group: a signal reaches the kernel and all its processes, the terminal's SIGINT none of them.
+	// One process group: a signal reaches the kernel and all its processes, the terminal's SIGINT
+	// none of them.
 	g.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	g.Stdout, g.Stderr, g.ExtraFiles = theirs[0], theirs[0], theirs[1:]
 	err = g.Start()
@@ -123,7 +124,8 @@ func pipes(readers ...func(io.Reader)) ([]*os.File, *sync.WaitGroup, error) {
 	return theirs, &running, nil
 }
 
-// readVerdict reads what the guest reports about the command and returns its exit code, if there is one.
+// readVerdict reads what the guest reports about the command and returns its exit code, if there is
+// one.
 func readVerdict(r io.Reader, log *console) (code int, ok bool) {
 	for lines := bufio.NewScanner(r); lines.Scan(); {
 		switch word, value, _ := strings.Cut(lines.Text(), " "); word {
@@ -147,7 +149,8 @@ func (j Job) Write(path string) error {
 	return os.WriteFile(path, text, 0o600)
 }
 
-// reap waits for the guest's processes, which briefly outlive their kernel as children of this process.
+// reap waits for the guest's processes, which briefly outlive their kernel as children of this
+// process.
 func reap() {
 	for {
 		if _, err := unix.Wait4(-1, nil, 0, nil); err != nil && err != unix.EINTR {
@@ -176,7 +179,8 @@ func (c *console) mark() {
 	c.start = len(c.text)
 }
 
-// print shows the last lines since the start of the command, or of the kernel if the command did not start.
+// print shows the last lines since the start of the command, or of the kernel if the command did
+// not start.
 func (c *console) print(w io.Writer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

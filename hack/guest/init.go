@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EnvJob is the kernel parameter that holds the path of the job. The kernel passes it to process 1 as a variable.
+// EnvJob is the kernel parameter that holds the path of the job. The kernel passes it to process 1
+// as a variable.
 const EnvJob = "FAIRLEAD_GUEST_JOB"
 
 // The lines that the guest writes to the verdict console begin with these words.
@@ -34,13 +35,15 @@ type Job struct {
 
 	// Host is the guest's host name.
 	Host string
-	// Stdout, Stderr and Verdict are the consoles for the command's output, its errors, and its start and exit code.
+	// Stdout, Stderr and Verdict are the consoles for the command's output, its errors, and its
+	// start and exit code.
 	Stdout, Stderr, Verdict string
 	// Insert lists module files to load first, in this order.
 	Insert []string
 	// Root mounts the machine's files, for a kernel that boots from an initramfs.
 	Root *Mount
-	// Modules is the directory with the kernel's modules, in a subdirectory named after its release.
+	// Modules is the directory with the kernel's modules, in a subdirectory named after its
+	// release.
 	Modules string
 	// Shares are the writable directories.
 	Shares []Mount
@@ -63,8 +66,8 @@ func (m Mount) mount(below string) error {
 	return nil
 }
 
-// Init runs as process 1 of a guest and does not return there; elsewhere it does nothing. A program that starts guests
-// calls it first.
+// Init runs as process 1 of a guest and does not return there; elsewhere it does nothing. A program
+// that starts guests calls it first.
 func Init() {
 	path := os.Getenv(EnvJob)
 	if path == "" || os.Getpid() != 1 {
@@ -74,7 +77,8 @@ func Init() {
 	if err := work(path); err != nil {
 		fmt.Println("in the guest:", err) // to the console of the kernel
 	} else {
-		// The host kills the guest when it has the verdict. Console output of the power-off is not about the command.
+		// The host kills the guest when it has the verdict. Console output of the power-off is not
+		// about the command.
 		time.Sleep(time.Minute)
 	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
@@ -136,8 +140,8 @@ func prepareAndRun(j Job, verdict *os.File) (int, error) {
 	return code, nil
 }
 
-// open opens a console that behaves like a pipe: the line discipline does not change the output, and it does not become
-// the terminal of process 1.
+// open opens a console that behaves like a pipe: the line discipline does not change the output,
+// and it does not become the terminal of process 1.
 func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -158,7 +162,8 @@ func open(path string) (*os.File, error) {
 // drain waits until the host has read everything.
 func drain(f *os.File) { _ = unix.IoctlSetInt(int(f.Fd()), unix.TCSBRK, 1) }
 
-// enter makes a file system the root. It replaces the initramfs, from which pivot_root is not possible.
+// enter makes a file system the root. It replaces the initramfs, from which pivot_root is not
+// possible.
 func enter(m Mount) error {
 	if err := m.mount(""); err != nil {
 		return err
@@ -179,7 +184,8 @@ func enter(m Mount) error {
 	return os.Chdir("/")
 }
 
-// root puts an in-memory layer over the machine's files, makes that the root, and mounts what every system has.
+// root puts an in-memory layer over the machine's files, makes that the root, and mounts what every
+// system has.
 func root(j Job) error {
 	var release unix.Utsname
 	if err := unix.Uname(&release); err != nil {
@@ -203,7 +209,8 @@ func root(j Job) error {
 // memory is where the guest mounts its in-memory file system.
 const memory = "/mnt"
 
-// mountSystem mounts below dir the machine's files with an in-memory layer, and what every system has.
+// mountSystem mounts below dir the machine's files with an in-memory layer, and what every system
+// has.
 func mountSystem(dir string, shares []Mount) error {
 	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: memory}).mount(""); err != nil {
 		return err
@@ -241,7 +248,8 @@ func pivot(dir string) error {
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}
-	// Kernel threads, which start modprobe, have to change their root as well: pivot_root does that, chroot does not.
+	// Kernel threads, which start modprobe, have to change their root as well: pivot_root does
+	// that, chroot does not.
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return fmt.Errorf("pivot_root: %w", err)
 	}
@@ -256,7 +264,8 @@ func populate(modules string) error {
 	if err := os.MkdirAll("/run/lock", 0o755); err != nil {
 		return err
 	}
-	// This hides the machine's own modules, which another kernel cannot load even if they are of the same version.
+	// This hides the machine's own modules, which another kernel cannot load even if they are of
+	// the same version.
 	if err := (Mount{Kind: "tmpfs", Source: "tmpfs", Dir: "/lib/modules", Options: "mode=755"}).mount(""); err != nil {
 		return err
 	}
@@ -285,7 +294,8 @@ func load(path string) error {
 	return nil
 }
 
-// network sets up what every system has from the start: a host name, IPv6, which may be a module here, and lo.
+// network sets up what every system has from the start: a host name, IPv6, which may be a module
+// here, and lo.
 func network(host string) error {
 	if err := unix.Sethostname([]byte(host)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
@@ -300,8 +310,9 @@ func network(host string) error {
 	return netlink.LinkSetUp(lo)
 }
 
-// execute runs the command and returns its exit code as a shell does: 128 plus the number of the signal that ended it, or
-// 127 if there is no such program. It also reaps orphans, which become children of process 1.
+// execute runs the command and returns its exit code as a shell does: 128 plus the number of the
+// signal that ended it, or 127 if there is no such program. It also reaps orphans, which become
+// children of process 1.
 func execute(j Job, stdout, stderr *os.File) int {
 	fail := func(err error) int {
 		fmt.Fprintf(stderr, "%s: %v\n", j.Command[0], err)

@@ -34,14 +34,15 @@ type Kernel struct {
 	Name string
 	// Timeout is the default time limit of a run.
 	Timeout time.Duration
-	// Command returns the guest's process, not yet started. The process writes the kernel's console to its standard output
-	// and error, and the job's Stdout, Stderr and Verdict to file descriptors 3, 4 and 5. Command sets the fields of the job
-	// that depend on the kernel. Files of the guest go into dir, which is removed afterwards.
+	// Command returns the guest's process, not yet started. The process writes the kernel's console
+	// to its standard output and error, and the job's Stdout, Stderr and Verdict to file
+	// descriptors 3, 4 and 5. Command sets the fields of the job that depend on the kernel. Files
+	// of the guest go into dir, which is removed afterwards.
 	Command func(ctx context.Context, dir, memory string, j Job) (*exec.Cmd, error)
 }
 
-// Main runs the command line of this process in a guest, and exits with the code that the package documents. The program
-// defines its own flags before.
+// Main runs the command line of this process in a guest, and exits with the code that the package
+// documents. The program defines its own flags before.
 func Main(k Kernel) { os.Exit(k.main()) }
 
 func (k Kernel) main() int {

@@ -13,8 +13,8 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // manifests is the directory that is rendered.
 const manifests = "../../manifests"
 
-// TestGolden runs the command in the first line of each file in testdata, such as "# kustomize kubeadm nftables", and compares the
-// output with the rest of the file.
+// TestGolden runs the command in the first line of each file in testdata, such as "# kustomize
+// kubeadm nftables", and compares the output with the rest of the file.
 func TestGolden(t *testing.T) {
 	t.Chdir(manifests)
 	for _, file := range files(t, "testdata/*.yaml") {
@@ -36,7 +36,8 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// TestRefused renders the chart with invalid values. The error must contain the first line of the file.
+// TestRefused renders the chart with invalid values. The error must contain the first line of the
+// file.
 func TestRefused(t *testing.T) {
 	t.Chdir(manifests)
 	for _, file := range files(t, "testdata/refused/*.yaml") {

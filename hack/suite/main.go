@@ -1,6 +1,7 @@
-// Command suite runs targets of the Makefile one after the other, continues after a failure, and lists all failures at the end, so
-// that a failing package hides no other one and nobody has to search through thousands of lines. It passes on the output of the
-// targets. The exit code is 1 if a target failed.
+// Command suite runs targets of the Makefile one after the other, continues after a failure, and
+// lists all failures at the end, so that a failing package hides no other one and nobody has to
+// search through thousands of lines. It passes on the output of the targets. The exit code is 1 if
+// a target failed.
 //
 // Usage: suite TARGET...
 package main
@@ -33,7 +34,8 @@ type part struct {
 	target string
 	// err is the target's error, nil if it passed.
 	err error
-	// failures are the failed packages with their tests. notes are the target's messages about skipped tests.
+	// failures are the failed packages with their tests. notes are the target's messages about
+	// skipped tests.
 	failures, notes []string
 }
 

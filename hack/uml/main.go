@@ -47,7 +47,8 @@ func newGuest(ctx context.Context, dir, memory string, j guest.Job) (*exec.Cmd, 
 		"loglevel=5",
 		"uml_dir="+dir, "umid=guest",
 		"con=null", "con0=null,fd:1", "con1=null,fd:3", "con2=null,fd:4", "con3=null,fd:5")
-	// The guest's memory is a file that the kernel creates and unlinks, in a tmpfs unless a variable says otherwise.
+	// The guest's memory is a file that the kernel creates and unlinks, in a tmpfs unless a
+	// variable says otherwise.
 	g.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir}
 	// The kernel's environment does not reach the guest, so no program there gets the library.
 	if library, err := preload(ctx); err != nil {

@@ -13,13 +13,14 @@ import (
 	"runtime"
 )
 
-// xstateSource is a library that the kernel needs on processors with a large register file; see the file.
+// xstateSource is a library that the kernel needs on processors with a large register file; see the
+// file.
 //
 //go:embed preload/xstate.c
 var xstateSource []byte
 
-// preload returns the path of the library that linux.uml needs, and compiles it unless it is in the user's cache. The path is
-// empty if the architecture needs no library.
+// preload returns the path of the library that linux.uml needs, and compiles it unless it is in the
+// user's cache. The path is empty if the architecture needs no library.
 func preload(ctx context.Context) (string, error) {
 	if runtime.GOARCH != "amd64" {
 		return "", nil
@@ -31,8 +32,8 @@ func preload(ctx context.Context) (string, error) {
 	return compile(ctx, cache, xstateSource)
 }
 
-// compile compiles one C file to a shared library below the cache directory, in a directory named after a hash of the source, and
-// returns its path.
+// compile compiles one C file to a shared library below the cache directory, in a directory named
+// after a hash of the source, and returns its path.
 func compile(ctx context.Context, cache string, source []byte) (string, error) {
 	dir := filepath.Join(cache, "fairlead", fmt.Sprintf("uml-%.6x", sha256.Sum256(source)))
 	library := filepath.Join(dir, "xstate.so")
@@ -42,7 +43,8 @@ func compile(ctx context.Context, cache string, source []byte) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	// Another run may compile it at the same time, and an interrupted one must not leave an incomplete file.
+	// Another run may compile it at the same time, and an interrupted one must not leave an
+	// incomplete file.
 	temporary, err := os.MkdirTemp(dir, "build.")
 	if err != nil {
 		return "", err

@@ -24,8 +24,8 @@ func needGCC(t *testing.T) {
 	}
 }
 
-// TestPreloadCompletesShortXSTATE sets a register as user-mode Linux does, on this machine's processor, with buffers of several
-// sizes, without and with the library.
+// TestPreloadCompletesShortXSTATE sets a register as user-mode Linux does, on this machine's
+// processor, with buffers of several sizes, without and with the library.
 func TestPreloadCompletesShortXSTATE(t *testing.T) {
 	needGCC(t)
 	library, err := compile(t.Context(), t.TempDir(), xstateSource)

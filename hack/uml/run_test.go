@@ -28,8 +28,9 @@ var errClosed = errors.New("closed")
 
 func (closed) Write([]byte) (int, error) { return 0, errClosed }
 
-// withModules shows to the goroutine, and to processes that it starts, a directory in /lib/modules for each one in versions,
-// as on a machine that boots a kernel of that version. The directories are in layer. The thread ends with the goroutine.
+// withModules shows to the goroutine, and to processes that it starts, a directory in /lib/modules
+// for each one in versions, as on a machine that boots a kernel of that version. The directories
+// are in layer. The thread ends with the goroutine.
 func withModules(t *testing.T, layer, versions string) {
 	t.Helper()
 	entries, err := os.ReadDir(versions)

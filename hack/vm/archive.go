@@ -13,8 +13,9 @@ import (
 // file is one of an initramfs: its path there, and the file with its content.
 type file struct{ name, from string }
 
-// writeArchive writes an archive that the kernel unpacks as its first file system: cpio in the format "newc"
-// (Documentation/driver-api/early-userspace/buffer-format.rst), with the directories of the files.
+// writeArchive writes an archive that the kernel unpacks as its first file system: cpio in the
+// format "newc" (Documentation/driver-api/early-userspace/buffer-format.rst), with the directories
+// of the files.
 func writeArchive(path string, files []file) (err error) {
 	to, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -26,7 +27,8 @@ func writeArchive(path string, files []file) (err error) {
 	entry := func(name string, mode uint32, size int64, content io.Reader) error {
 		inode++
 		name = strings.TrimPrefix(name, "/")
-		// Magic, inode, mode, user, group, links, time, size, four numbers of devices, length of the name, no checksum.
+		// Magic, inode, mode, user, group, links, time, size, four numbers of devices, length of
+		// the name, no checksum.
 		head := fmt.Sprintf("070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
 			inode, mode, 0, 0, 1, 0, size, 0, 0, 0, 0, len(name)+1, 0, name)
 		if _, err := w.WriteString(head + pad(int64(len(head)))); err != nil {

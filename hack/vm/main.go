@@ -118,7 +118,8 @@ func (m *machine) command(ctx context.Context, dir, memory string, j guest.Job) 
 	return exec.Command(qemu, args...), nil
 }
 
-// static returns the path of this program, and an error if it is linked dynamically: the initramfs has no libraries.
+// static returns the path of this program, and an error if it is linked dynamically: the initramfs
+// has no libraries.
 func static() (string, error) {
 	self, err := os.Executable()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Command plot draws what command bench has measured: for each figure a picture with a line for each proxy and mode, over
-// the number of Services, both axes logarithmic.
+// Command plot draws what command bench has measured: for each figure a picture with a line for
+// each proxy and mode, over the number of Services, both axes logarithmic.
 //
 // It is a module of its own, so that Fairlead does not depend on a library for plots.
 package main

@@ -28,8 +28,8 @@ func New(t *testing.T, k guest.Kernel, memory string) *Booter {
 	return &Booter{Kernel: k, Memory: memory, shared: t.TempDir(), other: t.TempDir()}
 }
 
-// Boot runs a script in a guest. Its arguments are the shared directory and one that is not shared. It checks that no
-// files are left behind.
+// Boot runs a script in a guest. Its arguments are the shared directory and one that is not shared.
+// It checks that no files are left behind.
 func (b *Booter) Boot(t *testing.T, limit time.Duration, script string) (code int, stdout, stderr string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), limit, guest.ErrTime)
@@ -46,8 +46,8 @@ func (b *Booter) Boot(t *testing.T, limit time.Duration, script string) (code in
 	return code, out.String(), errs.String(), err
 }
 
-// Command tests what a command sees and what the caller gets, after the script ran more, which may exit with an error. It
-// returns the guest's standard error.
+// Command tests what a command sees and what the caller gets, after the script ran more, which may
+// exit with an error. It returns the guest's standard error.
 func (b *Booter) Command(t *testing.T, more string) (stderr string) {
 	t.Helper()
 	code, stdout, stderr, err := b.Boot(t, 5*time.Minute, `
