@@ -1,4 +1,4 @@
-// Package docs tests what the pages in this directory say.
+// Package docs tests the pages in this directory.
 package docs
 
 import (
@@ -11,7 +11,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestReasons looks for the handle of each rule in datapath.md.
+// TestReasons checks that datapath.md has a row for each rule's handle.
 func TestReasons(t *testing.T) {
 	page := read(t, "datapath.md")
 	for r := fwd.Reason(0); ; r++ {
@@ -28,7 +28,25 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestLinks follows the relative links of all pages.
+// TestWhereToLook checks that the functions in a table of architecture.md are in the files next to them.
+func TestWhereToLook(t *testing.T) {
+	row := regexp.MustCompile(`(?m)^\| .* \| \[.*\]\((.*)\) \| (.*) \|$`)
+	rows := row.FindAllStringSubmatch(read(t, "architecture.md"), -1)
+	if len(rows) == 0 {
+		t.Fatal("architecture.md has no table of files and functions")
+	}
+	for _, r := range rows {
+		source := read(t, r[1])
+		for name := range strings.SplitSeq(r[2], ", ") {
+			name = strings.Trim(name, "`")
+			if !regexp.MustCompile(`(?m)^func (\(.*\) )?` + name + `[\[(]`).MatchString(source) {
+				t.Errorf("%s has no function %s", r[1], name)
+			}
+		}
+	}
+}
+
+// TestLinks checks the relative links of all pages.
 func TestLinks(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#([^)]*))?\)`)
 	entries, err := os.ReadDir(".")
@@ -58,7 +76,7 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// hasAnchor says whether a heading of the page gets that name on GitHub.
+// hasAnchor reports whether a heading of the page has this anchor on GitHub.
 func hasAnchor(page, anchor string) bool {
 	for line := range strings.Lines(page) {
 		if !strings.HasPrefix(line, "#") {
