@@ -14,7 +14,7 @@ func TestFragments(t *testing.T) {
 	table.SetHeader(Header())
 	endpoints, local := make(map[fwd.Endpoint]bool), 0
 	for _, f := range Fragments(size) {
-		if ch := table.Put(f); len(ch.Services) != 1 || len(ch.Conflicts) > 0 {
+		if ch := table.Put(f); len(ch.Services) != 1 || len(table.Conflicts()) > 0 {
 			t.Fatalf("%s: %+v", f.Owner, ch)
 		}
 		if len(f.Frontends) != 1 || len(f.Pools) != 1 || !ServiceCIDR.Contains(f.Frontends[0].Key.Addr) {

@@ -99,12 +99,16 @@ type Weight struct {
 
 // Equal compares all fields.
 func (s *Service) Equal(o *Service) bool {
-	return s.Name == o.Name && s.CreatedUnix == o.CreatedUnix && s.Type == o.Type && s.Critical == o.Critical && s.ClusterIPs == o.ClusterIPs &&
-		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
-		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.SourceRanges, o.SourceRanges) &&
+	return s.Name == o.Name && s.CreatedUnix == o.CreatedUnix && s.Type == o.Type && s.Critical == o.Critical &&
+		slices.Equal(s.Ports, o.Ports) && s.equalAddresses(o) &&
 		s.InternalLocal == o.InternalLocal && s.ExternalLocal == o.ExternalLocal &&
 		s.HealthCheckNodePort == o.HealthCheckNodePort && s.AffinitySec == o.AffinitySec &&
 		s.Scheduler == o.Scheduler && s.SchedulerFlags == o.SchedulerFlags && slices.Equal(s.Weights, o.Weights)
+}
+
+func (s *Service) equalAddresses(o *Service) bool {
+	return s.ClusterIPs == o.ClusterIPs && slices.Equal(s.ExternalIPs, o.ExternalIPs) &&
+		slices.Equal(s.LoadBalancerIPs, o.LoadBalancerIPs) && slices.Equal(s.SourceRanges, o.SourceRanges)
 }
 
 // SlicePort is one entry of an EndpointSlice's ports that has a name and a number.

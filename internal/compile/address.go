@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 
@@ -74,9 +73,7 @@ func (c *compiler) sources(fam fwd.Family) []netip.Prefix {
 
 // withoutContained sorts masked prefixes of one family, of which there is at least one, and removes those inside another.
 func withoutContained(ps []netip.Prefix) []netip.Prefix {
-	slices.SortFunc(ps, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
+	slices.SortFunc(ps, netip.Prefix.Compare)
 	// A prefix that contains others sorts before them, and nothing outside of it sorts between.
 	kept := ps[:1]
 	for _, p := range ps[1:] {

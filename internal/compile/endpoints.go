@@ -108,8 +108,8 @@ func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate 
 // choose selects the C-set and the L-set. Each falls back on draining endpoints by itself, and the C-set does so without
 // regard to topology, which never leaves it empty: a mode is on only if an endpoint is hinted for this node.
 func (c *compiler) choose(found []candidate) (s sets) {
-	hinted := c.topology(found)
-	s.cluster = c.pick(found, func(e *candidate) bool { return e.ep.Ready && hinted(e.ep) })
+	here := c.topology(found)
+	s.cluster = c.pick(found, func(e *candidate) bool { return e.ep.Ready && here(e.ep) })
 	if len(s.cluster) == 0 {
 		s.cluster = c.pick(found, (*candidate).draining)
 	}
@@ -120,33 +120,35 @@ func (c *compiler) choose(found []candidate) (s sets) {
 	return s
 }
 
-// topology returns which ready endpoints the hints leave to this node. One ready endpoint without a hint turns a mode
-// off, since hints are then being rolled out; so does a mode that would leave this node none (KEP-2433, KEP-3015).
+// topology returns which ready endpoints the hints leave to this node (KEP-2433, KEP-3015).
 func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
 	forNode := func(e *cluster.Endpoint) bool { return slices.Contains(e.Where().NodeHints, c.facts.NodeName) }
 	forZone := func(e *cluster.Endpoint) bool { return slices.Contains(e.Where().ZoneHints, c.facts.Zone) }
-	byNode, byZone := !c.facts.IgnoreNodeHints && c.facts.NodeName != "", c.facts.Zone != ""
-	someNode, someZone := false, false
+	switch {
+	case !c.facts.IgnoreNodeHints && c.facts.NodeName != "" && hinted(found, func(p *cluster.Place) []string { return p.NodeHints }, c.facts.NodeName):
+		return forNode
+	case c.facts.Zone != "" && hinted(found, func(p *cluster.Place) []string { return p.ZoneHints }, c.facts.Zone):
+		return forZone
+	}
+	return func(*cluster.Endpoint) bool { return true }
+}
+
+// hinted says whether the hints of one kind count: every ready endpoint has one, since hints are being rolled out
+// otherwise, and at least one names this node or zone, which would have no endpoints otherwise.
+func hinted(found []candidate, hints func(*cluster.Place) []string, name string) bool {
+	some := false
 	for i := range found {
 		e := found[i].ep
 		if !e.Ready {
 			continue
 		}
-		byNode = byNode && len(e.Where().NodeHints) > 0
-		byZone = byZone && len(e.Where().ZoneHints) > 0
-		if !byNode && !byZone {
-			break
+		list := hints(e.Where())
+		if len(list) == 0 {
+			return false
 		}
-		someNode = someNode || byNode && forNode(e)
-		someZone = someZone || byZone && forZone(e)
+		some = some || slices.Contains(list, name)
 	}
-	switch {
-	case byNode && someNode:
-		return forNode
-	case byZone && someZone:
-		return forZone
-	}
-	return func(*cluster.Endpoint) bool { return true }
+	return some
 }
 
 // pick returns the endpoints to keep, in the order found; nil if none.

@@ -64,41 +64,18 @@ func (h *Header) Class(p Packet) Class {
 	return Outside
 }
 
-// Lookup says what the node does with a packet that opens a connection. It is the reference for every backend.
-//
-// An exact frontend (virtual IP and port) is looked for before a node port. A packet whose addresses are of different
-// families, or that is not sent to a frontend, passes.
+// Lookup says what the node does with a packet that opens a connection. It is the reference for every backend. A packet
+// whose addresses are of different families passes.
 func (t *Table) Lookup(p Packet) Outcome {
 	out := Outcome{Class: t.header.Class(p)}
-	dst := p.Dst.Addr()
-	if !dst.IsValid() || !p.Src.IsValid() || FamilyOf(p.Src) != FamilyOf(dst) {
+	if dst := p.Dst.Addr(); !dst.IsValid() || !p.Src.IsValid() || FamilyOf(p.Src) != FamilyOf(dst) {
 		return out
 	}
-	fam := FamilyOf(dst)
-	np := t.header.NodePorts[fam.Index()]
-	fromHost := p.FromHost || t.header.IsLocal(p.Src)
-
-	f := t.Frontend(Key{Family: fam, Addr: dst, Proto: p.Proto, Port: p.Dst.Port()})
-	if f == nil && t.header.IsLocal(dst) && np.Serves(dst, fromHost) {
-		f = t.Frontend(Key{Family: fam, Proto: p.Proto, Port: p.Dst.Port()})
-	}
+	f := t.match(p)
 	if f == nil {
-		// Serving node ports on 127.0.0.0/8 needs route_localnet, which would let neighbours reach loopback sockets; that
-		// is closed again here (CVE-2020-8558).
-		if np.Loopback && dst.IsLoopback() && !p.Src.IsLoopback() {
-			out.Verdict, out.Reason = VerdictDrop, ReasonLoopback
-		}
-		// Where somebody gave the address to an interface of this host, it is the host's own.
-		switch isClusterIP := t.vips[dst].clusterIP > 0; {
-		case t.header.IsLocal(dst):
-		case isClusterIP && t.header.RejectOtherPorts:
-			out.Verdict, out.Reason = VerdictReject, ReasonOtherPort
-		case !isClusterIP && t.header.DropUnallocated && t.header.inServiceCIDR(dst):
-			out.Verdict, out.Reason = VerdictDrop, ReasonUnallocated
-		}
+		out.Verdict, out.Reason = t.unmatched(p)
 		return out
 	}
-
 	out.Key, out.Owner = f.Key, f.Owner
 	if !f.Admits(p.Src) {
 		out.Verdict, out.Reason = VerdictDrop, ReasonSourceRanges
@@ -117,4 +94,40 @@ func (t *Table) Lookup(p Packet) Outcome {
 		out.Endpoints, out.AffinitySec = pool.Endpoints, pool.AffinitySec
 	}
 	return out
+}
+
+// match returns the frontend that a packet is sent to, or nil: the one of its address and port, or else of the node port.
+func (t *Table) match(p Packet) *Frontend {
+	dst := p.Dst.Addr()
+	k := Key{Family: FamilyOf(dst), Addr: dst, Proto: p.Proto, Port: p.Dst.Port()}
+	if f := t.Frontend(k); f != nil {
+		return f
+	}
+	fromHost := p.FromHost || t.header.IsLocal(p.Src)
+	if !t.header.IsLocal(dst) || !t.header.NodePorts[k.Family.Index()].Serves(dst, fromHost) {
+		return nil
+	}
+	k.Addr = netip.Addr{}
+	return t.Frontend(k)
+}
+
+// unmatched says what happens to a packet that is sent to no frontend.
+func (t *Table) unmatched(p Packet) (Verdict, Reason) {
+	dst := p.Dst.Addr()
+	isClusterIP := t.vips[dst].clusterIP > 0
+	switch {
+	case dst.IsLoopback():
+		// Serving node ports on 127.0.0.0/8 needs route_localnet, which would let neighbours reach loopback sockets; that
+		// is closed again here (CVE-2020-8558).
+		if t.header.NodePorts[FamilyOf(dst).Index()].Loopback && !p.Src.IsLoopback() {
+			return VerdictDrop, ReasonLoopback
+		}
+	case t.header.IsLocal(dst):
+		// If an interface of this host has the address, it is the host's own.
+	case isClusterIP && t.header.RejectOtherPorts:
+		return VerdictReject, ReasonOtherPort
+	case !isClusterIP && t.header.DropUnallocated && t.header.inServiceCIDR(dst):
+		return VerdictDrop, ReasonUnallocated
+	}
+	return VerdictPass, ReasonNotService
 }

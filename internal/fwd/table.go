@@ -16,11 +16,9 @@ type Changes struct {
 	Services []ServiceChange
 	// VIPs are the addresses that came or went, sorted by address.
 	VIPs []VIPChange
-	// Conflicts are the keys that the fragment that was put asks for and does not get, sorted by key.
-	Conflicts []Conflict
 }
 
-// Empty says that nothing changed. Conflicts do not count: they say why something did not.
+// Empty says that nothing changed.
 func (c *Changes) Empty() bool {
 	return c.Header == nil && len(c.Services) == 0 && len(c.VIPs) == 0
 }
@@ -188,13 +186,11 @@ func (t *Table) Put(f *Fragment) Changes {
 		e = &entry{}
 		t.services[f.Owner] = e
 	} else if e.put.Equal(f) {
-		return Changes{Conflicts: t.lost(f)}
+		return Changes{}
 	}
 	old := e.put
 	e.put = f
-	ch := t.settle(f.Owner, old, f)
-	ch.Conflicts = t.lost(f)
-	return ch
+	return t.settle(f.Owner, old, f)
 }
 
 // Remove takes a Service out of the table; one that is not there changes nothing.
@@ -383,21 +379,6 @@ func (t *Table) vipChanges(before map[netip.Addr]vipCount) []VIPChange {
 			continue
 		}
 		out = append(out, VIPChange{VIP: VIP{Addr: a, ClusterIP: is.clusterIP > 0}, Gone: is.all == 0})
-	}
-	return out
-}
-
-// lost lists the keys of a fragment that other Services own.
-func (t *Table) lost(f *Fragment) []Conflict {
-	if len(t.waiting) == 0 {
-		return nil
-	}
-	var out []Conflict
-	for i := range f.Frontends {
-		k := f.Frontends[i].Key
-		if claims := t.waiting[k]; len(claims) > 0 && claims[0].owner != f.Owner {
-			out = append(out, Conflict{Key: k, Winner: claims[0].owner, Loser: f.Owner})
-		}
 	}
 	return out
 }

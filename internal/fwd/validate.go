@@ -1,7 +1,6 @@
 package fwd
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,7 +17,7 @@ func (h *Header) Validate() error {
 		for _, p := range np.Prefixes {
 			c.prefix("node ports", p, fam)
 		}
-		ascending(&c, "node ports", np.Prefixes, comparePrefix)
+		ascending(&c, "node ports", np.Prefixes, netip.Prefix.Compare)
 		c.disjoint("service CIDRs", h.ServiceCIDRs[i], fam)
 		if p := h.Detector[i].Prefix; p != (netip.Prefix{}) {
 			c.prefix("pod CIDR", p, fam)
@@ -46,6 +45,7 @@ func (f *Fragment) Validate() error {
 		fe := &f.Frontends[i]
 		keys = append(keys, fe.Key)
 		c.frontend(fe)
+		c.require(fe.Owner.Service == f.Owner && fe.Owner.Proto == fe.Key.Proto, "frontend %s: owner %s/%s", fe.Key, fe.Owner, fe.Owner.Proto)
 		for _, r := range fe.Routes {
 			if k := fe.Pool(r); r.Action == Forward && !used[k] {
 				used[k] = true
@@ -95,6 +95,7 @@ func (c *checker) frontend(f *Frontend) {
 		c.addr(what, f.Key.Addr, f.Key.Family)
 	}
 	c.disjoint(what+": sources", f.Sources, f.Key.Family)
+	c.require(len(f.Sources) == 0 || f.Sources[0].Bits() > 0, "%s: sources: %s restricts nobody", what, f.Sources)
 	for class, r := range f.Routes {
 		c.require(r.Action == Forward || r.Scope == Cluster && !r.Masquerade, "%s: %s: only a route that forwards has a scope and masquerades", what, Class(class))
 	}
@@ -126,11 +127,7 @@ func (c *checker) disjoint(what string, list []netip.Prefix, fam Family) {
 		c.prefix(what, p, fam)
 		c.require(i == 0 || !list[i-1].Overlaps(p), "%s: %s overlaps the one before it", what, p)
 	}
-	ascending(c, what, list, comparePrefix)
-}
-
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	ascending(c, what, list, netip.Prefix.Compare)
 }
 
 func (c *checker) prefix(what string, p netip.Prefix, fam Family) {

@@ -211,22 +211,11 @@ func decide(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePor
 		return a
 	}
 
-	usesCluster := !internalLocal(s) || accessible(s, port, cfg, h.v4)
-	usesLocal := internalLocal(s) || externalLocal(s, cfg) && accessible(s, port, cfg, h.v4)
-	all := c.endpointsOf(s, port, h.name, h.v4)
-	var inCluster, inNode []endpoint
-	if usesCluster {
-		inCluster = clusterSet(all, h.name, h.zone, cfg)
-	}
-	if usesLocal {
-		inNode = localSet(all)
-	}
-	usable := where(all, func(e endpoint) bool { return e.ready || e.fallback() })
-	if len(inCluster) == 0 && (!usesLocal || len(usable) == 0) {
+	inCluster, inNode, ok := candidates(c, cfg, h, s, port)
+	if !ok {
 		a.Verdict = fwd.VerdictReject
 		return a
 	}
-
 	set, masquerade := inCluster, false
 	class := h.class(p)
 	switch {
@@ -252,6 +241,23 @@ func decide(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePor
 	}
 	slices.SortFunc(a.Endpoints, netip.AddrPort.Compare)
 	return a
+}
+
+// candidates returns the endpoints of a service port that its policies may choose from, in the cluster and on the node. ok
+// is false if there is no usable endpoint.
+func candidates(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePort) (inCluster, inNode []endpoint, ok bool) {
+	reachable := accessible(s, port, cfg, h.v4)
+	usesCluster := !internalLocal(s) || reachable
+	usesLocal := internalLocal(s) || externalLocal(s, cfg) && reachable
+	all := c.endpointsOf(s, port, h.name, h.v4)
+	if usesCluster {
+		inCluster = clusterSet(all, h.name, h.zone, cfg)
+	}
+	if usesLocal {
+		inNode = localSet(all)
+	}
+	usable := where(all, func(e endpoint) bool { return e.ready || e.fallback() })
+	return inCluster, inNode, len(inCluster) > 0 || usesLocal && len(usable) > 0
 }
 
 // admitted says whether loadBalancerSourceRanges let the source through. The node may use a load-balancer address of the

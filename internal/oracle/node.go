@@ -97,46 +97,51 @@ func (h *host) hasDetector() bool {
 	return h.podPrefix.IsValid() || h.podBridge != "" || h.podInterface != ""
 }
 
-// readNodePortAddresses expands the keywords and keeps the prefixes of the family.
+// readNodePortAddresses keeps the prefixes of the family.
 func (h *host) readNodePortAddresses(cfg *Config) {
-	var own []netip.Prefix
-	named := false // an entry concerns this family
 	entries := cfg.NodePortAddresses
 	if cfg.NFTables && len(entries) == 0 {
 		entries = []string{"primary"}
 	}
+	named := false // an entry concerns this family
 	for _, entry := range entries {
-		text := entry
-		switch entry {
-		case "primary":
-			named = true
-			if h.primary.IsValid() && !h.primary.IsLoopback() {
-				own = append(own, netip.PrefixFrom(h.primary, h.primary.BitLen()))
-			}
-			continue
-		case "localhost":
-			text = "::1/128"
-			if h.v4 {
-				text = "127.0.0.0/8"
-			}
-		case "all":
-			text = "::/0"
-			if h.v4 {
-				text = "0.0.0.0/0"
-			}
-		}
-		if p, ok := parsePrefix(text); ok && p.Addr().Is4() == h.v4 {
-			named = true
-			own = append(own, p)
+		p, concerns := h.nodePortPrefix(entry)
+		named = named || concerns
+		if p.IsValid() {
+			h.nodePortPrefixes = append(h.nodePortPrefixes, p)
 		}
 	}
-	h.allNodePorts = !named || slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Bits() == 0 })
-	h.nodePortPrefixes = own
+	h.allNodePorts = !named || slices.ContainsFunc(h.nodePortPrefixes, func(p netip.Prefix) bool { return p.Bits() == 0 })
 	// The loopback interface has this one address, so a prefix that lies elsewhere in 127.0.0.0/8 names nothing.
 	loopback := netip.MustParseAddr("127.0.0.1")
-	listed := slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(loopback) })
+	listed := slices.ContainsFunc(h.nodePortPrefixes, func(p netip.Prefix) bool { return p.Contains(loopback) })
 	// In mode nftables no packet to a loopback address is changed: the daemon listens there.
 	h.loopbackNodePorts = h.v4 && cfg.LocalhostNodePorts && (h.allNodePorts || listed) && !cfg.NFTables
+}
+
+// nodePortPrefix reads an entry, which may be a keyword. The prefix is not valid if the entry concerns another family, or
+// if the node has no such address.
+func (h *host) nodePortPrefix(entry string) (p netip.Prefix, concerns bool) {
+	family := 1
+	if h.v4 {
+		family = 0
+	}
+	switch entry {
+	case "primary":
+		if h.primary.IsValid() && !h.primary.IsLoopback() {
+			p = netip.PrefixFrom(h.primary, h.primary.BitLen())
+		}
+		return p, true
+	case "localhost":
+		entry = [2]string{"127.0.0.0/8", "::1/128"}[family]
+	case "all":
+		entry = [2]string{"0.0.0.0/0", "::/0"}[family]
+	}
+	p, ok := parsePrefix(entry)
+	if !ok || p.Addr().Is4() != h.v4 {
+		return netip.Prefix{}, false
+	}
+	return p, true
 }
 
 // isLocal says whether an address of the family is one of the node's own.

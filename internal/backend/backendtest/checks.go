@@ -380,15 +380,8 @@ func checkUnread(seed uint64, newSubject func(fwd.Header) Subject) error {
 	ctx, broken := context.Background(), fwd.Families[seed%2]
 	w.backend = w.subject.Restart()
 	w.subject.FailReads(broken, 1000)
-	for i, f := range fwd.Families {
-		_, err := w.backend[i].Observe(ctx)
-		var fe *backend.FamilyError
-		switch {
-		case f != broken && err != nil:
-			return fmt.Errorf("%s cannot be read, and %s cannot either: %w", broken, f, err)
-		case f == broken && (!errors.As(err, &fe) || fe.Family != f || fe.Refused):
-			return fmt.Errorf("reading %s failed, and the error is %w", f, err)
-		}
+	if err := w.onlyFails(ctx, broken); err != nil {
+		return err
 	}
 	before := w.table
 	w.table = &fwd.Table{}
@@ -428,6 +421,21 @@ func checkUnread(seed uint64, newSubject func(fwd.Header) Subject) error {
 		return err
 	}
 	return w.subject.ForeignIntact()
+}
+
+// onlyFails reads both families, of which one must fail.
+func (w *world) onlyFails(ctx context.Context, broken fwd.Family) error {
+	for i, f := range fwd.Families {
+		_, err := w.backend[i].Observe(ctx)
+		var fe *backend.FamilyError
+		switch {
+		case f != broken && err != nil:
+			return fmt.Errorf("%s cannot be read, and %s cannot either: %w", broken, f, err)
+		case f == broken && (!errors.As(err, &fe) || fe.Family != f || fe.Refused):
+			return fmt.Errorf("reading %s failed, and the error is %w", f, err)
+		}
+	}
+	return nil
 }
 
 // checkRestart restarts without a change, with the Services in another order, and then with a change in between.

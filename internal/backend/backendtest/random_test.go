@@ -9,49 +9,6 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// valid checks the invariants of a fragment, which every backend may rely on.
-func valid(f *fwd.Fragment) error {
-	used := make(map[fwd.PoolKey]bool)
-	for i, fe := range f.Frontends {
-		if i > 0 && f.Frontends[i-1].Key.Compare(fe.Key) >= 0 {
-			return fmt.Errorf("frontends out of order at %v", fe.Key)
-		}
-		if fe.Owner.Service != f.Owner || fe.Owner.Proto != fe.Key.Proto {
-			return fmt.Errorf("frontend %v of %v in the fragment of %v", fe.Key, fe.Owner, f.Owner)
-		}
-		for j, a := range fe.Sources {
-			if a != a.Masked() || a.Bits() == 0 || fwd.FamilyOf(a.Addr()) != fe.Key.Family {
-				return fmt.Errorf("frontend %v: source %v", fe.Key, a)
-			}
-			if j > 0 && (fe.Sources[j-1].Compare(a) >= 0 || fe.Sources[j-1].Overlaps(a)) {
-				return fmt.Errorf("frontend %v: sources %v", fe.Key, fe.Sources)
-			}
-		}
-		for _, r := range fe.Routes {
-			if r.Action == fwd.Forward {
-				used[fe.Pool(r)] = true
-			} else if r.Masquerade || r.Scope != fwd.Cluster {
-				return fmt.Errorf("frontend %v: route %+v", fe.Key, r)
-			}
-		}
-	}
-	for i, p := range f.Pools {
-		if i > 0 && f.Pools[i-1].Key.Compare(p.Key) >= 0 || !used[p.Key] || len(p.Endpoints) == 0 {
-			return fmt.Errorf("pool %+v: out of order, not used, or empty", p.Key)
-		}
-		delete(used, p.Key)
-		for j, e := range p.Endpoints {
-			if e.Weight < 1 || e.Weight > 65535 || fwd.FamilyOf(e.Addr.Addr()) != p.Key.Family || j > 0 && p.Endpoints[j-1].Addr.Compare(e.Addr) >= 0 {
-				return fmt.Errorf("pool %+v: endpoint %+v", p.Key, e)
-			}
-		}
-	}
-	if len(used) > 0 {
-		return fmt.Errorf("pools missing: %v", used)
-	}
-	return nil
-}
-
 // TestRandomTables checks that fragments are valid, and that in the tables of the Lookup check everything occurs that a
 // backend could get wrong.
 func TestRandomTables(t *testing.T) {
@@ -63,10 +20,12 @@ func TestRandomTables(t *testing.T) {
 		h := table.Header()
 		for i := range 1 + r.IntN(40) {
 			f := randomFragment(r, i)
-			if err := valid(f); err != nil {
+			if err := f.Validate(); err != nil {
 				t.Fatalf("seed %d, Service %d: %v", seed, i, err)
 			}
-			seen[fmt.Sprintf("lost key %v", len(table.Put(f).Conflicts) > 0)] = true
+			before := len(table.Conflicts())
+			table.Put(f)
+			seen[fmt.Sprintf("lost key %v", len(table.Conflicts()) > before)] = true
 			for _, p := range f.Pools {
 				seen[fmt.Sprintf("pool of %d", len(p.Endpoints))] = true
 				seen[fmt.Sprintf("affinity %v", p.AffinitySec > 0)] = true
