@@ -122,7 +122,7 @@ func (s *startup) testNode(t *testing.T) {
 	n, err := nodes.Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: s.node.Label}}, metav1.CreateOptions{})
 	must(t, err)
 	said(t, d, "waiting for the node's podCIDR")
-	said(t, d, "neither an InternalIP nor an ExternalIP")
+	said(t, d, "node has no InternalIP or ExternalIP")
 	s.serves(t, d, false)
 	n.Spec.PodCIDRs = []string{s.node.PodCIDRs[0].String(), s.node.PodCIDRs[1].String()}
 	n.Spec.PodCIDR = n.Spec.PodCIDRs[0]

@@ -16,7 +16,7 @@ func hostname() (string, error) { return "Host.Example\n", nil }
 
 var update = flag.Bool("update", false, "rewrite the outputs in testdata")
 
-// compare sees what others see of a Config.
+// compare compares the exported fields of Configs.
 var compare = cmp.Options{
 	cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}),
 	cmpopts.IgnoreUnexported(Config{}),
@@ -155,7 +155,7 @@ func TestRefusals(t *testing.T) {
 	tests := []struct {
 		name string
 		args []string
-		// want are the parts of the one line: flag, value, what is allowed.
+		// want are parts of the error, which is one line: flag, value, what is allowed.
 		want []string
 	}{
 		{"argument", []string{"start"}, []string{`"start"`, "flags only"}},
@@ -214,7 +214,7 @@ func TestRefusals(t *testing.T) {
 			}
 			for _, part := range tt.want {
 				if !strings.Contains(err.Error(), part) {
-					t.Errorf("error %q does not say %q", err, part)
+					t.Errorf("error %q does not contain %q", err, part)
 				}
 			}
 		})
@@ -242,7 +242,7 @@ func TestVersionFlag(t *testing.T) {
 	}
 }
 
-// All that is wrong is reported at once, one line each.
+// TestAllErrors proves that all errors are reported at once, one per line.
 func TestAllErrors(t *testing.T) {
 	_, err := Parse([]string{"--mode=x", "--conntrack-min=-1", "--detect-local-mode=BridgeInterface", "--iptables-sync-period=1ms"}, hostname)
 	if err == nil {

@@ -9,13 +9,13 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Service CIDRs are in the header by family, in the mode that drops what is sent to addresses that no Service has.
+// TestServiceCIDRs proves that service CIDRs are in the header, by family, only if the mode uses them.
 func TestServiceCIDRs(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/112")
 	for flags, want := range map[string]fwd.Header{
 		"--proxy-mode nftables":                          {DropUnallocated: true, ServiceCIDRs: [2][]netip.Prefix{{four}, {six}}},
 		"--proxy-mode iptables":                          {},
-		"--proxy-mode nftables --service-proxy-name two": {}, // others' Services are there
+		"--proxy-mode nftables --service-proxy-name two": {}, // other instances have Services in them
 		"--proxy-mode ipvs --service-proxy-name two":     {},
 	} {
 		c := parse(t, flags)
@@ -27,8 +27,9 @@ func TestServiceCIDRs(t *testing.T) {
 	}
 }
 
-// TestOtherInstancesAddressesAreLeftAlone: beside another instance nothing is done to what no Service of ours has.
-func TestOtherInstancesAddressesAreLeftAlone(t *testing.T) {
+// TestServiceCIDRsOfSharedNode proves that packets to addresses without a Service are left alone if
+// another instance runs on the node.
+func TestServiceCIDRsOfSharedNode(t *testing.T) {
 	for _, flags := range []string{"--proxy-mode nftables", "--proxy-mode ipvs", "--proxy-mode iptables"} {
 		c := parse(t, flags)
 		c.NodeShared = true
@@ -38,7 +39,7 @@ func TestOtherInstancesAddressesAreLeftAlone(t *testing.T) {
 			t.Errorf("%s: the header is %+v", flags, got)
 		}
 		if alone := parse(t, flags); c.WatchesServiceCIDRs() != alone.WatchesServiceCIDRs() {
-			t.Errorf("%s: whether service CIDRs are watched depends on the neighbour", flags)
+			t.Errorf("%s: whether service CIDRs are watched depends on the other instance", flags)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 const head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
-// write makes a configuration file.
+// write creates a configuration file.
 func write(t testing.TB, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.conf")
@@ -27,7 +27,7 @@ func write(t testing.TB, text string) string {
 	return path
 }
 
-// parseFile parses a file, whose head may be missing, together with flags.
+// parseFile parses a file together with flags; it adds the type to the file if it is missing.
 func parseFile(t testing.TB, text string, flags ...string) (*Config, error) {
 	t.Helper()
 	if !strings.Contains(text, "apiVersion") {
@@ -36,7 +36,7 @@ func parseFile(t testing.TB, text string, flags ...string) (*Config, error) {
 	return Parse(append(flags, "--config", write(t, text)), hostname)
 }
 
-// kubeadm's ConfigMap is what most clusters have: nulls and zeros stand for the defaults.
+// TestKubeadm proves that the file of kubeadm's ConfigMap, with its nulls and zeros, gives the defaults.
 func TestKubeadm(t *testing.T) {
 	for _, mode := range []string{`""`, "iptables"} { // before and since 1.37
 		data, err := os.ReadFile("testdata/kubeadm.conf")
@@ -62,16 +62,16 @@ func TestKubeadm(t *testing.T) {
 	}
 }
 
-// TestFields says each field with a value that is not the default, as zero, and as null where it may be.
+// TestFields sets each field to a value that is not the default, to zero, and to null if allowed.
 func TestFields(t *testing.T) {
 	tests := []struct {
 		field, value string
-		// mode is the one in which the field matters.
+		// mode is the mode that uses the field.
 		mode Mode
 		want func(*Config)
-		// zero is what the zero value means, nil for the default.
+		// zero is the effect of the zero value; nil means the default.
 		zero func(*Config)
-		// note is part of what is noted about a field without effect.
+		// note is part of the note about a field without effect.
 		note string
 	}{
 		{field: "featureGates", value: "{LoadBalancerIPMode: false, Zeta: true}", want: func(c *Config) {
@@ -166,7 +166,7 @@ func TestFields(t *testing.T) {
 					tt.note = ""
 				}
 				got, err := parseFile(t, text)
-				if value == "null" && kind == "0s" && tt.zero == nil { // so it is for kube-proxy: only pointers may be null
+				if value == "null" && kind == "0s" && tt.zero == nil { // as in kube-proxy, only pointers may be null
 					if err == nil || !strings.Contains(err.Error(), tt.field+" null: want a duration") {
 						t.Errorf("got %v", err)
 					}
@@ -192,7 +192,7 @@ func TestFields(t *testing.T) {
 						t.Errorf("notes: %s", notes)
 					}
 				} else if !strings.Contains(notes, tt.note) || !strings.Contains(notes, tt.field) || len(got.Notes()) != 1 {
-					t.Errorf("note %q does not say %q of %s", notes, tt.note, tt.field)
+					t.Errorf("note %q does not contain %q of %s", notes, tt.note, tt.field)
 				}
 			})
 		}
@@ -214,7 +214,7 @@ func TestFields(t *testing.T) {
 	}
 }
 
-// fieldsKind is the zero value of a field in YAML.
+// fieldsKind returns the zero value of a field in YAML.
 func fieldsKind(t *testing.T, path string) string {
 	t.Helper()
 	for name, zero := range map[string]string{
@@ -230,7 +230,7 @@ func fieldsKind(t *testing.T, path string) string {
 	return `""`
 }
 
-// nested writes a field at its place.
+// nested returns a field with its parents in YAML.
 func nested(path, value string) string {
 	var b strings.Builder
 	for i, part := range strings.Split(path, ".") {
@@ -242,8 +242,9 @@ func nested(path, value string) string {
 	return b.String() + " " + value + "\n"
 }
 
-// TestOnlyTheFirstDocumentCounts names the others, also where the first is not the one that is wanted.
-func TestOnlyTheFirstDocumentCounts(t *testing.T) {
+// TestOnlyFirstDocumentIsUsed proves that notes name the other documents, even if the first one is not a
+// KubeProxyConfiguration.
+func TestOnlyFirstDocumentIsUsed(t *testing.T) {
 	c, err := parseFile(t, "# first\n---\n"+head+"mode: nftables\n---\n# nothing\n---\n"+head+"mode: ipvs\n--- \njust text\n")
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +265,7 @@ func TestOnlyTheFirstDocumentCounts(t *testing.T) {
 func TestFileRefusals(t *testing.T) {
 	tests := []struct {
 		name, text string
-		// want are parts of the lines of the error, one list for each line.
+		// want are parts of each line of the error.
 		want [][]string
 	}{
 		{"no kind", "apiVersion: kubeproxy.config.k8s.io/v1alpha1", [][]string{{`kind ""`, "KubeProxyConfiguration"}}},
@@ -313,7 +314,7 @@ func TestFileRefusals(t *testing.T) {
 			for i, line := range lines[:min(len(lines), len(tt.want))] {
 				for _, part := range tt.want[i] {
 					if !strings.Contains(line, part) {
-						t.Errorf("line %q does not say %q", line, part)
+						t.Errorf("line %q does not contain %q", line, part)
 					}
 				}
 			}
@@ -324,12 +325,13 @@ func TestFileRefusals(t *testing.T) {
 	}
 }
 
-// What is not known is noted also where something else is wrong: it may be that which was meant.
-func TestFileNotesBesideErrors(t *testing.T) {
+// TestFileNotesWithErrors proves that unknown fields are noted even if there is an error: a misspelled
+// field may be its cause.
+func TestFileNotesWithErrors(t *testing.T) {
 	twice := "duplicate field in the file, the last value is used: line 7: key \"portRange\" already set in map"
 	for _, tt := range []struct {
 		name, text, wrong string
-		known             bool // whether it is known what fields there are
+		known             bool // whether the fields of the version are known
 	}{
 		{"a value", head + "mode: userspace\n", "userspace", true},
 		{"the type of a value", head + "oomScoreAdj: many\n", "oomScoreAdj", true},
@@ -352,7 +354,7 @@ func TestFileNotesBesideErrors(t *testing.T) {
 	}
 }
 
-// Mistakes that kube-proxy does not see either are noted.
+// TestFileNotes proves that mistakes which are no errors for kube-proxy are noted.
 func TestFileNotes(t *testing.T) {
 	tests := []struct {
 		name, text string
@@ -390,7 +392,7 @@ func TestFileNotes(t *testing.T) {
 			for i, note := range got {
 				for _, part := range tt.want[i] {
 					if !strings.Contains(note, part) {
-						t.Errorf("note %q does not say %q", note, part)
+						t.Errorf("note %q does not contain %q", note, part)
 					}
 				}
 			}
@@ -414,7 +416,7 @@ func TestFlagsWin(t *testing.T) {
 	}
 }
 
-// JSON is YAML, and a second document changes nothing.
+// TestFileForms proves that JSON is accepted and that a second document changes nothing.
 func TestFileForms(t *testing.T) {
 	for _, text := range []string{
 		`{"apiVersion":"kubeproxy.config.k8s.io/v1alpha1","kind":"KubeProxyConfiguration","clusterCIDR":"10.0.0.0/8"}`,
@@ -430,7 +432,7 @@ func TestFileForms(t *testing.T) {
 	}
 }
 
-// samples are texts that flags take, beside their defaults.
+// samples are values of flags other than the defaults.
 var samples = map[string][]string{
 	"mode": {"nftables", "ipvs"}, "detect-local-mode": {"NodeCIDR"}, "bind-address": {"10.0.0.1", "::", "fd00::1"}, "cluster-cidr": {"10.0.0.0/8", "fd00::/64,10.0.0.0/8"},
 	"nodeport-addresses": {"primary", "localhost,10.0.0.0/8", "all"}, "feature-gates": {"A=true", "LoadBalancerIPMode=false,A=false"}, "healthz-bind-address": {"10.0.0.1", "[fd00::1]:5"},
@@ -441,7 +443,7 @@ var samples = map[string][]string{
 	"iptables-min-sync-period": {"7ms"}, "ipvs-min-sync-period": {"7ms"}, "root-hnsendpoint-name": {"a"}, "log-json-info-buffer-size": {"1"}, "vmodule": {"a=1,b=2"},
 }
 
-// What --write-config-to writes is the same Config when it is read.
+// TestRoundTrip proves that reading what --write-config-to writes gives the same Config.
 func TestRoundTrip(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 100 {
@@ -504,12 +506,12 @@ func TestLost(t *testing.T) {
 	}
 	for i, l := range lost {
 		if !strings.Contains(l, want[i]+":") {
-			t.Errorf("%q does not say %s", l, want[i])
+			t.Errorf("%q does not contain %s", l, want[i])
 		}
 	}
 }
 
-// The file goes on from where flags left off: the converter of kubeadm's file says every default.
+// TestYAMLSaysDefaults proves that a written file contains every default.
 func TestYAMLSaysDefaults(t *testing.T) {
 	data, err := os.ReadFile("testdata/kubeadm.conf")
 	if err != nil {
@@ -538,7 +540,7 @@ func TestYAMLSaysDefaults(t *testing.T) {
 	}
 }
 
-// FuzzFile reads anything without a panic, and what it accepts can be written and is the same again.
+// FuzzFile proves that no file causes a panic, and that an accepted file can be written and read back.
 func FuzzFile(f *testing.F) {
 	data, err := os.ReadFile("testdata/kubeadm.conf")
 	if err != nil {

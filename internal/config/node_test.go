@@ -51,7 +51,7 @@ func TestNodePorts(t *testing.T) {
 		args string
 		node cluster.Node
 		want [2]fwd.NodePortAddrs
-		// warn is part of the warnings, empty for none about node ports.
+		// warn is part of the warnings; empty means no warnings.
 		warn string
 	}{
 		{"unset", "", dual, [2]fwd.NodePortAddrs{all4, all6}, ""},
@@ -116,16 +116,16 @@ func TestDetectors(t *testing.T) {
 	}
 }
 
-// TestNoWarningsAboutWhatNobodySaid has clusters of one family, and defaults.
-func TestNoWarningsAboutWhatNobodySaid(t *testing.T) {
+// TestNoWarningsAboutDefaults proves that clusters with one family and defaults cause no warnings.
+func TestNoWarningsAboutDefaults(t *testing.T) {
 	four := cluster.Node{Addrs: addrs("192.0.2.1"), PodCIDRs: prefixes("10.1.0.0/24")}
 	six := cluster.Node{Addrs: addrs("2001:db8::1"), PodCIDRs: prefixes("fd00:1::/64")}
-	bare := cluster.Node{Addrs: addrs("192.0.2.1")} // of a network plugin that allocates by itself
+	bare := cluster.Node{Addrs: addrs("192.0.2.1")} // the network plugin allocates pod addresses
 	dual := cluster.Node{Addrs: addrs("192.0.2.1", "2001:db8::1"), PodCIDRs: prefixes("10.1.0.0/24")}
 	tests := []struct {
 		name, args string
 		node       cluster.Node
-		// warn is part of the only warning, empty for none.
+		// warn is part of the only warning; empty means none.
 		warn string
 	}{
 		{"IPv4 alone", "--cluster-cidr 10.0.0.0/8", four, ""},
@@ -200,8 +200,8 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-// TestMasqueradeSource: sources are rewritten to the node's own address where that is known and the node has it; otherwise the
-// kernel chooses, and the operator is told.
+// TestMasqueradeSource proves that the source is the node's address if it is known and local. Otherwise the
+// kernel chooses, with a warning.
 func TestMasqueradeSource(t *testing.T) {
 	node := cluster.Node{Addrs: addrs("192.0.2.1", "2001:db8::1", "192.0.2.7")}
 	local := addrs("127.0.0.1", "10.0.0.1", "192.0.2.1", "192.0.2.9", "2001:db8::1", "::1")
@@ -220,7 +220,7 @@ func TestMasqueradeSource(t *testing.T) {
 		{"bind address", "--masquerade-source=node --bind-address=192.0.2.9", node, local, [2]netip.Addr{addrs("192.0.2.9")[0], addrs("2001:db8::1")[0]}, ""},
 		{"one family", "--masquerade-source=node", cluster.Node{Addrs: addrs("192.0.2.1")}, local, [2]netip.Addr{addrs("192.0.2.1")[0], none}, "no IPv6 address of the node is known: the kernel chooses"},
 		{"no Node", "--masquerade-source=node", cluster.Node{}, local, [2]netip.Addr{}, "no IPv4 address of the node is known"},
-		{"an address that the node has not", "--masquerade-source=node --bind-address=2001:db8::2", node, local, [2]netip.Addr{addrs("192.0.2.1")[0], none}, "2001:db8::2 is on none of its interfaces"},
+		{"an address that is not local", "--masquerade-source=node --bind-address=2001:db8::2", node, local, [2]netip.Addr{addrs("192.0.2.1")[0], none}, "2001:db8::2 is on none of its interfaces"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := parse(t, strings.TrimSpace("--nodeport-addresses=all --cluster-cidr=10.0.0.0/8,fd00::/8 "+tt.args))

@@ -76,12 +76,12 @@ func texts(changes []Change) []string {
 	return out
 }
 
-// Every field of Config that can be said is compared and applied: a new one needs a setting.
+// TestSettingsCoverConfig proves that every field of Config has a setting, so that Diff and Apply cover it.
 func TestSettingsCoverConfig(t *testing.T) {
 	derived := []string{"NodeName", "MasqueradeAll", "MasqueradeBit", "SyncPeriod", "MinSyncPeriod", "Gates", "UnknownGates", "LogJSON", "NodeShared"}
 	bound := make(map[string]bool)
 	usual := leaves(reflect.ValueOf(Default()).Elem(), "")
-	// Setting each setting to another text must change each field.
+	// Changing each setting must change each field.
 	others := map[string]string{"mode": "ipvs", "detect-local-mode": "NodeCIDR", "bind-address": "10.0.0.9", "healthz-bind-address": "10.0.0.9", "metrics-bind-address": "10.0.0.9",
 		"cluster-cidr": "10.0.0.0/8", "ipvs-exclude-cidrs": "10.0.0.0/8", "nodeport-addresses": "primary", "ipvs-vip": "mark", "masquerade-source": "node", "logging-format": "json", "vmodule": "a=1", "feature-gates": "A=true"}
 	for i := range Default().settings {
@@ -114,7 +114,7 @@ func TestSettingsCoverConfig(t *testing.T) {
 	}
 }
 
-// leaves are the exported fields of a struct, and of its structs that have some.
+// leaves returns the exported fields of a struct and of its structs.
 func leaves(v reflect.Value, path string) map[string]any {
 	out := make(map[string]any)
 	for i := range v.NumField() {
@@ -130,7 +130,8 @@ func leaves(v reflect.Value, path string) map[string]any {
 	return out
 }
 
-// TestConfigzIsTheVersionedObject compares with the names that kube-proxy 1.36.3 answers, and reads the answer as a file.
+// TestConfigzIsTheVersionedObject compares with the names in the response of kube-proxy 1.36.3, and reads
+// the response as a file.
 func TestConfigzIsTheVersionedObject(t *testing.T) {
 	const file = "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 7s}\nclusterCIDR: 10.0.0.0/8\nconntrack: {maxPerCore: 0}\n"
 	c, err := parseFile(t, file)
@@ -185,11 +186,11 @@ func TestFlagz(t *testing.T) {
 	}
 }
 
-// TestWatch changes the file in the ways in which files change.
+// TestWatch proves that all usual ways to change a file are noticed.
 func TestWatch(t *testing.T) {
 	tests := []struct {
 		name string
-		// prepare makes the file with a text in a directory and returns its path, change gives it another text.
+		// prepare creates the file in a directory and returns its path; change changes its content.
 		prepare, change func(t *testing.T, dir, text string) string
 	}{
 		{"written in place", plain, plain},
@@ -226,8 +227,8 @@ func TestWatch(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			go func() { done <- c.Watch(ctx, func(c *Config, err error) { out <- yielded{c, err} }) }()
-			// Twice, since a watch may be lost with what it watched. A directory may be seen between two steps of a change,
-			// so that errors may come before.
+			// Twice, because a watch may be lost with the file that it watched. There may be errors first if the
+			// file is read between two steps of a change.
 			for n := 2; n < 4; n++ {
 				tt.change(t, dir, fmt.Sprintf("%soomScoreAdj: %d\n", head, n))
 				for {
@@ -243,12 +244,12 @@ func TestWatch(t *testing.T) {
 					break
 				}
 			}
-			tt.change(t, dir, head+"oomScoreAdj: 5000\n") // the same text once more: nothing is said
+			tt.change(t, dir, head+"oomScoreAdj: 5000\n") // the same content again is not reported
 			tt.change(t, dir, head+"oomScoreAdj: 4\n")
 			for {
 				y := <-out
 				if y.err != nil && strings.Contains(y.err.Error(), "oomScoreAdj") {
-					t.Errorf("said twice: %v", y.err)
+					t.Errorf("reported twice: %v", y.err)
 				}
 				if y.err == nil && y.c.OOMScoreAdj == 4 {
 					break

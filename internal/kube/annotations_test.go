@@ -81,7 +81,7 @@ func TestWeightsAnnotation(t *testing.T) {
 	}
 }
 
-// checkProblem expects one problem with the text, or none.
+// checkProblem expects one problem that contains a text, or none.
 func checkProblem(t *testing.T, of string, problems []Problem, want string) {
 	t.Helper()
 	switch {
@@ -107,7 +107,7 @@ func TestCritical(t *testing.T) {
 	}{
 		{name: "API server", namespace: "default", service: "kubernetes", want: true},
 		{name: "its name elsewhere", namespace: "a", service: "kubernetes"},
-		{name: "other Service beside it", namespace: "default", service: "web"},
+		{name: "another Service in its namespace", namespace: "default", service: "web"},
 		{name: "DNS by label", namespace: "kube-system", service: "coredns", labels: dns, want: true},
 		{name: "DNS by label elsewhere", namespace: "a", service: "kube-dns", labels: dns},
 		{name: "DNS by port", namespace: "kube-system", service: "rke2-coredns", ports: port("dns-tcp", 53), want: true},

@@ -57,7 +57,7 @@ func apiNode(zone string) *v1.Node {
 	return &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"topology.kubernetes.io/zone": zone}}}
 }
 
-// attach runs an APISource against the fake server.
+// attach runs an APISource that is connected to the fake server.
 func attach(t *testing.T, a *fakeAPI, edit func(*APIOptions)) (*follower, *APISource) {
 	t.Helper()
 	f := newFollower(t)
@@ -79,19 +79,19 @@ func attach(t *testing.T, a *fakeAPI, edit func(*APIOptions)) (*follower, *APISo
 				t.Errorf("Run: %v", err)
 			}
 		case <-time.After(patience):
-			t.Error("Run does not end with its context")
+			t.Error("Run does not return when its context ends")
 		}
 	})
 	return f, s
 }
 
-// next receives from a channel, within a limit.
+// next receives from a channel, with a timeout.
 func next[T any](t *testing.T, from <-chan T) (v T) {
 	t.Helper()
 	select {
 	case v = <-from:
 	case <-time.After(patience):
-		t.Fatal("nothing came")
+		t.Fatal("timeout")
 	}
 	return v
 }
@@ -205,7 +205,7 @@ func TestAPISourceSurvivesItsServer(t *testing.T) {
 
 	a.setDown(true)
 	for r := next(t, a.refused); r.resource != "services" || r.watches(); {
-		r = next(t, a.refused) // the watch is refused before the list, and that is logged
+		r = next(t, a.refused) // the watch fails before the list, which is logged
 	}
 	f.feed.Drain(&f.store)
 	if f.ip("a") != "10.96.0.1" || f.ip("b") != "10.96.0.2" || !f.feed.Synced() {
@@ -225,7 +225,7 @@ func TestAPISourceSurvivesItsServer(t *testing.T) {
 	}
 }
 
-// identity is a certificate for 127.0.0.1 that signs itself.
+// identity returns a self-signed certificate for 127.0.0.1.
 func identity(t *testing.T) (tls.Certificate, []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -241,9 +241,9 @@ func identity(t *testing.T) (tls.Certificate, []byte) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// TestAPISourceTellsEachCause has an API server that goes away, comes back with the certificate of another authority, and then
-// does not know the credential any more.
-func TestAPISourceTellsEachCause(t *testing.T) {
+// TestAPISourceLogsEachCause proves that every cause of an outage is logged: the API server goes away, comes
+// back with a certificate of another authority, and then no longer accepts the credential.
+func TestAPISourceLogsEachCause(t *testing.T) {
 	old, ca := identity(t)
 	other, _ := identity(t)
 	var away atomic.Bool
@@ -275,7 +275,7 @@ func TestAPISourceTellsEachCause(t *testing.T) {
 	if notes := s.Outage(); notes != nil {
 		t.Errorf("notes %q", notes)
 	}
-	told := func(name string, parts ...string) {
+	logged := func(name string, parts ...string) {
 		t.Helper()
 		f.until(name, func() bool {
 			return f.logs.count(append(parts, "level=WARN", "resource=services")...) == 1 && strings.Contains(strings.Join(s.Outage(), ""), parts[len(parts)-1])
@@ -283,13 +283,13 @@ func TestAPISourceTellsEachCause(t *testing.T) {
 	}
 	away.Store(true)
 	secure.CloseClientConnections()
-	told("the server is away", "lost contact with the API server; keeping the last known state", "tls: internal error")
+	logged("the server is away", "lost contact with the API server; keeping the last known state", "tls: internal error")
 	current.Store(&other)
 	away.Store(false)
-	told("its authority is another one", "for another reason", "certificate signed by unknown authority")
+	logged("it has another authority", "for another reason", "certificate signed by unknown authority")
 	a.setAbsent("services", http.StatusUnauthorized)
 	current.Store(&old)
-	told("it does not know us", "for another reason", "does not accept our credential (401): the credential in kubeconfig "+kubeconfig)
+	logged("it rejects the credential", "for another reason", "does not accept our credential (401): the credential in kubeconfig "+kubeconfig)
 	a.setAbsent("services", 0)
 	f.until("all is well", func() bool {
 		return f.logs.count("API server is reachable again", "resource=services") == 1 && s.Outage() == nil
@@ -373,26 +373,26 @@ func TestKeyStore(t *testing.T) {
 	}
 }
 
-// dialError is one of many that differ in the port alone.
+// dialError returns errors that only differ in the port.
 func dialError(port int) error {
 	return &url.Error{Op: "Get", URL: "https://10.0.0.1:6443/api/v1/services", Err: fmt.Errorf("read tcp 10.0.0.2:%d->10.0.0.1:6443: connection reset by peer", port)}
 }
 
-// TestCausesOfAnOutageAreBounded has an error that is never the same.
-func TestCausesOfAnOutageAreBounded(t *testing.T) {
+// TestCausesAreLimited proves that errors that are always different do not flood the log.
+func TestCausesAreLimited(t *testing.T) {
 	var logs logBuffer
-	l := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
+	o := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
 	for n := range 1000 {
-		l.record(t.Context(), metav1.ListOptions{}, errors.New("odd "+strings.Repeat("x", n)))
+		o.record(t.Context(), metav1.ListOptions{}, errors.New("odd "+strings.Repeat("x", n)))
 	}
 	if n := logs.count("level=WARN"); n != maxCauses {
 		t.Errorf("%d lines, want %d", n, maxCauses)
 	}
 }
 
-func TestLink(t *testing.T) {
+func TestOutage(t *testing.T) {
 	var logs logBuffer
-	l := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
+	o := &outage{resource: "services", log: logs.logger(), explain: func(error) string { return "" }}
 	stream := metav1.ListOptions{SendInitialEvents: ptr.To(true)}
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -421,7 +421,7 @@ func TestLink(t *testing.T) {
 		{"the next outage", context.Background(), stream, dialError(41002), 5, 2},
 	}
 	for _, s := range steps {
-		l.record(s.ctx, s.opts, s.err)
+		o.record(s.ctx, s.opts, s.err)
 		if bad, good := logs.count("level=WARN", "API server"), logs.count("level=INFO", "reachable again"); bad != s.bad || good != s.good {
 			t.Errorf("%s: %d times bad and %d times good, want %d and %d", s.name, bad, good, s.bad, s.good)
 		}
@@ -472,7 +472,7 @@ func TestRecorder(t *testing.T) {
 func TestAPISourceStopsWhileItsServerRefuses(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.Close()
-	f, _ := attach(t, a, func(*APIOptions) {}) // its clean-up checks that Run ends
+	f, _ := attach(t, a, func(*APIOptions) {}) // its cleanup checks that Run returns
 	f.until("it was tried", func() bool { return f.logs.count("lost contact with the API server", "resource=services") == 1 })
 }
 

@@ -18,14 +18,14 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The values without their Equal methods, which go-cmp would use instead of showing what differs.
+// The types without their Equal methods, so that go-cmp shows the differences.
 type (
 	plainService cluster.Service
 	plainSlice   cluster.Slice
 	plainNode    cluster.Node
 )
 
-// equalValues compares cluster values; that a list is nil or empty makes no difference.
+// equalValues compares cluster values; nil and empty lists are equal.
 var equalValues = cmp.Options{
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
@@ -46,7 +46,7 @@ func prefixes(list ...string) (out []netip.Prefix) {
 	return out
 }
 
-// fields are the fields that problems name.
+// fields returns the fields of problems.
 func fields(problems []Problem) (out []string) {
 	for _, p := range problems {
 		out = append(out, p.Field)
@@ -115,7 +115,7 @@ func TestSelection(t *testing.T) {
 	const proxy, headless = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 	for name, c := range map[string]struct {
 		labels map[string]string
-		// wants are for the default proxy and for one named x.
+		// the expected results for the default proxy and for one named x
 		service, slice [2]bool
 	}{
 		"no labels":        {nil, [2]bool{true, false}, [2]bool{true, true}},
@@ -142,7 +142,7 @@ func TestSelection(t *testing.T) {
 	}
 }
 
-// service returns a minimal Service and lets edit change it.
+// service returns a minimal Service, changed by edit.
 func service(edit func(*v1.Service)) *v1.Service {
 	s := &v1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "svc"},
@@ -152,7 +152,7 @@ func service(edit func(*v1.Service)) *v1.Service {
 	return s
 }
 
-// plain is what service(nothing) is converted to, changed by edit.
+// plain returns the conversion of the minimal Service, changed by edit.
 func plain(edit func(*cluster.Service)) *cluster.Service {
 	v := &cluster.Service{
 		Name:       fwd.Service{Namespace: "ns", Name: "svc"},
@@ -273,7 +273,7 @@ func TestConvertService(t *testing.T) {
 	}
 }
 
-func TestProblemsAreBounded(t *testing.T) {
+func TestProblemsAreLimited(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	_, problems := Converter{}.Service(service(func(s *v1.Service) {
 		s.Spec.ExternalIPs = slices.Repeat([]string{long}, 1000)
@@ -415,7 +415,7 @@ func TestConvertNode(t *testing.T) {
 	}
 }
 
-func TestInternerSharesAndStaysBounded(t *testing.T) {
+func TestInterner(t *testing.T) {
 	in := newInterner()
 	at := func(zone string, hints ...string) *cluster.Place {
 		return in.place(cluster.Place{Node: "n1", Zone: strings.Clone(zone), ZoneHints: hints})

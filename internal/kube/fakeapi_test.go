@@ -18,23 +18,24 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// fakeAPI is an API server of three resources that can be listed and watched, in JSON. It does not select: a test
-// looks at the selectors of the requests.
+// fakeAPI is an API server with a few resources that can be listed and watched, in JSON. It ignores
+// selectors; tests check the selectors of the requests.
 type fakeAPI struct {
 	*httptest.Server
-	// streamsLists says that the server knows WatchList.
+	// streamsLists means that the server supports WatchList.
 	streamsLists bool
-	// refused has the request of each answer 503, and of patches with answer 403, and events what was posted.
+	// refused receives requests that got status 503, and patches that got 403. events receives posted
+	// Events.
 	refused chan apiRequest
 	events  chan eventsv1.Event
-	// patched has what became of Nodes that were patched.
+	// patched receives Nodes after a patch.
 	patched chan *v1.Node
 
 	mu   sync.Mutex
 	down bool
-	// racing is what somebody else does while a patch is on its way.
+	// racing is called once before a patch is applied.
 	racing func()
-	// absent are resources that the server answers with this code.
+	// absent are the status codes of resources that the server does not provide.
 	absent   map[string]int
 	version  int
 	objects  map[string]map[string]metav1.Object
@@ -100,7 +101,7 @@ func (a *fakeAPI) tell(kind string, obj metav1.Object) {
 	a.changed = make(chan struct{})
 }
 
-// setDown makes the server answer 503, and cuts what is open.
+// setDown makes the server answer with status 503, and closes open connections.
 func (a *fakeAPI) setDown(down bool) {
 	a.mu.Lock()
 	a.down = down
@@ -110,7 +111,7 @@ func (a *fakeAPI) setDown(down bool) {
 	}
 }
 
-// setAbsent makes the server answer requests for a resource with a code; 0 ends that.
+// setAbsent sets the status code for requests for a resource; 0 means normal answers.
 func (a *fakeAPI) setAbsent(resource string, code int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -225,7 +226,7 @@ func (a *fakeAPI) list(w http.ResponseWriter, resource string) {
 		"metadata": map[string]string{"resourceVersion": fmt.Sprint(a.version)}})
 }
 
-// patch applies a JSON patch to the taints of a Node; it knows nothing else. Before that it calls racing, once.
+// patch applies a JSON patch to the taints of a Node, after calling racing.
 func (a *fakeAPI) patch(w http.ResponseWriter, req *http.Request, name string) {
 	var ops []struct {
 		Op, Path string
@@ -265,7 +266,8 @@ func (a *fakeAPI) patch(w http.ResponseWriter, req *http.Request, name string) {
 	a.patched <- n
 }
 
-// watch streams the changes after a version, after all objects if the client wants initial events.
+// watch streams the changes after a version, and before them all objects if the client requests initial
+// events.
 func (a *fakeAPI) watch(w http.ResponseWriter, req *http.Request, r apiRequest) {
 	send := func(kind string, object []byte) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"type": kind, "object": json.RawMessage(object)})

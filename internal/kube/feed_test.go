@@ -27,7 +27,7 @@ func sliceOf(name, service string, trigger int64, ports ...uint16) *cluster.Slic
 	return s
 }
 
-func TestFeedThereAndBackCancels(t *testing.T) {
+func TestFeedCancelsOppositeChanges(t *testing.T) {
 	f, store := NewFeed(), &cluster.Store{}
 	a := &cluster.Service{Name: named("a")}
 	f.SetService(a)
@@ -169,7 +169,8 @@ func TestFeedSyncedAndWake(t *testing.T) {
 	}
 }
 
-// TestFeedRace lets several writers and one reader run; with the race detector it also checks the locking.
+// TestFeedRace proves that no change is lost with several writers and one reader; with the race detector
+// it also checks the locking.
 func TestFeedRace(t *testing.T) {
 	f, store := NewFeed(), &cluster.Store{}
 	const writers, rounds = 4, 500
@@ -219,7 +220,7 @@ func TestFeedWaiting(t *testing.T) {
 		want("before it synced", time.Time{}, first)
 		f.Drain(store)
 		f.MarkSynced()
-		f.Drain(store) // nothing, but a wake
+		f.Drain(store) // only a wake, no change
 		want("drained", time.Time{}, first)
 		time.Sleep(time.Second)
 		second := time.Now()
@@ -260,6 +261,6 @@ func TestFeedWaitsForServiceCIDRs(t *testing.T) {
 	f := NewFeed()
 	f.MarkSynced(KindServices, KindSlices, KindNode)
 	if !f.Synced() {
-		t.Error("service CIDRs are waited for where nobody asked for them")
+		t.Error("the Feed waits for service CIDRs that are not needed")
 	}
 }

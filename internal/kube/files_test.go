@@ -37,7 +37,7 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return b.buf.Write(p)
 }
 
-// count says how many lines have all of the parts.
+// count returns the number of lines that contain all parts.
 func (b *logBuffer) count(parts ...string) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -83,12 +83,12 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// replace writes a file beside the path and renames it, as careful programs do.
+// replace writes a temporary file and renames it to the path.
 func replace(t *testing.T, path, text string) {
 	t.Helper()
-	beside := filepath.Join(t.TempDir(), "new")
-	write(t, beside, text)
-	if err := os.Rename(beside, path); err != nil {
+	temporary := filepath.Join(t.TempDir(), "new")
+	write(t, temporary, text)
+	if err := os.Rename(temporary, path); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -132,24 +132,24 @@ func followWith(t *testing.T, path string, o Converter) *follower {
 	return f
 }
 
-// patience is how long anything may take that takes milliseconds on a machine that is not busy.
+// patience is the timeout for anything that takes milliseconds on an idle machine.
 const patience = 3 * time.Minute
 
-// until drains the Feed whenever it wakes until the condition holds. What the Feed had by then has been drained, too.
+// until drains the Feed whenever it wakes, until the condition holds and the Feed is drained.
 func (f *follower) until(what string, ok func() bool) {
 	f.t.Helper()
 	limit := time.After(patience)
 	for {
 		f.feed.Drain(&f.store)
 		if ok() {
-			// A condition on the Feed may have come true after it was drained.
+			// The condition may depend on a change that came after the last Drain.
 			f.feed.Drain(&f.store)
 			return
 		}
 		select {
 		case <-f.feed.Wake():
 		case <-limit:
-			f.t.Fatalf("%s: did not happen; the log is\n%s", what, f.logs.String())
+			f.t.Fatalf("timeout: %s; log:\n%s", what, f.logs.String())
 		}
 	}
 }
@@ -191,7 +191,8 @@ func TestFileSourceFollowsAFile(t *testing.T) {
 	f.untilIP("a", "10.96.0.5")
 }
 
-// A Service comes and goes with its label; slices made by hand need none.
+// TestFileSourceForANamedProxy proves that a Service is handled while it has the right label, and that
+// slices need no label.
 func TestFileSourceForANamedProxy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "objects.yaml")
 	labelled := func(proxy string) string {
@@ -270,7 +271,8 @@ func TestFileSourceFollowsADirectory(t *testing.T) {
 	f.untilIP("b", "none")
 }
 
-// TestFileSourceFollowsAConfigMap plays what kubelet does to a volume: the files lead through ..data, which is swapped.
+// TestFileSourceFollowsAConfigMap updates a volume as the kubelet does: the files are links through
+// ..data, which is replaced.
 func TestFileSourceFollowsAConfigMap(t *testing.T) {
 	dir := t.TempDir()
 	version := func(n int, ip string) {
@@ -360,7 +362,7 @@ func TestLoadFiles(t *testing.T) {
 			}
 		}
 	})
-	t.Run("all problems are told", func(t *testing.T) {
+	t.Run("all problems are in the error", func(t *testing.T) {
 		dir := t.TempDir()
 		write(t, filepath.Join(dir, "a.yaml"), "kind: [\n")
 		write(t, filepath.Join(dir, "b.yaml"), "just text\n---\nmetadata: {name: x}\n---\napiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Service, metadata: {name: svc}, spec: 7}]\n")
@@ -371,7 +373,7 @@ func TestLoadFiles(t *testing.T) {
 		for _, want := range []string{"a.yaml: document 1 (line 1)", "b.yaml: document 1 (line 1): not an object", "b.yaml: document 2 (line 3): apiVersion or kind is missing",
 			"b.yaml: document 3 (line 5): item 1: Service default/svc"} {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("the error lacks %q:\n%v", want, err)
+				t.Errorf("the error does not contain %q:\n%v", want, err)
 			}
 		}
 	})
@@ -391,8 +393,9 @@ func TestLoadFiles(t *testing.T) {
 	}
 }
 
-// TestObjectsThatDoNotCountAreNamed has what old dumps and odd clusters have: each kind of them is logged once a file, with what to do.
-func TestObjectsThatDoNotCountAreNamed(t *testing.T) {
+// TestIgnoredObjectsAreLogged proves that unsupported objects of old dumps are logged once per kind and
+// file, with what to do about them.
+func TestIgnoredObjectsAreLogged(t *testing.T) {
 	const labels = "labels: {kubernetes.io/service-name: a}"
 	text := serviceYAML("a", "10.96.0.1") + `---
 apiVersion: discovery.k8s.io/v1beta1
@@ -510,7 +513,7 @@ func FuzzParseFile(f *testing.F) {
 		r := &reader{convert: Converter{}.interning(), log: slog.New(slog.DiscardHandler)}
 		p, err := r.parse("f", data)
 		if err != nil && len(p.objects) > 0 {
-			t.Errorf("objects beside the error %v", err)
+			t.Errorf("objects in spite of error %v", err)
 		}
 		for _, o := range p.objects {
 			if (o.service != nil) == (o.slice != nil) && o.node == nil {

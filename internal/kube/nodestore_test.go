@@ -11,8 +11,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 )
 
-// awaiting returns a nodeStore whose await runs until the test ends, and what await returned.
-func awaiting(t *testing.T) (*nodeStore, *logBuffer, <-chan error) {
+// waiting returns a nodeStore whose wait runs until the test ends, and the result of wait.
+func waiting(t *testing.T) (*nodeStore, *logBuffer, <-chan error) {
 	logs := &logBuffer{}
 	s := &nodeStore{watchState: newWatchState("nodes"), name: "n1", feed: NewFeed(), log: logs.logger(), explain: func(error) string { return "" }}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -27,18 +27,18 @@ func pass(d time.Duration) {
 	synctest.Wait()
 }
 
-func TestNodeIsAwaitedWithAnEnd(t *testing.T) {
+func TestNodeTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, logs, done := awaiting(t)
-		pass(time.Hour) // nobody answers: that is no reason to end
+		s, logs, done := waiting(t)
+		pass(time.Hour) // an API server that does not respond is no reason to exit
 		for range 3 {
-			_ = s.Replace(nil, "1") // a reflector that begins anew
+			_ = s.Replace(nil, "1") // a Reflector that restarts
 		}
 		if !strings.Contains(s.problem(), `no node "n1"`) {
-			t.Errorf("lacks %q", s.problem())
+			t.Errorf("problem %q", s.problem())
 		}
 		pass(nodeTimeout - nodeTick)
-		if n := logs.count("level=WARN", `has no node \"n1\"`); n != 3 { // at once, after 1 and after 3 minutes
+		if n := logs.count("level=WARN", `has no node \"n1\"`); n != 3 { // at once, and after 1 and 3 minutes
 			t.Errorf("%d lines in %v:\n%s", n, nodeTimeout, logs.String())
 		}
 		if len(done) != 0 {
@@ -51,19 +51,19 @@ func TestNodeIsAwaitedWithAnEnd(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		default:
-			t.Error("waits for ever")
+			t.Error("does not time out")
 		}
 	})
 }
 
-func TestNodeThatCameIsNotGivenUp(t *testing.T) {
+func TestDeletedNodeDoesNotTimeOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, logs, done := awaiting(t)
+		s, logs, done := waiting(t)
 		_ = s.Replace(nil, "1")
 		pass(nodeTimeout / 2)
 		_ = s.Add(apiNode("z1"))
 		if s.problem() != "" || logs.count("node found") != 1 {
-			t.Errorf("lacks %q:\n%s", s.problem(), logs.String())
+			t.Errorf("problem %q:\n%s", s.problem(), logs.String())
 		}
 		_ = s.Delete(apiNode("z1"))
 		pass(24 * time.Hour)
@@ -81,7 +81,7 @@ func TestNodeThatCameIsNotGivenUp(t *testing.T) {
 
 func TestNodeChangesAreLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, logs, _ := awaiting(t)
+		s, logs, _ := waiting(t)
 		put := func(cidr string, addrs ...string) {
 			n := apiNode("z1")
 			n.Spec.PodCIDRs, n.Status.Addresses = []string{cidr}, nil
@@ -117,17 +117,17 @@ func TestRefusedNode(t *testing.T) {
 			why := s.NodeProblem()
 			for _, text := range want {
 				if !strings.Contains(why, text) {
-					t.Errorf("lacks %q", why)
+					t.Errorf("problem %q", why)
 				}
 			}
 			if unauthorized := code == http.StatusUnauthorized; unauthorized == strings.Contains(why, "ClusterRole") {
-				t.Errorf("told as missing permission: %q", why)
+				t.Errorf("reported as missing permission: %q", why)
 			}
 			a.put(apiNode("z1"))
 			a.setAbsent("nodes", 0)
 			f.until("synced", f.feed.Synced)
 			if s.NodeProblem() != "" {
-				t.Errorf("lacks %q", s.NodeProblem())
+				t.Errorf("problem %q", s.NodeProblem())
 			}
 		})
 	}

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// recordedRequests remembers what clients report, by host: other tests send requests too.
+// recordedRequests records what clients report, by host, because other tests send requests too.
 type recordedRequests struct {
 	mu   sync.Mutex
 	seen map[string]map[string]int
 }
 
-// recorded is registered once: a process has one place for it, and a test may run more than once.
+// recorded is registered once per process, because tests may run more than once.
 var recorded = sync.OnceValue(func() *recordedRequests {
 	r := &recordedRequests{seen: make(map[string]map[string]int)}
 	ReportRequests(r)
@@ -57,7 +57,7 @@ func TestReportRequests(t *testing.T) {
 	t.Cleanup(a.Close)
 	m, host := recorded(), strings.TrimPrefix(a.URL, "http://")
 	m.mu.Lock()
-	delete(m.seen, host) // the port may have been another server's
+	delete(m.seen, host) // another server may have used the port before
 	m.mu.Unlock()
 	s, err := NewAPISource(APIOptions{Master: a.URL, NodeName: "n1", QPS: 1000, Burst: 1000, ContentType: "application/json"}, NewFeed())
 	if err != nil {

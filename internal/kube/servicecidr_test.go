@@ -24,7 +24,7 @@ func (f *follower) untilCIDRs(want string) {
 	f.until("service CIDRs "+want, func() bool { return fmt.Sprint(f.store.ServiceCIDRs()) == want })
 }
 
-// The CIDRs are those of all objects that are ready, whatever comes and goes, and nobody waits for them.
+// TestServiceCIDRs proves that the CIDRs are those of all objects that are ready, through all changes.
 func TestServiceCIDRs(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiNode("z1"))
@@ -41,7 +41,7 @@ func TestServiceCIDRs(t *testing.T) {
 	f.untilCIDRs("[10.97.0.0/16]")
 }
 
-func TestServiceCIDRsAreNotWatchedUnasked(t *testing.T) {
+func TestServiceCIDRsAreOnlyWatchedIfNeeded(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiNode("z1"))
 	f, _ := attach(t, a, func(*APIOptions) {})
@@ -51,8 +51,9 @@ func TestServiceCIDRsAreNotWatchedUnasked(t *testing.T) {
 	}
 }
 
-// A server that does not have them, or does not show them, is told of once and asked again from time to time.
-func TestServiceCIDRsCannotBeHad(t *testing.T) {
+// TestServiceCIDRsAbsent proves that a server without ServiceCIDRs, or without permission to read them, is
+// logged once and asked again from time to time.
+func TestServiceCIDRsAbsent(t *testing.T) {
 	for _, code := range []int{http.StatusNotFound, http.StatusForbidden} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			a := newFakeAPI(t, true)
@@ -66,7 +67,7 @@ func TestServiceCIDRsCannotBeHad(t *testing.T) {
 			a.setAbsent("servicecidrs", 0)
 			f.untilCIDRs("[10.96.0.0/16]")
 			if n := f.logs.count("level=INFO", "API server does not provide servicecidrs"); n != 1 || f.logs.count("level=WARN", "servicecidrs") != 0 {
-				t.Errorf("told %d times:\n%s", n, f.logs.String())
+				t.Errorf("logged %d times:\n%s", n, f.logs.String())
 			}
 		})
 	}

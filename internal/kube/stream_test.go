@@ -16,13 +16,13 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// protobufList is a list of EndpointSlices as an API server sends it.
+// protobufList returns a list of EndpointSlices in the encoding of the API server.
 func protobufList(t *testing.T, n int) (discoveryv1.EndpointSliceList, []byte) {
 	t.Helper()
 	list := discoveryv1.EndpointSliceList{TypeMeta: metav1.TypeMeta{APIVersion: "discovery.k8s.io/v1", Kind: "EndpointSliceList"}, ListMeta: metav1.ListMeta{ResourceVersion: "77"}}
 	for i := range n {
 		s := discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint("s", i)}, AddressType: discoveryv1.AddressTypeIPv4}
-		for e := range i * 40 { // some are larger than any buffer
+		for e := range i * 40 { // some are larger than the buffers
 			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.0.%d.%d", i, e)}})
 		}
 		list.Items = append(list.Items, s)
@@ -38,7 +38,7 @@ func decodeSlices(r io.Reader) (out discoveryv1.EndpointSliceList, err error) {
 	err = decodeList(bufio.NewReader(r), &out.ListMeta, func(b []byte) error {
 		var s discoveryv1.EndpointSlice
 		err := s.Unmarshal(b)
-		clear(b) // nothing that was decoded may hold on to it
+		clear(b) // decoded objects must not refer to it
 		out.Items = append(out.Items, s)
 		return err
 	})
@@ -58,19 +58,19 @@ func TestDecodeList(t *testing.T) {
 	}
 }
 
-// TestDecodeListCut: an answer that ends too early is never taken for a shorter list.
-func TestDecodeListCut(t *testing.T) {
+// TestDecodeListTruncated proves that a truncated response is never accepted as a shorter list.
+func TestDecodeListTruncated(t *testing.T) {
 	_, text := protobufList(t, 3)
-	// The answer as a whole ends with fields that are empty, of two bytes each.
+	// The response ends with two empty fields of two bytes each.
 	for n := range len(text) - 4 {
 		got, err := decodeSlices(bytes.NewReader(text[:n]))
 		if err == nil {
-			t.Fatalf("the first %d of %d bytes are taken for a list of %d", n, len(text), len(got.Items))
+			t.Fatalf("the first %d of %d bytes are accepted as a list of %d", n, len(text), len(got.Items))
 		}
 	}
 }
 
-func TestDecodeListRefused(t *testing.T) {
+func TestDecodeListErrors(t *testing.T) {
 	head := string(protobufMagic)
 	for name, text := range map[string]string{
 		"another wire type":      head + "\x10\x01",
@@ -78,7 +78,7 @@ func TestDecodeListRefused(t *testing.T) {
 		"an object that is huge": head + "\x12\x80\x80\x80\x80\x10\x12\xff\xff\xff\xff\x0f",
 	} {
 		if _, err := decodeSlices(strings.NewReader(text)); err == nil {
-			t.Errorf("%s is taken", name)
+			t.Errorf("%s is accepted", name)
 		}
 	}
 }

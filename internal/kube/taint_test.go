@@ -30,7 +30,7 @@ func removing(t *testing.T, a *fakeAPI, n *v1.Node) (*follower, *APISource) {
 	return f, s
 }
 
-// untilTaints waits for a patch and compares the keys of the taints that it leaves.
+// untilTaints waits for a patch and compares the keys of the remaining taints.
 func (a *fakeAPI) untilTaints(t *testing.T, want string) {
 	t.Helper()
 	var keys []string
@@ -42,7 +42,7 @@ func (a *fakeAPI) untilTaints(t *testing.T, want string) {
 	}
 }
 
-func (a *fakeAPI) untilTold(t *testing.T) {
+func (a *fakeAPI) untilEvent(t *testing.T) {
 	t.Helper()
 	e := next(t, a.events)
 	if diff := cmp.Diff([]string{ReasonTaintRemoved, "Node", "Normal"}, []string{e.Reason, e.Regarding.Kind, e.Type}); diff != "" || !strings.Contains(e.Note, testTaint) {
@@ -54,22 +54,22 @@ func TestTaintIsRemoved(t *testing.T) {
 	for _, tt := range []struct{ before, after string }{
 		{testTaint, ""},
 		{"a " + testTaint + " b", "a b"},
-		{testTaint + " b " + testTaint, "b"}, // there may be one for each effect
+		{testTaint + " b " + testTaint, "b"}, // a key may have several effects
 	} {
 		t.Run(tt.before, func(t *testing.T) {
 			a := newFakeAPI(t, true)
 			f, s := removing(t, a, tainted(strings.Fields(tt.before)...))
-			a.put(tainted(append(strings.Fields(tt.before), "c")...)) // an update makes no difference
+			a.put(tainted(append(strings.Fields(tt.before), "c")...)) // updates change nothing
 			a.put(tainted(strings.Fields(tt.before)...))
 			a.put(apiService("a", "10.96.0.1"))
 			f.untilIP("a", "10.96.0.1")
 			if a.patches() > 0 {
-				t.Fatal("the taint is removed before the rules are in force")
+				t.Fatal("the taint is removed before the rules are in the kernel")
 			}
 			s.Programmed()
 			s.Programmed()
 			a.untilTaints(t, tt.after)
-			a.untilTold(t)
+			a.untilEvent(t)
 			if f.logs.count("taint removed") != 1 {
 				t.Errorf("logged %d times", f.logs.count("taint removed"))
 			}
@@ -89,7 +89,7 @@ func TestNoTaintNoPatch(t *testing.T) {
 	}
 }
 
-// TestTaintRace: somebody changes the taints while ours is being removed; what they wrote stays.
+// TestTaintRace proves that a concurrent change of the taints is not lost.
 func TestTaintRace(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.racing = func() { a.put(tainted("a", testTaint, "new")) }
@@ -101,7 +101,7 @@ func TestTaintRace(t *testing.T) {
 	}
 }
 
-// TestTaintOfNewNode: a Node that registers again has the taint again.
+// TestTaintOfNewNode proves that the taint is removed again from a Node that registers again.
 func TestTaintOfNewNode(t *testing.T) {
 	a := newFakeAPI(t, true)
 	_, s := removing(t, a, tainted(testTaint))
@@ -112,17 +112,18 @@ func TestTaintOfNewNode(t *testing.T) {
 	a.untilTaints(t, "b")
 }
 
-// TestTaintForbidden: what is not allowed is logged once, and done when it is.
+// TestTaintForbidden proves that missing permission is logged once, and that the taint is removed when the
+// permission is there.
 func TestTaintForbidden(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.setAbsent("n1", http.StatusForbidden)
 	f, s := removing(t, a, tainted(testTaint))
 	s.Programmed()
 	next(t, a.refused)
-	next(t, a.refused) // what came of the first is logged by now
+	next(t, a.refused) // the result of the first is logged by then
 	a.setAbsent("n1", 0)
 	a.untilTaints(t, "")
-	a.untilTold(t)
+	a.untilEvent(t)
 	if n := f.logs.count("cannot remove the taint"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}

@@ -10,7 +10,7 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-func TestContact(t *testing.T) {
+func TestWatchState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newWatchState("services")
 		want := func(step string, open bool, silent time.Duration) {
@@ -31,11 +31,11 @@ func TestContact(t *testing.T) {
 
 		second := watch.NewFake()
 		followed := c.track(second, metav1.ListOptions{TimeoutSeconds: ptr.To(int64(300))})
-		first.Stop() // a Reflector may end the watch before when it has a new one
+		first.Stop() // a Reflector may stop the old watch after it has a new one
 		want("another watch", true, 0)
 		time.Sleep(300*time.Second + watchGrace - 1)
 		if second.IsStopped() {
-			t.Error("cut too early")
+			t.Error("closed too early")
 		}
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
@@ -43,7 +43,7 @@ func TestContact(t *testing.T) {
 			t.Error("an event came")
 		}
 		if !second.IsStopped() {
-			t.Error("a watch that the server forgot is not cut")
+			t.Error("a watch that the server has lost is not closed")
 		}
 		followed.Stop()
 		want("ended", false, 330*time.Second)
@@ -55,7 +55,7 @@ func TestContact(t *testing.T) {
 	})
 }
 
-func TestAPISourceContacts(t *testing.T) {
+func TestAPISourceWatches(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiNode("z1"))
 	f, s := attach(t, a, func(*APIOptions) {})
@@ -75,10 +75,10 @@ func TestAPISourceContacts(t *testing.T) {
 	before := s.Watches()[0].LastSeen
 	a.put(apiService("a", "10.96.0.1"))
 	f.untilIP("a", "10.96.0.1")
-	a.put(apiService("a", "10.96.0.2")) // by now the first event has been noted
+	a.put(apiService("a", "10.96.0.2")) // the first event has been processed by then
 	f.untilIP("a", "10.96.0.2")
 	if !s.Watches()[0].LastSeen.After(before) {
-		t.Error("an event is no sign of life")
+		t.Error("an event does not update LastSeen")
 	}
 	a.setDown(true)
 	for open() > 0 {
