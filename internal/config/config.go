@@ -78,7 +78,8 @@ var detectModes = []DetectMode{DetectClusterCIDR, DetectNodeCIDR, DetectBridgeIn
 // Settle. It is immutable after Settle and safe for concurrent use. Do not copy it; Apply returns a
 // new one.
 type Config struct {
-	// settings is the table of all settings, bound to the fields below; flags are the flags of Bind.
+	// settings is the table of all settings, bound to the fields below; flags are the flags of
+	// Bind.
 	settings []*setting
 	flags    []*flagValue
 	// notes, args, hostname and file record how the Config was made; see Notes, Parse and Watch.
@@ -105,13 +106,13 @@ type Config struct {
 	// QPS and Burst limit requests to the API server: the rate per second and the burst size.
 	QPS   float32
 	Burst int
-	// NodeName is the name of this node's Node object, in lower case. It is empty only if Settle had
-	// no hostname function.
+	// NodeName is the name of this node's Node object, in lower case. It is empty only if Settle
+	// had no hostname function.
 	NodeName string
 	// BindAddress, if valid and specified, is used as the node's address of its family.
 	BindAddress netip.Addr
-	// HealthzAddress and MetricsAddress are where the two servers listen; the zero AddrPort disables
-	// a server.
+	// HealthzAddress and MetricsAddress are where the two servers listen; the zero AddrPort
+	// disables a server.
 	HealthzAddress, MetricsAddress netip.AddrPort
 	// BindAddressHardFail exits if a server cannot bind its address, instead of retrying.
 	BindAddressHardFail bool
@@ -120,7 +121,8 @@ type Config struct {
 	// MetricsAuth authenticates requests to the metrics server with TokenReview and authorizes them
 	// with SubjectAccessReview.
 	MetricsAuth bool
-	// ShowHiddenMetricsForVersion is accepted for compatibility with kube-proxy; no metrics are hidden.
+	// ShowHiddenMetricsForVersion is accepted for compatibility with kube-proxy; no metrics are
+	// hidden.
 	ShowHiddenMetricsForVersion string
 	// DetectMode selects how local pods are detected, with ClusterCIDRs, PodBridge or
 	// PodInterfacePrefix as its parameter.
@@ -129,7 +131,8 @@ type Config struct {
 	ClusterCIDRs []netip.Prefix
 	// PodBridge is the name of the interface on which packets from pods arrive.
 	PodBridge string
-	// PodInterfacePrefix is the common name prefix of the interfaces on which packets from pods arrive.
+	// PodInterfacePrefix is the common name prefix of the interfaces on which packets from pods
+	// arrive.
 	PodInterfacePrefix string
 	// MasqueradeAll masquerades all traffic to cluster IPs.
 	MasqueradeAll bool
@@ -140,21 +143,22 @@ type Config struct {
 	// LocalhostNodePorts serves node ports on 127.0.0.0/8 for clients on the node.
 	LocalhostNodePorts bool
 	// SyncPeriod is the interval between verifications of the kernel and the longest delay before a
-	// retry; it is positive. Settle takes SyncPeriod and MinSyncPeriod from the settings of the Mode.
+	// retry; it is positive. Settle takes SyncPeriod and MinSyncPeriod from the settings of the
+	// Mode.
 	SyncPeriod time.Duration
-	// MinSyncPeriod is the minimum time between the end of one sync and the start of the next, from 0
-	// to SyncPeriod.
+	// MinSyncPeriod is the minimum time between the end of one sync and the start of the next, from
+	// 0 to SyncPeriod.
 	MinSyncPeriod time.Duration
 	// IPVS configures mode ipvs.
 	IPVS IPVS
 	// Conntrack configures the kernel's connection tracking.
 	Conntrack Conntrack
-	// ServiceProxyName selects Services whose label service.kubernetes.io/service-proxy-name has this
-	// value; empty selects Services without the label.
+	// ServiceProxyName selects Services whose label service.kubernetes.io/service-proxy-name has
+	// this value; empty selects Services without the label.
 	ServiceProxyName string
 
-	// NodeShared reports that another Fairlead instance runs on the node. Addresses that none of our
-	// Services has may then belong to its Services. It is not a setting; the daemon detects it.
+	// NodeShared reports that another Fairlead instance runs on the node. Addresses that none of
+	// our Services has may then belong to its Services. It is not a setting; the daemon detects it.
 	NodeShared bool
 	// Resync is the resync period of informers; it is positive. Accepted for compatibility: nothing
 	// has to be replayed.
@@ -180,7 +184,8 @@ type Config struct {
 	LogFlushFrequency time.Duration
 	// ConfigFile is the path of a KubeProxyConfiguration; empty for none.
 	ConfigFile string
-	// WriteConfigTo is the path to write the resolved configuration to before exiting; empty for none.
+	// WriteConfigTo is the path to write the resolved configuration to before exiting; empty for
+	// none.
 	WriteConfigTo string
 	// Cleanup removes all rules of Fairlead and kube-proxy from the kernel and exits.
 	Cleanup bool
@@ -196,11 +201,11 @@ type IPVS struct {
 	Scheduler string
 	// ExcludeCIDRs are networks of VIPs whose virtual servers are never changed or deleted.
 	ExcludeCIDRs []netip.Prefix
-	// StrictARP prevents the node from answering ARP requests for VIPs on other interfaces, and from
-	// announcing VIPs.
+	// StrictARP prevents the node from answering ARP requests for VIPs on other interfaces, and
+	// from announcing VIPs.
 	StrictARP bool
-	// TCPTimeout, TCPFinTimeout and UDPTimeout are the idle timeouts of IPVS connections; 0 keeps the
-	// kernel's value.
+	// TCPTimeout, TCPFinTimeout and UDPTimeout are the idle timeouts of IPVS connections; 0 keeps
+	// the kernel's value.
 	TCPTimeout, TCPFinTimeout, UDPTimeout time.Duration
 	// VIP selects how the node owns VIPs.
 	VIP VIPMode
@@ -212,14 +217,14 @@ type IPVS struct {
 // Conntrack configures the kernel's connection tracking. In all numbers and durations 0 keeps the
 // kernel's value.
 type Conntrack struct {
-	// The table size is MaxPerCore times the number of CPUs, but at least Min. If MaxPerCore is 0, Min
-	// is ignored.
+	// The table size is MaxPerCore times the number of CPUs, but at least Min. If MaxPerCore is 0,
+	// Min is ignored.
 	MaxPerCore, Min int
 	// TCPEstablishedTimeout and TCPCloseWaitTimeout are the idle timeouts of connections in these
 	// states. The kernel counts whole seconds.
 	TCPEstablishedTimeout, TCPCloseWaitTimeout time.Duration
-	// UDPTimeout and UDPStreamTimeout are the idle timeouts of UDP flows with packets in one direction
-	// and in both.
+	// UDPTimeout and UDPStreamTimeout are the idle timeouts of UDP flows with packets in one
+	// direction and in both.
 	UDPTimeout, UDPStreamTimeout time.Duration
 	// TCPBeLiberal accepts packets outside the TCP window. False keeps the kernel's value.
 	TCPBeLiberal bool
@@ -313,8 +318,9 @@ func Default() *Config {
 }
 
 // Parse parses the daemon's command line and the configuration file it names. hostname returns the
-// host name; see Settle. The error is pflag.ErrHelp for --help; other errors may have several lines,
-// one per problem. If there is an error, only the Notes of the Config are valid, and it may be nil.
+// host name; see Settle. The error is pflag.ErrHelp for --help; other errors may have several
+// lines, one per problem. If there is an error, only the Notes of the Config are valid, and it may
+// be nil.
 func Parse(args []string, hostname func() (string, error)) (*Config, error) {
 	c := Default()
 	c.args, c.hostname = slices.Clone(args), hostname
@@ -401,8 +407,8 @@ func (c *Config) complete() {
 	}
 }
 
-// servers determines where the two servers listen. It applies the deprecated port flags, and defaults
-// to the address family of the bind address.
+// servers determines where the two servers listen. It applies the deprecated port flags, and
+// defaults to the address family of the bind address.
 func (c *Config) servers() {
 	for _, srv := range []struct {
 		flag, portFlag string
@@ -465,8 +471,8 @@ func (c *Config) validate() []error {
 	return errs
 }
 
-// Notes returns remarks for the operator on how the Config was made, one sentence each: unknown fields
-// in the file, flags that override the file, settings without effect. A nil Config has none.
+// Notes returns remarks for the operator on how the Config was made, one sentence each: unknown
+// fields in the file, flags that override the file, settings without effect. A nil Config has none.
 func (c *Config) Notes() []string {
 	if c == nil {
 		return nil

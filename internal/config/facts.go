@@ -25,8 +25,8 @@ func (c *Config) Facts(node cluster.Node) compile.Facts {
 	return f
 }
 
-// WatchesServiceCIDRs reports whether service CIDRs are needed. A named instance does not need them:
-// most addresses in them belong to other instances.
+// WatchesServiceCIDRs reports whether service CIDRs are needed. A named instance does not need
+// them: most addresses in them belong to other instances.
 func (c *Config) WatchesServiceCIDRs() bool {
 	return (c.Mode == ModeNFTables || c.Mode == ModeIPVS) && c.ServiceProxyName == ""
 }

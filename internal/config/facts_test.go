@@ -9,7 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestServiceCIDRs proves that service CIDRs are in the header, by family, only if the mode uses them.
+// TestServiceCIDRs proves that service CIDRs are in the header, by family, only if the mode uses
+// them.
 func TestServiceCIDRs(t *testing.T) {
 	four, six := netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd00::/112")
 	for flags, want := range map[string]fwd.Header{

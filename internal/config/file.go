@@ -24,8 +24,8 @@ const (
 	fileKind    = "KubeProxyConfiguration"
 )
 
-// load applies the file and then the flags again, with a note for each value that a flag replaces. It
-// returns all invalid values. The error means that the file cannot be used at all.
+// load applies the file and then the flags again, with a note for each value that a flag replaces.
+// It returns all invalid values. The error means that the file cannot be used at all.
 func (c *Config) load(data []byte) ([]invalidValue, error) {
 	obj, notes, err := decode(data)
 	c.notes = append(c.notes, notes...)
@@ -67,9 +67,9 @@ func (c *Config) load(data []byte) ([]invalidValue, error) {
 	return out, nil
 }
 
-// decode parses a KubeProxyConfiguration in YAML or JSON. As in kube-proxy, unknown and duplicate fields
-// are not errors; the notes name each of them, even if there is an error. The error names all values
-// that do not have the type of their field.
+// decode parses a KubeProxyConfiguration in YAML or JSON. As in kube-proxy, unknown and duplicate
+// fields are not errors; the notes name each of them, even if there is an error. The error names
+// all values that do not have the type of their field.
 func decode(data []byte) (*v1alpha1.KubeProxyConfiguration, []string, error) {
 	notes := laterDocuments(data)
 	text, err := yaml.YAMLToJSONStrict(data)
@@ -130,8 +130,8 @@ func laterDocuments(data []byte) (notes []string) {
 
 const ignoredField = "ignoring a field in the file: "
 
-// typeErrors finds all values in the JSON text that do not fit the type of their field, and the paths of
-// unknown fields. If it finds no such value, the only error is cause.
+// typeErrors finds all values in the JSON text that do not fit the type of their field, and the
+// paths of unknown fields. If it finds no such value, the only error is cause.
 func typeErrors(text []byte, cause error) (errs []error, unknown []string) {
 	var walk func(raw json.RawMessage, fields []field, path string)
 	walk = func(raw json.RawMessage, fields []field, path string) {
@@ -251,8 +251,8 @@ func fieldsOf(obj *v1alpha1.KubeProxyConfiguration) map[string]reflect.Value {
 	return out
 }
 
-// fieldText returns the text of a field for its setting. As in kube-proxy, a field with the zero value
-// is absent unless it is a pointer.
+// fieldText returns the text of a field for its setting. As in kube-proxy, a field with the zero
+// value is absent unless it is a pointer.
 func fieldText(v reflect.Value) (text string, present bool) {
 	if v.IsZero() {
 		return "", false
@@ -339,9 +339,9 @@ func (c *Config) object() *v1alpha1.KubeProxyConfiguration {
 	return obj
 }
 
-// YAML returns the Config as a file for --config, with all defaults. lost lists what the file cannot
-// express, one sentence each: flags without a field, and values that mean "absent" in a field. Together
-// with these flags, the file gives the same Config.
+// YAML returns the Config as a file for --config, with all defaults. lost lists what the file
+// cannot express, one sentence each: flags without a field, and values that mean "absent" in a
+// field. Together with these flags, the file gives the same Config.
 func (c *Config) YAML() (data []byte, lost []string, err error) {
 	if data, err = yaml.Marshal(c.object()); err != nil {
 		return nil, nil, fmt.Errorf("write a %s: %w", fileKind, err)

@@ -36,7 +36,8 @@ func parseFile(t testing.TB, text string, flags ...string) (*Config, error) {
 	return Parse(append(flags, "--config", write(t, text)), hostname)
 }
 
-// TestKubeadm proves that the file of kubeadm's ConfigMap, with its nulls and zeros, gives the defaults.
+// TestKubeadm proves that the file of kubeadm's ConfigMap, with its nulls and zeros, gives the
+// defaults.
 func TestKubeadm(t *testing.T) {
 	for _, mode := range []string{`""`, "iptables"} { // before and since 1.37
 		data, err := os.ReadFile("testdata/kubeadm.conf")
@@ -242,8 +243,8 @@ func nested(path, value string) string {
 	return b.String() + " " + value + "\n"
 }
 
-// TestOnlyFirstDocumentIsUsed proves that notes name the other documents, even if the first one is not a
-// KubeProxyConfiguration.
+// TestOnlyFirstDocumentIsUsed proves that notes name the other documents, even if the first one is
+// not a KubeProxyConfiguration.
 func TestOnlyFirstDocumentIsUsed(t *testing.T) {
 	c, err := parseFile(t, "# first\n---\n"+head+"mode: nftables\n---\n# nothing\n---\n"+head+"mode: ipvs\n--- \njust text\n")
 	if err != nil {
@@ -325,8 +326,8 @@ func TestFileRefusals(t *testing.T) {
 	}
 }
 
-// TestFileNotesWithErrors proves that unknown fields are noted even if there is an error: a misspelled
-// field may be its cause.
+// TestFileNotesWithErrors proves that unknown fields are noted even if there is an error: a
+// misspelled field may be its cause.
 func TestFileNotesWithErrors(t *testing.T) {
 	twice := "duplicate field in the file, the last value is used: line 7: key \"portRange\" already set in map"
 	for _, tt := range []struct {
@@ -540,7 +541,8 @@ func TestYAMLSaysDefaults(t *testing.T) {
 	}
 }
 
-// FuzzFile proves that no file causes a panic, and that an accepted file can be written and read back.
+// FuzzFile proves that no file causes a panic, and that an accepted file can be written and read
+// back.
 func FuzzFile(f *testing.F) {
 	data, err := os.ReadFile("testdata/kubeadm.conf")
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// flagValue implements pflag.Value. It keeps a parse error for Settle, so that the operator sees all
-// problems at once.
+// flagValue implements pflag.Value. It keeps a parse error for Settle, so that the operator sees
+// all problems at once.
 type flagValue struct {
 	settings []*setting
 	// name is the name by which the flag was given last.
@@ -57,8 +57,8 @@ func (a alias) Set(s string) error {
 	return a.flagValue.Set(s)
 }
 
-// Bind registers all flags. Parsing them changes c; Settle reports invalid values. Flag names may use
-// _ instead of -.
+// Bind registers all flags. Parsing them changes c; Settle reports invalid values. Flag names may
+// use _ instead of -.
 func (c *Config) Bind(fs *pflag.FlagSet) {
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
@@ -94,8 +94,8 @@ func register(fs *pflag.FlagSet, v pflag.Value, name, short string, s *setting) 
 	}
 }
 
-// Flagz returns the values of all flags that have an effect, whether they come from the command line,
-// the file or a default. Passwords are redacted.
+// Flagz returns the values of all flags that have an effect, whether they come from the command
+// line, the file or a default. Passwords are redacted.
 func (c *Config) Flagz() map[string]string {
 	out := make(map[string]string)
 	for _, s := range c.settings {
@@ -130,8 +130,8 @@ func (c *Config) nameOf(flag string) string {
 	return "--" + flag
 }
 
-// setting returns the setting of a flag; if there are several, the one in use. It is nil if there is
-// no such flag.
+// setting returns the setting of a flag; if there are several, the one in use. It is nil if there
+// is no such flag.
 func (c *Config) setting(flag string) *setting {
 	var found *setting
 	for _, s := range c.settings {

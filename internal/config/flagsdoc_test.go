@@ -29,8 +29,8 @@ func allFields() []string {
 	return out
 }
 
-// TestFlagsPage compares the tables of docs/flags.md with the settings, and checks that every flag and
-// every field of KubeProxyConfiguration is in them.
+// TestFlagsPage compares the tables of docs/flags.md with the settings, and checks that every flag
+// and every field of KubeProxyConfiguration is in them.
 func TestFlagsPage(t *testing.T) {
 	page, err := os.ReadFile(flagsPage)
 	if err != nil {
@@ -66,8 +66,8 @@ func TestFlagsPage(t *testing.T) {
 	}
 }
 
-// tables returns the tables of all settings, under their headings. Settings that share a flag are one
-// row.
+// tables returns the tables of all settings, under their headings. Settings that share a flag are
+// one row.
 func tables() string {
 	settings := Default().settings
 	var b strings.Builder

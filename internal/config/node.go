@@ -11,8 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Header returns the header of the forwarding table on a node. local are the addresses of the node's
-// interfaces, in any order.
+// Header returns the header of the forwarding table on a node. local are the addresses of the
+// node's interfaces, in any order.
 func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
 	h := fwd.Header{MasqueradeBit: c.MasqueradeBit, RejectOtherPorts: c.Mode != ModeIPTables}
 	for _, f := range fwd.Families {
@@ -37,8 +37,9 @@ func (c *Config) Header(node cluster.Node, local []netip.Addr) fwd.Header {
 	return h
 }
 
-// Warnings returns likely mistakes of the operator, one sentence each. It does not warn about defaults
-// or about a family that the cluster does not use. local are the addresses of the node's interfaces.
+// Warnings returns likely mistakes of the operator, one sentence each. It does not warn about
+// defaults or about a family that the cluster does not use. local are the addresses of the node's
+// interfaces.
 func (c *Config) Warnings(node cluster.Node, local []netip.Addr) []string {
 	var out []string
 	h := c.Header(node, local)
@@ -59,8 +60,8 @@ func (c *Config) Warnings(node cluster.Node, local []netip.Addr) []string {
 	return out
 }
 
-// hasPods reports whether the cluster has pods of the family, judging by its pod networks. If no pod
-// networks are known, it has IPv4 pods.
+// hasPods reports whether the cluster has pods of the family, judging by its pod networks. If no
+// pod networks are known, it has IPv4 pods.
 func (c *Config) hasPods(node cluster.Node, f fwd.Family) bool {
 	networks := slices.Concat(c.ClusterCIDRs, node.PodCIDRs)
 	if len(networks) == 0 {
@@ -89,8 +90,8 @@ func (c *Config) primary(node cluster.Node, f fwd.Family) netip.Addr {
 	return netip.Addr{}
 }
 
-// PrimaryIP returns the node's address of the family for rules that need one: the loopback address if
-// there is no other.
+// PrimaryIP returns the node's address of the family for rules that need one: the loopback address
+// if there is no other.
 func (c *Config) PrimaryIP(node cluster.Node, f fwd.Family) netip.Addr {
 	if a := c.primary(node, f); a.IsValid() {
 		return a
@@ -179,8 +180,8 @@ func (c *Config) nodePorts(node cluster.Node, f fwd.Family) (out fwd.NodePortAdd
 }
 
 // LocalPorts reports, by fwd.Family.Index, whether a forwarder in user space serves node ports on
-// loopback addresses. It does in modes nftables and ipvs if --nodeport-addresses names such an address
-// (KEP-6032). A list that means all addresses does not name it.
+// loopback addresses. It does in modes nftables and ipvs if --nodeport-addresses names such an
+// address (KEP-6032). A list that means all addresses does not name it.
 func (c *Config) LocalPorts() [2]bool {
 	if c.Mode == ModeIPTables {
 		return [2]bool{}
@@ -203,8 +204,8 @@ func (c *Config) nodePortAddresses() NodePortAddresses {
 	return c.NodePortAddresses
 }
 
-// nodePortPrefixes expands --nodeport-addresses for one family. Without an address of the family it means
-// all addresses, unless it contains primary.
+// nodePortPrefixes expands --nodeport-addresses for one family. Without an address of the family it
+// means all addresses, unless it contains primary.
 func (c *Config) nodePortPrefixes(node cluster.Node, f fwd.Family) (out []netip.Prefix, warnings []string) {
 	name, n := c.nameOf("nodeport-addresses"), c.nodePortAddresses()
 	for _, p := range n.Prefixes {

@@ -200,8 +200,8 @@ func TestFacts(t *testing.T) {
 	}
 }
 
-// TestMasqueradeSource proves that the source is the node's address if it is known and local. Otherwise the
-// kernel chooses, with a warning.
+// TestMasqueradeSource proves that the source is the node's address if it is known and local.
+// Otherwise the kernel chooses, with a warning.
 func TestMasqueradeSource(t *testing.T) {
 	node := cluster.Node{Addrs: addrs("192.0.2.1", "2001:db8::1", "192.0.2.7")}
 	local := addrs("127.0.0.1", "10.0.0.1", "192.0.2.1", "192.0.2.9", "2001:db8::1", "::1")

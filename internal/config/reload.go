@@ -17,8 +17,8 @@ type Change struct {
 	Name, Old, New string
 }
 
-// Diff compares two Configs. It returns the changes that Apply applies and those that need a restart.
-// It leaves out settings without effect.
+// Diff compares two Configs. It returns the changes that Apply applies and those that need a
+// restart. It leaves out settings without effect.
 func Diff(old, next *Config) (live, restart []Change) {
 	for i, s := range old.settings {
 		n := next.settings[i]
@@ -38,8 +38,8 @@ func Diff(old, next *Config) (live, restart []Change) {
 // applies reports whether a change of the setting needs no restart.
 func (s *setting) applies(old, next *Config) bool { return s.reload != nil && s.reload(old, next) }
 
-// Apply returns the Config of a running process after the operator changes c to next: c with the live
-// changes of Diff.
+// Apply returns the Config of a running process after the operator changes c to next: c with the
+// live changes of Diff.
 func (c *Config) Apply(next *Config) *Config {
 	out := Default()
 	out.args, out.hostname, out.file = c.args, c.hostname, next.file
@@ -58,18 +58,18 @@ func (c *Config) Apply(next *Config) *Config {
 	return out
 }
 
-// sameFamily reports whether the servers stay where they are: by default they follow the family of the
-// bind address.
+// sameFamily reports whether the servers stay where they are: by default they follow the family of
+// the bind address.
 func sameFamily(old, next *Config) bool { return old.BindAddress.Is6() == next.BindAddress.Is6() }
 
-// sameDetector reports whether the detector can be replaced. One that needs the Node's podCIDR waits
-// for it at startup.
+// sameDetector reports whether the detector can be replaced. One that needs the Node's podCIDR
+// waits for it at startup.
 func sameDetector(old, next *Config) bool {
 	return (old.DetectMode == DetectNodeCIDR) == (next.DetectMode == DetectNodeCIDR)
 }
 
-// samePorts reports whether node ports need the same setup outside of the rules: the sysctl that allows
-// routing to loopback addresses, and the forwarder.
+// samePorts reports whether node ports need the same setup outside of the rules: the sysctl that
+// allows routing to loopback addresses, and the forwarder.
 func samePorts(old, next *Config) bool {
 	loopback := func(c *Config) bool { return c.Header(cluster.Node{}, nil).NodePorts[fwd.IPv4.Index()].Loopback }
 	return old.Mode == next.Mode && old.LocalPorts() == next.LocalPorts() && loopback(old) == loopback(next)
@@ -80,9 +80,9 @@ func sameConversion(old, next *Config) bool {
 	return old.Gates.LoadBalancerIPMode == next.Gates.LoadBalancerIPMode
 }
 
-// Watch reads the configuration file again when it changes, and yields what Parse makes of it and the
-// command line. It yields nothing while the content stays the same. It returns when ctx ends, with an
-// error if the file cannot be watched, and at once if there is no file.
+// Watch reads the configuration file again when it changes, and yields what Parse makes of it and
+// the command line. It yields nothing while the content stays the same. It returns when ctx ends,
+// with an error if the file cannot be watched, and at once if there is no file.
 func (c *Config) Watch(ctx context.Context, yield func(*Config, error)) error {
 	if c.ConfigFile == "" {
 		return nil

@@ -76,7 +76,8 @@ func texts(changes []Change) []string {
 	return out
 }
 
-// TestSettingsCoverConfig proves that every field of Config has a setting, so that Diff and Apply cover it.
+// TestSettingsCoverConfig proves that every field of Config has a setting, so that Diff and Apply
+// cover it.
 func TestSettingsCoverConfig(t *testing.T) {
 	derived := []string{"NodeName", "MasqueradeAll", "MasqueradeBit", "SyncPeriod", "MinSyncPeriod", "Gates", "UnknownGates", "LogJSON", "NodeShared"}
 	bound := make(map[string]bool)
@@ -130,8 +131,8 @@ func leaves(v reflect.Value, path string) map[string]any {
 	return out
 }
 
-// TestConfigzIsTheVersionedObject compares with the names in the response of kube-proxy 1.36.3, and reads
-// the response as a file.
+// TestConfigzIsTheVersionedObject compares with the names in the response of kube-proxy 1.36.3, and
+// reads the response as a file.
 func TestConfigzIsTheVersionedObject(t *testing.T) {
 	const file = "mode: nftables\nnftables: {masqueradeAll: true, syncPeriod: 7s}\nclusterCIDR: 10.0.0.0/8\nconntrack: {maxPerCore: 0}\n"
 	c, err := parseFile(t, file)
@@ -227,8 +228,8 @@ func TestWatch(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			go func() { done <- c.Watch(ctx, func(c *Config, err error) { out <- yielded{c, err} }) }()
-			// Twice, because a watch may be lost with the file that it watched. There may be errors first if the
-			// file is read between two steps of a change.
+			// Twice, because a watch may be lost with the file that it watched. There may be errors
+			// first if the file is read between two steps of a change.
 			for n := 2; n < 4; n++ {
 				tt.change(t, dir, fmt.Sprintf("%soomScoreAdj: %d\n", head, n))
 				for {
@@ -280,7 +281,8 @@ func plain(t *testing.T, dir, text string) string {
 	return path
 }
 
-// configMap updates a volume as the kubelet does: a new directory, and one rename of a symbolic link to it.
+// configMap updates a volume as the kubelet does: a new directory, and one rename of a symbolic
+// link to it.
 func configMap(t *testing.T, dir, text string) string {
 	t.Helper()
 	data, err := os.MkdirTemp(dir, "..2026")

@@ -19,12 +19,12 @@ const (
 // boolean is the type of flags that need no value.
 const boolean = "bool"
 
-// setting is one thing that the operator can configure: a flag, a field of KubeProxyConfiguration, or
-// both. Its value is a field of Config. get and set convert the value to and from text; the text is the
-// same for flag and field.
+// setting is one thing that the operator can configure: a flag, a field of KubeProxyConfiguration,
+// or both. Its value is a field of Config. get and set convert the value to and from text; the text
+// is the same for flag and field.
 type setting struct {
-	// flag and field are its names; either may be empty. Several settings may share a flag, which sets
-	// all of them. alias and short are other names of the flag.
+	// flag and field are its names; either may be empty. Several settings may share a flag, which
+	// sets all of them. alias and short are other names of the flag.
 	flag, field, alias, short string
 	// usage is one clause for --help; more is additional Markdown for docs/flags.md.
 	usage, more string
@@ -34,7 +34,8 @@ type setting struct {
 	hidden bool
 	// note explains why an accepted setting has no effect; empty if it has an effect.
 	note string
-	// reload reports whether a change in the file can be applied to a running process; nil for never.
+	// reload reports whether a change in the file can be applied to a running process; nil for
+	// never.
 	reload func(old, next *Config) bool
 	// modes are the modes that use the setting; nil for all. only, if set, is a further condition.
 	modes []Mode
@@ -361,8 +362,8 @@ func (c *Config) processSettings() []*setting {
 	}
 }
 
-// ignoredSettings are settings of kube-proxy that have nothing to act on here. They keep their values so
-// that --write-config-to writes them.
+// ignoredSettings are settings of kube-proxy that have nothing to act on here. They keep their
+// values so that --write-config-to writes them.
 func ignoredSettings() []*setting {
 	const windows = "only used on Windows"
 	const klog = "the log is written to standard error"

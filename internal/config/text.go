@@ -29,8 +29,9 @@ func orElse(def string) func(string) (string, error) {
 	}
 }
 
-// parseInterface parses an interface name or a prefix of one. Every mode can write it into a rule, and
-// the kernel allows an interface with this name (net/core/dev.c, dev_valid_name). Empty means none.
+// parseInterface parses an interface name or a prefix of one. Every mode can write it into a rule,
+// and the kernel allows an interface with this name (net/core/dev.c, dev_valid_name). Empty means
+// none.
 func parseInterface(s string) (string, error) {
 	if len(s) > fwd.MaxInterfaceName {
 		return "", fmt.Errorf("want an interface name of at most %d characters, not %d", fwd.MaxInterfaceName, len(s))
@@ -169,7 +170,8 @@ func parseLabelValue(s string) (string, error) {
 	return s, nil
 }
 
-// parseIP parses an address. As in kube-proxy, the octets of an IPv4 address may have leading zeros.
+// parseIP parses an address. As in kube-proxy, the octets of an IPv4 address may have leading
+// zeros.
 func parseIP(s string) (netip.Addr, bool) {
 	if a, err := netip.ParseAddr(s); err == nil {
 		return a, !a.Is4In6() && a.Zone() == ""

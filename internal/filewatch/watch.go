@@ -17,8 +17,8 @@ const (
 	settleLimit = time.Second
 )
 
-// Watch calls changed when it starts to watch and after each change, until ctx ends. relevant, which
-// may be nil, selects events. The error says that the path cannot be watched.
+// Watch calls changed when it starts to watch and after each change, until ctx ends. relevant,
+// which may be nil, selects events. The error says that the path cannot be watched.
 //
 // A file is watched through its directory, and through the directory of the file that its symbolic
 // links lead to. If the directory disappears, Watch waits for it to come back.
@@ -59,8 +59,8 @@ func Watch(ctx context.Context, path string, relevant func(fsnotify.Event) bool,
 	}
 }
 
-// add watches the path if it is a directory, else its directory, and if possible the other directories
-// in which a change can happen.
+// add watches the path if it is a directory, else its directory, and if possible the other
+// directories in which a change can happen.
 func add(w *fsnotify.Watcher, path string) error {
 	needed := filepath.Dir(path)
 	if info, err := os.Stat(path); err == nil && info.IsDir() {

@@ -20,8 +20,8 @@ import (
 const (
 	// AnnotationScheduler is the IPVS scheduler of the Service.
 	AnnotationScheduler = "fairlead.dev/scheduler"
-	// AnnotationSchedulerFlags is a comma-separated list of fallback and port, for the schedulers sh
-	// and mh.
+	// AnnotationSchedulerFlags is a comma-separated list of fallback and port, for the schedulers
+	// sh and mh.
 	AnnotationSchedulerFlags = "fairlead.dev/scheduler-flags"
 	// AnnotationWeights is a comma-separated list of SELECTOR=WEIGHT.
 	AnnotationWeights = "fairlead.dev/weights"
@@ -30,8 +30,8 @@ const (
 	PriorityCritical   = "critical"
 )
 
-// critical reports whether a new node needs the Service first: the API server, DNS, and Services with
-// the annotation. DNS is recognized by the label that installers set, or by its ports.
+// critical reports whether a new node needs the Service first: the API server, DNS, and Services
+// with the annotation. DNS is recognized by the label that installers set, or by its ports.
 func critical(s *v1.Service, p *problems) bool {
 	switch priority := strings.TrimSpace(s.Annotations[AnnotationPriority]); priority {
 	case PriorityCritical:
@@ -54,8 +54,8 @@ func critical(s *v1.Service, p *problems) bool {
 // schedulers are the kernel's schedulers (net/netfilter/ipvs).
 var schedulers = []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "fo", "ovf", "twos"}
 
-// scheduler returns the scheduler of a Service and its flags. An invalid value is ignored, which leaves
-// the node's default.
+// scheduler returns the scheduler of a Service and its flags. An invalid value is ignored, which
+// leaves the node's default.
 func scheduler(annotations map[string]string, p *problems) (string, fwd.SchedulerFlags) {
 	name, list := strings.TrimSpace(annotations[AnnotationScheduler]), annotations[AnnotationSchedulerFlags]
 	if name != "" && !slices.Contains(schedulers, name) {
@@ -99,7 +99,8 @@ func weights(annotations map[string]string, p *problems) []cluster.Weight {
 	return out
 }
 
-// weightSelectors are the selectors of weights; those in selectorsWithValue have the form KIND:VALUE.
+// weightSelectors are the selectors of weights; those in selectorsWithValue have the form
+// KIND:VALUE.
 var weightSelectors = map[string]cluster.WeightSelector{
 	"*": cluster.SelectAll, "local": cluster.SelectLocal, "same-zone": cluster.SelectSameZone,
 	"node": cluster.SelectNode, "zone": cluster.SelectZone, "pod": cluster.SelectPod, "address": cluster.SelectAddress,

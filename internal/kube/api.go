@@ -39,12 +39,12 @@ type Source interface {
 
 const contentProtobuf = "application/vnd.kubernetes.protobuf"
 
-// maxStartDelay limits the random delay before the first request: after a rollout or a restart of the API
-// server, the agents of all nodes start at the same time.
+// maxStartDelay limits the random delay before the first request: after a rollout or a restart of
+// the API server, the agents of all nodes start at the same time.
 const maxStartDelay = 200 * time.Millisecond
 
-// absentPause is the delay before the next attempt to read an optional resource that the API server does
-// not have or does not allow us to read.
+// absentPause is the delay before the next attempt to read an optional resource that the API server
+// does not have or does not allow us to read.
 const absentPause = 10 * time.Minute
 
 // APIOptions configure an APISource.
@@ -86,8 +86,8 @@ type APISource struct {
 	startDelay time.Duration // upper limit of the random delay before the first request
 }
 
-// NewAPISource returns a source that sends no request before Run. The error means that the options do not
-// lead to a server.
+// NewAPISource returns a source that sends no request before Run. The error means that the options
+// do not lead to a server.
 func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 	if o.NodeName == "" {
 		return nil, errors.New("connect to the API server: the name of the node is empty")
@@ -118,8 +118,8 @@ func NewAPISource(o APIOptions, f *Feed) (*APISource, error) {
 	return s, nil
 }
 
-// newClient returns a client that shares the connection but has its own rate limit, so that Events or
-// reviews do not delay the watches.
+// newClient returns a client that shares the connection but has its own rate limit, so that Events
+// or reviews do not delay the watches.
 func (s *APISource) newClient() (kubernetes.Interface, error) {
 	c, err := kubernetes.NewForConfigAndClient(s.config, s.http)
 	if err != nil {
@@ -139,7 +139,8 @@ func credentialOf(o APIOptions, cfg *rest.Config) string {
 	return "no credential, because --master is given without --kubeconfig"
 }
 
-// explain describes an error that means that a request was refused, and returns nothing for other errors.
+// explain describes an error that means that a request was refused, and returns nothing for other
+// errors.
 func (s *APISource) explain(err error) string {
 	switch {
 	case apierrors.IsUnauthorized(err):
@@ -150,8 +151,8 @@ func (s *APISource) explain(err error) string {
 	return ""
 }
 
-// Outage explains why watched resources cannot be read, one sentence per reason. It is empty while the
-// server responds.
+// Outage explains why watched resources cannot be read, one sentence per reason. It is empty while
+// the server responds.
 func (s *APISource) Outage() []string {
 	var order []string
 	resources, first := make(map[string][]string), make(map[string]time.Time)
@@ -234,15 +235,15 @@ func (s *APISource) Watches() []cluster.Watch {
 // NodeProblem returns why there is no Node; empty if there is one, or if that is not known yet.
 func (s *APISource) NodeProblem() string { return s.node.problem() }
 
-// Programmed reports that the rules of all Services were found in the kernel. It does not block and may
-// be called repeatedly.
+// Programmed reports that the rules of all Services were found in the kernel. It does not block and
+// may be called repeatedly.
 func (s *APISource) Programmed() { s.taint.programmed() }
 
 // Recorder returns the recorder of Events, which are sent while Run runs.
 func (s *APISource) Recorder() *Recorder { return s.recorder }
 
-// Run lists and watches until ctx ends. It retries failed requests forever, with backoff. The error means
-// that the API server has responded for five minutes and this Node does not exist.
+// Run lists and watches until ctx ends. It retries failed requests forever, with backoff. The error
+// means that the API server has responded for five minutes and this Node does not exist.
 func (s *APISource) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -265,9 +266,9 @@ func (s *APISource) Run(ctx context.Context) error {
 	return err
 }
 
-// retryBackoff returns the delays between attempts to reach the server: 0.8 s, doubled up to 10 s, plus up
-// to as much at random. client-go's default goes up to a minute, so that a node would learn of changes
-// only a minute after the server came back.
+// retryBackoff returns the delays between attempts to reach the server: 0.8 s, doubled up to 10 s,
+// plus up to as much at random. client-go's default goes up to a minute, so that a node would learn
+// of changes only a minute after the server came back.
 func retryBackoff() *wait.Backoff {
 	return &wait.Backoff{Duration: 800 * time.Millisecond, Factor: 2, Cap: 10 * time.Second, Steps: 10, Jitter: 1}
 }
@@ -282,7 +283,8 @@ type resource struct {
 	watch          func(context.Context, metav1.ListOptions) (watch.Interface, error)
 	state          *watchState
 	outage         outage
-	// listed, if not nil, is called with the result of each list. A refused watch is followed by a list.
+	// listed, if not nil, is called with the result of each list. A refused watch is followed by a
+	// list.
 	listed func(error)
 }
 
@@ -352,8 +354,8 @@ func (s *APISource) listWatch(r *resource) cache.ListerWatcher {
 			r.outage.record(ctx, o, err)
 			if o.SendInitialEvents != nil && utilnet.IsConnectionRefused(err) {
 				// While a Reflector streams a list, it reacts to this error with a sleep of up to a
-				// minute that ignores its context. For an unknown error it lists instead, with a backoff
-				// that can be cancelled.
+				// minute that ignores its context. For an unknown error it lists instead, with a
+				// backoff that can be cancelled.
 				err = errors.New(err.Error())
 			}
 			if err != nil {

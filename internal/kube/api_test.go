@@ -241,8 +241,9 @@ func identity(t *testing.T) (tls.Certificate, []byte) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// TestAPISourceLogsEachCause proves that every cause of an outage is logged: the API server goes away, comes
-// back with a certificate of another authority, and then no longer accepts the credential.
+// TestAPISourceLogsEachCause proves that every cause of an outage is logged: the API server goes
+// away, comes back with a certificate of another authority, and then no longer accepts the
+// credential.
 func TestAPISourceLogsEachCause(t *testing.T) {
 	old, ca := identity(t)
 	other, _ := identity(t)

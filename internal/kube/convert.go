@@ -17,11 +17,11 @@ const (
 // Converter selects API objects and converts them to values of package cluster. The zero value is
 // ready to use.
 type Converter struct {
-	// AllLBIPsAreVIPs ignores the ipMode of load balancer addresses (feature gate LoadBalancerIPMode
-	// off).
+	// AllLBIPsAreVIPs ignores the ipMode of load balancer addresses (feature gate
+	// LoadBalancerIPMode off).
 	AllLBIPsAreVIPs bool
-	// ServiceProxyName selects Services whose label service.kubernetes.io/service-proxy-name has this
-	// value; empty selects Services without the label.
+	// ServiceProxyName selects Services whose label service.kubernetes.io/service-proxy-name has
+	// this value; empty selects Services without the label.
 	ServiceProxyName string
 	// interned, if not nil, shares strings between objects. The Converter then belongs to one
 	// goroutine.
@@ -42,8 +42,8 @@ func (c Converter) serviceSelector() string {
 	return "!" + labelProxyName + ",!" + labelHeadless
 }
 
-// sliceSelector returns the label selector of EndpointSlices. With a ServiceProxyName it selects all
-// slices: those that are created by hand may lack the labels of their Service.
+// sliceSelector returns the label selector of EndpointSlices. With a ServiceProxyName it selects
+// all slices: those that are created by hand may lack the labels of their Service.
 func (c Converter) sliceSelector() string {
 	if c.ServiceProxyName != "" {
 		return "!" + labelHeadless
@@ -61,8 +61,8 @@ func matches(selector string, l map[string]string) bool {
 const maxAddrText = 100
 
 // parseAddr parses the address of a host as leniently as the API server once did: octets may have
-// leading zeros. An IPv4-mapped IPv6 address (::ffff:1.2.3.4) is the IPv4 address. Zones and unspecified
-// addresses (0.0.0.0, ::) are invalid.
+// leading zeros. An IPv4-mapped IPv6 address (::ffff:1.2.3.4) is the IPv4 address. Zones and
+// unspecified addresses (0.0.0.0, ::) are invalid.
 func parseAddr(s string) (netip.Addr, bool) {
 	if len(s) > maxAddrText {
 		return netip.Addr{}, false

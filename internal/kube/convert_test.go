@@ -110,7 +110,8 @@ func TestParsePrefix(t *testing.T) {
 	}
 }
 
-// TestSelection checks which labels the selectors select. The API server and files use the same selectors.
+// TestSelection checks which labels the selectors select. The API server and files use the same
+// selectors.
 func TestSelection(t *testing.T) {
 	const proxy, headless = "service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"
 	for name, c := range map[string]struct {

@@ -24,8 +24,8 @@ type fakeAPI struct {
 	*httptest.Server
 	// streamsLists means that the server supports WatchList.
 	streamsLists bool
-	// refused receives requests that got status 503, and patches that got 403. events receives posted
-	// Events.
+	// refused receives requests that got status 503, and patches that got 403. events receives
+	// posted Events.
 	refused chan apiRequest
 	events  chan eventsv1.Event
 	// patched receives Nodes after a patch.
@@ -266,8 +266,8 @@ func (a *fakeAPI) patch(w http.ResponseWriter, req *http.Request, name string) {
 	a.patched <- n
 }
 
-// watch streams the changes after a version, and before them all objects if the client requests initial
-// events.
+// watch streams the changes after a version, and before them all objects if the client requests
+// initial events.
 func (a *fakeAPI) watch(w http.ResponseWriter, req *http.Request, r apiRequest) {
 	send := func(kind string, object []byte) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"type": kind, "object": json.RawMessage(object)})

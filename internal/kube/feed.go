@@ -30,8 +30,9 @@ func (k Kind) String() string {
 	}[k]
 }
 
-// Feed holds the latest version of every changed object until the loop drains it. Sources write, the loop
-// reads; all methods are safe for concurrent use. Values passed to a Feed must not be changed.
+// Feed holds the latest version of every changed object until the loop drains it. Sources write,
+// the loop reads; all methods are safe for concurrent use. Values passed to a Feed must not be
+// changed.
 type Feed struct {
 	wake  chan struct{}
 	start time.Time
@@ -53,8 +54,8 @@ type Feed struct {
 	synced, needed Kind
 }
 
-// NewFeed returns an empty Feed. It does not report trigger times before now: changes before the start of
-// the process say nothing about its speed.
+// NewFeed returns an empty Feed. It does not report trigger times before now: changes before the
+// start of the process say nothing about its speed.
 func NewFeed() *Feed {
 	f := &Feed{wake: make(chan struct{}, 1), start: time.Now(), lastTriggers: make(map[cluster.SliceName]int64),
 		needed: KindServices | KindSlices | KindNode}
@@ -80,8 +81,8 @@ func (f *Feed) signal() {
 	}
 }
 
-// Drain applies everything pending to the store: the last version of each object. It may be called before
-// the Feed is synced, but the loop must not write to the kernel before that.
+// Drain applies everything pending to the store: the last version of each object. It may be called
+// before the Feed is synced, but the loop must not write to the kernel before that.
 func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	f.mu.Lock()
 	services, endpointSlices, node, cidrs, triggers := f.services, f.endpointSlices, f.node, f.serviceCIDRs, f.triggers
@@ -114,8 +115,8 @@ func (f *Feed) Drain(s *cluster.Store) cluster.Drained {
 	return d
 }
 
-// Backlog returns how many changes were ever put into the Feed, and what is waiting to be drained. Nothing
-// is late before the Feed is synced.
+// Backlog returns how many changes were ever put into the Feed, and what is waiting to be drained.
+// Nothing is late before the Feed is synced.
 func (f *Feed) Backlog() cluster.Backlog {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -126,8 +127,8 @@ func (f *Feed) Backlog() cluster.Backlog {
 	return b
 }
 
-// Synced reports whether Services, EndpointSlices, the Node, and if needed the service CIDRs have all been
-// delivered once.
+// Synced reports whether Services, EndpointSlices, the Node, and if needed the service CIDRs have
+// all been delivered once.
 func (f *Feed) Synced() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,15 +137,16 @@ func (f *Feed) Synced() bool {
 
 func (f *Feed) isSynced() bool { return f.synced&f.needed == f.needed }
 
-// needServiceCIDRs makes the Feed wait for service CIDRs. Without them the first write would remove the
-// rules that an earlier run wrote for them.
+// needServiceCIDRs makes the Feed wait for service CIDRs. Without them the first write would remove
+// the rules that an earlier run wrote for them.
 func (f *Feed) needServiceCIDRs() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.needed |= KindServiceCIDRs
 }
 
-// MarkSynced reports that all existing objects of a kind were delivered; without an argument, of all kinds.
+// MarkSynced reports that all existing objects of a kind were delivered; without an argument, of
+// all kinds.
 func (f *Feed) MarkSynced(kinds ...Kind) {
 	f.update(func() {
 		if len(kinds) == 0 {
@@ -171,7 +173,8 @@ func (f *Feed) DeleteSlice(name cluster.SliceName) { f.update(func() { f.putSlic
 // SetNode sets the facts about the node and marks KindNode as synced.
 func (f *Feed) SetNode(n cluster.Node) { f.update(func() { f.putNode(n) }) }
 
-// SetServiceCIDRs sets the service CIDRs of both families, sorted, and marks KindServiceCIDRs as synced.
+// SetServiceCIDRs sets the service CIDRs of both families, sorted, and marks KindServiceCIDRs as
+// synced.
 func (f *Feed) SetServiceCIDRs(cidrs []netip.Prefix) {
 	f.update(func() { f.serviceCIDRs, f.synced = &cidrs, f.synced|KindServiceCIDRs })
 }

@@ -169,8 +169,8 @@ func TestFeedSyncedAndWake(t *testing.T) {
 	}
 }
 
-// TestFeedRace proves that no change is lost with several writers and one reader; with the race detector
-// it also checks the locking.
+// TestFeedRace proves that no change is lost with several writers and one reader; with the race
+// detector it also checks the locking.
 func TestFeedRace(t *testing.T) {
 	f, store := NewFeed(), &cluster.Store{}
 	const writers, rounds = 4, 500

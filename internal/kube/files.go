@@ -19,8 +19,8 @@ import (
 	"github.com/fairlead/fairlead/internal/filewatch"
 )
 
-// FileSource delivers the objects in a file or a directory and follows changes. If a file cannot be parsed,
-// its objects stay as they were, and so does an object that cannot be read.
+// FileSource delivers the objects in a file or a directory and follows changes. If a file cannot be
+// parsed, its objects stay as they were, and so does an object that cannot be read.
 type FileSource struct {
 	path string
 	// dir means that the path was a directory at startup.
@@ -49,8 +49,8 @@ func newFileSource(path, nodeName string, c Converter, log *slog.Logger, f *Feed
 	}
 }
 
-// NewFileSource reads the files for the first time. The error means that the path cannot be read, that a
-// file cannot be parsed, or that a single file has no objects that can be used.
+// NewFileSource reads the files for the first time. The error means that the path cannot be read,
+// that a file cannot be parsed, or that a single file has no objects that can be used.
 func NewFileSource(path string, nodeName string, c Converter, log *slog.Logger, f *Feed) (*FileSource, error) {
 	s := newFileSource(path, nodeName, c, log, f)
 	if err := s.read(); err != nil {
@@ -73,8 +73,8 @@ func NewFileSource(path string, nodeName string, c Converter, log *slog.Logger, 
 	return s, nil
 }
 
-// Run delivers the objects and their changes until ctx ends. The error means that the files cannot be
-// watched.
+// Run delivers the objects and their changes until ctx ends. The error means that the files cannot
+// be watched.
 func (s *FileSource) Run(ctx context.Context) error {
 	return filewatch.Watch(ctx, s.path, s.isRelevant, func() {
 		s.reload()
@@ -84,8 +84,8 @@ func (s *FileSource) Run(ctx context.Context) error {
 	})
 }
 
-// isRelevant reports whether an event may change the objects. In a ConfigMap volume, names that start with
-// ".." belong to the kubelet.
+// isRelevant reports whether an event may change the objects. In a ConfigMap volume, names that
+// start with ".." belong to the kubelet.
 func (s *FileSource) isRelevant(e fsnotify.Event) bool {
 	if e.Op == fsnotify.Chmod {
 		return false
@@ -100,8 +100,8 @@ func (s *FileSource) isRelevant(e fsnotify.Event) bool {
 	return filepath.Dir(e.Name) == s.path && isObjectFile(base)
 }
 
-// read reads all files that have changed. The error means that the path as a whole cannot be read; errors
-// of single files are in s.broken.
+// read reads all files that have changed. The error means that the path as a whole cannot be read;
+// errors of single files are in s.broken.
 func (s *FileSource) read() error {
 	files, err := filesAt(s.path)
 	if err != nil {
@@ -213,8 +213,8 @@ func (s *FileSource) deliver(next state) {
 	}
 }
 
-// put calls set for each new or changed value, and with nil for each removed one. It returns the number of
-// calls.
+// put calls set for each new or changed value, and with nil for each removed one. It returns the
+// number of calls.
 func put[K comparable, V any](old, next map[K]*V, equal func(a, b *V) bool, set func(K, *V)) int {
 	changes := 0
 	for name, v := range next {

@@ -191,8 +191,8 @@ func TestFileSourceFollowsAFile(t *testing.T) {
 	f.untilIP("a", "10.96.0.5")
 }
 
-// TestFileSourceForANamedProxy proves that a Service is handled while it has the right label, and that
-// slices need no label.
+// TestFileSourceForANamedProxy proves that a Service is handled while it has the right label, and
+// that slices need no label.
 func TestFileSourceForANamedProxy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "objects.yaml")
 	labelled := func(proxy string) string {
@@ -393,8 +393,8 @@ func TestLoadFiles(t *testing.T) {
 	}
 }
 
-// TestIgnoredObjectsAreLogged proves that unsupported objects of old dumps are logged once per kind and
-// file, with what to do about them.
+// TestIgnoredObjectsAreLogged proves that unsupported objects of old dumps are logged once per kind
+// and file, with what to do about them.
 func TestIgnoredObjectsAreLogged(t *testing.T) {
 	const labels = "labels: {kubernetes.io/service-name: a}"
 	text := serviceYAML("a", "10.96.0.1") + `---

@@ -11,10 +11,11 @@ import (
 const maxInterned = 1 << 16
 
 // interner keeps one copy of strings that many objects have: a node and its zone are in every
-// EndpointSlice with an endpoint on the node. A nil interner keeps nothing. It belongs to one goroutine.
+// EndpointSlice with an endpoint on the node. A nil interner keeps nothing. It belongs to one
+// goroutine.
 //
-// The standard package unique forgets a string when there are no Handles for it; the values of package
-// cluster hold plain strings.
+// The standard package unique forgets a string when there are no Handles for it; the values of
+// package cluster hold plain strings.
 type interner struct {
 	strings map[string]string
 	places  map[placeKey]*cluster.Place

@@ -15,8 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// reduced is what is kept of an API object after its conversion. At most one of service and slice is set;
-// none if the object is not handled or the version is already known.
+// reduced is what is kept of an API object after its conversion. At most one of service and slice
+// is set; none if the object is not handled or the version is already known.
 type reduced struct {
 	name     types.NamespacedName
 	uid      types.UID
@@ -28,8 +28,8 @@ type reduced struct {
 
 // known is what a keyStore remembers about an object.
 type known struct {
-	// version is the resource version, or 0 if it is not a number; then the object is converted each
-	// time it arrives.
+	// version is the resource version, or 0 if it is not a number; then the object is converted
+	// each time it arrives.
 	version uint64
 	// round is the last Replace that the object was part of, or after which it was added.
 	round uint32
@@ -37,10 +37,10 @@ type known struct {
 	delivered bool
 }
 
-// keyStore is the store behind a Reflector of Services or EndpointSlices. It keeps names and versions, and
-// passes values to the Feed. As a cache.TransformingStore it reduces each object as soon as it is decoded,
-// also during the initial streaming list, so that the API objects are never all in memory at once. It is
-// used by one Reflector.
+// keyStore is the store behind a Reflector of Services or EndpointSlices. It keeps names and
+// versions, and passes values to the Feed. As a cache.TransformingStore it reduces each object as
+// soon as it is decoded, also during the initial streaming list, so that the API objects are never
+// all in memory at once. It is used by one Reflector.
 type keyStore struct {
 	*watchState
 	kind     Kind
@@ -62,7 +62,8 @@ func newKeyStore(kind Kind, o APIOptions, f *Feed, r *Recorder) *keyStore {
 		recorder: r, log: o.Logger, known: make(map[types.NamespacedName]known)}
 }
 
-// Transformer implements cache.TransformingStore: the Reflector reduces objects before it collects them.
+// Transformer implements cache.TransformingStore: the Reflector reduces objects before it collects
+// them.
 func (s *keyStore) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) { return s.reduce(obj) }
 }
@@ -136,8 +137,8 @@ func (s *keyStore) Delete(obj any) error {
 	return nil
 }
 
-// Replace sets the whole state: objects that are not in the list are gone. The first call marks the kind
-// as synced.
+// Replace sets the whole state: objects that are not in the list are gone. The first call marks the
+// kind as synced.
 func (s *keyStore) Replace(list []any, _ string) error {
 	s.round++
 	for _, obj := range list {
@@ -189,8 +190,8 @@ func (s *keyStore) remove(name types.NamespacedName) {
 	s.feed.DeleteService(fwd.Service(name))
 }
 
-// report logs problems: one line each, and one Event on the Service. The problems of an EndpointSlice that
-// is not handled have no Service for an Event.
+// report logs problems: one line each, and one Event on the Service. The problems of an
+// EndpointSlice that is not handled have no Service for an Event.
 func (s *keyStore) report(r *reduced) {
 	recorder, service := s.recorder, fwd.Service(r.name)
 	if s.kind == KindSlices {

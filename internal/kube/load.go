@@ -23,7 +23,8 @@ func isObjectFile(name string) bool {
 	return !strings.HasPrefix(name, ".") && slices.Contains(extensions, filepath.Ext(name))
 }
 
-// filesAt returns the files of a path, sorted: itself, or the object files directly in the directory.
+// filesAt returns the files of a path, sorted: itself, or the object files directly in the
+// directory.
 func filesAt(path string) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -50,9 +51,9 @@ func filesAt(path string) ([]string, error) {
 	return files, nil
 }
 
-// LoadFiles reads objects once: from a file, the *.yaml, *.yml and *.json files in a directory, or standard
-// input for "-". The error names every document and object that could not be read. Invalid fields are only
-// logged. If the Node is not among the objects, it only has a name.
+// LoadFiles reads objects once: from a file, the *.yaml, *.yml and *.json files in a directory, or
+// standard input for "-". The error names every document and object that could not be read. Invalid
+// fields are only logged. If the Node is not among the objects, it only has a name.
 func LoadFiles(path, nodeName string, c Converter, log *slog.Logger) (*cluster.Store, error) {
 	s := newFileSource(path, nodeName, c, log, nil)
 	if path == "-" {
@@ -140,8 +141,8 @@ func (n notice) log(log *slog.Logger) {
 	write[n.level](n.message, args...)
 }
 
-// merge joins the files. If an object is defined more than once, the first definition is used, in the order
-// of the file names.
+// merge joins the files. If an object is defined more than once, the first definition is used, in
+// the order of the file names.
 func merge(contents map[string]parsed, nodeName string) (state, []notice) {
 	out := state{services: make(map[fwd.Service]*cluster.Service), slices: make(map[cluster.SliceName]*cluster.Slice),
 		node: cluster.Node{Name: nodeName}}

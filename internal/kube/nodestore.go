@@ -17,17 +17,17 @@ import (
 const (
 	// nodeTimeout is how long the Node may be missing at startup, as in kube-proxy.
 	nodeTimeout = 5 * time.Minute
-	// firstReminder is the delay until the log repeats why there is no Node; each delay is twice the one
-	// before, up to lastReminder.
+	// firstReminder is the delay until the log repeats why there is no Node; each delay is twice
+	// the one before, up to lastReminder.
 	firstReminder = time.Minute
 	lastReminder  = 32 * time.Minute
 	// nodeTick is how often reminders and the timeout are checked.
 	nodeTick = 10 * time.Second
 )
 
-// nodeStore is the store behind the Reflector of the Node. The Feed is not synced before the Node exists.
-// When the Node is deleted, its last facts stay, marked as deleting: traffic continues while the node is
-// being removed.
+// nodeStore is the store behind the Reflector of the Node. The Feed is not synced before the Node
+// exists. When the Node is deleted, its last facts stay, marked as deleting: traffic continues
+// while the node is being removed.
 type nodeStore struct {
 	*watchState
 	name string
@@ -45,8 +45,8 @@ type nodeStore struct {
 	mu sync.Mutex
 	// seen means that the Node existed.
 	seen bool
-	// missing is why there is no Node and since when; empty if there is one or if that is not known.
-	// warned is when it was logged last, pause the delay until the next reminder.
+	// missing is why there is no Node and since when; empty if there is one or if that is not
+	// known. warned is when it was logged last, pause the delay until the next reminder.
 	missing       string
 	since, warned time.Time
 	pause         time.Duration
@@ -167,9 +167,9 @@ func (s *nodeStore) warn(now time.Time) {
 		"timeout", s.since.Add(nodeTimeout).Sub(now).Round(time.Second))
 }
 
-// wait logs reminders while the Node is missing, until ctx ends. The error means that the Node was missing
-// for too long at startup. An API server that does not respond is no error: another process would not get
-// an answer either.
+// wait logs reminders while the Node is missing, until ctx ends. The error means that the Node was
+// missing for too long at startup. An API server that does not respond is no error: another process
+// would not get an answer either.
 func (s *nodeStore) wait(ctx context.Context) error {
 	t := time.NewTicker(nodeTick)
 	defer t.Stop()

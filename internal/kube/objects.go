@@ -88,8 +88,8 @@ func (i ignored) notice() notice {
 	return notice{level: slog.LevelWarn, message: "ignoring object", object: object, problem: i.why, where: i.where}
 }
 
-// ignore records an object that is ignored. A dump may have thousands of a kind, so there is one notice
-// for all.
+// ignore records an object that is ignored. A dump may have thousands of a kind, so there is one
+// notice for all.
 func (p *parsed) ignore(where string, name objectName, why string) {
 	for i := range p.ignored {
 		if old := &p.ignored[i]; old.why == why && old.first.kind == name.kind {
@@ -112,7 +112,8 @@ type document struct {
 	text []byte
 }
 
-// parse parses a file of JSON or YAML documents. The error means that the whole file cannot be used.
+// parse parses a file of JSON or YAML documents. The error means that the whole file cannot be
+// used.
 func (r *reader) parse(file string, data []byte) (parsed, error) {
 	var out parsed
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
@@ -136,7 +137,8 @@ func (r *reader) parse(file string, data []byte) (parsed, error) {
 	return out, nil
 }
 
-// splitJSON splits a stream of JSON values. JSON is also YAML, except that YAML does not allow tabs.
+// splitJSON splits a stream of JSON values. JSON is also YAML, except that YAML does not allow
+// tabs.
 func splitJSON(data []byte) ([]document, error) {
 	var docs []document
 	dec := json.NewDecoder(bytes.NewReader(data))
@@ -217,7 +219,8 @@ type typeMeta struct {
 
 func (t typeMeta) String() string { return t.APIVersion + " " + t.Kind }
 
-// object reads an object or a list of objects. def is the type of items of a typed list, which need none.
+// object reads an object or a list of objects. def is the type of items of a typed list, which need
+// none.
 func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, depth int) {
 	if string(text) == "null" {
 		return
@@ -252,8 +255,8 @@ func (r *reader) object(out *parsed, where string, text []byte, def typeMeta, de
 // versions are the API versions of the kinds that are read.
 var versions = map[string]string{"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1", "ServiceCIDR": "networking.k8s.io/v1"}
 
-// unsupported explains why an object that old dumps have instead of a supported one is ignored. It returns
-// nothing for other objects.
+// unsupported explains why an object that old dumps have instead of a supported one is ignored. It
+// returns nothing for other objects.
 func unsupported(apiVersion, kind string) string {
 	if apiVersion == "v1" && kind == "Endpoints" {
 		return "Endpoints are not supported: add the EndpointSlices from kubectl get endpointslices -o yaml"

@@ -16,22 +16,22 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// outage logs when requests for a resource start to fail, when the cause changes, and when they succeed
-// again.
+// outage logs when requests for a resource start to fail, when the cause changes, and when they
+// succeed again.
 type outage struct {
 	resource string
 	log      *slog.Logger
 	// explain returns the meaning of an error that its text does not give, or nothing.
 	explain func(error) string
-	// optional, if not empty, says what happens if the server does not have the resource. pause is the
-	// delay before the next attempt in this case.
+	// optional, if not empty, says what happens if the server does not have the resource. pause is
+	// the delay before the next attempt in this case.
 	optional string
 	pause    time.Duration
 
 	// mu guards the fields below.
 	mu sync.Mutex
-	// since is zero while requests succeed. During an outage, logged holds the causes that were logged,
-	// and why is the last one.
+	// since is zero while requests succeed. During an outage, logged holds the causes that were
+	// logged, and why is the last one.
 	since  time.Time
 	logged map[string]bool
 	why    string
@@ -39,7 +39,8 @@ type outage struct {
 	absent bool
 }
 
-// maxCauses limits how many causes of one outage are logged per resource: each error may be different.
+// maxCauses limits how many causes of one outage are logged per resource: each error may be
+// different.
 const maxCauses = 10
 
 // isAbsent reports whether an error means that we have to do without an optional resource.
@@ -47,8 +48,8 @@ func (o *outage) isAbsent(err error) bool {
 	return o.optional != "" && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err))
 }
 
-// waitIfAbsent delays the next attempt if the resource is absent. Otherwise all nodes of a cluster would
-// ask in vain every few seconds.
+// waitIfAbsent delays the next attempt if the resource is absent. Otherwise all nodes of a cluster
+// would ask in vain every few seconds.
 func (o *outage) waitIfAbsent(ctx context.Context, err error) {
 	if o.isAbsent(err) {
 		sleep(ctx, o.pause, nil)
@@ -146,8 +147,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// debugSink is a klog sink that writes everything at level Debug. outage logs what matters of client-go's
-// own log lines.
+// debugSink is a klog sink that writes everything at level Debug. outage logs what matters of
+// client-go's own log lines.
 type debugSink struct {
 	ctx context.Context
 	log *slog.Logger

@@ -31,13 +31,14 @@ const (
 	actionNode = "ProgramNode"
 	// maxNote is the maximum length of an Event's note in the API server, in bytes.
 	maxNote = 1024
-	// Events are rate limited to eventQPS per second after a burst of eventBurst; the rest is dropped.
+	// Events are rate limited to eventQPS per second after a burst of eventBurst; the rest is
+	// dropped.
 	eventQPS   = 1
 	eventBurst = 100
 )
 
-// Recorder reports Events (events.k8s.io) on Services and on the node. Repeated Events become a series. A
-// nil Recorder drops all Events. Its methods never block and are safe for concurrent use.
+// Recorder reports Events (events.k8s.io) on Services and on the node. Repeated Events become a
+// series. A nil Recorder drops all Events. Its methods never block and are safe for concurrent use.
 type Recorder struct {
 	broadcaster events.EventBroadcaster
 	recorder    events.EventRecorder
@@ -104,8 +105,8 @@ func (r *Recorder) nodeReference() *v1.ObjectReference {
 	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)}
 }
 
-// NodeAtOnce reports a Warning on the node's Node before the process exits; start is not needed. It blocks
-// until the API server has it or ctx ends.
+// NodeAtOnce reports a Warning on the node's Node before the process exits; start is not needed. It
+// blocks until the API server has it or ctx ends.
 func (r *Recorder) NodeAtOnce(ctx context.Context, reason, message string) error {
 	if r == nil {
 		return nil

@@ -13,8 +13,8 @@ type RequestMetrics interface {
 	// Result counts a response by HTTP status code, or "<error>"; Retry counts a repeated request.
 	Result(code, method, host string)
 	Retry(code, verb, host string)
-	// Duration is the time until the response, RateLimiter the time that a request was delayed by the
-	// rate limit.
+	// Duration is the time until the response, RateLimiter the time that a request was delayed by
+	// the rate limit.
 	Duration(verb, host string, d time.Duration)
 	RateLimiter(verb, host string, d time.Duration)
 	// RequestSize and ResponseSize are the sizes of bodies in bytes.
@@ -22,7 +22,8 @@ type RequestMetrics interface {
 	ResponseSize(verb, host string, bytes float64)
 }
 
-// ReportRequests makes all clients in this process report to m. client-go ignores all calls but the first.
+// ReportRequests makes all clients in this process report to m. client-go ignores all calls but the
+// first.
 func ReportRequests(m RequestMetrics) {
 	metrics.Register(metrics.RegisterOpts{
 		RequestResult:      results{m},

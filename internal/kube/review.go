@@ -11,9 +11,10 @@ import (
 	authorizationclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 )
 
-// Reviewer asks the API server to whom a token belongs and what that user may do. It needs permission to
-// create tokenreviews.authentication.k8s.io and subjectaccessreviews.authorization.k8s.io (ClusterRole
-// system:auth-delegator). It is safe for concurrent use.
+// Reviewer asks the API server to whom a token belongs and what that user may do. It needs
+// permission to create tokenreviews.authentication.k8s.io and
+// subjectaccessreviews.authorization.k8s.io (ClusterRole system:auth-delegator). It is safe for
+// concurrent use.
 type Reviewer struct {
 	tokens authenticationclient.TokenReviewInterface
 	access authorizationclient.SubjectAccessReviewInterface
@@ -28,9 +29,9 @@ func (s *APISource) Reviewer() (*Reviewer, error) {
 	return &Reviewer{c.AuthenticationV1().TokenReviews(), c.AuthorizationV1().SubjectAccessReviews()}, nil
 }
 
-// Review returns the user to whom the token belongs, and whether the user may apply a verb, such as "get",
-// to a non-resource path. The user is empty if the token is not valid. The error means that the API server
-// did not answer.
+// Review returns the user to whom the token belongs, and whether the user may apply a verb, such as
+// "get", to a non-resource path. The user is empty if the token is not valid. The error means that
+// the API server did not answer.
 func (r *Reviewer) Review(ctx context.Context, token, verb, path string) (user string, allowed bool, err error) {
 	t, err := r.tokens.Create(ctx, &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
 	if err != nil {

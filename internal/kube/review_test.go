@@ -14,8 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// reviews answers TokenReviews and SubjectAccessReviews: the token "good" belongs to alice, who may get
-// /metrics.
+// reviews answers TokenReviews and SubjectAccessReviews: the token "good" belongs to alice, who may
+// get /metrics.
 func reviews(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	body, _ := io.ReadAll(req.Body)

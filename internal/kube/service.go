@@ -13,14 +13,16 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The default and the maximum of sessionAffinityConfig.clientIP.timeoutSeconds in the API's validation.
+// The default and the maximum of sessionAffinityConfig.clientIP.timeoutSeconds in the API's
+// validation.
 const (
 	defaultAffinitySec = 10800
 	maxAffinitySec     = 86400
 )
 
 // Service converts a Service. It returns nil if the Service is not handled: headless, ExternalName,
-// without a name, or without a valid cluster IP. Problems lists the invalid fields that were ignored.
+// without a name, or without a valid cluster IP. Problems lists the invalid fields that were
+// ignored.
 func (c Converter) Service(s *v1.Service) (*cluster.Service, []Problem) {
 	if s == nil || s.Spec.Type == v1.ServiceTypeExternalName || s.Spec.ClusterIP == "" || s.Spec.ClusterIP == v1.ClusterIPNone {
 		return nil, nil
@@ -62,8 +64,9 @@ func (c Converter) Service(s *v1.Service) (*cluster.Service, []Problem) {
 	return v, p.all()
 }
 
-// clusterIPs returns the cluster IP of each family. Like kube-proxy it goes by the index in ipFamilies;
-// only if the Service has no ipFamilies (from before dual-stack) it looks at the address.
+// clusterIPs returns the cluster IP of each family. Like kube-proxy it goes by the index in
+// ipFamilies; only if the Service has no ipFamilies (from before dual-stack) it looks at the
+// address.
 func clusterIPs(spec *v1.ServiceSpec, p *problems) (ips [2]netip.Addr) {
 	if len(spec.IPFamilies) == 0 {
 		if a, ok := parseAddr(spec.ClusterIP); ok {
@@ -163,8 +166,8 @@ func servicePorts(ports []v1.ServicePort, in *interner, p *problems) []cluster.S
 	return out
 }
 
-// listOf parses the items of a field and reports the invalid ones as not being what. Like kube-proxy it
-// ignores blank items.
+// listOf parses the items of a field and reports the invalid ones as not being what. Like
+// kube-proxy it ignores blank items.
 func listOf[T any](field, what string, in []string, parse func(string) (T, bool), p *problems) (out []T) {
 	for i, s := range in {
 		if strings.TrimSpace(s) == "" {
@@ -193,8 +196,8 @@ func externalIPs(in []string, p *problems) []netip.Addr {
 	return out
 }
 
-// ingressIPs returns the load balancer addresses that this node handles, sorted. Entries with only a
-// host name have none.
+// ingressIPs returns the load balancer addresses that this node handles, sorted. Entries with only
+// a host name have none.
 func ingressIPs(in []v1.LoadBalancerIngress, allVIPs bool, p *problems) []netip.Addr {
 	const list = "status.loadBalancer.ingress"
 	var out []netip.Addr
@@ -219,8 +222,8 @@ func ingressIPs(in []v1.LoadBalancerIngress, allVIPs bool, p *problems) []netip.
 	return slices.Compact(out)
 }
 
-// sourceRanges returns the source ranges, masked, sorted and without duplicates. As in kube-proxy, a
-// list without valid ranges means no restriction.
+// sourceRanges returns the source ranges, masked, sorted and without duplicates. As in kube-proxy,
+// a list without valid ranges means no restriction.
 func sourceRanges(in []string, p *problems) []netip.Prefix {
 	trimmed := func(s string) (netip.Prefix, bool) { return parsePrefix(strings.TrimSpace(s)) }
 	out := listOf("spec.loadBalancerSourceRanges", "a CIDR", in, trimmed, p)

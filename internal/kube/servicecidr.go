@@ -11,9 +11,9 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// ConvertServiceCIDR returns the networks of a ServiceCIDR (KEP-1880). A ServiceCIDR that is not ready has
-// none: nothing is allocated from it, or it is being deleted. Without a condition it is ready. Invalid CIDRs
-// are left out.
+// ConvertServiceCIDR returns the networks of a ServiceCIDR (KEP-1880). A ServiceCIDR that is not
+// ready has none: nothing is allocated from it, or it is being deleted. Without a condition it is
+// ready. Invalid CIDRs are left out.
 func ConvertServiceCIDR(s *networkingv1.ServiceCIDR) []netip.Prefix {
 	notReady := func(c metav1.Condition) bool {
 		return c.Type == networkingv1.ServiceCIDRConditionReady && c.Status == metav1.ConditionFalse
@@ -30,8 +30,8 @@ func ConvertServiceCIDR(s *networkingv1.ServiceCIDR) []netip.Prefix {
 	return out
 }
 
-// MergeCIDRs joins lists: the result is sorted and has no prefix inside another. Service CIDRs overlap
-// while one is replaced by a wider one.
+// MergeCIDRs joins lists: the result is sorted and has no prefix inside another. Service CIDRs
+// overlap while one is replaced by a wider one.
 func MergeCIDRs(lists ...[]netip.Prefix) []netip.Prefix {
 	all := slices.Concat(lists...)
 	slices.SortFunc(all, netip.Prefix.Compare)
@@ -91,11 +91,12 @@ func (s *cidrStore) Replace(list []any, _ string) error {
 	return nil
 }
 
-// maxCIDRFailures is the number of failed lists after which the Feed no longer waits for service CIDRs.
+// maxCIDRFailures is the number of failed lists after which the Feed no longer waits for service
+// CIDRs.
 const maxCIDRFailures = 3
 
-// listed takes the result of a list. The Feed does not wait for service CIDRs that the server does not
-// have, does not allow us to read, or repeatedly fails to list.
+// listed takes the result of a list. The Feed does not wait for service CIDRs that the server does
+// not have, does not allow us to read, or repeatedly fails to list.
 func (s *cidrStore) listed(err error) {
 	if err == nil {
 		return

@@ -24,7 +24,8 @@ func (f *follower) untilCIDRs(want string) {
 	f.until("service CIDRs "+want, func() bool { return fmt.Sprint(f.store.ServiceCIDRs()) == want })
 }
 
-// TestServiceCIDRs proves that the CIDRs are those of all objects that are ready, through all changes.
+// TestServiceCIDRs proves that the CIDRs are those of all objects that are ready, through all
+// changes.
 func TestServiceCIDRs(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.put(apiNode("z1"))
@@ -51,8 +52,8 @@ func TestServiceCIDRsAreOnlyWatchedIfNeeded(t *testing.T) {
 	}
 }
 
-// TestServiceCIDRsAbsent proves that a server without ServiceCIDRs, or without permission to read them, is
-// logged once and asked again from time to time.
+// TestServiceCIDRsAbsent proves that a server without ServiceCIDRs, or without permission to read
+// them, is logged once and asked again from time to time.
 func TestServiceCIDRsAbsent(t *testing.T) {
 	for _, code := range []int{http.StatusNotFound, http.StatusForbidden} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 )
 
 // Slice converts an EndpointSlice. It returns nil if the slice is not handled: address type FQDN,
-// without a name, or without a Service in label kubernetes.io/service-name. Problems lists the invalid
-// fields that were ignored.
+// without a name, or without a Service in label kubernetes.io/service-name. Problems lists the
+// invalid fields that were ignored.
 func (c Converter) Slice(s *discoveryv1.EndpointSlice) (*cluster.Slice, []Problem) {
 	if s == nil || s.AddressType == discoveryv1.AddressTypeFQDN || s.Labels[discoveryv1.LabelServiceName] == "" {
 		return nil, nil
@@ -123,7 +123,8 @@ func endpoints(list []discoveryv1.Endpoint, family fwd.Family, in *interner, p *
 	return slices.CompactFunc(out, cluster.Endpoint.Equal)
 }
 
-// joinPods stores the names of all pods in one string, which takes less memory than separate strings.
+// joinPods stores the names of all pods in one string, which takes less memory than separate
+// strings.
 func joinPods(eps []cluster.Endpoint) {
 	var all strings.Builder
 	n := 0
@@ -184,8 +185,8 @@ func hints[H any](list []H, name func(H) string) []string {
 	return slices.Compact(out)
 }
 
-// triggerTime parses the annotation of the endpoint slice controller: RFC 3339 with nanoseconds; 0 for
-// none. It must be representable in nanoseconds (1970 to 2262).
+// triggerTime parses the annotation of the endpoint slice controller: RFC 3339 with nanoseconds; 0
+// for none. It must be representable in nanoseconds (1970 to 2262).
 func triggerTime(s string, p *problems) int64 {
 	if s == "" {
 		return 0

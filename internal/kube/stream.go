@@ -16,11 +16,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// API servers that do not stream lists as a watch (Kubernetes before 1.34 except 1.32, or etcd before
-// 3.4.31 or 3.5.13) send one list. client-go decodes it as a whole; streamList decodes it object by object,
-// so that the memory for what is not kept is never needed all at once. Like a Reflector it requests
-// resource version 0: the server answers from its cache, without pages. Pages would be read from etcd, by
-// the agents of all nodes at the same time when a server restarts.
+// API servers that do not stream lists as a watch (Kubernetes before 1.34 except 1.32, or etcd
+// before 3.4.31 or 3.5.13) send one list. client-go decodes it as a whole; streamList decodes it
+// object by object, so that the memory for what is not kept is never needed all at once. Like a
+// Reflector it requests resource version 0: the server answers from its cache, without pages. Pages
+// would be read from etcd, by the agents of all nodes at the same time when a server restarts.
 
 // reducedList is a list of reduced API objects.
 type reducedList struct {
@@ -47,8 +47,8 @@ type unmarshaler interface {
 	Unmarshal([]byte) error
 }
 
-// streamList returns a list function that reduces each object when it is decoded; newObject returns an
-// object to decode into.
+// streamList returns a list function that reduces each object when it is decoded; newObject returns
+// an object to decode into.
 func streamList(client rest.Interface, store *keyStore, newObject func() unmarshaler) func(context.Context, metav1.ListOptions) (runtime.Object, error) {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 		body, err := client.Get().Resource(store.kind.String()).VersionedParams(&o, scheme.ParameterCodec).Stream(ctx)
@@ -95,8 +95,8 @@ const (
 // maxField limits what is read into memory at once; etcd accepts objects of a few MiB.
 const maxField = 64 << 20
 
-// decodeList reads a list response: its metadata, and each object, whose bytes are only valid during the
-// call of item.
+// decodeList reads a list response: its metadata, and each object, whose bytes are only valid
+// during the call of item.
 func decodeList(r *bufio.Reader, meta *metav1.ListMeta, item func([]byte) error) error {
 	if _, err := r.Discard(len(protobufMagic)); err != nil {
 		return err
@@ -164,8 +164,8 @@ func decodeItems(r *bufio.Reader, size uint64, meta *metav1.ListMeta, item func(
 	}
 }
 
-// field reads the header of a field: its number and the length of its value. The error is io.EOF only if
-// there is no further field.
+// field reads the header of a field: its number and the length of its value. The error is io.EOF
+// only if there is no further field.
 func field(r *bufio.Reader) (number, length uint64, err error) {
 	const lengthDelimited = 2 // the wire type of all fields that are expected
 	tag, err := binary.ReadUvarint(r)

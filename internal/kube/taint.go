@@ -20,15 +20,16 @@ import (
 const ReasonTaintRemoved = "TaintRemoved"
 
 const (
-	// firstTaintRetry is the delay after a failed attempt; each delay is twice the one before, up to
-	// lastTaintRetry.
+	// firstTaintRetry is the delay after a failed attempt; each delay is twice the one before, up
+	// to lastTaintRetry.
 	firstTaintRetry = time.Second
 	lastTaintRetry  = time.Minute
 )
 
-// taintRemover removes a taint from the Node once the rules are in the kernel. New Nodes are created with
-// the taint, so that no pod starts before its Services work. If the kubelet registers the Node again with
-// the taint, it is removed again: the rules are still there. The methods of a nil taintRemover do nothing.
+// taintRemover removes a taint from the Node once the rules are in the kernel. New Nodes are
+// created with the taint, so that no pod starts before its Services work. If the kubelet registers
+// the Node again with the taint, it is removed again: the rules are still there. The methods of a
+// nil taintRemover do nothing.
 type taintRemover struct {
 	key      string
 	node     string
@@ -36,8 +37,8 @@ type taintRemover struct {
 	recorder *Recorder
 	log      *slog.Logger
 
-	// ready is closed when the rules are in the kernel; wake receives when the Node was seen with the
-	// taint.
+	// ready is closed when the rules are in the kernel; wake receives when the Node was seen with
+	// the taint.
 	ready   chan struct{}
 	isReady sync.Once
 	wake    chan struct{}

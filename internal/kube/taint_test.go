@@ -112,8 +112,8 @@ func TestTaintOfNewNode(t *testing.T) {
 	a.untilTaints(t, "b")
 }
 
-// TestTaintForbidden proves that missing permission is logged once, and that the taint is removed when the
-// permission is there.
+// TestTaintForbidden proves that missing permission is logged once, and that the taint is removed
+// when the permission is there.
 func TestTaintForbidden(t *testing.T) {
 	a := newFakeAPI(t, true)
 	a.setAbsent("n1", http.StatusForbidden)

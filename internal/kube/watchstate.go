@@ -10,9 +10,9 @@ import (
 	"github.com/fairlead/fairlead/internal/cluster"
 )
 
-// watchGrace is how long after its timeout a watch is closed by us if the API server has not ended it. A
-// Reflector requests watches of five to ten minutes but does not enforce the timeout: if a proxy in
-// between keeps the connection but lost the watch, it would wait forever.
+// watchGrace is how long after its timeout a watch is closed by us if the API server has not ended
+// it. A Reflector requests watches of five to ten minutes but does not enforce the timeout: if a
+// proxy in between keeps the connection but lost the watch, it would wait forever.
 const watchGrace = 30 * time.Second
 
 // watchState tracks the watch of a resource. It is part of the stores behind Reflectors, which call
@@ -45,8 +45,8 @@ func (s *watchState) alive() {
 // UpdateResourceVersion implements cache.ResourceVersionUpdater.
 func (s *watchState) UpdateResourceVersion(string) { s.alive() }
 
-// Resync implements part of cache.ReflectorStore. It does nothing: the Feed keeps every change until it
-// is drained, so there is nothing to replay.
+// Resync implements part of cache.ReflectorStore. It does nothing: the Feed keeps every change
+// until it is drained, so there is nothing to replay.
 func (s *watchState) Resync() error { return nil }
 
 // track records that a watch was opened, and closes it if the server does not after its timeout.
