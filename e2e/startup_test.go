@@ -172,7 +172,7 @@ func (s *startup) testKubeProxy(t *testing.T) {
 	_, err := s.node.Run(t.Context(), "nft", "add", "table", "ip", "kube-proxy")
 	must(t, err)
 	d = s.run(t, "--cluster-cidr="+lab.PodCIDRs[0].String()+","+lab.PodCIDRs[1].String())
-	said(t, d, "kube-proxy's rules are in force beside ours")
+	said(t, d, "kube-proxy's rules exist on this node")
 	s.event(t, "Warning", "KubeProxyRules")
 	if _, text := get(t, s.node.Host, netip.MustParseAddrPort("127.0.0.1:10249"), "/metrics"); !strings.Contains(text, "\nfairlead_kube_proxy_present 1\n") {
 		t.Error("the metric does not say so")

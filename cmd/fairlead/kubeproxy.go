@@ -41,7 +41,7 @@ func (p prefixes) Set(s string) error {
 
 // cleanupKubeProxy takes what kube-proxy left out of the kernel, or with dryRun only says what it would take.
 func cleanupKubeProxy(ctx context.Context, exclude []netip.Prefix, dryRun bool, s streams) error {
-	left, err := kubeproxy.Find(ctx, kubeproxy.Options{ExcludeCIDRs: exclude})
+	left, err := kubeproxy.Find(ctx, exclude)
 	defer func() { _ = left.Close() }()
 	errs := []error{err}
 	for _, k := range left.Kept() {

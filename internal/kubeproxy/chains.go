@@ -12,11 +12,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// tables are those of iptables that kube-proxy has chains in.
+// tables are the iptables tables in which kube-proxy has chains.
 var tables = []string{"mangle", "filter", "nat"}
 
-// chainNames are the chains that kube-proxy of any version and mode makes, by table, without those for one Service. The
-// kubelet's are not among them.
+// chainNames are the chains of all versions and modes of kube-proxy by table, without the ones for single Services.
+// They do not include the chains of the kubelet.
 var chainNames = map[string][]string{
 	"mangle": {"KUBE-PROXY-CANARY"},
 	"filter": {
@@ -32,20 +32,21 @@ var chainNames = map[string][]string{
 // serviceChain is the name of a chain for one Service, endpoint or load balancer.
 var serviceChain = regexp.MustCompile(`^KUBE-(SVC|SVL|EXT|FW|SEP|XLB)-[A-Z2-7]{16}$`)
 
-// isKubeProxys says whether kube-proxy made the chain.
+// isKubeProxys returns whether kube-proxy made the chain.
 func isKubeProxys(table, chain string) bool {
 	return slices.Contains(chainNames[table], chain) || table == "nat" && serviceChain.MatchString(chain)
 }
 
-// maxPiece is the number of chains that one restore removes: the nft userland takes time with the square of it.
+// maxPiece is the number of chains that one restore removes: the time of the nft userland grows with its square.
 const maxPiece = 1000
 
-// chains is what kube-proxy left in the tables of one userland and family.
+// chains is what kube-proxy left in iptables for one userland and family.
 type chains struct {
 	tables xtables.Interface
-	// names are the chains to remove, by table, sorted; jumps the rules of other chains that lead to them, as "CHAIN RULE".
+	// names are the chains to remove by table, sorted. jumps are the rules of built-in chains that jump to them, as
+	// "CHAIN RULE".
 	names, jumps map[string][]string
-	// kept are the chains that stay since somebody else's rule leads to them, as "table CHAIN (from CHAIN)".
+	// kept describes the chains that stay because another program's rule jumps to them.
 	kept []string
 }
 
@@ -57,35 +58,35 @@ func findChains(ctx context.Context, t xtables.Interface) (*chains, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.sort(table, all)
+		c.add(table, all)
 	}
 	return c, nil
 }
 
-// sort finds what to remove in a table.
-func (c *chains) sort(table string, all xtables.Table) {
-	gone := make(map[string]bool)
+// add finds what to remove in a table.
+func (c *chains) add(table string, all xtables.Table) {
+	remove := make(map[string]bool)
 	for name := range all {
 		if isKubeProxys(table, name) {
-			gone[name] = true
+			remove[name] = true
 		}
 	}
-	if len(gone) == 0 {
+	if len(remove) == 0 {
 		return
 	}
-	// What a chain that stays leads to has to stay, too.
+	// A chain that a remaining chain jumps to must stay too.
 	keep := func(name, from string) {
-		if gone[name] {
-			delete(gone, name)
-			c.kept = append(c.kept, fmt.Sprintf("chain %s of table %s, to which a rule of %s leads", name, table, from))
+		if remove[name] {
+			delete(remove, name)
+			c.kept = append(c.kept, fmt.Sprintf("chain %s of table %s (a rule of chain %s jumps to it)", name, table, from))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		for _, rule := range all[name].Rules {
 			to := target(rule)
 			switch {
-			case !gone[to] || gone[name]:
-			case all[name].Policy != "": // a chain of the kernel: kube-proxy put the jump there
+			case !remove[to] || remove[name]:
+			case all[name].Policy != "": // built-in: kube-proxy added the jump
 				c.jumps[table] = append(c.jumps[table], name+" "+rule)
 			default:
 				keep(to, name)
@@ -93,21 +94,21 @@ func (c *chains) sort(table string, all xtables.Table) {
 		}
 	}
 	for changed := true; changed; {
-		before := len(gone)
+		before := len(remove)
 		for name, chain := range all {
-			if isKubeProxys(table, name) && !gone[name] {
+			if isKubeProxys(table, name) && !remove[name] {
 				for _, rule := range chain.Rules {
 					keep(target(rule), name)
 				}
 			}
 		}
-		changed = len(gone) < before
+		changed = len(remove) < before
 	}
-	c.jumps[table] = slices.DeleteFunc(c.jumps[table], func(jump string) bool { return !gone[target(jump)] })
-	c.names[table] = slices.Sorted(maps.Keys(gone))
+	c.jumps[table] = slices.DeleteFunc(c.jumps[table], func(jump string) bool { return !remove[target(jump)] })
+	c.names[table] = slices.Sorted(maps.Keys(remove))
 }
 
-// target is the chain or target that a rule leads to; empty for none.
+// target returns the chain or target that a rule jumps to, or empty.
 func target(rule string) string {
 	words := strings.Fields(rule)
 	for i := len(words) - 2; i >= 0; i-- {
@@ -120,7 +121,7 @@ func target(rule string) string {
 
 func (c *chains) empty() bool { return len(c.names) == 0 }
 
-// count is the number of chains and of jumps to them.
+// count returns the number of chains and of jumps to them.
 func (c *chains) count() (n, jumps int) {
 	for table := range c.names {
 		n += len(c.names[table])
@@ -129,7 +130,8 @@ func (c *chains) count() (n, jumps int) {
 	return n, jumps
 }
 
-// remove takes the jumps out first, so that nothing meets half of the rules, then empties the chains, then removes them.
+// remove removes the jumps first, so that no packet traverses a part of the rules, then empties the chains, then
+// removes them.
 func (c *chains) remove(ctx context.Context) error {
 	var errs []error
 	for _, table := range tables {

@@ -10,7 +10,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// leftBehind is what kube-proxy, the kubelet, a CNI plugin and Fairlead have written.
+// leftBehind is written by kube-proxy, the kubelet, a CNI plugin and Fairlead.
 const leftBehind = `*mangle
 :KUBE-IPTABLES-HINT - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
@@ -105,8 +105,8 @@ func TestChainsThatOthersUseStay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "[chain KUBE-SEP-AAAAAAAAAAAAAAAA of table nat, to which a rule of CNI-HOSTPORT-SETMARK leads" +
-		" chain KUBE-MARK-MASQ of table nat, to which a rule of KUBE-SEP-AAAAAAAAAAAAAAAA leads]"
+	want := "[chain KUBE-SEP-AAAAAAAAAAAAAAAA of table nat (a rule of chain CNI-HOSTPORT-SETMARK jumps to it)" +
+		" chain KUBE-MARK-MASQ of table nat (a rule of chain KUBE-SEP-AAAAAAAAAAAAAAAA jumps to it)]"
 	if got := fmt.Sprint(c.kept); got != want {
 		t.Errorf("kept %s\nwant %s", got, want)
 	}

@@ -1,4 +1,4 @@
-// Package kubeproxy finds what kube-proxy has left in the kernel, in each of its modes, and takes it out.
+// Package kubeproxy finds what kube-proxy left in the kernel, in each of its modes, and removes it.
 //
 //	iptables  both userlands, both families: chains KUBE-SERVICES, KUBE-SVC-…, and the jumps to them     (modes iptables, ipvs)
 //	IPVS      virtual servers on addresses of kube-ipvs0 and on node ports that a set of kube-proxy names; its addresses   (ipvs)
@@ -7,17 +7,18 @@
 //
 // Invariants:
 //
-//  1. Find and Signs change nothing, and do not make the kernel load IPVS or ip_set. Remove touches only what Find names.
-//  2. Objects of others stay: the kubelet's (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY, KUBE-FIREWALL, KUBE-MARK-DROP), kube-router's, our own, virtual
-//     servers on other addresses. The table of IPVS is never flushed.
-//  3. A chain that a rule of somebody else leads to stays as it is, and is named.
-//  4. Doing it twice is harmless, and what fails does not stop the rest.
+//  1. Find and Signs change nothing, and do not make the kernel load IPVS or ip_set. Remove only removes what Find
+//     found.
+//  2. Objects of other programs stay: those of the kubelet (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY, KUBE-FIREWALL,
+//     KUBE-MARK-DROP), of kube-router and of Fairlead, and virtual servers on other addresses. IPVS is never flushed.
+//  3. A chain that another program's rule jumps to stays, and is reported.
+//  4. Removing twice is harmless, and a failure does not stop the rest.
 //
-// Connections through iptables and nf_tables go on, since connection tracking knows where they go; those through IPVS end with
-// their virtual server.
+// Connections through iptables and nf_tables continue, because connection tracking knows their endpoints. Connections
+// through IPVS end with their virtual server.
 //
-// A Watcher tells when a kube-proxy works on the node beside us: Running asks for mode and metrics at its port, where another
-// Fairlead may answer as well, Signs looks at one object for each mode. What comes while we run was written by somebody who runs.
+// A Watcher reports that a kube-proxy runs on the same node. Running requests mode and metrics at its port, where another
+// Fairlead may answer too. Signs looks for one object per mode: if it appears while Fairlead runs, a kube-proxy runs.
 //
-// Only commands import it. Tested on fakes, and by the end-to-end tests on what a real kube-proxy leaves.
+// Only commands import it. It is tested with fakes, and by the end-to-end tests with a real kube-proxy.
 package kubeproxy

@@ -20,13 +20,7 @@ import (
 // nftTable is the name of kube-proxy's tables in mode nftables.
 const nftTable = "kube-proxy"
 
-// Options are the settings of Find.
-type Options struct {
-	// ExcludeCIDRs are those of virtual servers that are somebody else's whatever they look like (ipvs.excludeCIDRs).
-	ExcludeCIDRs []netip.Prefix
-}
-
-// Leftovers is what kube-proxy has left. Close it.
+// Leftovers is what kube-proxy left. Close it after use.
 type Leftovers struct {
 	chains  []chainsOf
 	virtual *virtual
@@ -45,11 +39,12 @@ type tableOf struct {
 	conn   *nft.Conn
 }
 
-// Find looks for all that kube-proxy has left. What cannot be read is in the error, which may come beside a result. A
-// kernel or a userland that a mode needs and that is not there has nothing of it.
-func Find(ctx context.Context, o Options) (*Leftovers, error) {
+// Find looks for everything that kube-proxy left. Virtual servers with addresses in exclude (ipvs.excludeCIDRs) belong to
+// other programs. The error names what cannot be read; there may be a result as well. A missing kernel feature or
+// userland is not an error.
+func Find(ctx context.Context, exclude []netip.Prefix) (*Leftovers, error) {
 	l := &Leftovers{}
-	errs := []error{l.findChains(ctx), l.findVirtual(ctx, o), l.findTables(ctx)}
+	errs := []error{l.findChains(ctx), l.findVirtual(ctx, exclude), l.findTables(ctx)}
 	return l, errors.Join(errs...)
 }
 
@@ -75,7 +70,7 @@ func (l *Leftovers) findChains(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
+func (l *Leftovers) findVirtual(ctx context.Context, exclude []netip.Prefix) error {
 	var servers ipvs.Interface
 	if hasIPVS() {
 		k, err := ipvs.Open(ctx)
@@ -101,17 +96,17 @@ func (l *Leftovers) findVirtual(ctx context.Context, o Options) error {
 		return err
 	}
 	l.closers = append(l.closers, k)
-	l.virtual, err = findVirtual(ctx, servers, sets, k, o.ExcludeCIDRs)
+	l.virtual, err = findVirtual(ctx, servers, sets, k, exclude)
 	return err
 }
 
-// hasIPVS says whether IPVS is in this kernel. Where it is not there is nothing in it, and opening it would load it.
+// hasIPVS returns whether the kernel has IPVS loaded. Opening IPVS would load it.
 func hasIPVS() bool {
 	_, err := os.Stat("/proc/thread-self/net/ip_vs")
 	return err == nil
 }
 
-// hasSets says the same of ip_set, which is named there also where it is built in.
+// hasSets returns whether the kernel has ip_set. It is listed there even if it is built in.
 func hasSets() bool {
 	_, err := os.Stat("/sys/module/ip_set")
 	return err == nil
@@ -145,7 +140,7 @@ func (l *Leftovers) Close() error {
 	return errors.Join(errs...)
 }
 
-// Removable says in words what there is to remove, one line for each group.
+// Removable describes what Remove removes, one line per kind.
 func (l *Leftovers) Removable() []string {
 	var out []string
 	for _, c := range l.chains {
@@ -173,7 +168,7 @@ func (l *Leftovers) Removable() []string {
 	return out
 }
 
-// Kept says what of kube-proxy's stays since somebody else uses it.
+// Kept describes what stays because other programs use it.
 func (l *Leftovers) Kept() []string {
 	var out []string
 	for _, c := range l.chains {
@@ -184,7 +179,7 @@ func (l *Leftovers) Kept() []string {
 	return out
 }
 
-// Remove takes it all out of the kernel: rules first, then what they lead to.
+// Remove removes everything from the kernel: first the rules, then what they use.
 func (l *Leftovers) Remove(ctx context.Context) error {
 	var errs []error
 	for _, c := range l.chains {

@@ -15,14 +15,14 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
-// Device is the dummy device on which kube-proxy has the addresses of Services in mode ipvs. Fairlead uses the same.
+// Device is the dummy device with the addresses of Services in mode ipvs. Fairlead uses the same device.
 const Device = "kube-ipvs0"
 
-// tag marks Fairlead's own virtual servers, as package backend/ipvs sets it.
+// tag is the flag of Fairlead's virtual servers, as package backend/ipvs sets it.
 const tag = ipvs.Sched3
 
-// setNames are the sets that kube-proxy makes for IPv4. Those for IPv6 begin with KUBE-6- and are cut to the length that
-// the kernel allows.
+// setNames are the sets of kube-proxy for IPv4. The names for IPv6 begin with KUBE-6- and are cut to the length that the
+// kernel allows.
 var setNames = []string{
 	"KUBE-LOOP-BACK", "KUBE-CLUSTER-IP", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL", "KUBE-LOAD-BALANCER", "KUBE-LOAD-BALANCER-FW",
 	"KUBE-LOAD-BALANCER-LOCAL", "KUBE-LOAD-BALANCER-SOURCE-IP", "KUBE-LOAD-BALANCER-SOURCE-CIDR",
@@ -41,7 +41,7 @@ func allSetNames() []string {
 	return all
 }
 
-// nodePortSets says which protocol the node ports of a set have; 0 for a set of something else.
+// nodePortSets returns the protocol of a set of node ports, or 0 for other sets.
 func nodePortSets(name string) uint8 {
 	name = strings.TrimPrefix(strings.TrimPrefix(name, "KUBE-6-"), "KUBE-")
 	switch {
@@ -63,7 +63,7 @@ type virtual struct {
 
 	delServers []ipvs.VirtualServer
 	delAddrs   []link.Addr
-	// delDevice says that nothing else is on the device.
+	// delDevice is whether to delete the device: it has no other addresses.
 	delDevice bool
 	delSets   []string
 }
@@ -111,7 +111,7 @@ func (v *virtual) findAddrs(ctx context.Context, onDevice []link.Addr, keep map[
 		served[s.Addr.Addr()] = true
 	}
 	for _, l := range onDevice {
-		// An address without a virtual server is a leftover as well, unless Fairlead has made it.
+		// An address without a virtual server is a leftover too, unless Fairlead added it.
 		if a := l.Prefix.Addr(); !keep[a] && (l.Global || served[a]) {
 			v.delAddrs = append(v.delAddrs, l)
 		}
@@ -168,7 +168,7 @@ func (v *virtual) findServers(ctx context.Context, kubeProxys func(ipvs.VirtualS
 	return keep, nil
 }
 
-// removeServers ends the connections through IPVS: its addresses go with it.
+// removeServers removes virtual servers and addresses. It ends connections through IPVS.
 func (v *virtual) removeServers(ctx context.Context) error {
 	var errs []error
 	ops := make([]ipvs.Op, len(v.delServers))
@@ -204,7 +204,7 @@ func (v *virtual) removeServers(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// removeSets can only succeed when no rule uses them any more.
+// removeSets removes the sets. It fails while a rule uses one of them.
 func (v *virtual) removeSets(ctx context.Context) error {
 	var errs []error
 	for _, name := range v.delSets {

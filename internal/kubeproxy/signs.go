@@ -18,15 +18,15 @@ import (
 )
 
 const (
-	// canary is a chain that kube-proxy in mode iptables puts into each table, and puts back when it is gone.
+	// canary is a chain that kube-proxy in mode iptables adds to each table, and adds again if it is removed.
 	canary = "KUBE-PROXY-CANARY"
 	// clusterIPs is a set that kube-proxy always has in mode ipvs.
 	clusterIPs = "KUBE-CLUSTER-IP"
 )
 
-// Signs says by what one sees that kube-proxy has written to the kernel, in words; empty for nothing. It looks at one object
-// for each mode, whatever the number of Services, and changes nothing. What cannot be looked at is in the error, which may
-// come beside a result.
+// Signs describes the objects that show that kube-proxy has written to the kernel. It looks for one object per mode,
+// whatever the number of Services, and changes nothing. The error names what cannot be read; there may be a result as
+// well.
 func Signs(ctx context.Context) ([]string, error) {
 	var signs []string
 	var errs []error
@@ -62,7 +62,7 @@ func Signs(ctx context.Context) ([]string, error) {
 	return signs, errors.Join(errs...)
 }
 
-// hasCanary looks into table mangle, where there are no rules for Services.
+// hasCanary reads table mangle, which has no rules for Services.
 func hasCanary(ctx context.Context, t xtables.Interface) (bool, error) {
 	chains, err := t.Read(ctx, "mangle")
 	_, there := chains[canary]
@@ -90,27 +90,27 @@ func hasTable(ctx context.Context, f fwd.Family) (bool, error) {
 	return there, errors.Join(err, c.Close())
 }
 
-// Address is where kube-proxy says its mode.
+// Address is where kube-proxy serves its mode and metrics.
 const Address = "127.0.0.1:10249"
 
-// probeTimeout bounds a question to another process on this node.
+// probeTimeout is the timeout of requests to another process on this node.
 const probeTimeout = 2 * time.Second
 
-// Neighbour is who answers at kube-proxy's address.
+// Neighbour is the process that answers at kube-proxy's address.
 type Neighbour struct {
-	// Mode is its mode, empty where there is neither a kube-proxy nor a Fairlead.
+	// Mode is its mode, or empty if it is neither a kube-proxy nor a Fairlead.
 	Mode string
-	// Fairlead says that it is no kube-proxy but another Fairlead.
+	// Fairlead is whether it is another Fairlead instead of a kube-proxy.
 	Fairlead bool
 }
 
-// Running asks at an address (Address, except in tests) who runs there. That somebody tells a mode there is no proof that it is a
-// kube-proxy, since Fairlead does so too: its metrics tell. It has to be asked before a server of this process listens there.
+// Running returns the process that answers at an address (Address, except in tests). Fairlead serves its mode there like
+// kube-proxy, so the metrics decide which one it is. Call it before a server of this process listens there.
 func Running(ctx context.Context, address string) Neighbour {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var mode string
-	ask(ctx, address, "/proxyMode", func(body io.Reader) {
+	get(ctx, address, "/proxyMode", func(body io.Reader) {
 		text, err := io.ReadAll(io.LimitReader(body, 64))
 		if err == nil {
 			mode = strings.TrimSpace(string(text))
@@ -120,11 +120,11 @@ func Running(ctx context.Context, address string) Neighbour {
 		return Neighbour{}
 	}
 	var n Neighbour
-	ask(ctx, address, "/metrics", func(body io.Reader) {
+	get(ctx, address, "/metrics", func(body io.Reader) {
 		lines := bufio.NewScanner(io.LimitReader(body, maxMetrics))
 		for lines.Scan() {
 			switch line := lines.Text(); {
-			case strings.HasPrefix(line, "fairlead_"): // which has kube-proxy's metrics too
+			case strings.HasPrefix(line, "fairlead_"): // Fairlead has kube-proxy's metrics too
 				n = Neighbour{mode, true}
 				return
 			case strings.HasPrefix(line, "kubeproxy_"):
@@ -135,16 +135,16 @@ func Running(ctx context.Context, address string) Neighbour {
 	return n
 }
 
-// maxMetrics is how much is read of somebody's metrics.
+// maxMetrics limits how much of the metrics is read.
 const maxMetrics = 8 << 20
 
-// ask reads an answer, if there is a good one.
-func ask(ctx context.Context, address, path string, read func(io.Reader)) {
+// get calls read with the body of a successful response. It ignores errors.
+func get(ctx context.Context, address, path string, read func(io.Reader)) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path, nil)
 	if err != nil {
 		return
 	}
-	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: the question is for this node
+	transport := &http.Transport{DisableKeepAlives: true} // and no proxy: it is a request to this node
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return
