@@ -199,7 +199,7 @@ func (s *startup) twoInstances(t *testing.T, p pair) {
 
 		// The clean-up removes what no running daemon owns, and names what it keeps.
 		said, err := s.node.Run(t.Context(), s.binary, "cleanup")
-		if err == nil || !strings.Contains(fmt.Sprint(said, err), "end it first") {
+		if err == nil || !strings.Contains(fmt.Sprint(said, err), "stop it first") {
 			t.Errorf("cleanup while both run: %v\n%s", err, said)
 		}
 		must(t, d[1].Stop())

@@ -118,7 +118,7 @@ func TestLeftovers(t *testing.T) {
 			}
 			said, err = node.Run(t.Context(), ours, "cleanup", "--kube-proxy")
 			must(t, err)
-			if !strings.Contains(said, "nothing of kube-proxy's is in the kernel") {
+			if !strings.Contains(said, "the kernel has nothing of kube-proxy") {
 				t.Errorf("the second time it says\n%s", said)
 			}
 		})

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -17,25 +18,34 @@ import (
 
 const cleanupUsage = `fairlead cleanup [flags]
 
-Takes all that Fairlead has written out of this node's kernel: chains and jumps whose names begin with FAIRLEAD-, in both
-userlands of iptables, the tables fairlead of nf_tables, and virtual servers of IPVS with the flag flag-3, their addresses on
-kube-ipvs0, sets whose names begin with FAIRLEAD-, routes and rules of protocol 102; in both families. Where it served node ports on 127.0.0.1, it
-sets net.ipv4.conf.all.route_localnet back to 0. Nobody else's rules are touched, and established connections go on, except those of mode
-ipvs. End the daemon first. Doing it twice is harmless.
+Removes everything that Fairlead wrote from this node's kernel, in both families: chains and jumps whose names begin with
+FAIRLEAD-, in both userlands of iptables; the tables fairlead of nf_tables; virtual servers of IPVS with the flag flag-3, their
+addresses on kube-ipvs0, sets whose names begin with FAIRLEAD-, and routes and rules of protocol 102. If it served node ports on
+127.0.0.1, it sets net.ipv4.conf.all.route_localnet to 0. Rules of other programs stay. Established connections continue, except
+those of mode ipvs. Stop the daemon first. Running it twice is harmless.
 
-That goes for every instance (--service-proxy-name), whose names are FL-ABCDE-, fairlead-abcde, kube-ipvs-abcde and protocol 103, or with
---service-proxy-name for one of them alone. What belongs to an instance whose daemon runs stays, and is an error.
+It cleans up after every instance (--service-proxy-name), whose names are FL-ABCDE-, fairlead-abcde, kube-ipvs-abcde and protocol
+103; with --service-proxy-name only after that one. Objects of an instance whose daemon runs stay, and that is an error.
 
-With --kube-proxy it takes out what kube-proxy left instead, in modes iptables, ipvs and nftables, while Fairlead may be running. End
-kube-proxy first. What belongs to the kubelet and to others stays.`
+With --kube-proxy it removes what kube-proxy left instead, in modes iptables, ipvs and nftables. Fairlead may run meanwhile. Stop
+kube-proxy first. Rules of the kubelet and of other programs stay.`
 
 func runCleanup(ctx context.Context, args []string, s streams) error {
 	fs := pflag.NewFlagSet("fairlead cleanup", pflag.ContinueOnError)
-	dryRun := fs.Bool("dry-run", false, "only say what would be removed")
-	kubeProxy := fs.Bool("kube-proxy", false, "take out what kube-proxy left, in all of its modes, and nothing of Fairlead's")
-	name := fs.String("service-proxy-name", "", "only the instance with this --service-proxy-name, or the one without if it is empty; all of them without this flag")
+	dryRun := fs.Bool("dry-run", false, "only print what would be removed")
+	kubeProxy := fs.Bool("kube-proxy", false, "remove what kube-proxy left, in all its modes, and nothing of Fairlead")
+	name := fs.String("service-proxy-name", "", "only clean up after the instance with this --service-proxy-name, or after the one without a name if it is empty; default all")
 	var exclude []netip.Prefix
-	fs.Var(prefixes{&exclude}, "ipvs-exclude-cidrs", "virtual servers of IPVS inside these stay")
+	fs.Func("ipvs-exclude-cidrs", "keep the virtual servers of IPVS with addresses in these `CIDRs`", func(s string) error {
+		for text := range strings.SplitSeq(s, ",") {
+			prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
+			if err != nil {
+				return fmt.Errorf("%q is not a CIDR such as 10.0.0.0/8", text)
+			}
+			exclude = append(exclude, prefix.Masked())
+		}
+		return nil
+	})
 	if err := parseFlags(fs, args, cleanupUsage, s); err != nil {
 		return err
 	}
@@ -47,7 +57,7 @@ func runCleanup(ctx context.Context, args []string, s streams) error {
 	}
 	if *kubeProxy {
 		if fs.Changed("service-proxy-name") {
-			return errors.New("--service-proxy-name and --kube-proxy: want one of them, kube-proxy has no instances")
+			return errors.New("--service-proxy-name and --kube-proxy: use only one of them, kube-proxy has no instances")
 		}
 		return cleanupKubeProxy(ctx, exclude, *dryRun, s)
 	}
@@ -71,7 +81,7 @@ func (c *cleaner) run(ctx context.Context, exclude []netip.Prefix, ids []instanc
 	found, closeAll, errs := findLeftovers(ctx, leftoverOptions{exclude, ids, c.log})
 	defer closeAll()
 	if len(found) == 0 && errors.Join(errs...) == nil {
-		fmt.Fprintln(c.out, "nothing of Fairlead's is in the kernel")
+		fmt.Fprintln(c.out, "the kernel has nothing of Fairlead")
 	}
 	byInstance := make(map[instance.ID][]leftover)
 	for _, l := range found {
@@ -108,7 +118,7 @@ func (c *cleaner) remove(ctx context.Context, l leftover) error {
 	return nil
 }
 
-// hold keeps a daemon of the instance from starting meanwhile. The error says that one runs.
+// hold prevents a daemon of the instance from starting. If one runs it returns an error.
 func (c *cleaner) hold(ctx context.Context, id instance.ID) (release func(), err error) {
 	var by nodelock.Process
 	held := false
@@ -127,10 +137,10 @@ func (c *cleaner) hold(ctx context.Context, id instance.ID) (release func(), err
 	}
 	switch {
 	case held:
-		fmt.Fprintf(c.out, "kept what belongs to %s, whose daemon runs: %s\n", id, by)
-		return nil, fmt.Errorf("a daemon of %s runs on this node, and would write its rules again: end it first (%s)", id, by)
+		fmt.Fprintf(c.out, "kept the objects of %s, whose daemon runs: %s\n", id, by)
+		return nil, fmt.Errorf("a daemon of %s runs on this node and would write its rules again: stop it first (%s)", id, by)
 	case err != nil:
-		c.log.Warn("cannot make sure that no daemon runs", "instance", id.String(), "error", err)
+		c.log.Warn("cannot check whether a daemon runs", "instance", id.String(), "error", err)
 		return func() {}, nil
 	}
 	return release, nil

@@ -18,8 +18,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// costKinds are the kinds of Services that the table of costs has, each made of a Service with a cluster IP. All have
-// endpoints on this node, half of them.
+// costKinds are the kinds of Services that the table of costs has, each made of a Service with a
+// cluster IP. All have endpoints on this node, half of them.
 var costKinds = []struct {
 	name string
 	edit func(*cluster.Service, int)
@@ -92,7 +92,8 @@ func costs(t *testing.T, table *fwd.Table) map[string]int {
 	return n
 }
 
-// TestCosts pins how many objects of the kernel a Service takes, for each backend, beyond those that every node has.
+// TestCosts pins how many objects of the kernel a Service takes, for each backend, beyond those
+// that every node has.
 func TestCosts(t *testing.T) {
 	columns := []string{"iptables rules", "iptables chains", "nft elements", "nft chains", "nft rules",
 		"ipvs servers", "ipvs destinations", "ipvs set entries", "ipvs addresses", "ipvs rules"}

@@ -76,8 +76,8 @@ func runDaemon(ctx context.Context, args []string, s streams) error {
 	return d.run(ctx)
 }
 
-// ignoreHangups logs every SIGHUP instead of letting it end the process. There is nothing to reload: the configuration file is
-// read again when it changes.
+// ignoreHangups logs every SIGHUP instead of letting it end the process. There is nothing to
+// reload: the configuration file is read again when it changes.
 func ignoreHangups(ctx context.Context, log *slog.Logger) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -120,12 +120,14 @@ type daemon struct {
 
 	feed   *kube.Feed
 	source kube.Source
-	// api is the source, and recorder reports Events to it; both are nil if objects come from files.
+	// api is the source, and recorder reports Events to it; both are nil if objects come from
+	// files.
 	api      *kube.APISource
 	recorder *kube.Recorder
 	// local serves node ports on loopback addresses, if the mode cannot.
 	local *localport.Forwarder
-	// kubeProxy watches for a kube-proxy on this node; kubeProxyPresent says that there is one, or rules of one.
+	// kubeProxy watches for a kube-proxy on this node; kubeProxyPresent says that there is one, or
+	// rules of one.
 	kubeProxy        *kubeproxy.Watcher
 	kubeProxyPresent atomic.Bool
 	observers        *observers
@@ -220,8 +222,8 @@ func (d *daemon) run(ctx context.Context) error {
 	return err
 }
 
-// start starts the loop and everything that works alongside it, except servers. startupOver is called when everything was
-// written in a family.
+// start starts the loop and everything that works alongside it, except servers. startupOver is
+// called when everything was written in a family.
 func (d *daemon) start(ctx context.Context, plane *dataplane, addrs <-chan struct{}, startupOver func()) {
 	worker := staleflow.NewWorker(conntrack.Kernel{}, d.log, d.observers.flowsSearched)
 	loop := reconcile.New(reconcile.Options{
@@ -256,8 +258,9 @@ func (d *daemon) start(ctx context.Context, plane *dataplane, addrs <-chan struc
 	}
 }
 
-// flows passes changes on to those that follow what is in the kernel: the worker that removes stale connection-tracking
-// entries, and the forwarder of node ports on loopback addresses. It belongs to the loop's goroutine.
+// flows passes changes on to those that follow what is in the kernel: the worker that removes stale
+// connection-tracking entries, and the forwarder of node ports on loopback addresses. It belongs to
+// the loop's goroutine.
 type flows struct {
 	builder staleflow.Builder
 	worker  *staleflow.Worker
@@ -281,7 +284,8 @@ func (f *flows) Submit(written [2]bool, all bool) {
 	f.local.Sync()
 }
 
-// mayAdminister says whether the process has CAP_NET_ADMIN. If that cannot be found out it returns true.
+// mayAdminister says whether the process has CAP_NET_ADMIN. If that cannot be found out it returns
+// true.
 func mayAdminister() bool {
 	const netAdmin = 12 // linux/capability.h
 	text, err := os.ReadFile("/proc/self/status")
@@ -294,7 +298,8 @@ func mayAdminister() bool {
 	return err != nil || caps&(1<<netAdmin) != 0
 }
 
-// setOOMScoreAdj tells the kernel to spare this process when memory is short. A failure is not fatal.
+// setOOMScoreAdj tells the kernel to spare this process when memory is short. A failure is not
+// fatal.
 func setOOMScoreAdj(want int, log *slog.Logger) {
 	const path = "/proc/self/oom_score_adj"
 	text, err := os.ReadFile(path)

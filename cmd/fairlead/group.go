@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// group runs the daemon's goroutines. The first that fails ends the others. Any goroutine may call run.
+// group runs the daemon's goroutines. The first that fails ends the others. Any goroutine may call
+// run.
 type group struct {
 	cancel context.CancelCauseFunc
 
@@ -46,12 +47,12 @@ func (g *group) run(name string, fn func() error) {
 	}()
 }
 
-// shutdownTimeout is how long parts may take to end. Every single write to the kernel is complete, so a part that waits for a
-// program or for a response need not be waited for.
+// shutdownTimeout is how long parts may take to end. Every single write to the kernel is complete,
+// so a part that waits for a program or for a response need not be waited for.
 const shutdownTimeout = 700 * time.Millisecond
 
-// wait returns when the context has ended and all parts have too, or shutdownTimeout is over: the failure of the first part that
-// failed, or nil if the context ended for another reason.
+// wait returns when the context has ended and all parts have too, or shutdownTimeout is over: the
+// failure of the first part that failed, or nil if the context ended for another reason.
 func (g *group) wait(ctx context.Context, log *slog.Logger) error {
 	<-ctx.Done()
 	g.mu.Lock()

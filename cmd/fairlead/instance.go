@@ -15,7 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/kube"
 )
 
-// reasonStandby is the reason of the Event on the Node that another process of the instance works on it.
+// reasonStandby is the reason of the Event on the Node that another process of the instance works
+// on it.
 const reasonStandby = "Standby"
 
 const (
@@ -36,9 +37,10 @@ func process(cfg *config.Config) nodelock.Process {
 	return nodelock.Process{Instance: cfg.ServiceProxyName, Mode: string(cfg.Mode), Version: version()}
 }
 
-// claim makes this process the only one of its instance on the node. While there is another one it waits and does not touch the
-// kernel: two would undo each other's rules, and exiting would be a crash loop when an update starts the new Pod before the old
-// one ends. onWait is called with a note for /readyz whenever it begins to wait. The lock is nil if none can be made, which is
+// claim makes this process the only one of its instance on the node. While there is another one it
+// waits and does not touch the kernel: two would undo each other's rules, and exiting would be a
+// crash loop when an update starts the new Pod before the old one ends. onWait is called with a
+// note for /readyz whenever it begins to wait. The lock is nil if none can be made, which is
 // logged.
 func claim(ctx context.Context, cfg *config.Config, onWait func(note string), recorder *kube.Recorder, log *slog.Logger) (*nodelock.Lock, error) {
 	name, self := instance.Of(cfg.ServiceProxyName).Table(), process(cfg)
@@ -108,8 +110,9 @@ func logInstance(p nodelock.Process, log *slog.Logger) {
 	log.Info("another instance of fairlead works on this node", "instance", p.Instance, "process", p.String())
 }
 
-// meetOthers announces this instance to the others on the node, and waits for theirs, until the context ends. Only the instance
-// without a name acts on addresses that none of its Services has, so only that one has to know.
+// meetOthers announces this instance to the others on the node, and waits for theirs, until the
+// context ends. Only the instance without a name acts on addresses that none of its Services has,
+// so only that one has to know.
 func meetOthers(ctx context.Context, cfg *config.Config, lock *nodelock.Lock, share func(), log *slog.Logger) {
 	id := instance.Of(cfg.ServiceProxyName)
 	var visit sync.WaitGroup
@@ -153,7 +156,8 @@ func (s *settings) set(ctx context.Context, c *config.Config) {
 	s.applyLocked(ctx, c)
 }
 
-// share applies that another instance works on the node. That is for good: the rules of an instance that restarts stay in force.
+// share applies that another instance works on the node. That is for good: the rules of an instance
+// that restarts stay in force.
 func (s *settings) share(ctx context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

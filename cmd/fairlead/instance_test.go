@@ -113,13 +113,14 @@ func TestCleanupKeepsWhatARunningDaemonOwns(t *testing.T) {
 	defer lock.Release()
 	for _, c.dryRun = range []bool{false, true} {
 		out.Reset()
-		if _, err := c.hold(t.Context(), id); err == nil || !strings.Contains(err.Error(), "end it first") || !strings.Contains(out.String(), id.Table()) {
+		if _, err := c.hold(t.Context(), id); err == nil || !strings.Contains(err.Error(), "stop it first") || !strings.Contains(out.String(), id.Table()) {
 			t.Errorf("dry run %t: %v, %s", c.dryRun, err, out.String())
 		}
 	}
 }
 
-// TestASharedNodeStaysOne when the configuration file changes: whether others are there is not in it.
+// TestASharedNodeStaysOne when the configuration file changes: whether others are there is not in
+// it.
 func TestASharedNodeStaysOne(t *testing.T) {
 	first := &config.Config{NodeName: "n"}
 	a := newSettings(first)

@@ -21,7 +21,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// asProgram makes the test binary another program: "fairlead", or one that takes a signal and goes on.
+// asProgram makes the test binary another program: "fairlead", or one that takes a signal and goes
+// on.
 const asProgram = "FAIRLEAD_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -41,7 +42,8 @@ func TestMain(m *testing.M) {
 // limit is how long anything may take that takes much less on a machine that is not busy.
 const limit = 3 * time.Minute
 
-// program is the test binary that runs as another program, in the network namespace of the calling goroutine.
+// program is the test binary that runs as another program, in the network namespace of the calling
+// goroutine.
 type program struct {
 	cmd   *osexec.Cmd
 	lines chan string
@@ -116,7 +118,8 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.until(t, "told")
-	// The default action of the signal comes back a moment after the context has ended, so one more signal may still be taken.
+	// The default action of the signal comes back a moment after the context has ended, so one more
+	// signal may still be taken.
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -214,8 +217,8 @@ func TestPartsThatDoNotEndAreLeft(t *testing.T) {
 	})
 }
 
-// TestEndWhileTheAPIServerHangs ends a daemon whose API server takes requests and never answers, and of which somebody asks
-// for its health and never finishes the question.
+// TestEndWhileTheAPIServerHangs ends a daemon whose API server takes requests and never answers,
+// and of which somebody asks for its health and never finishes the question.
 func TestEndWhileTheAPIServerHangs(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -269,7 +272,8 @@ func dial(t *testing.T, address string) net.Conn {
 	}
 }
 
-// TestEndWhileIPTablesHangs ends a daemon that waits for iptables-restore, as it does while others hold the lock.
+// TestEndWhileIPTablesHangs ends a daemon that waits for iptables-restore, as it does while others
+// hold the lock.
 func TestEndWhileIPTablesHangs(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	tools, dir := t.TempDir(), t.TempDir()
@@ -331,7 +335,8 @@ func TestEndWhileIPTablesHangs(t *testing.T) {
 	waitForEnd(t, pid)
 }
 
-// TestEndWhileTheDataplaneOpens ends a daemon whose first look at iptables does not come back. That is no failure.
+// TestEndWhileTheDataplaneOpens ends a daemon whose first look at iptables does not come back. That
+// is no failure.
 func TestEndWhileTheDataplaneOpens(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	tools, objects := t.TempDir(), filepath.Join(t.TempDir(), "objects.yaml")
@@ -381,7 +386,8 @@ func waitForEnd(t *testing.T, pid int) {
 	}
 }
 
-// TestCleanupNamesRouteLocalnet: what kube-proxy has opened is named, unless it is open, and guarded, for Fairlead.
+// TestCleanupNamesRouteLocalnet: what kube-proxy has opened is named, unless it is open, and
+// guarded, for Fairlead.
 func TestCleanupNamesRouteLocalnet(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	says := func(args ...string) string {
@@ -412,7 +418,8 @@ func TestCleanupNamesRouteLocalnet(t *testing.T) {
 	}
 }
 
-// TestInitOnly prepares a node for a daemon that may not set kernel parameters, without an API server.
+// TestInitOnly prepares a node for a daemon that may not set kernel parameters, without an API
+// server.
 func TestInitOnly(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	p := startProgram(t, "fairlead", nil, "--init-only", "--hostname-override=n1", "--cluster-cidr=10.0.0.0/8", "--proxy-mode=iptables", "--master=http://127.0.0.1:1")

@@ -15,8 +15,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
 
-// Mode iptables serves node ports on 127.0.0.1. For that the kernel must route packets with loopback addresses (route_localnet),
-// and rules must keep neighbours from reaching loopback sockets. There is never a time with the parameter and without the rules.
+// Mode iptables serves node ports on 127.0.0.1. For that the kernel must route packets with
+// loopback addresses (route_localnet), and rules must keep neighbours from reaching loopback
+// sockets. There is never a time with the parameter and without the rules.
 
 // localnet is the kernel parameter.
 const localnet = "net/ipv4/conf/all/route_localnet"
@@ -32,7 +33,8 @@ func servesLoopback(cfg *config.Config) bool {
 	return cfg.Header(cluster.Node{}, nil).NodePorts[fwd.IPv4.Index()].Loopback
 }
 
-// openLoopback sets route_localnet, once the rules that guard loopback addresses were found in the kernel.
+// openLoopback sets route_localnet, once the rules that guard loopback addresses were found in the
+// kernel.
 func openLoopback(cfg *config.Config, f fwd.Family, log *slog.Logger) {
 	if f != fwd.IPv4 || !servesLoopback(cfg) {
 		return
@@ -49,8 +51,9 @@ func setLocalnet(value, failed string, log *slog.Logger) {
 	}
 }
 
-// closeLoopback clears route_localnet before the rules that guard loopback addresses are removed; then the kernel protects them
-// again. What is set for single interfaces stays. It does nothing if another instance has such rules, and so needs the parameter.
+// closeLoopback clears route_localnet before the rules that guard loopback addresses are removed;
+// then the kernel protects them again. What is set for single interfaces stays. It does nothing if
+// another instance has such rules, and so needs the parameter.
 func closeLoopback(ctx context.Context, l iptables.Leftover, log *slog.Logger) {
 	if !l.Guard {
 		return
@@ -65,8 +68,9 @@ func closeLoopback(ctx context.Context, l iptables.Leftover, log *slog.Logger) {
 	setLocalnet("0", "cannot clear route_localnet, neighbours can reach sockets on loopback addresses; set net.ipv4.conf.all.route_localnet to 0", log)
 }
 
-// guardLoopback is for --init-only: it sets route_localnet if node ports are to be served on 127.0.0.1. If nothing of this
-// instance is in the kernel, it writes the rules that every node has, which guard loopback addresses.
+// guardLoopback is for --init-only: it sets route_localnet if node ports are to be served on
+// 127.0.0.1. If nothing of this instance is in the kernel, it writes the rules that every node has,
+// which guard loopback addresses.
 func guardLoopback(ctx context.Context, s setup, b backend.Backend) error {
 	if !servesLoopback(s.cfg) {
 		return nil

@@ -22,18 +22,20 @@ func main() {
 	s := streams{out: os.Stdout, err: os.Stderr}
 	ended := make(chan int, 1)
 	go func() { ended <- run(ctx, os.Args[1:], s) }()
-	code := endOf(ctx, ended, s)
+	code := waitForExit(ctx, ended, s)
 	stop()
 	os.Exit(code)
 }
 
-// stopTimeout is how long a command may go on after a signal. The daemon's parts have much less to end (grace), so that an orderly end
-// is not cut off on a busy machine, and the kubelet gives 10 s or more.
+// stopTimeout is how long a command may continue after a signal. The daemon's parts get much less
+// (shutdownTimeout), so that an orderly shutdown is not cut off on a busy machine. The kubelet
+// waits 10 s or more.
 const stopTimeout = 5 * time.Second
 
-// endOf returns the exit code of a command that runs. After a signal it does not wait for what no context can interrupt: the
-// command may be reading from a pipe that nobody writes to, or from a file system whose server is gone.
-func endOf(ctx context.Context, ended <-chan int, s streams) int {
+// waitForExit returns the exit code of a running command. After a signal it does not wait for what
+// no context can interrupt: the command may be reading from a pipe that nobody writes to, or from a
+// file system whose server is gone.
+func waitForExit(ctx context.Context, ended <-chan int, s streams) int {
 	select {
 	case code := <-ended:
 		return code
@@ -50,35 +52,36 @@ func endOf(ctx context.Context, ended <-chan int, s streams) int {
 	}
 }
 
-// signalContext returns a context that ends with the first SIGTERM or SIGINT. A second one ends the process at once.
+// signalContext returns a context that ends with the first SIGTERM or SIGINT. A second one ends the
+// process at once.
 func signalContext() (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)
 	return ctx, stop
 }
 
-// streams are where commands write to.
+// streams are the outputs of a command.
 type streams struct{ out, err io.Writer }
 
-// command is one of the things that fairlead does.
+// command is a subcommand.
 type command struct {
 	name, summary string
 	run           func(context.Context, []string, streams) error
 }
 
-// commands lists those with a name; the daemon has none.
+// commands lists the subcommands. The daemon runs without one.
 func commands() []command {
 	return []command{
-		{"trace", "say what the node does with a packet, and why", runTrace},
-		{"render", "print the kernel program that the node gets", runRender},
+		{"trace", "show what the node does with a packet, and why", runTrace},
+		{"render", "print the kernel program that the daemon would write", runRender},
 		{"dump", "print the forwarding table of the node", runDump},
-		{"cleanup", "take all that Fairlead wrote out of the kernel", runCleanup},
+		{"cleanup", "remove everything that Fairlead wrote from the kernel", runCleanup},
 		{"version", "print the version", runVersion},
-		{"help", "print this", runHelp},
+		{"help", "print this help", runHelp},
 	}
 }
 
-// run carries out a command line and returns the exit code. An error is one line.
+// run executes a command line and returns the exit code. An error is printed as one line.
 func run(ctx context.Context, args []string, s streams) int {
 	err := dispatch(ctx, args, s)
 	if err == nil || errors.Is(err, pflag.ErrHelp) {
@@ -99,17 +102,17 @@ func dispatch(ctx context.Context, args []string, s streams) error {
 		}
 		names = append(names, c.name)
 	}
-	return fmt.Errorf("argument %q: want flags of the daemon, or one of the commands %s", args[0], strings.Join(names, ", "))
+	return fmt.Errorf("unknown command %q: want flags of the daemon, or one of %s", args[0], strings.Join(names, ", "))
 }
 
-// oneLine is the text of an error without line breaks, as errors.Join makes them.
+// oneLine returns the text of an error without the line breaks that errors.Join makes.
 func oneLine(err error) string {
 	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }
 
 func runHelp(_ context.Context, _ []string, s streams) error {
-	fmt.Fprint(s.out, "Fairlead guides connections to Kubernetes Services to their endpoints, on every node, in place of kube-proxy.\n\n"+
-		"Usage:\n  fairlead [flags]             run on a node until told to end\n")
+	fmt.Fprint(s.out, "Fairlead forwards connections to Kubernetes Services to their endpoints, on every node, in place of kube-proxy.\n\n"+
+		"Usage:\n  fairlead [flags]             run on a node until it is stopped\n")
 	for _, c := range commands() {
 		fmt.Fprintf(s.out, "  fairlead %-20s%s\n", c.name, c.summary)
 	}
@@ -125,10 +128,11 @@ func runVersion(_ context.Context, args []string, s streams) error {
 	return nil
 }
 
-// release is set by the linker where the version is not in the source tree's history, as in an image's build.
+// release is set by the linker if the build has no version control information, as when an image is
+// built.
 var release string
 
-// version is the release, or else what the Go tool wrote into the binary.
+// version returns the release, or else the version that the Go tool wrote into the binary.
 func version() string {
 	if release != "" {
 		return release
@@ -140,7 +144,7 @@ func version() string {
 	return info.Main.Version
 }
 
-// notesLogger is the log of commands: lines on standard error, without the time.
+// notesLogger returns the log of commands: lines on standard error without the time.
 func notesLogger(s streams, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {

@@ -20,8 +20,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the outputs in testdata")
 
-// exec runs a command line and returns all that a user sees: output, lines of standard error with a mark, and the exit
-// code if it is not 0.
+// exec runs a command line and returns all that a user sees: output, lines of standard error with a
+// mark, and the exit code if it is not 0.
 func exec(t *testing.T, line string) string {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -36,7 +36,8 @@ func exec(t *testing.T, line string) string {
 	return text
 }
 
-// TestStories runs the commands of each archive in testdata among the archive's files, and compares what a user sees.
+// TestStories runs the commands of each archive in testdata among the archive's files, and compares
+// what a user sees.
 func TestStories(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {

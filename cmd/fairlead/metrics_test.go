@@ -98,7 +98,8 @@ func specs() (lines []string, all []metrics.Spec) {
 	return lines, all
 }
 
-// TestMetricsGolden shows each change of what dashboards and alerts depend on: names, types, labels and buckets.
+// TestMetricsGolden shows each change of what dashboards and alerts depend on: names, types, labels
+// and buckets.
 func TestMetricsGolden(t *testing.T) {
 	lines, _ := specs()
 	got := strings.Join(lines, "\n") + "\n"

@@ -14,29 +14,35 @@ import (
 	"github.com/fairlead/fairlead/internal/metrics"
 )
 
-// mode is one dataplane that the operator can choose (--proxy-mode). Its value says everything that the command has to know
-// about it: how to open it on this node, how to print its program, what it left in the kernel, and its metrics.
+// mode is one dataplane that the operator can choose (--proxy-mode). Its value says everything that
+// the command has to know about it: how to open it on this node, how to print its program, what it
+// left in the kernel, and its metrics.
 type mode struct {
 	// metrics names the mode, and says which of kube-proxy's metrics it has.
 	metrics metrics.Mode
-	// open prepares this node's kernel and returns the dataplane. The error says what is missing and what to do.
+	// open prepares this node's kernel and returns the dataplane. The error says what is missing
+	// and what to do.
 	open func(context.Context, setup) (*dataplane, error)
 	// render prints the program of one family, as a kernel with all features gets it.
 	render func(io.Writer, *config.Config, fwd.Family, *fwd.Table) error
-	// leftovers finds what the mode left in the kernel, of all instances. It changes nothing. The function frees what removing
-	// needs; it is never nil. What cannot be read is in the error; there may be results nevertheless.
+	// leftovers finds what the mode left in the kernel, of all instances. It changes nothing. The
+	// function frees what removing needs; it is never nil. What cannot be read is in the error;
+	// there may be results nevertheless.
 	leftovers func(context.Context, leftoverOptions) ([]leftover, func(), error)
-	// retire removes what the mode left of this instance in one family. It is called when the family's rules of the mode in
-	// use, which may be the same one, were found in the kernel.
+	// retire removes what the mode left of this instance in one family. It is called when the
+	// family's rules of the mode in use, which may be the same one, were found in the kernel.
 	retire func(ctx context.Context, s setup, inUse *dataplane, f fwd.Family)
 
-	// localVIPs says that the mode makes the Services' addresses local to the node; nil if it never does.
+	// localVIPs says that the mode makes the Services' addresses local to the node; nil if it never
+	// does.
 	localVIPs func(*config.Config) bool
-	// draining describes the endpoints behind a packet's destination that drain on this machine; nil if nothing ever drains.
+	// draining describes the endpoints behind a packet's destination that drain on this machine;
+	// nil if nothing ever drains.
 	draining func(context.Context, fwd.Packet) ([]string, error)
 }
 
-// modes lists the modes, in the order in which their leftovers are removed: rules before the sets that they use.
+// modes lists the modes, in the order in which their leftovers are removed: rules before the sets
+// that they use.
 func modes() []mode { return []mode{iptablesMode, nftablesMode, ipvsMode} }
 
 // modeOf returns the mode of a configuration.
@@ -61,7 +67,8 @@ type setup struct {
 
 func (s setup) id() instance.ID { return instance.Of(s.cfg.ServiceProxyName) }
 
-// dataplane is a mode on this node's kernel. A function or channel that a mode does not need is nil.
+// dataplane is a mode on this node's kernel. A function or channel that a mode does not need is
+// nil.
 type dataplane struct {
 	backend.Families
 	mode string
@@ -69,7 +76,8 @@ type dataplane struct {
 	iptables string
 	// written is called once for each family, when everything was written.
 	written func(fwd.Family)
-	// verified is called once for each family, when everything was found in the kernel and what other modes left is removed.
+	// verified is called once for each family, when everything was found in the kernel and what
+	// other modes left is removed.
 	verified func(context.Context, fwd.Family)
 	// drift receives a hint when other programs may have changed our objects.
 	drift <-chan backend.Drift
@@ -111,7 +119,8 @@ type leftoverOptions struct {
 	log       *slog.Logger
 }
 
-// findLeftovers finds what all modes left, in the order of removal. It returns the same as the modes' leftovers.
+// findLeftovers finds what all modes left, in the order of removal. It returns the same as the
+// modes' leftovers.
 func findLeftovers(ctx context.Context, o leftoverOptions) (found []leftover, closeAll func(), errs []error) {
 	var closers []func()
 	for _, m := range modes() {

@@ -47,7 +47,8 @@ func openIPVS(ctx context.Context, s setup) (*dataplane, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The rules of mode iptables are removed when those of this mode are written, and with them the guard of loopback addresses.
+	// The rules of mode iptables are removed when those of this mode are written, and with them the
+	// guard of loopback addresses.
 	if loopbackOpen() {
 		left, err := iptables.Leftovers(ctx, fwd.IPv4)
 		if err != nil {
@@ -69,7 +70,8 @@ func openIPVS(ctx context.Context, s setup) (*dataplane, error) {
 	return out, nil
 }
 
-// ipvsNodeIP returns the source address of this node towards virtual IPs; the zero Addr if there is none.
+// ipvsNodeIP returns the source address of this node towards virtual IPs; the zero Addr if there is
+// none.
 func ipvsNodeIP(cfg *config.Config, f fwd.Family) netip.Addr {
 	if a := cfg.PrimaryIP(cluster.Node{}, f); !a.IsLoopback() {
 		return a
@@ -111,7 +113,8 @@ func registerDraining(m *metrics.Monitor, draining func() [2]ipvs.Draining) {
 		each(func(d ipvs.Draining, family string, e metrics.Emit) { e(d.Oldest.Seconds(), family) }), "ip_family")
 }
 
-// ipvsLeftovers finds everything of mode ipvs except its chains in tables nat and filter, which iptablesLeftovers finds.
+// ipvsLeftovers finds everything of mode ipvs except its chains in tables nat and filter, which
+// iptablesLeftovers finds.
 func ipvsLeftovers(ctx context.Context, o leftoverOptions) (out []leftover, closeAll func(), err error) {
 	found, closeAll, err := ipvs.Leftovers(ctx, o.exclude, o.instances...)
 	for _, l := range found {
@@ -122,19 +125,20 @@ func ipvsLeftovers(ctx context.Context, o leftoverOptions) (out []leftover, clos
 	return out, closeAll, err
 }
 
-// narrowIPVS keeps what --ipvs-vip=mark left from delivering packets to this node that another mode has already translated.
+// narrowIPVS keeps what --ipvs-vip=mark left from delivering packets to this node that another mode
+// has already translated.
 func narrowIPVS(ctx context.Context, s setup) {
 	if err := ipvs.Narrow(ctx, s.id()); err != nil {
 		s.log.Warn("cannot limit the routes that mode ipvs left, new connections may fail until they are removed", "error", err)
 	}
 }
 
-// retireTimeout is how long connections through virtual servers are kept after a change of modes: the kernel's own timeout of
-// a connection without packets.
+// retireTimeout is how long connections through virtual servers are kept after a change of modes:
+// the kernel's own timeout of a connection without packets.
 const retireTimeout = 15 * time.Minute
 
-// retireIPVS removes what mode ipvs left when its connections have ended. That takes time, so that it happens in the background.
-// If the process ends first, the next one goes on.
+// retireIPVS removes what mode ipvs left when its connections have ended. That takes time, so that
+// it happens in the background. If the process ends first, the next one goes on.
 func retireIPVS(ctx context.Context, s setup, inUse *dataplane, f fwd.Family) {
 	if inUse.mode == string(config.ModeIPVS) {
 		return

@@ -11,7 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// named is what is read of an object to find the Nodes.
+// named has the fields of an object that are needed to find Nodes.
 type named struct {
 	Kind     string `json:"kind"`
 	Metadata struct {
@@ -20,7 +20,8 @@ type named struct {
 	Items []named `json:"items"`
 }
 
-// onlyNode returns the name of the only Node in the files, empty if there is none. Several are an error that lists them.
+// onlyNode returns the name of the only Node in the files, empty if there is none. The error lists
+// the Nodes if there are several.
 func onlyNode(path string) (string, error) {
 	if path == "-" {
 		return "", errors.New("--node \"\": want the node's name when objects come from standard input")
@@ -53,7 +54,8 @@ func onlyNode(path string) (string, error) {
 	return "", fmt.Errorf("--node \"\": want one of the nodes %s", strings.Join(names, ", "))
 }
 
-// nodeNames finds the Nodes in YAML documents. What is malformed is left to the real reader, which says more about it.
+// nodeNames finds the Nodes in YAML documents. It skips malformed ones; whoever reads the objects
+// reports them.
 func nodeNames(data string) []string {
 	var names []string
 	for doc := range strings.SplitSeq("\n"+data, "\n---") {

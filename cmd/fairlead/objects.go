@@ -18,8 +18,8 @@ import (
 	"github.com/fairlead/fairlead/internal/kube"
 )
 
-// offline is what trace, render and dump have in common: the daemon's flags, and the table that a node with these flags
-// compiles from objects in files, or that dump has written.
+// offline is what trace, render and dump share: the daemon's flags, and the table that a node with
+// these flags compiles from objects in files, or a table that dump wrote.
 type offline struct {
 	cfg   *config.Config
 	local []netip.Addr
@@ -30,12 +30,12 @@ type offline struct {
 	problems map[fwd.Service][]compile.Problem
 }
 
-// bind registers the daemon's flags and those that the commands add.
+// bind registers the daemon's flags and the flags that all these commands add.
 func (o *offline) bind(fs *pflag.FlagSet) {
 	o.cfg = config.Default()
 	o.cfg.Bind(fs)
 	fs.Var(fs.Lookup("hostname-override").Value, "node", "the same as --hostname-override; not needed if the objects have one Node")
-	fs.Func("local-addresses", "addresses that the node has beside those of its Node object, separated by commas", func(s string) error {
+	fs.Func("local-addresses", "comma-separated addresses that the node has besides those of its Node object", func(s string) error {
 		for part := range strings.SplitSeq(s, ",") {
 			a, err := netip.ParseAddr(strings.TrimSpace(part))
 			if err != nil {
@@ -47,15 +47,16 @@ func (o *offline) bind(fs *pflag.FlagSet) {
 	})
 }
 
-// bindTable registers the flag for a table in place of objects.
+// bindTable registers the flag for a table instead of objects.
 func (o *offline) bindTable(fs *pflag.FlagSet) {
-	fs.StringVar(&o.tablePath, "table", "", "file with a forwarding table as fairlead dump prints it, - for standard input, in place of --objects")
+	fs.StringVar(&o.tablePath, "table", "", "`file` with a forwarding table as printed by fairlead dump, instead of --objects; - for standard input")
 }
 
-// loadTable reads a table that was dumped. What the flags say about the node is not used: the table has it.
+// loadTable reads a table that dump wrote. Flags about the node are not used: the table has the
+// facts.
 func (o *offline) loadTable(s streams) error {
 	if o.cfg.Objects != "" {
-		return errors.New("--table and --objects: want one of them")
+		return errors.New("--table and --objects: use only one of them")
 	}
 	err := o.cfg.Settle(nil)
 	printNotes(o.cfg, s)
@@ -77,7 +78,7 @@ func (o *offline) loadTable(s streams) error {
 	return nil
 }
 
-// load reads the objects and fills the table, or reads the table.
+// load reads the objects and compiles them into the table, or reads the table.
 func (o *offline) load(s streams) error {
 	if o.tablePath != "" {
 		return o.loadTable(s)
@@ -99,7 +100,7 @@ func (o *offline) load(s streams) error {
 	}
 	level := slog.LevelInfo
 	if o.cfg.NodeName == "" {
-		level = slog.LevelWarn // the reader need not say that it has no Node without a name
+		level = slog.LevelWarn // suppresses the reader's note that it has no Node, which is said below
 	}
 	log := notesLogger(s, level)
 	store, err := kube.LoadFiles(o.cfg.Objects, o.cfg.NodeName, converter(o.cfg), log)
@@ -111,13 +112,13 @@ func (o *offline) load(s streams) error {
 		return fmt.Errorf("node %q has no podCIDR among the objects, which --detect-local-mode NodeCIDR needs", o.cfg.NodeName)
 	}
 	if node.Name == "" {
-		fmt.Fprintln(s.err, "note: there is no Node among the objects and no --node: no endpoint counts as being on this node")
+		fmt.Fprintln(s.err, "note: there is no Node among the objects and no --node: no endpoint counts as local to this node")
 	}
 	o.fill(store, node)
 	return nil
 }
 
-// printNotes says what the operator should know of how a configuration came about, where there is no log.
+// printNotes is logNotes for commands that have no log.
 func printNotes(c *config.Config, s streams) {
 	for _, n := range c.Notes() {
 		fmt.Fprintf(s.err, "note: %s\n", n)

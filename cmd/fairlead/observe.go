@@ -18,15 +18,18 @@ import (
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
 
-// observers learn from the loop what happens, and show it to load balancers, the kubelet, Prometheus and people.
+// observers learn from the loop what happens, and show it to load balancers, the kubelet,
+// Prometheus and people.
 type observers struct {
 	health   *health.State
 	checks   *health.Checks
 	metrics  *metrics.Monitor
 	recorder *kube.Recorder
-	// programmed, if not nil, is called whenever the kernel was found complete, once it was in all families.
+	// programmed, if not nil, is called whenever the kernel was found complete, once it was in all
+	// families.
 	programmed func()
-	// driftReported is, by fwd.Family.Index, when the last Event about drift was made. Only the loop's goroutine uses it.
+	// driftReported is, by fwd.Family.Index, when the last Event about drift was made. Only the
+	// loop's goroutine uses it.
 	driftReported [2]time.Time
 }
 
@@ -144,7 +147,8 @@ func (d *daemon) serveHealth(ctx context.Context, hardFail bool) {
 	d.group.run("health server", func() error { return s.Run(ctx) })
 }
 
-// standby says that another process works on the node and this one waits, and why; an empty note ends that.
+// standby says that another process works on the node and this one waits, and why; an empty note
+// ends that.
 func (d *daemon) standby(ctx context.Context, note string) {
 	d.observers.health.SetStandby(note)
 	if note != "" {
@@ -200,7 +204,8 @@ func (o *observers) Node(n cluster.Node) { o.health.Node(n.Deleting || n.ToBeDel
 
 func (o *observers) Configured(cfg *config.Config) { o.health.SetSyncPeriod(cfg.SyncPeriod) }
 
-// driftReportPause is the minimum time between two Events about drift of one family: a fight with another program is one story.
+// driftReportPause is the minimum time between two Events about drift of one family: a fight with
+// another program is one story.
 const driftReportPause = 10 * time.Minute
 
 // reportDrift makes an Event on the Node if other programs changed our objects.

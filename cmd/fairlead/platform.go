@@ -12,17 +12,17 @@ import (
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
 
-// platform is what the node's kernel is set to.
+// platform is the node's kernel settings.
 type platform struct {
 	sysctl sysctl.FS
 	// sys is the directory of /sys.
 	sys string
 }
 
-// podBridges are the bridges that network plugins make for pods.
+// podBridges are bridges that network plugins create for pods.
 var podBridges = []string{"cni0", "cbr0", "kube-bridge"}
 
-// warnings lists what keeps traffic from pods, one sentence each with what to do.
+// warnings returns a sentence for each setting that keeps traffic from pods, with what to do.
 func (p platform) warnings(cfg *config.Config) []string {
 	var out []string
 	bridge := p.podBridge(cfg)
@@ -37,7 +37,7 @@ func (p platform) warnings(cfg *config.Config) []string {
 			continue
 		}
 		if v, err := p.sysctl.Int(s.forwarding); err == nil && v == 0 {
-			out = append(out, fmt.Sprintf("%s is 0: the node forwards no %s packets to pods; let the network plugin or the host set it to 1", s.forwarding, s.family))
+			out = append(out, fmt.Sprintf("%s is 0: the node does not forward %s packets to pods; let the network plugin or the host set it to 1", s.forwarding, s.family))
 		}
 		if bridge == "" {
 			continue
@@ -45,15 +45,16 @@ func (p platform) warnings(cfg *config.Config) []string {
 		if v, err := p.sysctl.Int(s.bridged); err != nil || v == 0 {
 			is := "is 0"
 			if err != nil {
-				is = "is not there, since the module br_netfilter is not loaded"
+				is = "does not exist, the module br_netfilter is not loaded"
 			}
-			out = append(out, fmt.Sprintf("%s %s: pods on bridge %s cannot reach endpoints on the same bridge by way of a Service; load br_netfilter and set it to 1", s.bridged, is, bridge))
+			out = append(out, fmt.Sprintf("%s %s: pods on bridge %s cannot reach endpoints on the same bridge through a Service; load br_netfilter and set it to 1", s.bridged, is, bridge))
 		}
 	}
 	return out
 }
 
-// hasPods says whether the configuration knows of pods of the family; without a word about any, of IPv4.
+// hasPods says whether the configuration has pods of the family. If it says nothing about pods,
+// they are IPv4.
 func (platform) hasPods(cfg *config.Config, f fwd.Family) bool {
 	if len(cfg.ClusterCIDRs) == 0 {
 		return f == fwd.IPv4
@@ -61,14 +62,14 @@ func (platform) hasPods(cfg *config.Config, f fwd.Family) bool {
 	return anyOf(cfg.ClusterCIDRs, f)
 }
 
-// podBridge is the name of the bridge that connects pods; empty where there is none.
+// podBridge returns the name of the bridge that connects pods; empty if there is none.
 func (p platform) podBridge(cfg *config.Config) string {
 	names := podBridges
 	if cfg.DetectMode == config.DetectBridgeInterface {
 		names = append([]string{cfg.PodBridge}, names...)
 	}
 	for _, name := range names {
-		// A bridge of which the ports are listed, as of no other device; without a port it connects nobody.
+		// Only a bridge has this directory. Without a port it connects no pods.
 		if ports, err := os.ReadDir(filepath.Join(p.sys, "class/net", filepath.Base(name), "brif")); err == nil && len(ports) > 0 {
 			return name
 		}

@@ -58,7 +58,7 @@ func TestPlatformWarnings(t *testing.T) {
 		{"no bridge", onlyV4, map[string]string{v4: "1", bridged: "0"}, nil, nil},
 		{"a bridge that is not seen by rules", onlyV4, map[string]string{v4: "1", bridged: "0"}, []string{cni}, []string{bridged + " is 0"}},
 		{"a bridge that is seen", onlyV4, map[string]string{v4: "1", bridged: "1"}, []string{cni}, nil},
-		{"a bridge without br_netfilter", onlyV4, map[string]string{v4: "1"}, []string{cni}, []string{bridged + " is not there"}},
+		{"a bridge without br_netfilter", onlyV4, map[string]string{v4: "1"}, []string{cni}, []string{bridged + " does not exist"}},
 		{"another bridge", onlyV4, map[string]string{v4: "1", bridged: "0"}, []string{podBridgePort}, nil},
 		{"the bridge of the detector", podBridge, map[string]string{v4: "1", bridged: "0"}, []string{podBridgePort}, []string{"br-pods"}},
 	} {

@@ -101,7 +101,7 @@ func TestWatchConfig(t *testing.T) {
 	next("level=WARN", "old")
 	next("level=INFO", "applied", "clusterCIDR", "new=10.0.0.0/8")
 	next("level=INFO", "applied", "logging.verbosity", "old=0", "new=3")
-	next("level=WARN", "a restart is needed", "setting=mode", "old=iptables", "new=ipvs")
+	next("level=WARN", "needs a restart", "setting=mode", "old=iptables", "new=ipvs")
 	got := <-configs
 	if got.Mode != config.ModeIPTables || len(got.ClusterCIDRs) != 1 || got.NodeName != "n1" || level.Level() != -3 {
 		t.Errorf("got mode %s, CIDRs %v, node %s, level %v", got.Mode, got.ClusterCIDRs, got.NodeName, level)
@@ -114,7 +114,7 @@ func TestWatchConfig(t *testing.T) {
 		t.Errorf("level %v, want what was set otherwise", level.Level())
 	}
 	put(same + "mode: userspace\n")
-	next("level=ERROR", "not valid", "stays in force", `mode \"userspace\"`)
+	next("level=ERROR", "is invalid", "keeping the running configuration", `mode \"userspace\"`)
 	put(same + "clusterCIDR: 10.0.0.0/8\n")
 	next("has changed", "applied=2", "restart=0")
 	next("applied", "clusterCIDR")

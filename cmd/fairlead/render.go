@@ -12,15 +12,15 @@ import (
 const renderUsage = `fairlead render --objects FILE [flags]
   fairlead render --table FILE [flags]
 
-Prints the kernel program that the node gets, in the syntax of the mode's own tool. The same objects and flags give the
-same bytes. All flags of the daemon are accepted.`
+Prints the kernel program that the daemon writes on the node, in the syntax of the mode's own tool. The same objects and
+flags give the same bytes. All flags of the daemon are accepted.`
 
 func runRender(_ context.Context, args []string, s streams) error {
 	var o offline
 	fs := pflag.NewFlagSet("fairlead render", pflag.ContinueOnError)
 	o.bind(fs)
 	o.bindTable(fs)
-	only := fs.String("family", "", "ipv4 or ipv6; without it both")
+	only := fs.String("family", "", "ipv4 or ipv6; default both")
 	if err := parseFlags(fs, args, renderUsage, s); err != nil {
 		return err
 	}

@@ -29,7 +29,8 @@ import (
 	"github.com/fairlead/fairlead/internal/staleflow"
 )
 
-// apiService and apiSlice are objects as an API server sends them: full, and with strings of their own each time.
+// apiService and apiSlice are objects as an API server sends them: full, and with strings of their
+// own each time.
 
 func apiService(i int) *v1.Service {
 	from := benchtest.Service(i)
@@ -152,8 +153,8 @@ func runProgram(tb testing.TB, mode config.Mode, size benchtest.Size) *wholeProg
 	return p
 }
 
-// BenchmarkProgram takes a whole cluster from decoded objects of the API, through the Feed and the loop, to what would be
-// sent to the kernel. held is the memory that is still in use then.
+// BenchmarkProgram takes a whole cluster from decoded objects of the API, through the Feed and the
+// loop, to what would be sent to the kernel. held is the memory that is still in use then.
 func BenchmarkProgram(b *testing.B) {
 	for _, mode := range []config.Mode{config.ModeNFTables, config.ModeIPTables} {
 		for _, size := range benchtest.Sizes {

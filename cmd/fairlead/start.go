@@ -37,8 +37,8 @@ func prepare(ctx context.Context, s setup, m mode, recorder *kube.Recorder) (*da
 	for _, w := range warnings {
 		s.log.Warn(w)
 	}
-	// The rules depend on how connection tracking treats packets outside of the TCP window. Its parameters exist once its module
-	// is loaded, which opening the dataplane does at the latest.
+	// The rules depend on how connection tracking treats packets outside of the TCP window. Its
+	// parameters exist once its module is loaded, which opening the dataplane does at the latest.
 	kernel := tuning.Kernel{}
 	loaded := kernel.Loaded()
 	if loaded {
@@ -72,11 +72,12 @@ func reportFatal(ctx context.Context, recorder *kube.Recorder, why error, log *s
 	}
 }
 
-// tune sets the parameters of connection tracking. Forwarding works with any values, so a failure is reported but not fatal.
+// tune sets the parameters of connection tracking. Forwarding works with any values, so a failure
+// is reported but not fatal.
 func tune(k tuning.Kernel, cfg *config.Config, recorder *kube.Recorder, log *slog.Logger) {
 	changes, err := k.Conntrack(cfg.Conntrack)
 	for _, c := range changes {
-		log.Info("kernel parameter set", "name", c.Name, "value", c.Value, "was", c.Was)
+		log.Info("kernel parameter set", "name", c.Name, "value", c.Value, "old", c.Old)
 	}
 	if err != nil {
 		const message = "cannot set parameters of connection tracking"
@@ -85,8 +86,8 @@ func tune(k tuning.Kernel, cfg *config.Config, recorder *kube.Recorder, log *slo
 	}
 }
 
-// initOnly does, in an init container, what a daemon without the right to set kernel parameters cannot do. It needs no API
-// server, and what an earlier run wrote stays in force.
+// initOnly does, in an init container, what a daemon without the right to set kernel parameters
+// cannot do. It needs no API server, and what an earlier run wrote stays in force.
 func initOnly(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	s := setup{cfg: cfg, log: log, warn: func(fwd.Service, string, string) {}}
 	plane, err := prepare(ctx, s, modeOf(cfg), nil)
@@ -102,10 +103,11 @@ func initOnly(ctx context.Context, cfg *config.Config, log *slog.Logger) error {
 	return nil
 }
 
-// nodeName matches what the API server takes for the name of a Node.
+// nodeName matches what the API server accepts as the name of a Node.
 var nodeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
-// nodeNameWarnings says what is odd about the node's name. env is NODE_NAME, which manifests take from the Pod's spec.
+// nodeNameWarnings describes what is probably wrong with the node's name. env is NODE_NAME, which
+// manifests take from the Pod.
 func nodeNameWarnings(cfg *config.Config, env string) []string {
 	var out []string
 	given := cfg.Flagz()["hostname-override"] != ""
@@ -117,27 +119,27 @@ func nodeNameWarnings(cfg *config.Config, env string) []string {
 		out = append(out, fmt.Sprintf("%q cannot be the name of a Node: %s", cfg.NodeName, hint))
 	}
 	if env != "" && env != cfg.NodeName && !given {
-		out = append(out, fmt.Sprintf("the node's name is taken from the host name, %q, and NODE_NAME is %q: add --hostname-override=$(NODE_NAME) if that is the name of the Node object", cfg.NodeName, env))
+		out = append(out, fmt.Sprintf("the node's name is the host name, %q, but NODE_NAME is %q: add --hostname-override=$(NODE_NAME) if that is the name of the Node object", cfg.NodeName, env))
 	}
 	return out
 }
 
-// checkFamilies compares addresses of the configuration with the families that the kernel speaks. An error says that no
-// connection would be treated rightly.
+// checkFamilies compares addresses of the configuration with the families that the kernel supports.
+// An error means that no connection would be handled correctly.
 func checkFamilies(cfg *config.Config, ipv6 bool) (warnings []string, err error) {
 	if ipv6 {
 		return nil, nil
 	}
-	const no = "the kernel speaks no IPv6"
+	const no = "the kernel does not support IPv6"
 	flags := cfg.Flagz()
 	if c := cfg.ClusterCIDRs; cfg.DetectMode == config.DetectClusterCIDR && len(c) > 0 && !anyOf(c, fwd.IPv4) {
 		return nil, fmt.Errorf("--cluster-cidr %s has no IPv4 CIDR, and %s", flags["cluster-cidr"], no)
 	}
 	warn := func(flag, effect string) {
-		warnings = append(warnings, fmt.Sprintf("--%s %s is of IPv6, and %s: %s", flag, flags[flag], no, effect))
+		warnings = append(warnings, fmt.Sprintf("--%s %s is IPv6, and %s: %s", flag, flags[flag], no, effect))
 	}
 	if cfg.BindAddress.Is6() {
-		warn("bind-address", "it counts for nothing")
+		warn("bind-address", "it is ignored")
 	}
 	if a := cfg.HealthzAddress.Addr(); a.Is6() {
 		warn("healthz-bind-address", "the health server cannot listen")
@@ -146,18 +148,19 @@ func checkFamilies(cfg *config.Config, ipv6 bool) (warnings []string, err error)
 		warn("metrics-bind-address", "the metrics server cannot listen")
 	}
 	if anyOf(cfg.NodePortAddresses.Prefixes, fwd.IPv6) {
-		warn("nodeport-addresses", "only its IPv4 part counts")
+		warn("nodeport-addresses", "only its IPv4 part is used")
 	}
 	if cfg.Mode == config.ModeIPVS && anyOf(cfg.IPVS.ExcludeCIDRs, fwd.IPv6) {
-		warn("ipvs-exclude-cidrs", "only its IPv4 part counts")
+		warn("ipvs-exclude-cidrs", "only its IPv4 part is used")
 	}
 	return warnings, nil
 }
 
-// settleTime is how long after the start the node's settings are looked at: until then network plugins may still set them.
+// settleTime is when, after startup, the node's settings are checked. Network plugins may set them
+// until then.
 const settleTime = 2 * time.Minute
 
-// checkSettings says once what of the node's settings keeps traffic from pods.
+// checkSettings reports, once, settings of the node that keep traffic from pods.
 func checkSettings(ctx context.Context, cfg *config.Config, recorder *kube.Recorder, log *slog.Logger) {
 	t := time.NewTimer(settleTime)
 	defer t.Stop()

@@ -73,8 +73,8 @@ func TestTune(t *testing.T) {
 	var log bytes.Buffer
 	tune(k, settled(t), nil, slog.New(slog.NewTextHandler(&log, nil)))
 	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-	if len(lines) != 3 || !strings.Contains(lines[0], "nf_conntrack_max value=131072 was=65536") || !strings.Contains(lines[1], "established value=86400") ||
-		!strings.Contains(lines[2], "level=WARN") || !strings.Contains(lines[2], "close_wait is to be 3600") {
+	if len(lines) != 3 || !strings.Contains(lines[0], "nf_conntrack_max value=131072 old=65536") || !strings.Contains(lines[1], "established value=86400") ||
+		!strings.Contains(lines[2], "level=WARN") || !strings.Contains(lines[2], "close_wait to 3600") {
 		t.Errorf("log:\n%s", log.String())
 	}
 	for name, want := range map[string]int{"max": 131072, "tcp_timeout_established": 86400} {

@@ -23,18 +23,19 @@ const traceUsage = `fairlead trace --objects FILE [flags] SOURCE DESTINATION:POR
   fairlead trace --table FILE [flags] SOURCE DESTINATION:PORT/PROTOCOL
   fairlead trace --objects FILE [flags] --packets FILE
 
-Says what the node does with the first packet of a connection, and why. The source is an IP address, the destination
+Shows what the node does with the first packet of a connection, and why. The source is an IP address, the destination
 something like 10.96.0.1:80/tcp or [fd00::1]:53/udp. A file of packets has one such pair on each line; empty lines and
-lines that begin with # are skipped, and each answer is a line of JSON. All flags of the daemon are accepted.`
+lines that begin with # are skipped, and each result is a line of JSON. All flags of the daemon are accepted.`
 
-// verdict is the JSON form of an outcome; its keys are an interface for scripts.
+// verdict is the JSON form of an outcome. Its keys are an interface for scripts.
 type verdict struct {
 	Verdict string `json:"verdict"`
-	// Endpoints may be chosen: "address:port", sorted by address and port; empty but never null.
+	// Endpoints are those that may be chosen, as "address:port", sorted by address and port; never
+	// null.
 	Endpoints []string `json:"endpoints"`
 	// Masquerade says that the source is rewritten whichever endpoint is chosen.
 	Masquerade bool `json:"masquerade"`
-	// Service is "namespace/name:port", empty where no Service has the destination.
+	// Service is "namespace/name:port", empty if no Service has the destination.
 	Service string `json:"service"`
 	Reason  string `json:"reason"`
 	// Source and Destination are the packet's, in the form of the arguments.
@@ -42,13 +43,14 @@ type verdict struct {
 	Destination string `json:"destination"`
 	// SourceClass is "outside", "pod" or "host".
 	SourceClass string `json:"sourceClass"`
-	// Frontend is "address:port/protocol", "node4:port/protocol" or "node6:port/protocol", empty as Service.
+	// Frontend is "address:port/protocol", "node4:port/protocol" or "node6:port/protocol", empty if
+	// Service is.
 	Frontend string `json:"frontend"`
-	// AffinitySeconds is for how long the client address keeps its endpoint; 0 for no session affinity.
+	// AffinitySeconds is how long a client address keeps its endpoint; 0 without session affinity.
 	AffinitySeconds uint32 `json:"affinitySeconds"`
-	// Candidates are the Endpoints with what is to be said of each; never null.
+	// Candidates are the Endpoints with details; never null.
 	Candidates []candidate `json:"candidates"`
-	// Notes are what should be known to judge the answer; never null.
+	// Notes help to judge the result; never null.
 	Notes []string `json:"notes"`
 }
 
@@ -59,7 +61,8 @@ type candidate struct {
 	Local bool `json:"local"`
 	// Terminating says that it serves while it shuts down.
 	Terminating bool `json:"terminating"`
-	// Masquerade says that the source is rewritten if it is chosen; Hairpin that it is so because it is the source itself.
+	// Masquerade says that the source is rewritten if this endpoint is chosen, Hairpin that the
+	// reason is that it is the source.
 	Masquerade bool `json:"masquerade"`
 	Hairpin    bool `json:"hairpin"`
 }
@@ -69,9 +72,9 @@ func runTrace(ctx context.Context, args []string, s streams) error {
 	fs := pflag.NewFlagSet("fairlead trace", pflag.ContinueOnError)
 	o.bind(fs)
 	o.bindTable(fs)
-	iface := fs.String("in-interface", "", "name of the interface on which the packet arrives")
-	packets := fs.String("packets", "", "file with a SOURCE DESTINATION on each line, - for standard input, in place of the arguments")
-	output := fs.StringP("output", "o", "text", "text or json; with --packets the default is json")
+	iface := fs.String("in-interface", "", "`name` of the interface on which the packet arrives")
+	packets := fs.String("packets", "", "`file` with SOURCE DESTINATION on each line, instead of the arguments; - for standard input")
+	output := fs.StringP("output", "o", "text", "`format`: text or json; with --packets the default is json")
 	if err := parseFlags(fs, args, traceUsage, s); err != nil {
 		return err
 	}
@@ -104,10 +107,10 @@ func runTrace(ctx context.Context, args []string, s streams) error {
 	return writeTrace(s.out, t)
 }
 
-// traceAll answers for each line of a file, as soon as it was read.
+// traceAll prints the result for each line of a file as soon as it is read.
 func (o *offline) traceAll(ctx context.Context, path string, args []string, iface, output string, s streams) error {
 	if len(args) > 0 {
-		return fmt.Errorf("argument %q: with --packets there are none", args[0])
+		return fmt.Errorf("argument %q: --packets takes no arguments", args[0])
 	}
 	in, name := io.Reader(os.Stdin), "standard input"
 	if path != "-" {
@@ -154,7 +157,7 @@ func (o *offline) traceAll(ctx context.Context, path string, args []string, ifac
 	return nil
 }
 
-// writeBlock prints one of many answers in text form, with its packet and notes.
+// writeBlock prints one of many results in text form, with its packet and notes.
 func writeBlock(w io.Writer, t traced, first bool) error {
 	var b strings.Builder
 	if !first {
@@ -170,22 +173,22 @@ func writeBlock(w io.Writer, t traced, first bool) error {
 	return writeTrace(w, t)
 }
 
-// destination is a packet's destination in the form of the argument.
+// destination formats a packet's destination like the argument.
 func destination(p fwd.Packet) string { return fmt.Sprintf("%s/%s", p.Dst, p.Proto) }
 
-// traced is a packet with what becomes of it.
+// traced is a packet with its outcome.
 type traced struct {
 	packet  fwd.Packet
 	outcome fwd.Outcome
 	notes   []string
 }
 
-// trace works out what the node does with a packet; iface is the interface on which it arrives.
+// trace computes what the node does with a packet; iface is the interface on which it arrives.
 func (o *offline) trace(ctx context.Context, p fwd.Packet, iface string) traced {
 	h := o.table.Header()
 	ownVIP := o.ownsVIP(p.Src)
 	p.FromHost = ownVIP || h.IsLocal(p.Src)
-	if !p.FromHost { // what the node itself sends arrives on no interface
+	if !p.FromHost { // packets from the node itself arrive on no interface
 		p.InInterface = iface
 	}
 	out, ok := localport.Lookup(&o.table, o.cfg.LocalPorts(), p)
@@ -193,12 +196,13 @@ func (o *offline) trace(ctx context.Context, p fwd.Packet, iface string) traced 
 		out = o.table.Lookup(p)
 	}
 	if ownVIP && out.Verdict == fwd.VerdictForward {
-		out.Masquerade = true // nobody else can answer to the address
+		out.Masquerade = true // the endpoint could not reply to the address
 	}
 	return traced{p, out, append(o.notes(p, out), o.draining(ctx, p)...)}
 }
 
-// ownsVIP says whether an address is a virtual IP that mode ipvs makes local, so that only this node itself can send from it.
+// ownsVIP says whether an address is a virtual IP that the mode makes local, so that only this node
+// itself can send from it.
 func (o *offline) ownsVIP(a netip.Addr) bool {
 	h := o.table.Header()
 	if m := modeOf(o.cfg); m.localVIPs == nil || !m.localVIPs(o.cfg) || h.IsLocal(a) {
@@ -229,15 +233,15 @@ func parsePacket(src, dst string) (fwd.Packet, error) {
 	return p, nil
 }
 
-// notes says what the user should know to judge the answer.
+// notes are what helps to judge a result.
 func (o *offline) notes(p fwd.Packet, out fwd.Outcome) []string {
 	var notes []string
 	if fwd.FamilyOf(p.Src) != fwd.FamilyOf(p.Dst.Addr()) {
-		notes = append(notes, "source and destination are of different families, so there can be no such packet")
+		notes = append(notes, "source and destination have different address families, so no such packet can exist")
 	}
 	byInterface := o.cfg.DetectMode == config.DetectBridgeInterface || o.cfg.DetectMode == config.DetectInterfacePrefix
 	if byInterface && p.InInterface == "" && !p.FromHost {
-		notes = append(notes, fmt.Sprintf("--detect-local-mode %s recognises pods by interface: without --in-interface the source does not count as a pod", o.cfg.DetectMode))
+		notes = append(notes, fmt.Sprintf("--detect-local-mode %s recognizes pods by interface: without --in-interface the source does not count as a pod", o.cfg.DetectMode))
 	}
 	for _, c := range o.table.Conflicts() {
 		if c.Key == out.Key {
@@ -250,8 +254,8 @@ func (o *offline) notes(p fwd.Packet, out fwd.Outcome) []string {
 	return notes
 }
 
-// draining says which endpoints behind the destination get no new connections but keep those they have, where this machine
-// is the node.
+// draining describes the endpoints behind the destination that get no new connections but keep the
+// old ones, if this machine is the node.
 func (o *offline) draining(ctx context.Context, p fwd.Packet) []string {
 	m := modeOf(o.cfg)
 	if m.draining == nil || !mayAdminister() {
@@ -284,7 +288,8 @@ func verdictOf(t traced) verdict {
 	return v
 }
 
-// alwaysMasqueraded says that the source is rewritten whichever endpoint is chosen, by the route or as hairpin.
+// alwaysMasqueraded says that the source is rewritten whichever endpoint is chosen, because of the
+// route or as hairpin.
 func alwaysMasqueraded(p fwd.Packet, out fwd.Outcome) bool {
 	for _, ep := range out.Endpoints {
 		if !out.MasqueradeTo(p.Src, ep.Addr) {
@@ -325,7 +330,7 @@ func writeTrace(w io.Writer, t traced) error {
 	return err
 }
 
-// describe says what is special about going to one endpoint.
+// describe returns what is special about one endpoint.
 func describe(p fwd.Packet, out fwd.Outcome, ep fwd.Endpoint) string {
 	words := []string{"on another node"}
 	if ep.Local {

@@ -6,8 +6,9 @@ import "time"
 type Drained struct {
 	// Services and Slices count the changes seen, including those that a later one replaced.
 	Services, Slices int
-	// Triggers are, for IPv4 and for IPv6, the times of the changes in the cluster that led to the new slices, as the control
-	// plane recorded them, if they are newer than this process. Deletions have none.
+	// Triggers are, for IPv4 and for IPv6, the times of the changes in the cluster that led to the
+	// new slices, as the control plane recorded them, if they are newer than this process.
+	// Deletions have none.
 	Triggers [2][]time.Time
 	// NodeChanged says that the facts about the node, or the service CIDRs, changed.
 	NodeChanged bool
@@ -22,8 +23,8 @@ func (d *Drained) Empty() bool {
 type Watch struct {
 	// Resource is its name, such as "services".
 	Resource string
-	// LastSeen is when the last sign of life came: an event, a bookmark, or an answer to a request. Before the first one it is
-	// when the watch was set up.
+	// LastSeen is when the last sign of life came: an event, a bookmark, or an answer to a request.
+	// Before the first one it is when the watch was set up.
 	LastSeen time.Time
 	// Open says that the API server accepted the watch and that neither side has ended it since.
 	Open bool
@@ -31,10 +32,11 @@ type Watch struct {
 
 // Backlog says what has ever been put into a feed, and what of it nobody has taken out yet.
 type Backlog struct {
-	// Services and Slices count all changes, including those that a later one replaced. WaitingServices and WaitingSlices count
-	// those that wait.
+	// Services and Slices count all changes, including those that a later one replaced.
+	// WaitingServices and WaitingSlices count those that wait.
 	Services, Slices, WaitingServices, WaitingSlices int
-	// WaitingSince is when the oldest change that waits came. It is zero if none waits, or the first lists are not complete.
+	// WaitingSince is when the oldest change that waits came. It is zero if none waits, or the
+	// first lists are not complete.
 	WaitingSince time.Time
 	// LastChange is when the newest change came.
 	LastChange time.Time

@@ -17,44 +17,46 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// ReasonListen is the reason of the Event on a Service whose health-check node port cannot be served; kube-proxy's.
+// ReasonListen is the reason of the Event on a Service whose health-check node port cannot be
+// served. It is kube-proxy's.
 const ReasonListen = "FailedToStartServiceHealthcheck"
 
-// weightHeader carries the number of endpoints, by which a load balancer can weight nodes.
+// weightHeader has the number of endpoints, by which a load balancer can weight nodes.
 const weightHeader = "X-Load-Balancing-Endpoint-Weight"
 
 // ChecksOptions are what Checks work with.
 type ChecksOptions struct {
 	// Node is the node's name, for Events.
 	Node string
-	// Healthy says whether the node's forwarding is fresh (State.Fresh).
+	// Healthy says whether forwarding on this node is fresh (State.Fresh).
 	Healthy func() bool
-	// Warn makes a Warning event on a Service.
+	// Warn reports a Warning event on a Service.
 	Warn func(s fwd.Service, reason, message string)
 	Log  *slog.Logger
 }
 
-// Checks serves the health-check node ports of Services (type LoadBalancer with external traffic policy Local): 200 while
-// the node has ready endpoints of the Service, so that the load balancer sends there. Update and Programmed belong to
-// one goroutine, Run to another.
+// Checks serves the health-check node ports of Services (type LoadBalancer with external traffic
+// policy Local): the code is 200 while the node has ready endpoints of the Service, so that the
+// load balancer uses this node. Update and Programmed belong to one goroutine, Run to another.
 type Checks struct {
 	o      ChecksOptions
 	listen func(ctx context.Context, network, address string) (net.Listener, error)
-	// retry is the time between two attempts to listen, and settled, if not nil, is called by Run after each, with the number
-	// of calls of Programmed that it knows of; both are for tests.
+	// For tests: retry is the time between two attempts to listen, and settled, if not nil, is
+	// called by Run after each attempt with the number of calls of Programmed that it has seen.
 	retry   time.Duration
 	settled func(programmed int)
 
-	// pending is, by fwd.Family.Index, what changed since the last Programmed, and pendingAddrs where to listen if that
-	// changed; they belong to the goroutine of Update. A claim on port 0 stands for none.
+	// pending is, by fwd.Family.Index, what changed since the last Programmed, and pendingAddrs
+	// where to listen, if that changed. They belong to the goroutine of Update. A claim on port 0
+	// means none.
 	pending      [2]map[fwd.Service]claim
 	pendingAddrs []address
 
 	wake chan struct{}
-	// mu guards all that follows.
+	// mu guards all fields below.
 	mu sync.RWMutex
-	// claims holds each Service that has a health-check node port, and ports by port those who claim it, the one who has it
-	// first.
+	// claims has each Service with a health-check node port, and ports the Services that claim a
+	// port; the first one has it.
 	claims map[fwd.Service]claim
 	ports  map[uint16][]fwd.Service
 	addrs  []address
@@ -69,7 +71,7 @@ type claim struct {
 	local   int
 }
 
-// NewChecks returns Checks that listen nowhere before Programmed and Run.
+// NewChecks returns Checks that do not listen before Programmed and Run.
 func NewChecks(o ChecksOptions) *Checks {
 	var lc net.ListenConfig
 	return &Checks{
@@ -78,7 +80,7 @@ func NewChecks(o ChecksOptions) *Checks {
 	}
 }
 
-// Update takes in changes of the table, in memory. Nothing else happens before Programmed.
+// Update records changes of the table. They take effect with Programmed.
 func (c *Checks) Update(ch fwd.Changes) {
 	if ch.Header != nil {
 		c.pendingAddrs = addressesOf(ch.Header)
@@ -99,7 +101,7 @@ func (c *Checks) Update(ch fwd.Changes) {
 	}
 }
 
-// familiesOf says in which families the rules of a Service changed: both where it has no frontend at all.
+// familiesOf says in which families the rules of a Service changed; both if it has no frontend.
 func familiesOf(s fwd.ServiceChange) (in [2]bool) {
 	for _, f := range []*fwd.Fragment{s.Old, s.New} {
 		if f != nil {
@@ -114,9 +116,10 @@ func familiesOf(s fwd.ServiceChange) (in [2]bool) {
 	return in
 }
 
-// Programmed makes the updates so far of Services that have frontends of the family what is answered, since the kernel has
-// the family's rules. Both families share one number, so that the first that has its rules decides: while one family
-// fails, the other's load balancers hear the truth. It does not wait.
+// Programmed says that the kernel has the rules of one family. From now on responses follow the
+// updates so far of Services that have frontends of the family. Both families share one number, so
+// the first one whose rules are written decides: while one family fails, load balancers of the
+// other get the right response. It does not wait.
 func (c *Checks) Programmed(f fwd.Family) {
 	pending := c.pending[f.Index()]
 	if len(pending) == 0 && c.pendingAddrs == nil {
@@ -143,8 +146,8 @@ func (c *Checks) Programmed(f fwd.Family) {
 func (c *Checks) take(owner fwd.Service, now claim) {
 	old := c.claims[owner]
 	if old.port != now.port && old.port != 0 {
-		rest := slices.DeleteFunc(c.ports[old.port], func(s fwd.Service) bool { return s == owner })
-		if c.ports[old.port] = rest; len(rest) == 0 {
+		others := slices.DeleteFunc(c.ports[old.port], func(s fwd.Service) bool { return s == owner })
+		if c.ports[old.port] = others; len(others) == 0 {
 			delete(c.ports, old.port)
 		}
 	}
@@ -156,13 +159,13 @@ func (c *Checks) take(owner fwd.Service, now claim) {
 	if old.port != now.port {
 		c.ports[now.port] = append(c.ports[now.port], owner)
 	}
-	// As with other conflicts the older Service wins.
+	// As in other conflicts, the older Service wins.
 	slices.SortFunc(c.ports[now.port], func(a, b fwd.Service) int {
 		return cmp.Or(cmp.Compare(c.claims[a].created, c.claims[b].created), a.Compare(b))
 	})
 }
 
-// handler answers requests for a port, whatever their path and method.
+// handler serves all requests for a port, whatever their path and method.
 func (c *Checks) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		owner, local, ok := c.owner(port)
@@ -180,7 +183,7 @@ func (c *Checks) handler(port uint16) http.Handler {
 		}
 		w.WriteHeader(code)
 		_, _ = fmt.Fprintf(w, "{\n\t\"service\": {\n\t\t\"namespace\": %q,\n\t\t\"name\": %q\n\t},\n\t\"localEndpoints\": %d,\n\t\"serviceProxyHealthy\": %v\n}",
-			owner.Namespace, owner.Name, local, healthy) // a client that went away has no use for an error
+			owner.Namespace, owner.Name, local, healthy) // fails only if the client has gone away
 	})
 }
 
@@ -195,7 +198,8 @@ func (c *Checks) owner(port uint16) (owner fwd.Service, local int, ok bool) {
 	return owner, c.claims[owner].local, true
 }
 
-// wanted returns who claims each port, where to listen, and by how many calls of Programmed that came about.
+// wanted returns the claims of each port, where to listen, and the number of calls of Programmed so
+// far.
 func (c *Checks) wanted() (claims map[uint16][]fwd.Service, at []address, programmed int) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
@@ -206,7 +210,7 @@ func (c *Checks) wanted() (claims map[uint16][]fwd.Service, at []address, progra
 	return claims, c.addrs, c.programmed
 }
 
-// address is where ports are listened on. The zero addr stands for all addresses of the network.
+// address is where a port has a listener. The zero addr means all addresses of the network.
 type address struct {
 	// network is "tcp" for both families with one socket, or that of one family.
 	network string
@@ -220,8 +224,8 @@ func (a address) text(port uint16) string {
 	return netip.AddrPortFrom(a.addr, port).String()
 }
 
-// addressesOf returns the addresses on which node ports are served, which are those of health-check node ports too. It is
-// not nil.
+// addressesOf returns the addresses on which node ports, and so health-check node ports, are
+// served. It is not nil.
 func addressesOf(h *fwd.Header) []address {
 	if h.NodePorts[0].All && h.NodePorts[1].All {
 		return []address{{network: "tcp"}}
@@ -231,14 +235,14 @@ func addressesOf(h *fwd.Header) []address {
 		on := h.NodePorts[i]
 		network := [2]string{"tcp4", "tcp6"}[i]
 		if on.All {
-			// Without an IPv6 address there may be no IPv6 at all, and nobody who could ask.
+			// A node without an IPv6 address may not support IPv6 at all, and has no clients of it.
 			if f == fwd.IPv4 || slices.ContainsFunc(h.LocalAddrs, netip.Addr.Is6) {
 				out = append(out, address{network: network})
 			}
 			continue
 		}
 		for _, a := range h.LocalAddrs {
-			// A link-local address is nothing without its interface.
+			// A link-local address would need an interface.
 			if fwd.FamilyOf(a) == f && on.Serves(a, false) && !a.IsLinkLocalUnicast() {
 				out = append(out, address{network, a})
 			}
@@ -250,15 +254,16 @@ func addressesOf(h *fwd.Header) []address {
 	return out
 }
 
-// server is one port that is listened on.
+// server serves one port.
 type server struct {
 	http      *http.Server
 	listeners map[address]net.Listener
 }
 
-// Run serves until the context ends; it returns when all its goroutines have ended. It is called once.
+// Run serves until the context ends; it returns when all its goroutines have ended. It is called
+// once.
 func (c *Checks) Run(ctx context.Context) {
-	r := runner{Checks: c, servers: make(map[uint16]*server), limit: newConnLimit(maxConns), told: make(map[fwd.Service]string)}
+	r := runner{Checks: c, servers: make(map[uint16]*server), limit: newConnLimit(maxConns), reported: make(map[fwd.Service]string)}
 	defer r.wg.Wait()
 	defer r.closeAll()
 	for {
@@ -283,11 +288,11 @@ func (c *Checks) Run(ctx context.Context) {
 type runner struct {
 	*Checks
 	servers map[uint16]*server
-	// limit is for the connections of all servers together.
+	// limit is shared by all servers.
 	limit *connLimit
-	// told is what each Service whose port is not served was told.
-	told map[fwd.Service]string
-	wg   sync.WaitGroup
+	// reported is the failure that was reported for each Service whose port is not served.
+	reported map[fwd.Service]string
+	wg       sync.WaitGroup
 }
 
 func (r *runner) closeAll() {
@@ -296,34 +301,34 @@ func (r *runner) closeAll() {
 	}
 }
 
-// settle opens and closes listeners until they are as they should be. It reports whether something is left to be tried
-// again.
-func (r *runner) settle(ctx context.Context, ports map[uint16][]fwd.Service, addrs []address) (again bool) {
+// settle opens and closes listeners. It returns whether something failed and must be retried.
+func (r *runner) settle(ctx context.Context, ports map[uint16][]fwd.Service, addrs []address) (retry bool) {
 	for port := range r.servers {
 		if _, ok := ports[port]; !ok {
 			r.close(port)
 		}
 	}
-	told := make(map[fwd.Service]string)
+	failures := make(map[fwd.Service]string)
 	for _, port := range slices.Sorted(maps.Keys(ports)) {
 		claims := ports[port]
 		text := r.serve(ctx, port, addrs)
-		again = again || text != ""
-		r.tell(told, claims[0], port, text)
+		retry = retry || text != ""
+		r.report(failures, claims[0], port, text)
 		for _, loser := range claims[1:] {
-			r.tell(told, loser, port, "the port belongs to Service "+claims[0].String())
+			r.report(failures, loser, port, "the port belongs to Service "+claims[0].String())
 		}
 	}
-	r.told = told
-	return again
+	r.reported = failures
+	return retry
 }
 
-// serve listens for a port on the addresses, and nowhere else. It returns why that is not possible on some of them.
+// serve listens for a port on the addresses and nowhere else. It returns the first failure, or an
+// empty string.
 func (r *runner) serve(ctx context.Context, port uint16, addrs []address) string {
 	s := r.servers[port]
 	if s == nil {
 		h := newHTTPServer(r.handler(port), r.limit, r.o.Log)
-		h.DisableGeneralOptionsHandler = true // also "OPTIONS *" is answered like everything else
+		h.DisableGeneralOptionsHandler = true // "OPTIONS *" gets the same response as every request
 		s = &server{http: h, listeners: make(map[address]net.Listener)}
 		r.servers[port] = s
 	}
@@ -352,23 +357,24 @@ func (r *runner) serve(ctx context.Context, port uint16, addrs []address) string
 	return text
 }
 
-// tell makes an Event and a line in the log when a port cannot be served for a Service, and a line when it can at last.
-func (r *runner) tell(told map[fwd.Service]string, owner fwd.Service, port uint16, text string) {
-	before, failing := r.told[owner]
+// report adds to failures why a port cannot be served for a Service, empty if it is served. If that
+// is new, it logs it and makes an Event.
+func (r *runner) report(failures map[fwd.Service]string, owner fwd.Service, port uint16, text string) {
+	before, failing := r.reported[owner]
 	switch {
 	case text == "" && failing:
-		r.o.Log.Info("health-check node port is served at last", "service", owner.String(), "port", port)
+		r.o.Log.Info("serving a health-check node port after earlier failures", "service", owner.String(), "port", port)
 	case text == "" || failing && before == text:
 	default:
-		r.o.Log.Error("health-check node port cannot be served, trying again every 5s", "service", owner.String(), "port", port, "error", text)
+		r.o.Log.Error("cannot serve a health-check node port, retrying every 5s", "service", owner.String(), "port", port, "error", text)
 		r.o.Warn(owner, ReasonListen, fmt.Sprintf("node %s failed to start healthcheck %q on port %d: %s", r.o.Node, owner.String(), port, text))
 	}
 	if text != "" {
-		told[owner] = text
+		failures[owner] = text
 	}
 }
 
-// close ends listeners and connections; what fails to be closed is closed already.
+// close closes listeners and connections. Errors mean that they are closed already.
 func (r *runner) close(port uint16) {
 	for _, l := range r.servers[port].listeners {
 		_ = l.Close() // the server may not know it yet

@@ -21,7 +21,8 @@ import (
 
 func svc(name string) fwd.Service { return fwd.Service{Namespace: "ns", Name: name} }
 
-// change is a change to a Service with a health-check node port; port 0 stands for none, and created 0 for no Service.
+// change is a change to a Service with a health-check node port; port 0 stands for none, and
+// created 0 for no Service.
 func change(old *fwd.Fragment, name string, created int64, port uint16, local int) (fwd.ServiceChange, *fwd.Fragment) {
 	ch := fwd.ServiceChange{Owner: svc(name), Old: old}
 	if created != 0 {
@@ -33,7 +34,8 @@ func change(old *fwd.Fragment, name string, created int64, port uint16, local in
 // everywhere are all addresses of both families.
 var everywhere = fwd.Header{NodePorts: [2]fwd.NodePortAddrs{{All: true}, {All: true}}}
 
-// rig runs Checks on a fake network: what they listen on is mapped to ports of loopback that are free.
+// rig runs Checks on a fake network: what they listen on is mapped to ports of loopback that are
+// free.
 type rig struct {
 	*Checks
 	t      *testing.T
@@ -192,8 +194,8 @@ func (r *rig) wantAnswer(key string, code int, name string, local int, healthy b
 	}
 }
 
-// TestChecksFollowTheFamilyThatWorks: while IPv6 cannot be written, ports of Services that have IPv4 open, count and close;
-// one that has IPv6 alone stays as it is in the kernel.
+// TestChecksFollowTheFamilyThatWorks: while IPv6 cannot be written, ports of Services that have
+// IPv4 open, count and close; one that has IPv6 alone stays as it is in the kernel.
 func TestChecksFollowTheFamilyThatWorks(t *testing.T) {
 	r := newRig(t)
 	r.Update(fwd.Changes{Header: &everywhere})
@@ -379,7 +381,8 @@ func TestAddressesWithoutIPv6(t *testing.T) {
 	}
 }
 
-// On the real network one socket answers both families, and a port that another process has is served when it is free.
+// On the real network one socket answers both families, and a port that another process has is
+// served when it is free.
 func TestChecksDualStack(t *testing.T) {
 	l, addr := taken(t)
 	settled := make(chan int)

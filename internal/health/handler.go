@@ -10,8 +10,8 @@ import (
 
 // answer is the body of a response. Down to Status, keys and their order are those of kube-proxy.
 type answer struct {
-	// LastUpdated is CurrentTime if the code is 200, as monitoring written for old releases expects. Otherwise it is the end of
-	// the last sync of the family that was written last.
+	// LastUpdated is CurrentTime if the code is 200, as monitoring written for old releases
+	// expects. Otherwise it is the end of the last sync of the family that was written last.
 	LastUpdated time.Time `json:"lastUpdated"`
 	CurrentTime time.Time `json:"currentTime"`
 	// NodeEligible is only in responses of /healthz.
@@ -30,7 +30,8 @@ type familyStatus struct {
 // readiness is what /readyz adds to the body of /livez.
 type readiness struct {
 	Ready bool `json:"ready"`
-	// Written says that everything was written to the kernel at least once, Verified that it was then found there.
+	// Written says that everything was written to the kernel at least once, Verified that it was
+	// then found there.
 	Written  bool `json:"written"`
 	Verified bool `json:"verified"`
 	// Families has the same for each family that the node serves.

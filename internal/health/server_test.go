@@ -28,7 +28,7 @@ func taken(t *testing.T) (net.Listener, netip.AddrPort) {
 	return l, netip.MustParseAddrPort(l.Addr().String())
 }
 
-// retryLog closes channels when a server says that it cannot listen, and that it can at last.
+// retryLog closes channels when a server logs that it cannot listen, and that it listens after all.
 type retryLog struct{ failed, recovered chan struct{} }
 
 func newRetryLog() retryLog { return retryLog{make(chan struct{}), make(chan struct{})} }
@@ -37,7 +37,7 @@ func (w retryLog) Write(p []byte) (int, error) {
 	switch text := string(p); {
 	case strings.Contains(text, "cannot listen"):
 		close(w.failed)
-	case strings.Contains(text, "at last"):
+	case strings.Contains(text, "after earlier failures"):
 		close(w.recovered)
 	}
 	return len(p), nil
@@ -91,7 +91,8 @@ func TestServerHardFail(t *testing.T) {
 	}
 }
 
-// pipes is a listener whose connections are made by dial, in memory, so that the timeouts are those of a test's clock.
+// pipes is a listener whose connections are made by dial, in memory, so that the timeouts are those
+// of a test's clock.
 type pipes struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -122,7 +123,8 @@ func (p *pipes) dial() net.Conn {
 	return client
 }
 
-// TestClientsCannotHoldConnections has clients that stop at each point of a request, at a server and at a health-check node port.
+// TestClientsCannotHoldConnections has clients that stop at each point of a request, at a server
+// and at a health-check node port.
 func TestClientsCannotHoldConnections(t *testing.T) {
 	const big = 10 << 20
 	handlers := map[string]http.Handler{
@@ -174,7 +176,8 @@ func TestClientsCannotHoldConnections(t *testing.T) {
 	}
 }
 
-// TestManyConnectionsDoNotKeepAProbeOut has more connections than are kept; those that answer least are closed.
+// TestManyConnectionsDoNotKeepAProbeOut has more connections than are kept; those that answer least
+// are closed.
 func TestManyConnectionsDoNotKeepAProbeOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, limit := newPipes(), newConnLimit(3)
@@ -226,11 +229,11 @@ func TestManyConnectionsDoNotKeepAProbeOut(t *testing.T) {
 	})
 }
 
-// TestServerNamesTheFlagOfItsPort: beside another instance or a kube-proxy the port is taken as a rule.
+// TestServerNamesTheFlagOfItsPort: another instance or a kube-proxy usually has the port.
 func TestServerNamesTheFlagOfItsPort(t *testing.T) {
 	_, addr := taken(t)
 	err := Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: addr, HardFail: true, Log: quiet()}.Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "another process on the node has the port, choose another one with --metrics-bind-address") {
+	if err == nil || !strings.Contains(err.Error(), "another process on the node uses the port; choose another one with --metrics-bind-address") {
 		t.Errorf("got %v", err)
 	}
 	bad := Server{Name: "metrics", Flag: "--metrics-bind-address", Addr: netip.MustParseAddrPort("192.0.2.1:1"), HardFail: true, Log: quiet()}

@@ -8,8 +8,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// StaleAfter is how long a watch may be silent. It is longer than the API server keeps a watch open (clients ask for ten minutes
-// at most) plus the time after which package kube closes one that the server did not.
+// StaleAfter is how long a watch may be silent. It is longer than the API server keeps a watch open
+// (clients ask for ten minutes at most) plus the time after which package kube closes one that the
+// server did not.
 const StaleAfter = 15 * time.Minute
 
 // Options are what a State works with. All functions may be nil.
@@ -26,8 +27,8 @@ type Options struct {
 	Answered func(endpoint string, code int)
 }
 
-// State is what is known about the health of forwarding on this node. Make one with NewState. Any goroutine may call its
-// methods. Arrays are by fwd.Family.Index.
+// State is what is known about the health of forwarding on this node. Make one with NewState. Any
+// goroutine may call its methods. Arrays are by fwd.Family.Index.
 type State struct {
 	o Options
 
@@ -42,7 +43,8 @@ type State struct {
 	pendingSince [2]time.Time
 	// updated is the end of the last sync without a failure, or the start of the process.
 	updated [2]time.Time
-	// written says that everything was written at least once, verified that everything was then found in the kernel.
+	// written says that everything was written at least once, verified that everything was then
+	// found in the kernel.
 	written, verified [2]bool
 	leaving           bool
 	quarantined       int
@@ -61,8 +63,8 @@ func (s *State) SetServed(served [2]bool) {
 	s.served = served
 }
 
-// SetStandby says that another process does the work and this one waits to take over, and why. It is healthy and ready meanwhile.
-// An empty note ends that.
+// SetStandby says that another process does the work and this one waits to take over, and why. It
+// is healthy and ready meanwhile. An empty note ends that.
 func (s *State) SetStandby(note string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,8 +86,8 @@ func (s *State) wait(family int, since time.Time) {
 	}
 }
 
-// Synced reports a sync: which families were tried, and in which not everything is in the kernel, whether or not that was tried
-// now; and how many Services the kernel refuses.
+// Synced reports a sync: which families were tried, and in which not everything is in the kernel,
+// whether or not that was tried now; and how many Services the kernel refuses.
 func (s *State) Synced(start, end time.Time, tried, failed [2]bool, quarantined int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,8 +102,8 @@ func (s *State) Synced(start, end time.Time, tried, failed [2]bool, quarantined 
 	s.quarantined = quarantined
 }
 
-// Verified says that everything wanted was found in the kernel in one family. It returns whether that is now true for all
-// families.
+// Verified says that everything wanted was found in the kernel in one family. It returns whether
+// that is now true for all families.
 func (s *State) Verified(f fwd.Family) (all bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,7 +116,8 @@ func (s *State) everywhere(is [2]bool) bool {
 	return (is[0] || !s.served[0]) && (is[1] || !s.served[1])
 }
 
-// Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler marked it for deletion.
+// Node says whether the node is about to go away: it is being deleted, or the cluster autoscaler
+// marked it for deletion.
 func (s *State) Node(leaving bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -76,7 +76,8 @@ func TestEndpoints(t *testing.T) {
 		{"another period", []step{written, verified, queued, period(time.Minute), wait(2*time.Minute - 1)}, [3]int{ok, ok, ok}},
 		{"the loop takes no change", []step{written, verified, untaken, wait(time.Minute)}, [3]int{bad, bad, bad}},
 		{"the loop takes changes", []step{written, verified, untaken, wait(time.Minute), taken}, [3]int{ok, ok, ok}},
-		// A rolling update waits for the new process to be ready, and that one for the old one to end.
+		// A rolling update waits for the new process to be ready, and that one for the old one to
+		// end.
 		{"on standby changes wait", []step{standby(true), untaken, queued, wait(time.Hour), heard}, [3]int{ok, ok, ok}},
 		{"on standby, node about to be deleted", []step{standby(true), leaving(true)}, [3]int{bad, ok, ok}},
 		{"on standby no more", []step{standby(true), untaken, wait(time.Hour), heard, standby(false), taken}, [3]int{ok, ok, bad}},

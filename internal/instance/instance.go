@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// ID identifies an instance in the kernel. The zero ID is that of the instance without a name; all others have
-// at most 25 bits.
+// ID identifies an instance in the kernel. The zero ID is the instance without a name. All others
+// have at most 25 bits.
 type ID uint32
 
 const (
@@ -16,7 +16,8 @@ const (
 	tagBytes = bits / 5 // of base32
 )
 
-// Of returns the ID of the instance with that value of --service-proxy-name; an empty one is that of the instance without.
+// Of returns the ID of the instance with that value of --service-proxy-name. An empty value is the
+// instance without a name.
 func Of(name string) ID {
 	if name == "" {
 		return 0
@@ -25,7 +26,7 @@ func Of(name string) ID {
 	return max(1, ID(binary.BigEndian.Uint32(sum[:])>>(32-bits)))
 }
 
-// tag is the ID in five characters, empty for the zero ID.
+// tag is the ID as five characters; empty for the zero ID.
 func (i ID) tag() string {
 	if i == 0 {
 		return ""
@@ -48,21 +49,23 @@ func parseTag(s string) (ID, bool) {
 	return i, i != 0
 }
 
-// NamedPrefix begins the Prefix of every instance with a name, and nearly nothing else.
+// NamedPrefix begins the Prefix of every instance with a name. Names of other programs hardly ever
+// begin so.
 const NamedPrefix = "FL-"
 
 const (
 	unnamedPrefix = "FAIRLEAD-"
 	unnamedTable  = "fairlead"
 	unnamedDevice = "kube-ipvs0"
-	// namedDevice begins like unnamedDevice, since other programs leave devices alone that begin so.
+	// namedDevice begins like unnamedDevice, because other programs ignore devices whose names
+	// begin so.
 	namedDevice = "kube-ipvs-"
 )
 
 // String is the name of the table: "fairlead", or "fairlead-" and five characters.
 func (i ID) String() string { return i.Table() }
 
-// Prefix begins the names of chains, sets and xt_recent lists. It has nine bytes.
+// Prefix is the prefix of the names of chains, sets and xt_recent lists. It has nine bytes.
 func (i ID) Prefix() string {
 	if i == 0 {
 		return unnamedPrefix
@@ -78,7 +81,8 @@ func (i ID) Table() string {
 	return unnamedTable + "-" + strings.ToLower(i.tag())
 }
 
-// Device is the name of the device that virtual IPs are on. It has at most 15 bytes (IFNAMSIZ less the final zero).
+// Device is the name of the device with the virtual IPs. It has at most 15 bytes (IFNAMSIZ without
+// the final zero).
 func (i ID) Device() string {
 	if i == 0 {
 		return unnamedDevice
@@ -86,7 +90,8 @@ func (i ID) Device() string {
 	return namedDevice + strings.ToLower(i.tag())
 }
 
-// Routing is the number of the routing table and the metric of routes of the instance, 0 for the zero ID.
+// Routing is the number of the instance's routing table and the metric of its routes; 0 for the
+// zero ID.
 func (i ID) Routing() uint32 {
 	if i == 0 {
 		return 0
@@ -94,46 +99,31 @@ func (i ID) Routing() uint32 {
 	return 1<<bits | uint32(i)
 }
 
-// OfRouting is the reverse of Routing.
-func OfRouting(n uint32) (ID, bool) {
-	i := ID(n &^ (1 << bits))
-	return i, i.Routing() == n
-}
-
-// OfObject says to which instance a chain or set belongs.
+// OfObject returns the instance that a chain or set belongs to.
 func OfObject(name string) (ID, bool) {
 	if strings.HasPrefix(name, unnamedPrefix) {
 		return 0, true
 	}
-	rest, ok := strings.CutPrefix(name, NamedPrefix)
-	if !ok {
-		return 0, false
-	}
-	tag, _, ok := strings.Cut(rest, "-")
-	if !ok {
+	suffix, named := strings.CutPrefix(name, NamedPrefix)
+	tag, _, tagged := strings.Cut(suffix, "-")
+	if !named || !tagged {
 		return 0, false
 	}
 	return parseTag(tag)
 }
 
-// OfTable says to which instance a table of nf_tables belongs.
-func OfTable(name string) (ID, bool) {
-	if name == unnamedTable {
-		return 0, true
-	}
-	tag, ok := strings.CutPrefix(name, unnamedTable+"-")
-	if !ok || tag != strings.ToLower(tag) {
-		return 0, false
-	}
-	return parseTag(strings.ToUpper(tag))
-}
+// OfTable returns the instance that a table of nf_tables belongs to.
+func OfTable(name string) (ID, bool) { return ofName(name, unnamedTable, unnamedTable+"-") }
 
-// OfDevice says to which instance a device of virtual IPs belongs.
-func OfDevice(name string) (ID, bool) {
-	if name == unnamedDevice {
+// OfDevice returns the instance that a device of virtual IPs belongs to.
+func OfDevice(name string) (ID, bool) { return ofName(name, unnamedDevice, namedDevice) }
+
+// ofName reads a name with a tag in lower case.
+func ofName(name, unnamed, namedPrefix string) (ID, bool) {
+	if name == unnamed {
 		return 0, true
 	}
-	tag, ok := strings.CutPrefix(name, namedDevice)
+	tag, ok := strings.CutPrefix(name, namedPrefix)
 	if !ok || tag != strings.ToLower(tag) {
 		return 0, false
 	}

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// names are values of a label: the shortest, odd and longest ones, and ones that look like our own.
+// names are values of the label: the shortest, unusual and longest ones, and some that look like
+// our own names.
 func names() []string {
 	out := []string{"", "a", "A", "two", "Two", "two.", "fairlead", "FAIRLEAD", "a.b_c-D", strings.Repeat("x", 63), strings.Repeat("x", 62) + "y", "kube-ipvs0", "9650"}
 	for i := range 500 {
@@ -38,7 +39,8 @@ func TestNamesAreInjectiveAndWithinTheKernelsLimits(t *testing.T) {
 	}
 }
 
-// TestTheInstanceWithoutANameKeepsItsNames holds what is in the kernel of every node that was ever installed.
+// TestTheInstanceWithoutANameKeepsItsNames: the kernel of every node that was ever installed has
+// these names.
 func TestTheInstanceWithoutANameKeepsItsNames(t *testing.T) {
 	i := Of("")
 	if got, want := [4]any{i.Prefix(), i.Table(), i.Device(), i.Routing()}, [4]any{"FAIRLEAD-", "fairlead", "kube-ipvs0", uint32(0)}; got != want {
@@ -46,12 +48,19 @@ func TestTheInstanceWithoutANameKeepsItsNames(t *testing.T) {
 	}
 }
 
-// TestNamesOfOneVersionAreThoseOfTheNext holds a name that nodes have in their kernels across an upgrade.
+// TestNamesOfOneVersionAreThoseOfTheNext: an upgrade must find the names that the old version
+// wrote.
 func TestNamesOfOneVersionAreThoseOfTheNext(t *testing.T) {
 	i := Of("two")
 	if got, want := [4]any{i.Prefix(), i.Table(), i.Device(), i.Routing()}, [4]any{"FL-H7CMZ-", "fairlead-h7cmz", "kube-ipvs-h7cmz", uint32(41912729)}; got != want {
 		t.Errorf("got %v, want %v", got, want)
 	}
+}
+
+// ofRouting is the reverse of Routing.
+func ofRouting(n uint32) (ID, bool) {
+	i := ID(n &^ (1 << bits))
+	return i, i.Routing() == n
 }
 
 func TestNamesAreReadBack(t *testing.T) {
@@ -67,7 +76,7 @@ func TestNamesAreReadBack(t *testing.T) {
 			"chain":   func() (ID, bool) { return OfObject(i.Prefix() + "SERVICES") },
 			"table":   func() (ID, bool) { return OfTable(i.Table()) },
 			"device":  func() (ID, bool) { return OfDevice(i.Device()) },
-			"routing": func() (ID, bool) { return OfRouting(i.Routing()) },
+			"routing": func() (ID, bool) { return ofRouting(i.Routing()) },
 		} {
 			if got, ok := back(); got != i || !ok {
 				t.Errorf("%s of %d: read back as %d, %t", what, i, got, ok)

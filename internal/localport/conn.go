@@ -12,7 +12,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// A listener that fails to accept, mostly for want of file descriptors, rests this long.
+// acceptRetry is the pause after a failed accept, which mostly means that there are no file
+// descriptors left.
 const acceptRetry = 200 * time.Millisecond
 
 // accept takes connections until the listener is closed.
@@ -25,7 +26,7 @@ func (f *Forwarder) accept(ctx context.Context, at netip.AddrPort, choices *choo
 			return
 		case err != nil:
 			if !failing {
-				f.log.Error("Connections to a node port on loopback cannot be accepted, trying again", "address", at.String(), "error", err)
+				f.log.Error("cannot accept connections to a node port on loopback, retrying", "address", at.String(), "error", err)
 				failing = true
 			}
 			select {
@@ -34,7 +35,7 @@ func (f *Forwarder) accept(ctx context.Context, at netip.AddrPort, choices *choo
 			}
 			continue
 		case failing:
-			f.log.Info("Connections to a node port on loopback are accepted again", "address", at.String())
+			f.log.Info("accepting connections to a node port on loopback again", "address", at.String())
 			failing = false
 		}
 		fam := fwd.FamilyOf(at.Addr()).Index()
@@ -57,33 +58,35 @@ func fromLoopback(c *net.TCPConn) bool {
 	return ok && a.IP.IsLoopback()
 }
 
-// enter counts a connection, unless there are too many.
+// enter counts a connection. It returns false if there are too many.
 func (f *Forwarder) enter() bool {
 	if f.count.open.Add(1) <= f.maxConns {
 		return true
 	}
 	f.count.open.Add(-1)
 	if f.full.CompareAndSwap(false, true) {
-		f.log.Error("Too many connections to node ports on loopback; new ones are reset until some have ended", "limit", f.maxConns)
+		f.log.Error("too many connections to node ports on loopback, resetting new ones until some have ended", "limit", f.maxConns)
 	}
 	return false
 }
 
-// leave is the reverse of enter. That there is room again is said when a tenth is free, so as not to log each connection.
+// leave is the reverse of enter. It logs that connections are accepted again when a tenth of the
+// limit is free, so as not to log every connection.
 func (f *Forwarder) leave() {
 	if f.count.open.Add(-1) <= f.maxConns*9/10 && f.full.CompareAndSwap(true, false) {
-		f.log.Info("Connections to node ports on loopback are accepted again", "limit", f.maxConns)
+		f.log.Info("accepting new connections to node ports on loopback again", "limit", f.maxConns)
 	}
 }
 
-// serve forwards one connection.
+// serve forwards one connection to an endpoint.
 func (f *Forwarder) serve(ctx context.Context, client *net.TCPConn, at, to netip.AddrPort) {
-	// Not DialTCP: it binds first, and a port that is bound before the destination is known is taken for all destinations.
+	// Not DialTCP: it binds first, and a port that is bound before the destination is known is in
+	// use for all destinations.
 	server, err := f.dialer.DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		if ctx.Err() == nil {
 			f.count.dialFailures[fwd.FamilyOf(at.Addr()).Index()].Add(1)
-			f.log.Debug("An endpoint of a node port on loopback does not answer", "address", at.String(), "endpoint", to.String(), "error", err)
+			f.log.Debug("endpoint of a node port on loopback does not respond", "address", at.String(), "endpoint", to.String(), "error", err)
 		}
 		reset(client)
 		return
@@ -91,7 +94,8 @@ func (f *Forwarder) serve(ctx context.Context, client *net.TCPConn, at, to netip
 	relay(ctx, client, server.(*net.TCPConn))
 }
 
-// relay copies both ways until both directions have ended, or one failed, or the context ends, and closes both.
+// relay copies in both directions until both have ended, one fails or the context ends. Then it
+// closes both connections.
 func relay(ctx context.Context, a, b *net.TCPConn) {
 	abort := func() { reset(a); reset(b) }
 	stop := context.AfterFunc(ctx, abort)
@@ -102,7 +106,7 @@ func relay(ctx context.Context, a, b *net.TCPConn) {
 			err = to.CloseWrite()
 		}
 		if err != nil {
-			abort() // one side has gone away, which the other is told in the same way
+			abort() // one side has gone away; the other gets a reset too
 		}
 	}
 	var other sync.WaitGroup
@@ -110,12 +114,13 @@ func relay(ctx context.Context, a, b *net.TCPConn) {
 	pump(a, b)
 	other.Wait()
 	stop()
-	// Both have been shut down or reset: there is nothing left that could fail.
+	// Both have been shut down or reset, so that closing cannot fail.
 	_ = a.Close()
 	_ = b.Close()
 }
 
-// reset closes a connection so that the other side gets an error and not an end. It is safe to call twice.
+// reset closes a connection so that the other side gets an error instead of an end of file. It may
+// be called twice.
 func reset(c *net.TCPConn) {
 	_ = c.SetLinger(0) // fails only if it is closed already
 	_ = c.Close()

@@ -19,35 +19,37 @@ import (
 const (
 	defaultDialTimeout = 10 * time.Second
 	defaultMaxConns    = 10_000
-	// A port that cannot be listened on is tried again after bindRetryMin, then after twice as long, up to bindRetryMax.
+	// A port that cannot be bound is retried after bindRetryMin, then after twice as long each
+	// time, up to bindRetryMax.
 	bindRetryMin = time.Second
 	bindRetryMax = time.Minute
 )
 
-// keepAlive ends connections whose other side is gone without a word, after six minutes: as long as nothing is sent a
-// probe costs one packet a minute.
+// keepAlive ends connections whose other side disappeared, after six minutes. An idle connection
+// costs one packet a minute.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: time.Minute, Count: 5}
 
-// Options say how a Forwarder works.
+// Options are what a Forwarder works with.
 type Options struct {
-	// Families says by fwd.Family.Index on which loopback addresses node ports are served: those that the node-port
-	// addresses name explicitly.
+	// Families says by fwd.Family.Index on which loopback addresses node ports are served: on those
+	// that the node-port addresses list explicitly.
 	Families [2]bool
-	// DialTimeout is how long an endpoint may take to accept a connection; 0 means 10 s.
+	// DialTimeout is the timeout for connecting to an endpoint; 0 means 10 s.
 	DialTimeout time.Duration
-	// MaxConns is how many connections may be open; more are reset. 0 means 10,000. Each needs up to six file descriptors.
+	// MaxConns is how many connections may be open; others are reset. 0 means 10,000. Each needs up
+	// to six file descriptors.
 	MaxConns int
 	Logger   *slog.Logger
 }
 
-// listener is what the Forwarder needs of a *net.TCPListener.
+// listener is the part of *net.TCPListener that the Forwarder uses.
 type listener interface {
 	AcceptTCP() (*net.TCPConn, error)
 	Close() error
 }
 
-// Forwarder serves node ports on loopback. Update and Sync belong to one goroutine, Run to another; Stats may be called
-// from any.
+// Forwarder serves node ports on loopback. Update and Sync belong to one goroutine, Run to another;
+// Stats may be called from any.
 type Forwarder struct {
 	families [2]bool
 	dialer   net.Dialer
@@ -55,10 +57,11 @@ type Forwarder struct {
 	log      *slog.Logger
 	listen   func(context.Context, netip.AddrPort) (listener, error)
 	random   func(uint64) uint64
-	// settled, if not nil, is called by Run when that many targets were taken and listeners opened and closed, for tests.
+	// settled, if not nil, is called by Run for tests when that many targets were applied.
 	settled func(taken int)
 
-	// changed holds the targets that changed since the last Sync; it belongs to the goroutine of Update.
+	// changed holds the targets that changed since the last Sync; it belongs to the goroutine of
+	// Update.
 	changed map[fwd.Key]target
 
 	wake    chan struct{}
@@ -75,7 +78,7 @@ type Forwarder struct {
 // New returns a Forwarder that does nothing until Run.
 func New(o Options) *Forwarder {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	// Go would listen for Multipath TCP, which is of no use between processes of one host.
+	// Go's default is Multipath TCP, which is of no use between processes of one host.
 	lc.SetMultipathTCP(false)
 	return &Forwarder{
 		families: o.Families,
@@ -96,9 +99,11 @@ func New(o Options) *Forwarder {
 	}
 }
 
-// Update takes in changes of the table, in memory. It costs the size of the fragments that changed.
+// Update records changes of the table. Its cost is proportional to the size of the fragments that
+// changed.
 func (f *Forwarder) Update(ch fwd.Changes) {
-	// A key may pass from one Service to another within the changes, in either order: first all go, then all come.
+	// A key may move from one Service to another within the changes, in either order: remove all
+	// old ones first, then add.
 	for _, sc := range ch.Services {
 		f.each(sc.Old, func(fe *fwd.Frontend) { f.changed[fe.Key] = target{} })
 	}
@@ -107,7 +112,7 @@ func (f *Forwarder) Update(ch fwd.Changes) {
 	}
 }
 
-// each calls do for the frontends of a fragment that may be served here.
+// each calls do for the frontends of a fragment that can be served here.
 func (f *Forwarder) each(fr *fwd.Fragment, do func(*fwd.Frontend)) {
 	if fr == nil {
 		return
@@ -119,7 +124,7 @@ func (f *Forwarder) each(fr *fwd.Fragment, do func(*fwd.Frontend)) {
 	}
 }
 
-// Sync makes Run open and close listeners according to all updates so far. It does not wait.
+// Sync makes Run open and close listeners for all updates so far. It does not wait.
 func (f *Forwarder) Sync() {
 	if len(f.changed) == 0 {
 		return
@@ -134,11 +139,12 @@ func (f *Forwarder) Sync() {
 	}
 }
 
-// port is a node port that is to be served.
+// port is a node port that must be served.
 type port struct {
 	key     fwd.Key
 	choices chooser
-	// listener is nil while the port cannot be listened on: failures times so far, and next to be tried at retry.
+	// listener is nil while the port cannot be bound. It failed so many times so far, and is
+	// retried at retry.
 	listener listener
 	failures int
 	retry    time.Time
@@ -148,8 +154,8 @@ func (p *port) addr() netip.AddrPort {
 	return netip.AddrPortFrom(loopback[p.key.Family.Index()], p.key.Port)
 }
 
-// Run serves until the context ends; then it closes listeners, resets connections, and returns when all its goroutines
-// have ended. It is called once, in a goroutine of the caller, who waits for it.
+// Run serves until the context ends. Then it closes listeners, resets connections, and returns when
+// all its goroutines have ended. It is called once.
 func (f *Forwarder) Run(ctx context.Context) {
 	ports := make(map[fwd.Key]*port)
 	for {
@@ -161,7 +167,7 @@ func (f *Forwarder) Run(ctx context.Context) {
 		closed := f.take(ports, changed)
 		opened, retry := f.open(ctx, ports)
 		if opened+closed > 0 {
-			f.log.Info("Node ports on loopback changed", "opened", opened, "closed", closed, "ports", len(ports))
+			f.log.Info("node ports on loopback changed", "opened", opened, "closed", closed, "ports", len(ports))
 		}
 		if f.settled != nil {
 			f.settled(len(changed))
@@ -183,7 +189,7 @@ func (f *Forwarder) Run(ctx context.Context) {
 	}
 }
 
-// take brings ports up to date and closes the listeners of those that are gone; it returns their number.
+// take updates ports and closes the listeners of those that are removed. It returns their number.
 func (f *Forwarder) take(ports map[fwd.Key]*port, changed map[fwd.Key]target) (closed int) {
 	for key, t := range changed {
 		p := ports[key]
@@ -205,7 +211,7 @@ func (f *Forwarder) take(ports map[fwd.Key]*port, changed map[fwd.Key]target) (c
 	return closed
 }
 
-// close says whether there was a listener.
+// close closes the listener of a port. It returns whether there was one.
 func (f *Forwarder) close(p *port) bool {
 	if p.listener == nil {
 		return false
@@ -216,7 +222,8 @@ func (f *Forwarder) close(p *port) bool {
 	return true
 }
 
-// open listens on the ports whose turn it is, and returns when the next ones are to be tried, zero if there are none.
+// open binds the ports that are due. It returns when the next retry is due, zero if nothing has
+// failed.
 func (f *Forwarder) open(ctx context.Context, ports map[fwd.Key]*port) (opened int, retry time.Time) {
 	now := time.Now()
 	for _, key := range slices.SortedFunc(maps.Keys(ports), fwd.Key.Compare) {
@@ -231,7 +238,7 @@ func (f *Forwarder) open(ctx context.Context, ports map[fwd.Key]*port) (opened i
 	return opened, retry
 }
 
-// bind listens on a port, or says when to try again.
+// bind listens on a port, or plans the next attempt.
 func (f *Forwarder) bind(ctx context.Context, p *port) bool {
 	fam := p.key.Family.Index()
 	l, err := f.listen(ctx, p.addr())
@@ -241,7 +248,7 @@ func (f *Forwarder) bind(ctx context.Context, p *port) bool {
 		}
 		f.count.bindFailures[fam].Add(1)
 		if p.failures == 0 {
-			f.log.Warn("A node port cannot be served on loopback; it is tried again, at least every minute",
+			f.log.Warn("cannot serve a node port on loopback, retrying at least every minute",
 				"address", p.addr().String(), "service", p.choices.owner().String(), "error", err)
 		}
 		p.retry = time.Now().Add(min(bindRetryMin<<min(p.failures, 16), bindRetryMax))
@@ -249,7 +256,7 @@ func (f *Forwarder) bind(ctx context.Context, p *port) bool {
 		return false
 	}
 	if p.failures > 0 {
-		f.log.Info("A node port is served on loopback at last", "address", p.addr().String(), "failures", p.failures)
+		f.log.Info("serving a node port on loopback after earlier failures", "address", p.addr().String(), "failures", p.failures)
 	}
 	p.listener, p.failures, p.retry = l, 0, time.Time{}
 	f.count.listeners[fam].Add(1)

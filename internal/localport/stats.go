@@ -2,31 +2,33 @@ package localport
 
 import "sync/atomic"
 
-// Stats are what a Forwarder has done since the start of the process, and what it does now. Arrays are by
-// fwd.Family.Index.
+// Stats are what a Forwarder has done since the process started, and what it does now. Arrays are
+// by fwd.Family.Index.
 type Stats struct {
-	// Listeners is how many node ports are listened on.
+	// Listeners is the number of node ports with a listener.
 	Listeners [2]int
-	// Connections is how many are open.
+	// Connections is the number of open connections.
 	Connections int
-	// Accepted counts connections that were forwarded or were to be.
+	// Accepted counts connections that were accepted.
 	Accepted [2]uint64
-	// Refused counts connections that were reset at once: too many, or from an address that is not loopback.
+	// Refused counts connections that were reset at once: too many, or from an address that is not
+	// loopback.
 	Refused [2]uint64
-	// DialFailures counts accepted connections that were reset because the endpoint did not answer.
+	// DialFailures counts accepted connections that were reset because the endpoint did not
+	// respond.
 	DialFailures [2]uint64
-	// BindFailures counts attempts to listen that failed.
+	// BindFailures counts failed attempts to listen.
 	BindFailures [2]uint64
 }
 
-// counters are the Stats as they are kept.
+// counters hold the Stats.
 type counters struct {
 	listeners                                     [2]atomic.Int64
 	open                                          atomic.Int64
 	accepted, refused, dialFailures, bindFailures [2]atomic.Uint64
 }
 
-// Stats returns the totals. Numbers that belong together may be from slightly different times.
+// Stats returns the totals. They may be from slightly different times.
 func (f *Forwarder) Stats() Stats {
 	c := &f.count
 	s := Stats{Connections: int(c.open.Load())}

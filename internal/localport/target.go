@@ -9,10 +9,11 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// loopback are the addresses that are listened on, by fwd.Family.Index.
+// loopback are the addresses with listeners, by fwd.Family.Index.
 var loopback = [2]netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 
-// target is where connections to one node port go. It is immutable. The zero target means that nobody listens.
+// target is where connections to one node port go. It is immutable. The zero target means that
+// there is no listener.
 type target struct {
 	owner fwd.ServicePort
 	// endpoints is sorted by address.
@@ -29,7 +30,7 @@ func (t target) has(a netip.AddrPort) bool {
 	return ok
 }
 
-// at returns the endpoint whose share of the range from 0 to total n falls into.
+// at returns the endpoint whose share of the numbers below total includes n.
 func (t target) at(n uint64) netip.AddrPort {
 	for _, e := range t.endpoints {
 		if n < uint64(e.Weight) {
@@ -37,13 +38,13 @@ func (t target) at(n uint64) netip.AddrPort {
 		}
 		n -= uint64(e.Weight)
 	}
-	panic("BUG: localport: the weights do not add up to their total")
+	panic("BUG: localport: the weights do not add up to the total")
 }
 
-// isLocalPort says whether a frontend could be served here.
+// isLocalPort says whether a frontend can be served here.
 func isLocalPort(k fwd.Key) bool { return k.IsNodePort() && k.Proto == fwd.TCP }
 
-// targetOf works out where a node port of a fragment leads.
+// targetOf returns the target of a node port of a fragment.
 func targetOf(f *fwd.Fragment, fe *fwd.Frontend) target {
 	route := fe.Routes[fwd.Outside]
 	if route.Action != fwd.Forward || !fe.Admits(loopback[fe.Key.Family.Index()]) {
@@ -68,7 +69,8 @@ func targetOf(f *fwd.Fragment, fe *fwd.Frontend) target {
 type chooser struct {
 	mu     sync.Mutex // guards all fields
 	target target
-	// pinned is the endpoint that session affinity remembers, since the time last; invalid if there is none.
+	// pinned is the endpoint that session affinity remembers, invalid if there is none; last is
+	// when it was last chosen.
 	pinned netip.AddrPort
 	last   time.Time
 }
@@ -89,7 +91,7 @@ func (c *chooser) owner() fwd.ServicePort {
 	return c.target.owner
 }
 
-// choose returns the endpoint for a new connection. random returns a number from 0 to its argument, without that.
+// choose returns the endpoint for a new connection. random(n) returns a number in [0, n).
 func (c *chooser) choose(now time.Time, random func(uint64) uint64) netip.AddrPort {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -134,7 +134,8 @@ func lookupAgrees(t *testing.T, changes fwd.Changes, families [2]bool, served ma
 	}
 }
 
-// TestUpdatePassesKey lets a key go from one Service to another, in both orders of the Services in the changes.
+// TestUpdatePassesKey lets a key go from one Service to another, in both orders of the Services in
+// the changes.
 func TestUpdatePassesKey(t *testing.T) {
 	one := table(t, "service d/a created=1", "frontend node4:30080/tcp kind=NodePort owner=d/a:p/tcp all=forward,cluster,policy-cluster",
 		"pool d/a:p/tcp family=IPv4 scope=cluster endpoints=10.0.0.1:80").Services[0].New
@@ -156,7 +157,8 @@ func TestUpdatePassesKey(t *testing.T) {
 	}
 }
 
-// TestCompiled asks the compiler, so that the rule by which endpoints are taken is that of the routes it makes.
+// TestCompiled asks the compiler, so that the rule by which endpoints are taken is that of the
+// routes it makes.
 func TestCompiled(t *testing.T) {
 	endpoint := func(addr, node string) cluster.Endpoint {
 		return cluster.Endpoint{Addr: netip.MustParseAddr(addr), Place: &cluster.Place{Node: node}, Ready: true, Serving: true}

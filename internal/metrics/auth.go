@@ -6,53 +6,52 @@ import (
 	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/cache"
 )
 
-// Reviewer asks the API server.
+// Reviewer asks the API server about requests.
 type Reviewer interface {
-	// Review says who holds the token, and whether that user may do what the verb says, such as "get", with a path. The user
-	// is empty where the API server knows no holder. An error means that it did not answer.
+	// Review returns the user who holds the token, empty if the API server knows none, and whether
+	// that user may do what the verb says, such as "get", with a path. An error means that the API
+	// server did not respond.
 	Review(ctx context.Context, token, verb, path string) (user string, allowed bool, err error)
 }
 
 const (
-	// allowedFor and refusedFor are how long an answer holds. A permission that is taken away may be used for that long.
-	allowedFor = time.Minute
-	refusedFor = 10 * time.Second
-	// maxVerdicts bounds how many answers are remembered, maxReviews how many questions are open: everybody who reaches the
-	// server can make tokens up.
+	// allowedTTL and refusedTTL are how long a result is cached. A permission that is revoked may
+	// be used for that long.
+	allowedTTL = time.Minute
+	refusedTTL = 10 * time.Second
+	// maxVerdicts limits the cached results, maxReviews the requests to the API server at one time:
+	// everybody who reaches the server can make up tokens.
 	maxVerdicts = 1000
 	maxReviews  = 8
-	// reviewTime is how long the API server has.
-	reviewTime = 10 * time.Second
-	// maxToken is the longest token that is looked at, in bytes.
+	// reviewTimeout is for the API server's response.
+	reviewTimeout = 10 * time.Second
+	// maxToken is the length in bytes from which a token is refused without a review.
 	maxToken = 16 << 10
 )
 
-// gate lets requests through whose bearer token may do what they ask for. /healthz is open.
+// gate passes on requests whose bearer token may do what they ask for, and all requests for
+// /healthz.
 type gate struct {
 	next     http.Handler
 	reviewer Reviewer
 	log      *slog.Logger
-	// open holds one value for each question to the API server.
+	// open has one value for each review that is going on.
 	open chan struct{}
-
-	mu       sync.Mutex // guards verdicts
-	verdicts map[question]verdict
+	// verdicts are status codes by question.
+	verdicts *cache.LRUExpireCache
 }
 
-// question is what a verdict is about, hashed: neither are tokens kept, nor can long paths take memory.
+// question identifies what was asked. It is a hash, so that no token is kept and long paths take no
+// memory.
 type question [sha256.Size]byte
 
-type verdict struct {
-	code  int
-	until time.Time
-}
-
 func newGate(next http.Handler, r Reviewer, log *slog.Logger) *gate {
-	return &gate{next: next, reviewer: r, log: log, open: make(chan struct{}, maxReviews), verdicts: make(map[question]verdict)}
+	return &gate{next: next, reviewer: r, log: log, open: make(chan struct{}, maxReviews), verdicts: cache.NewLRUExpireCache(maxVerdicts)}
 }
 
 // ServeHTTP implements http.Handler.
@@ -61,7 +60,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		g.next.ServeHTTP(w, req)
 		return
 	}
-	switch code := g.judge(req); code {
+	switch code := g.verdict(req); code {
 	case http.StatusOK:
 		g.next.ServeHTTP(w, req)
 	case http.StatusUnauthorized:
@@ -72,8 +71,8 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// judge returns 200, or why the request does not get through.
-func (g *gate) judge(req *http.Request) int {
+// verdict returns 200 if the request may pass, and otherwise the status code of the refusal.
+func (g *gate) verdict(req *http.Request) int {
 	scheme, token, _ := strings.Cut(req.Header.Get("Authorization"), " ")
 	token = strings.TrimSpace(token)
 	if !strings.EqualFold(scheme, "Bearer") || token == "" || len(token) > maxToken {
@@ -81,27 +80,22 @@ func (g *gate) judge(req *http.Request) int {
 	}
 	verb, path := strings.ToLower(req.Method), req.URL.Path
 	q := question(sha256.Sum256([]byte(token + "\x00" + verb + "\x00" + path)))
-	now := time.Now()
-	g.mu.Lock()
-	v, known := g.verdicts[q]
-	g.mu.Unlock()
-	if known && now.Before(v.until) {
-		return v.code
+	if code, ok := g.verdicts.Get(q); ok {
+		return code.(int)
 	}
-	code := g.ask(req.Context(), token, verb, path)
-	if code == http.StatusServiceUnavailable {
-		return code // the next request asks again
+	code := g.review(req.Context(), token, verb, path)
+	switch code {
+	case http.StatusServiceUnavailable: // not cached
+	case http.StatusOK:
+		g.verdicts.Add(q, code, allowedTTL)
+	default:
+		g.verdicts.Add(q, code, refusedTTL)
 	}
-	hold := refusedFor
-	if code == http.StatusOK {
-		hold = allowedFor
-	}
-	g.remember(q, verdict{code, now.Add(hold)}, now)
 	return code
 }
 
-// ask asks the API server.
-func (g *gate) ask(ctx context.Context, token, verb, path string) int {
+// review asks the API server.
+func (g *gate) review(ctx context.Context, token, verb, path string) int {
 	if g.reviewer == nil {
 		return http.StatusServiceUnavailable
 	}
@@ -111,34 +105,18 @@ func (g *gate) ask(ctx context.Context, token, verb, path string) int {
 	default:
 		return http.StatusServiceUnavailable
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTime)
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
 	defer cancel()
 	user, allowed, err := g.reviewer.Review(ctx, token, verb, path)
 	switch {
 	case err != nil:
-		g.log.Debug("the API server does not say who asks for metrics", "path", path, "error", err)
+		g.log.Debug("cannot review a request to the metrics server", "path", path, "error", err)
 		return http.StatusServiceUnavailable
 	case user == "":
 		return http.StatusUnauthorized
 	case !allowed:
-		g.log.Debug("a user may not see this", "user", user, "verb", verb, "path", path)
+		g.log.Debug("refused a request to the metrics server", "user", user, "verb", verb, "path", path)
 		return http.StatusForbidden
 	}
 	return http.StatusOK
-}
-
-func (g *gate) remember(q question, v verdict, now time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.verdicts) >= maxVerdicts {
-		for old, v := range g.verdicts {
-			if !now.Before(v.until) {
-				delete(g.verdicts, old)
-			}
-		}
-	}
-	if len(g.verdicts) >= maxVerdicts {
-		clear(g.verdicts)
-	}
-	g.verdicts[q] = v
 }

@@ -126,7 +126,8 @@ func (m *Monitor) registerOwn() {
 	}
 	m.Gauge("fairlead_build_info", "Always 1; version and Go version are labels.", func(e Emit) { e(1, m.o.Version, runtime.Version()) }, "version", "go_version")
 	m.Gauge("fairlead_info", "Always 1; mode and version are labels.", func(e Emit) { e(1, m.o.Mode.Name, m.o.Version) }, "mode", "version")
-	// There is no kubernetes_build_info: it has the version of a Kubernetes component, and alerts compare those of a cluster.
+	// There is no kubernetes_build_info: it has the version of a Kubernetes component, and alerts
+	// compare those of a cluster.
 }
 
 // registerRequests registers the metrics that all clients of the Kubernetes API have.
@@ -148,7 +149,8 @@ func (m *Monitor) registerRequests() {
 	}
 }
 
-// kubernetesRelease returns the Kubernetes release that the linked k8s.io/client-go belongs to: v1.36.3 for v0.36.3.
+// kubernetesRelease returns the Kubernetes release that the linked k8s.io/client-go belongs to:
+// v1.36.3 for v0.36.3.
 func kubernetesRelease() string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, d := range info.Deps {

@@ -19,8 +19,9 @@ type Mode struct {
 	Name string
 	// FullAndPartial adds the durations of full and of partial syncs.
 	FullAndPartial bool
-	// WriteFailures is the name of the counter of syncs that failed to write, PartialFailures that of those among them that had
-	// not read the kernel before. A mode without such a counter has an empty name.
+	// WriteFailures is the name of the counter of syncs that failed to write, PartialFailures that
+	// of those among them that had not read the kernel before. A mode without such a counter has an
+	// empty name.
 	WriteFailures, PartialFailures string
 }
 
@@ -29,7 +30,8 @@ type Options struct {
 	Mode Mode
 	// Version is that of the program.
 	Version string
-	// APIServer is the host of requests to the API server, as in their URLs; empty if there is none.
+	// APIServer is the host of requests to the API server, as in their URLs; empty if there is
+	// none.
 	APIServer string
 	// Backlog returns what waits in front of the loop.
 	Backlog func() cluster.Backlog
@@ -37,7 +39,8 @@ type Options struct {
 	Watches func() []cluster.Watch
 }
 
-// Monitor keeps the metrics, and learns from the loop what they count. Make one with New. Any goroutine may call its methods.
+// Monitor keeps the metrics, and learns from the loop what they count. Make one with New. Any
+// goroutine may call its methods.
 type Monitor struct {
 	o       Options
 	set     set
@@ -51,7 +54,8 @@ type Monitor struct {
 	held events
 	// served says by fwd.Family.Index which families the node serves.
 	served [2]bool
-	// verified is, by fwd.Family.Index, when the kernel was last found complete, in seconds since 1970.
+	// verified is, by fwd.Family.Index, when the kernel was last found complete, in seconds since
+	// 1970.
 	verified [2]float64
 }
 
@@ -180,7 +184,8 @@ func (m *Monitor) Answered(endpoint string, code int) {
 	}
 }
 
-// FlowsSearched counts a search for stale connection-tracking entries. deleted has the number of deleted entries by reason.
+// FlowsSearched counts a search for stale connection-tracking entries. deleted has the number of
+// deleted entries by reason.
 func (m *Monitor) FlowsSearched(f fwd.Family, took time.Duration, deleted map[string]int, err error) {
 	v, label := &m.vectors, f.String()
 	v.flowDuration.WithLabelValues(label).Observe(took.Seconds())
@@ -199,7 +204,8 @@ func (m *Monitor) unwritten() events {
 	return m.held
 }
 
-// readQueued emits when a sync was last requested. It also sees requests that a loop that hangs has not taken.
+// readQueued emits when a sync was last requested. It also sees requests that a loop that hangs has
+// not taken.
 func (m *Monitor) readQueued(e Emit) {
 	last := m.o.Backlog().LastChange
 	m.mu.Lock()

@@ -102,7 +102,8 @@ func TestSynced(t *testing.T) {
 	wantLines(t, text, `kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 0`, `kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 0`)
 	wantNone(t, text, `last_timestamp_seconds{ip_family="IPv6"}`, `no_local_endpoints_total{ip_family="IPv6"`)
 
-	// IPv6 waits for its next attempt: that is neither a sync of its own, nor are the changes in the kernel.
+	// IPv6 waits for its next attempt: that is neither a sync of its own, nor are the changes in
+	// the kernel.
 	m.Synced(reconcile.Sync{Start: at, ServiceEvents: 1, Families: [2]reconcile.FamilySync{{Tried: true, End: at.Add(time.Second)}, {Failed: true}}})
 	text = scrape(t, m)
 	wantLines(t, text, `kubeproxy_sync_proxy_rules_service_changes_pending 5`, `fairlead_sync_failures_total{ip_family="IPv6"} 1`,
@@ -205,7 +206,8 @@ func TestSeriesFromTheStart(t *testing.T) {
 		`rest_client_request_duration_seconds_count{host="10.0.0.1:6443",verb="POST"} 0`, `rest_client_requests_total{code="200",host="10.0.0.1:6443",method="GET"} 0`)
 }
 
-// TestNoComponentOfKubernetes: alerts count the versions in kubernetes_build_info, and Fairlead has its own releases.
+// TestNoComponentOfKubernetes: alerts count the versions in kubernetes_build_info, and Fairlead has
+// its own releases.
 func TestNoComponentOfKubernetes(t *testing.T) {
 	text := scrape(t, New(full(nftables)))
 	wantNone(t, text, "kubernetes_build_info")

@@ -17,21 +17,23 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// ServerOptions say what the metrics server shows. What is nil or false is not there.
+// ServerOptions say which pages the metrics server has. A page whose field is nil or false does not
+// exist.
 type ServerOptions struct {
-	// Configz returns the configuration in force, for encoding/json, and Flagz the flags by name.
+	// Configz returns the configuration in force, for encoding/json; Flagz returns the flags by
+	// name.
 	Configz func() any
 	Flagz   func() map[string]string
-	// Profiling adds /debug/pprof and /debug/flags, through which SetVerbosity is called.
+	// Profiling adds /debug/pprof, and /debug/flags, which calls SetVerbosity.
 	Profiling    bool
 	SetVerbosity func(level int)
-	// Auth lets in only whom Reviewer lets in; without a Reviewer that is nobody.
+	// Auth refuses requests that Reviewer does not allow; all of them if it is nil.
 	Auth     bool
 	Reviewer Reviewer
 	Log      *slog.Logger
 }
 
-// Handler returns what the metrics server answers.
+// Handler returns the handler of the metrics server.
 func (m *Monitor) Handler(o ServerOptions) http.Handler {
 	p := &pages{mux: http.NewServeMux(), monitor: m, o: o, started: time.Now()}
 	for _, path := range []string{"/healthz", "/healthz/ping"} {
@@ -55,7 +57,7 @@ func (m *Monitor) Handler(o ServerOptions) http.Handler {
 	return newGate(p.mux, o.Reviewer, o.Log)
 }
 
-// pages are what the server has beside metrics.
+// pages are the pages of the server.
 type pages struct {
 	mux     *http.ServeMux
 	monitor *Monitor
@@ -69,7 +71,8 @@ func (p *pages) get(path string, h http.HandlerFunc) {
 	p.paths = append(p.paths, path)
 }
 
-// debug adds what lets a caller spend the process's time: profiles, and a more talkative log.
+// debug adds the pages by which a caller can make the process work: profiles, and a more verbose
+// log.
 func (p *pages) debug() {
 	p.mux.HandleFunc("/debug/pprof/", pprof.Index)
 	p.mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -85,7 +88,7 @@ func (p *pages) debug() {
 	}
 }
 
-// verbosity takes the new level as the body of a PUT.
+// verbosity sets the level to the number in the body of a PUT.
 func (p *pages) verbosity(w http.ResponseWriter, req *http.Request) {
 	if req.Method != http.MethodPut {
 		http.Error(w, "want PUT", http.StatusNotAcceptable) // the code is kube-proxy's
@@ -140,5 +143,5 @@ func (p *pages) statusz(w http.ResponseWriter, _ *http.Request) {
 func writeText(w http.ResponseWriter, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	_, _ = io.WriteString(w, text) // a client that went away has no use for an error
+	_, _ = io.WriteString(w, text) // fails only if the client has gone away
 }

@@ -57,8 +57,8 @@ func (s *set) histogram(name, help string, buckets []float64, labels ...string) 
 	return v
 }
 
-// initSeries makes the series of a counter or histogram that are known before anything is counted. A dashboard then shows 0
-// instead of nothing, and rate() sees the first increase.
+// initSeries makes the series of a counter or histogram that are known before anything is counted.
+// A dashboard then shows 0 instead of nothing, and rate() sees the first increase.
 func initSeries(labels []string, make func(values ...string)) {
 	switch {
 	case len(labels) == 0:
@@ -73,7 +73,8 @@ func initSeries(labels []string, make func(values ...string)) {
 // Emit takes one value of a metric with the values of its labels.
 type Emit func(value float64, labels ...string)
 
-// Counter and Gauge register a metric whose values are kept elsewhere. Each scrape calls read, from any goroutine.
+// Counter and Gauge register a metric whose values are kept elsewhere. Each scrape calls read, from
+// any goroutine.
 func (m *Monitor) Counter(name, help string, read func(Emit), labels ...string) {
 	m.set.read(prometheus.CounterValue, Spec{Name: name, Type: "counter", Help: help, Labels: labels}, read)
 }

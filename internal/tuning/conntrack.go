@@ -14,23 +14,23 @@ import (
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
 
-// maxScaled bounds what MaxPerCore asks for on machines with very many CPUs, as kube-proxy does since 1.36; a larger Min
-// still counts.
+// maxScaled limits what MaxPerCore asks for on machines with very many CPUs, as kube-proxy does
+// since 1.36. A larger Min still counts.
 const maxScaled = 1 << 20
 
 // Change is a parameter that was set.
 type Change struct {
 	// Name is the path of the parameter, such as "net/netfilter/nf_conntrack_max".
 	Name string
-	// Value is the new value, and Was the old one.
-	Value, Was int
+	// Value is the new value, Old the previous one.
+	Value, Old int
 }
 
-// Kernel is where parameters are. The zero Kernel is that of the machine.
+// Kernel is where the parameters are. The zero Kernel is this machine's.
 type Kernel struct {
 	// Sysctl is /proc/sys, and Sys is /sys.
 	Sysctl, Sys sysctl.FS
-	// CPUs is the number of CPUs that are online; 0 asks the kernel.
+	// CPUs is the number of CPUs that are online; 0 means to ask the kernel.
 	CPUs int
 }
 
@@ -39,21 +39,21 @@ const (
 	buckets   = "module/nf_conntrack/parameters/hashsize"
 )
 
-// Loaded says whether the kernel tracks connections, so that there are parameters to set.
+// Loaded says whether the kernel has connection tracking, and so parameters to set.
 func (k Kernel) Loaded() bool {
 	_, err := k.Sysctl.Int(tableSize)
 	return err == nil
 }
 
-// Conntrack sets what the configuration asks for. It returns what it changed, also where an error is returned; the error
-// joins one for each parameter that could not be set.
+// Conntrack sets what the configuration asks for. It returns what it changed, with or without an
+// error. The error joins one for each parameter that could not be set.
 func (k Kernel) Conntrack(c config.Conntrack) ([]Change, error) {
 	s := setter{}
 	if want := c.MaxPerCore; want > 0 {
 		s.raise(k.Sysctl, tableSize, TableSize(c, k.cpus()), "set conntrack.maxPerCore (--conntrack-max-per-core) to 0 to leave it to the machine")
-		// What the kernel has now counts, whoever has set it.
+		// The size that the kernel has now counts, whoever set it.
 		if size, err := k.Sysctl.Int(tableSize); err == nil {
-			s.raise(k.sys(), buckets, size/4, "look-ups in the table are slower with fewer buckets")
+			s.raise(k.sys(), buckets, size/4, "lookups in the table are slower with fewer buckets")
 		}
 	}
 	for _, t := range []struct {
@@ -75,8 +75,8 @@ func (k Kernel) Conntrack(c config.Conntrack) ([]Change, error) {
 	return s.changes, errors.Join(s.errs...)
 }
 
-// TableSize is the number of connections that the table is to hold on a machine with that many CPUs; 0 for as many as it
-// does.
+// TableSize returns the number of connections that the table must hold on a machine with that many
+// CPUs; 0 leaves it as it is.
 func TableSize(c config.Conntrack, cpus int) int {
 	if c.MaxPerCore <= 0 {
 		return 0
@@ -91,7 +91,8 @@ func (k Kernel) sys() sysctl.FS {
 	return k.Sys
 }
 
-// cpus counts the CPUs that are online: the machine's, not those that a container may use, since the table is the machine's.
+// cpus returns the number of CPUs of the machine that are online, not those that a container may
+// use: the table is the machine's.
 func (k Kernel) cpus() int {
 	if k.CPUs > 0 {
 		return k.CPUs
@@ -103,7 +104,7 @@ func (k Kernel) cpus() int {
 	return runtime.NumCPU()
 }
 
-// countCPUs reads a list such as "0-3,8"; 0 where it is none.
+// countCPUs returns the number of CPUs in a list such as "0-3,8"; 0 if it is malformed.
 func countCPUs(list string) int {
 	n := 0
 	for part := range strings.SplitSeq(list, ",") {
@@ -128,7 +129,7 @@ type setter struct {
 	errs    []error
 }
 
-// raise sets a value unless it is that large already.
+// raise sets a value unless it is already that large or larger.
 func (s *setter) raise(fs sysctl.FS, name string, want int, hint string) {
 	if was, err := fs.Int(name); err == nil && was >= want {
 		return
@@ -136,22 +137,22 @@ func (s *setter) raise(fs sysctl.FS, name string, want int, hint string) {
 	s.set(fs, name, want, hint)
 }
 
-// set sets a value unless it is that already.
+// set sets a value unless it is set already.
 func (s *setter) set(in sysctl.FS, name string, want int, hint string) {
 	was, err := in.Int(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		s.errs = append(s.errs, fmt.Errorf("%s is to be %d: the kernel has no such parameter, is the module nf_conntrack loaded? (%w)", name, want, err))
+		s.errs = append(s.errs, fmt.Errorf("set %s to %d: the kernel has no such parameter, is the module nf_conntrack loaded? (%w)", name, want, err))
 		return
 	case err != nil:
-		s.errs = append(s.errs, fmt.Errorf("%s is to be %d: %w; %s", name, want, err, hint))
+		s.errs = append(s.errs, fmt.Errorf("set %s to %d: %w; %s", name, want, err, hint))
 		return
 	case was == want:
 		return
 	}
 	if err := in.Set(name, strconv.Itoa(want)); err != nil {
-		s.errs = append(s.errs, fmt.Errorf("%s is to be %d, and is %d: %w; %s", name, want, was, err, hint))
+		s.errs = append(s.errs, fmt.Errorf("set %s to %d (now %d): %w; %s", name, want, was, err, hint))
 		return
 	}
-	s.changes = append(s.changes, Change{Name: name, Value: want, Was: was})
+	s.changes = append(s.changes, Change{Name: name, Value: want, Old: was})
 }

@@ -120,10 +120,10 @@ func TestConntrackFailuresStopNothing(t *testing.T) {
 	if want := []Change{{"net/netfilter/nf_conntrack_tcp_timeout_close_wait", 3600, 60}}; !cmp.Equal(got, want) {
 		t.Errorf("changed %v, want %v", got, want)
 	}
-	if err != nil && strings.Contains(err.Error(), "and is 0") {
+	if err != nil && strings.Contains(err.Error(), "now 0") {
 		t.Errorf("error %v says a value that was not read", err)
 	}
-	for _, want := range []string{"nf_conntrack_max is to be 131072", "--conntrack-max-per-core", "nf_conntrack_tcp_timeout_established is to be 86400: the kernel has no such parameter"} {
+	for _, want := range []string{"nf_conntrack_max to 131072", "--conntrack-max-per-core", "nf_conntrack_tcp_timeout_established to 86400: the kernel has no such parameter"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v does not say %q", err, want)
 		}

@@ -57,7 +57,8 @@ func (e *HeldError) Error() string {
 }
 
 const (
-	// helloTimeout is how long the other end may take to say who it is, and maxHello how many bytes that may be.
+	// helloTimeout is how long the other end may take to say who it is, and maxHello how many bytes
+	// that may be.
 	helloTimeout = 2 * time.Second
 	maxHello     = 4 << 10
 	// maxVisitors is how many connections a holder keeps open.
@@ -75,8 +76,8 @@ type Lock struct {
 	done    sync.WaitGroup
 }
 
-// Acquire takes a lock if it is free; it does not wait. The error is a *HeldError if another process holds the lock, and wraps
-// ErrUntrusted if the socket is no lock.
+// Acquire takes a lock if it is free; it does not wait. The error is a *HeldError if another
+// process holds the lock, and wraps ErrUntrusted if the socket is no lock.
 func Acquire(ctx context.Context, name string, self Process) (*Lock, error) {
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "unix", "@"+name)
@@ -173,8 +174,8 @@ func Look(ctx context.Context, name string) (by Process, held bool, err error) {
 	return by, true, nil
 }
 
-// Wait returns nil when a lock may be free, at once if it is, and the error of the context if that ends first. It tells the holder
-// who waits.
+// Wait returns nil when a lock may be free, at once if it is, and the error of the context if that
+// ends first. It tells the holder who waits.
 func Wait(ctx context.Context, name string, self Process) error {
 	c, _, err := dial(ctx, name)
 	if c == nil {
@@ -188,7 +189,8 @@ func Wait(ctx context.Context, name string, self Process) error {
 	return ctx.Err()
 }
 
-// Visit tells the holder of a lock, and each later holder, that this process is there, until the context ends.
+// Visit tells the holder of a lock, and each later holder, that this process is there, until the
+// context ends.
 func Visit(ctx context.Context, name string, self Process) {
 	for ctx.Err() == nil {
 		_ = Wait(ctx, name, self) // a holder that cannot be reached now is visited later
@@ -201,7 +203,8 @@ func Visit(ctx context.Context, name string, self Process) {
 	}
 }
 
-// dial connects to the holder of a lock and returns its PID. The connection is nil if there is no holder.
+// dial connects to the holder of a lock and returns its PID. The connection is nil if there is no
+// holder.
 func dial(ctx context.Context, name string) (*net.UnixConn, int, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", "@"+name)
@@ -220,8 +223,9 @@ func dial(ctx context.Context, name string) (*net.UnixConn, int, error) {
 	return c, pid, nil
 }
 
-// peer returns the PID of the process at the other end, the one that listens or the one that connected. The error wraps
-// ErrUntrusted if that is neither root's process nor our own user's, which may not hold a lock or talk to its holder.
+// peer returns the PID of the process at the other end, the one that listens or the one that
+// connected. The error wraps ErrUntrusted if that is neither root's process nor our own user's,
+// which may not hold a lock or talk to its holder.
 func peer(c *net.UnixConn) (pid int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -238,7 +242,8 @@ func peer(c *net.UnixConn) (pid int, err error) {
 	return int(cred.Pid), nil
 }
 
-// Held returns the names of locks that are held and begin with the prefix, sorted, including those of untrusted users.
+// Held returns the names of locks that are held and begin with the prefix, sorted, including those
+// of untrusted users.
 func Held(prefix string) ([]string, error) {
 	list, err := os.ReadFile("/proc/thread-self/net/unix")
 	if err != nil {

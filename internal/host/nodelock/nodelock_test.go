@@ -109,7 +109,8 @@ func TestVisitTellsEachHolder(t *testing.T) {
 	<-done
 }
 
-// TestAHolderThatDoesNotAnswerHolds has a listener that accepts nothing, as the one of a stopped process.
+// TestAHolderThatDoesNotAnswerHolds has a listener that accepts nothing, as the one of a stopped
+// process.
 func TestAHolderThatDoesNotAnswerHolds(t *testing.T) {
 	name := lockName(t)
 	s, err := net.Listen("unix", "@"+name)
