@@ -203,8 +203,8 @@ func (d *daemon) run(ctx context.Context) error {
 		}
 		return cmp.Or(failed, err)
 	}
-	d.standby(ctx, "")
 	d.observers.opened(plane)
+	d.standby(ctx, "")
 	d.kubeProxy.Start(ctx)
 	d.start(ctx, plane, addrs, startupOver)
 	if lock != nil {

@@ -61,7 +61,7 @@ func TestTheSecondOfAnInstanceWaitsAndTakesOver(t *testing.T) {
 	}()
 	<-waits
 	if p := <-first.Visitors(); p != (nodelock.Process{Instance: cfg.ServiceProxyName, Mode: "iptables", Version: version(), PID: os.Getpid()}) {
-		t.Errorf("the first hears of %+v", p)
+		t.Errorf("the first has the visitor %+v", p)
 	}
 	if !strings.Contains(note, fmt.Sprint("process ", os.Getpid())) {
 		t.Errorf("on standby it says %q", note)
@@ -80,14 +80,14 @@ func TestTheSecondOfAnInstanceWaitsAndTakesOver(t *testing.T) {
 		t.Errorf("the log says\n%s", text)
 	}
 
-	// One that is told to end does not wait on.
+	// A signal ends the wait.
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		lock, err := claim(ctx, cfg, func(string) { cancel() }, nil, logger)
 		done <- result{lock, err}
 	}()
 	if r := <-done; r.lock != nil || !errors.Is(r.err, context.Canceled) {
-		t.Errorf("told to end: %v", r)
+		t.Errorf("after a signal: %v", r)
 	}
 	r.lock.Release()
 }

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 		ctx, _ := signalContext()
 		fmt.Println("ready")
 		<-ctx.Done()
-		fmt.Println("told")
+		fmt.Println("signalled")
 		select {}
 	}
 	os.Exit(m.Run())
@@ -117,7 +117,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	p.until(t, "told")
+	p.until(t, "signalled")
 	// The default action of the signal comes back a moment after the context has ended, so one more
 	// signal may still be taken.
 	stop := make(chan struct{})
@@ -139,7 +139,7 @@ func TestASecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
-// TestTheFirstSignalEndsWhatReadsAPipe ends commands that read from a pipe to which nobody writes.
+// TestTheFirstSignalEndsWhatReadsAPipe ends commands that read from a pipe without a writer.
 func TestTheFirstSignalEndsWhatReadsAPipe(t *testing.T) {
 	for name, args := range map[string][]string{
 		"daemon, configuration":  {"--hostname-override=n1", "--config"},

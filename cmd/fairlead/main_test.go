@@ -108,7 +108,7 @@ spec:
   ports: [{name: http, port: 80, protocol: TCP}]
 `
 
-// What is odd about the configuration is said by all commands that read it, on standard error.
+// All commands that read the configuration print notes about it on standard error.
 func TestNotesOfCommands(t *testing.T) {
 	dir := t.TempDir()
 	objects, conf := filepath.Join(dir, "o.yaml"), filepath.Join(dir, "c.conf")

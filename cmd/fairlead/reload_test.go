@@ -111,7 +111,7 @@ func TestWatchConfig(t *testing.T) {
 	next("has changed", "applied=1", "restart=0")
 	next("applied", "clusterCIDR", `new=""`)
 	if <-configs; level.Level() != -7 {
-		t.Errorf("level %v, want what was set otherwise", level.Level())
+		t.Errorf("level %v, want what was set by another way", level.Level())
 	}
 	put(same + "mode: userspace\n")
 	next("level=ERROR", "is invalid", "keeping the running configuration", `mode \"userspace\"`)

@@ -16,7 +16,7 @@ import (
 
 const module = "github.com/fairlead/fairlead/"
 
-// maxLines is what can be read in one sitting.
+// maxLines is the longest file that one reads in one sitting.
 const maxLines = 800
 
 // source is one parsed file.
@@ -81,7 +81,7 @@ func load(t *testing.T) []source {
 	return out
 }
 
-// fits says whether a package is meant by a pattern.
+// fits says whether a pattern matches a package.
 func fits(dir, pattern string) bool {
 	if tree, ok := strings.CutSuffix(pattern, "/..."); ok {
 		return dir == tree || strings.HasPrefix(dir, tree+"/")
@@ -97,7 +97,7 @@ func roomOf(dir string) (room, bool) {
 	return rooms[i], true
 }
 
-// door says why a package may not import another one; it is empty if it may.
+// door returns why a package may not import another one; empty if it may.
 func door(r room, imp string) string {
 	switch first, _, _ := strings.Cut(imp, "/"); {
 	case strings.HasPrefix(imp, module):
@@ -105,12 +105,12 @@ func door(r room, imp string) string {
 		if slices.ContainsFunc(r.inside, func(p string) bool { return fits(dir, p) }) || strings.HasSuffix(r.path, "/...") && fits(dir, r.path) {
 			return ""
 		}
-		return "this door is not there"
+		return "the table of imports does not allow this"
 	case strings.Contains(first, "."):
 		if slices.ContainsFunc(r.outside, func(p string) bool { return imp == p || strings.HasPrefix(imp, strings.TrimSuffix(p, "/")+"/") }) {
 			return ""
 		}
-		return "this dependency belongs into another package"
+		return "this dependency belongs in another package"
 	case slices.Contains(effects, imp) && !slices.Contains(r.effects, imp):
 		return "this package has no effects of that kind"
 	case slices.Contains(pure, r.path) && slices.Contains(impure, imp) && !slices.Contains(r.effects, imp):
@@ -123,7 +123,7 @@ func TestDoors(t *testing.T) {
 	for _, s := range load(t) {
 		r, ok := roomOf(s.dir)
 		if !ok {
-			t.Errorf("%s is not in the table of rooms", s.dir)
+			t.Errorf("%s is not in the table of imports", s.dir)
 			continue
 		}
 		if s.test {
@@ -140,7 +140,7 @@ func TestDoors(t *testing.T) {
 	}
 }
 
-// TestDoorRule checks the rule itself, so that a mistake in it does not open all doors.
+// TestDoorRule checks the rule itself: a mistake in it could allow every import.
 func TestDoorRule(t *testing.T) {
 	tests := []struct {
 		name, dir, imp string
@@ -217,7 +217,7 @@ func TestHouseRules(t *testing.T) {
 	}
 }
 
-// frowned says what is wrong with a piece of code; it is empty if nothing is.
+// frowned returns which rule a piece of code breaks; empty if none.
 func frowned(s source, n ast.Node) string {
 	switch n := n.(type) {
 	case *ast.FuncDecl:

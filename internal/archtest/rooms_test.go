@@ -1,8 +1,8 @@
 package archtest
 
-// room is what one package, or a tree of packages, may import beside the standard library.
+// room is what one package, or a tree of packages, may import besides the standard library.
 type room struct {
-	// path is relative to the module; "/..." at its end stands for all packages below too.
+	// path is relative to the module; "/..." at its end includes all packages below.
 	path string
 	// inside lists packages of the module, in the notation of path; packages below the same room
 	// are always allowed.

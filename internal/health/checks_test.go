@@ -21,7 +21,7 @@ import (
 
 func svc(name string) fwd.Service { return fwd.Service{Namespace: "ns", Name: name} }
 
-// change is a change to a Service with a health-check node port; port 0 stands for none, and
+// change is a change to a Service with a health-check node port; port 0 means none, and
 // created 0 for no Service.
 func change(old *fwd.Fragment, name string, created int64, port uint16, local int) (fwd.ServiceChange, *fwd.Fragment) {
 	ch := fwd.ServiceChange{Owner: svc(name), Old: old}
@@ -162,7 +162,7 @@ func (r *rig) ask(method, key, path string) (int, string, string) {
 	at := r.open[key]
 	r.mu.Unlock()
 	if at == "" {
-		r.t.Fatalf("nobody listens on %s but on %q", key, r.listening())
+		r.t.Fatalf("no listener on %s, only on %q", key, r.listening())
 	}
 	req, err := http.NewRequestWithContext(r.t.Context(), method, "http://"+at+path, nil)
 	if err != nil {

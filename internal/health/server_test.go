@@ -21,7 +21,7 @@ import (
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// taken listens on a port of loopback, which nobody else gets when the listener is closed.
+// taken listens on a port of loopback, which no other test gets when the listener is closed.
 func taken(t *testing.T) (net.Listener, netip.AddrPort) {
 	t.Helper()
 	l := hosttest.Listen(t, netip.MustParseAddr("127.0.0.1"))
@@ -83,11 +83,11 @@ func TestServerGivesUpWaitingWithContext(t *testing.T) {
 
 func TestServerHardFail(t *testing.T) {
 	_, addr := taken(t)
-	var told error
-	s := Server{Addr: addr, Handler: http.NotFoundHandler(), Log: quiet(), HardFail: true, Failed: func(err error) { told = err }}
+	var reported error
+	s := Server{Addr: addr, Handler: http.NotFoundHandler(), Log: quiet(), HardFail: true, Failed: func(err error) { reported = err }}
 	err := s.Run(t.Context())
-	if err == nil || !errors.Is(err, told) || !strings.Contains(err.Error(), addr.String()) {
-		t.Errorf("error %v, told %v", err, told)
+	if err == nil || !errors.Is(err, reported) || !strings.Contains(err.Error(), addr.String()) {
+		t.Errorf("error %v, reported %v", err, reported)
 	}
 }
 

@@ -115,7 +115,7 @@ func TestEndpoints(t *testing.T) {
 				}
 				want := []string{fmt.Sprint("healthz", tt.want[0]), fmt.Sprint("livez", tt.want[1]), fmt.Sprint("readyz", tt.want[2])}
 				if d := cmp.Diff(want, answered); d != "" {
-					t.Errorf("answers told (-want +got):\n%s", d)
+					t.Errorf("reported responses (-want +got):\n%s", d)
 				}
 			})
 		})

@@ -105,7 +105,7 @@ func service(port uint16, affinitySec uint32, eps ...netip.AddrPort) *fwd.Fragme
 
 func addrOf(l *net.TCPListener) netip.AddrPort { return l.Addr().(*net.TCPAddr).AddrPort() }
 
-// freePort returns a port on which nobody listens but who asks for it.
+// freePort returns a port on which only the caller listens.
 func freePort(t *testing.T, fam fwd.Family) uint16 {
 	t.Helper()
 	return hosttest.Port(t, loopback[fam.Index()])
@@ -338,7 +338,7 @@ func TestBindConflict(t *testing.T) {
 	}
 }
 
-// paper is a listener that nobody connects to.
+// paper is a listener without clients.
 type paper struct{ closed chan struct{} }
 
 func (p *paper) AcceptTCP() (*net.TCPConn, error) { <-p.closed; return nil, net.ErrClosed }
@@ -500,7 +500,7 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// TestResetsArePassedOn wants that nobody takes a part of an answer for all of it.
+// TestResetsArePassedOn checks that a client cannot mistake part of a response for all of it.
 func TestResetsArePassedOn(t *testing.T) {
 	seen := make(chan error, 1)
 	tests := []struct {

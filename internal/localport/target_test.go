@@ -30,13 +30,13 @@ func table(tb testing.TB, lines ...string) fwd.Changes {
 	return ch
 }
 
-// said lists what the next Sync hands over, one line a key, sorted.
-func said(f *Forwarder) []string {
+// changesOf lists what the next Sync passes on, one line for each key, sorted.
+func changesOf(f *Forwarder) []string {
 	var out []string
 	for k, t := range f.changed {
 		s := k.String() + " -> "
 		if t.empty() {
-			out = append(out, s+"nobody")
+			out = append(out, s+"no listener")
 			continue
 		}
 		for _, e := range t.endpoints {
@@ -75,15 +75,15 @@ func TestUpdate(t *testing.T) {
 		{"a local pool of strangers alone", both, []string{service,
 			"frontend node4:30080/tcp kind=NodePort owner=d/s:p/tcp all=forward,local,external-local",
 			"pool d/s:p/tcp family=IPv4 scope=local endpoints=10.0.0.1:80"},
-			[]string{"node4:30080/tcp -> nobody"}},
+			[]string{"node4:30080/tcp -> no listener"}},
 		{"policy Local without a local endpoint", both, []string{service,
 			"frontend node4:30080/tcp kind=NodePort owner=d/s:p/tcp outside=drop,external-local-empty pod=forward,cluster,short-circuit host=forward,cluster,masquerade,short-circuit", cluster},
-			[]string{"node4:30080/tcp -> nobody"}},
+			[]string{"node4:30080/tcp -> no listener"}},
 		{"no endpoints", both, []string{service, "frontend node4:30080/tcp kind=NodePort owner=d/s:p/tcp all=reject,no-endpoints"},
-			[]string{"node4:30080/tcp -> nobody"}},
+			[]string{"node4:30080/tcp -> no listener"}},
 		{"sources that leave out loopback", both, []string{service,
 			"frontend node4:30080/tcp kind=NodePort owner=d/s:p/tcp all=forward,cluster,masquerade,policy-cluster sources=10.0.0.0/8", cluster},
-			[]string{"node4:30080/tcp -> nobody"}},
+			[]string{"node4:30080/tcp -> no listener"}},
 		{"other protocols and frontends", both, []string{service,
 			"frontend node4:30080/udp kind=NodePort owner=d/s:p/udp all=reject,no-endpoints",
 			"frontend node4:30080/sctp kind=NodePort owner=d/s:p/sctp all=reject,no-endpoints",
@@ -100,7 +100,7 @@ func TestUpdate(t *testing.T) {
 			f := New(Options{Families: tt.families})
 			changes := table(t, tt.table...)
 			f.Update(changes)
-			if diff := cmp.Diff(tt.want, said(f)); diff != "" {
+			if diff := cmp.Diff(tt.want, changesOf(f)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 			lookupAgrees(t, changes, tt.families, f.changed)
@@ -145,14 +145,14 @@ func TestUpdatePassesKey(t *testing.T) {
 	for _, services := range [][]fwd.ServiceChange{{goes, comes}, {comes, goes}} {
 		f := New(Options{Families: [2]bool{true, true}})
 		f.Update(fwd.Changes{Services: services})
-		if diff := cmp.Diff([]string{"node4:30080/tcp -> 10.0.0.2:80*1 of 1 for d/b:p affinity 0s"}, said(f)); diff != "" {
+		if diff := cmp.Diff([]string{"node4:30080/tcp -> 10.0.0.2:80*1 of 1 for d/b:p affinity 0s"}, changesOf(f)); diff != "" {
 			t.Errorf("%s first (-want +got):\n%s", services[0].Owner, diff)
 		}
 	}
 	f := New(Options{Families: [2]bool{true, true}})
 	f.Update(fwd.Changes{Services: []fwd.ServiceChange{comes}})
 	f.Update(fwd.Changes{Services: []fwd.ServiceChange{{Owner: two.Owner, Old: two}}})
-	if diff := cmp.Diff([]string{"node4:30080/tcp -> nobody"}, said(f)); diff != "" {
+	if diff := cmp.Diff([]string{"node4:30080/tcp -> no listener"}, changesOf(f)); diff != "" {
 		t.Errorf("a key that went (-want +got):\n%s", diff)
 	}
 }
@@ -171,10 +171,10 @@ func TestCompiled(t *testing.T) {
 		want  string
 	}{
 		{"Cluster", false, []cluster.Endpoint{here, there}, "10.0.0.1:80*1 10.0.0.2:80*1 of 2 for d/s:p affinity 0s"},
-		{"Cluster, none", false, nil, "nobody"},
+		{"Cluster, none", false, nil, "no listener"},
 		{"Local", true, []cluster.Endpoint{here, there}, "10.0.0.1:80*1 of 1 for d/s:p affinity 0s"},
-		{"Local, remote ones alone", true, []cluster.Endpoint{there}, "nobody"},
-		{"Local, none", true, nil, "nobody"},
+		{"Local, remote ones alone", true, []cluster.Endpoint{there}, "no listener"},
+		{"Local, none", true, nil, "no listener"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -191,7 +191,7 @@ func TestCompiled(t *testing.T) {
 			}
 			f := New(Options{Families: [2]bool{true, true}})
 			f.Update(fwd.Changes{Services: []fwd.ServiceChange{{New: fragment}}})
-			if diff := cmp.Diff([]string{"node4:30080/tcp -> " + tt.want}, said(f)); diff != "" {
+			if diff := cmp.Diff([]string{"node4:30080/tcp -> " + tt.want}, changesOf(f)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})

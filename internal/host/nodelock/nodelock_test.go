@@ -35,7 +35,7 @@ func TestOnlyOneHoldsALock(t *testing.T) {
 	name := lockName(t)
 	self := Process{Instance: "two", Mode: "nftables", Version: "v1"}
 	if _, held, err := Look(t.Context(), name); held || err != nil {
-		t.Fatalf("nobody holds it, and Look says %t, %v", held, err)
+		t.Fatalf("the lock is free, and Look returns %t, %v", held, err)
 	}
 	l := acquire(t, name, self)
 	_, err := Acquire(t.Context(), name, Process{})
@@ -64,13 +64,13 @@ func TestOnlyOneHoldsALock(t *testing.T) {
 func TestWaitEndsWithTheHolder(t *testing.T) {
 	name := lockName(t)
 	if err := Wait(t.Context(), name, Process{}); err != nil {
-		t.Fatalf("nobody holds it: %v", err)
+		t.Fatalf("the lock is free: %v", err)
 	}
 	l := acquire(t, name, Process{})
 	waited := make(chan error)
 	go func() { waited <- Wait(t.Context(), name, Process{Instance: "w"}) }()
 	if p := <-l.Visitors(); p.Instance != "w" || p.PID != os.Getpid() {
-		t.Errorf("the holder hears of %+v", p)
+		t.Errorf("the holder has the visitor %+v", p)
 	}
 	select {
 	case err := <-waited:
@@ -179,7 +179,7 @@ func TestAnotherUserIsNotHeard(t *testing.T) {
 	defer unix.Close(fd)
 	asUser(t, 65534, func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: "@" + name}) })
 	if n, err := unix.Read(fd, make([]byte, 100)); n != 0 || err != nil {
-		t.Errorf("it was told %d bytes, %v; want the end of the connection", n, err)
+		t.Errorf("it read %d bytes, %v; want the end of the connection", n, err)
 	}
 	if len(l.Visitors()) != 0 {
 		t.Error("it was heard")
