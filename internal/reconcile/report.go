@@ -61,58 +61,84 @@ func (s *Sync) eventful() bool {
 	return slices.ContainsFunc(s.Families[:], func(p FamilySync) bool { return p.Result != backend.Result{} || p.Tried && p.Failed })
 }
 
-// end records how a sync went, and tells those who follow. changed says that the table is another one.
+// outcome is what a sync has achieved, for those who follow the loop.
+type outcome struct {
+	// written are the families in which everything in the table is in the kernel; first are those in which it is so for the
+	// first time, verified those in which a reading found all of it, and nothing had to be repaired.
+	written, first, verified []*family
+	// recovered says that a family works again, suspect that flows of Services that did not change may be stale.
+	recovered, suspect bool
+}
+
+// end records how a sync went and reports it. changed says that the table changed.
 func (l *Loop) end(ctx context.Context, rep *Sync, changed bool) {
 	if ctx.Err() != nil {
-		return // the process ends, that is no failure
+		return // the process is shutting down, which is no failure
 	}
 	rep.End = time.Now()
 	rep.Services, rep.Frontends = l.wanted.table.Len()
-	var written, first, verified []*family
-	recovered, all := false, false // all says that flows of all Services may be stale
+	out := l.outcome(rep)
+	l.settle(rep.End)
+	if changed || out.recovered || len(out.first) > 0 || rep.eventful() {
+		l.publish(&out)
+		l.logSync(rep, len(out.first) > 0)
+		l.monitor(rep)
+	} else if !l.news.unreported.Empty() {
+		l.monitor(rep) // what the events ask for is in the kernel already
+	}
+	for _, f := range out.first {
+		if l.OnWritten != nil {
+			l.OnWritten(f.Family)
+		}
+	}
+	for _, f := range out.verified {
+		l.verified(f, rep.Start)
+	}
+}
+
+// outcome updates the families after a sync.
+func (l *Loop) outcome(rep *Sync) (out outcome) {
 	for _, f := range l.families {
 		part := &rep.Families[f.Index()]
 		part.Failed = !f.read
 		if !part.Tried || part.Failed {
 			continue
 		}
-		written = append(written, f)
-		recovered = l.endFailure(f) || recovered
-		all = all || recovered || part.Drifted > 0
+		out.written = append(out.written, f)
+		out.recovered = l.endFailure(f) || out.recovered
+		out.suspect = out.suspect || out.recovered || part.Drifted > 0
 		if !f.written && len(l.wanted.gradual) == 0 {
-			f.written, all = true, true
-			first = append(first, f)
+			f.written, out.suspect = true, true
+			out.first = append(out.first, f)
 		}
 		switch {
 		case !f.written:
-		case part.verified || part.Full && part.Drifted == 0 && part.Result == (backend.Result{}):
-			verified = append(verified, f)
+		case part.intact():
+			out.verified = append(out.verified, f)
 		case part.Full && !f.verified: // readiness waits for the next reading
 			f.plan.soon(rep.End)
 		}
 	}
-	l.settle(rep.End)
-	if changed || recovered || len(first) > 0 || rep.eventful() {
-		if l.Flows != nil && len(written) > 0 {
-			l.Flows.Submit(families(written), all)
-		}
-		for _, f := range written {
-			if l.Checks != nil {
-				l.Checks.Programmed(f.Family)
-			}
-		}
-		l.logSync(rep, len(first) > 0)
-		l.monitor(rep)
-	} else if !l.news.unreported.Empty() {
-		l.monitor(rep) // what the events asked for was in the kernel already
+	return out
+}
+
+// intact reports whether a reading found everything in the kernel.
+func (p *FamilySync) intact() bool {
+	return p.verified || p.Full && p.Drifted == 0 && p.Result == (backend.Result{})
+}
+
+// publish tells those who depend on the kernel's rules in which families they are written.
+func (l *Loop) publish(out *outcome) {
+	if len(out.written) == 0 {
+		return
 	}
-	for _, f := range first {
-		if l.OnWritten != nil {
-			l.OnWritten(f.Family)
-		}
+	if l.Flows != nil {
+		l.Flows.Submit(families(out.written), out.suspect)
 	}
-	for _, f := range verified {
-		l.verified(f, rep.Start)
+	if l.Checks != nil {
+		for _, f := range out.written {
+			l.Checks.Programmed(f.Family)
+		}
 	}
 }
 
@@ -124,7 +150,7 @@ func families(list []*family) (in [2]bool) {
 	return in
 }
 
-// verified notes that a reading found everything in the kernel.
+// verified reports that a reading found everything in the kernel.
 func (l *Loop) verified(f *family, at time.Time) {
 	if l.Monitor != nil {
 		l.Monitor.Verified(f.Family, at)
