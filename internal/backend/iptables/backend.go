@@ -2,8 +2,6 @@ package iptables
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 
@@ -40,17 +38,20 @@ const nftMaxChains = 1000
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
-		o, ok := opts[f]
-		if !ok {
-			continue
+		if o, ok := opts[f]; ok {
+			b.Families[f.Index()] = b.engine(f, o)
 		}
-		r := newRenderer(f, o.options())
-		n := &counts{family: f}
-		b.counts = append(b.counts, n)
-		t := &target{family: f, tables: xtables.Exchanged(o.Tables, names(o.Instance)), maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: b.Found}
-		b.Families[f.Index()] = backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules)
 	}
 	return b
+}
+
+// engine returns the Backend of one family.
+func (b *Backend) engine(f fwd.Family, o FamilyOptions) backend.Backend {
+	r := newRenderer(f, o.options())
+	n := &counts{family: f}
+	b.counts[f.Index()].Store(n)
+	t := &target{family: f, tables: xtables.Exchanged(o.Tables, names(o.Instance)), maxChains: o.MaxChains, culprit: r.culprit, counts: n, found: b.Found}
+	return backend.NewEngine(f, &counted{r, n, make(map[ChainID]int32)}, t, sameRules)
 }
 
 func (o FamilyOptions) options() options {
@@ -75,21 +76,19 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 	if err != nil {
 		return nil, err
 	}
-	opts := make(map[fwd.Family]FamilyOptions)
-	kernel := make(map[fwd.Family]*xtables.Tables)
-	var errs []error
-	for _, f := range fwd.Families {
+	p := &Plane{Backend: New(nil), Flavour: flavour, Drift: backend.NewHints()}
+	var kernel [2]*xtables.Tables
+	p.Families, err = backend.Open(ctx, log, func(ctx context.Context, f fwd.Family) (backend.Backend, error) {
 		tables, err := xtables.New(flavour, f == fwd.IPv6)
-		if err == nil {
-			err = tables.Usable(ctx)
-		}
-		affinity, bpf := true, false
-		if err == nil {
-			affinity, bpf, err = tryKernel(ctx, tables, names(id))
-		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", f, err))
-			continue
+			return nil, err
+		}
+		if err := tables.Usable(ctx); err != nil {
+			return nil, err
+		}
+		affinity, bpf, err := tryKernel(ctx, tables, names(id))
+		if err != nil {
+			return nil, err
 		}
 		o := FamilyOptions{
 			Instance:    id,
@@ -101,22 +100,19 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 		if flavour != xtables.Legacy {
 			o.MaxChains = nftMaxChains
 		}
-		opts[f], kernel[f] = o, tables
 		if !affinity {
 			log.Warn("cannot serve Services with session affinity: load the module "+affinityNeed.Module+" on the host", "family", f.String())
 		}
 		log.Info("using iptables", "family", f.String(), "flavour", string(flavour), "why", why, "version", tables.Version(),
 			"hairpinByBPF", o.HairpinBPF, "randomFully", o.RandomFully, "chains", id.Prefix())
+		kernel[f.Index()] = tables
+		return p.engine(f, o), nil
+	}, xtables.IsTransient)
+	if err != nil {
+		return nil, err
 	}
-	if len(opts) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	for _, err := range errs {
-		log.Warn("address family is not available", "error", err)
-	}
-	p := &Plane{Backend: New(opts), Flavour: flavour, Drift: backend.NewHints()}
 	p.Listen = func(f fwd.Family) {
-		err := kernel[f].Watch(ctx, []string{NAT.String(), Filter.String()}, id.Prefix(), func(table, process string) {
+		err := kernel[f.Index()].Watch(ctx, []string{NAT.String(), Filter.String()}, id.Prefix(), func(table, process string) {
 			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		})
 		if err != nil {

@@ -12,8 +12,9 @@ import (
 type Backend struct {
 	backend.Families
 	// Found knows the frontends that an earlier process wrote.
-	Found  *backend.Found
-	counts []*counts
+	Found *backend.Found
+	// counts are those of the open families, by fwd.Family.Index.
+	counts [2]atomic.Pointer[counts]
 }
 
 // RuleCount counts the rules of one table.
@@ -27,7 +28,11 @@ type RuleCount struct {
 // Rules counts the rules by family and table. It is safe for concurrent use.
 func (b *Backend) Rules() []RuleCount {
 	var out []RuleCount
-	for _, c := range b.counts {
+	for i := range b.counts {
+		c := b.counts[i].Load()
+		if c == nil {
+			continue
+		}
 		for _, t := range []Table{Filter, NAT} {
 			out = append(out, RuleCount{c.family, t, int(c.total[t].Load()), int(c.last[t].Load())})
 		}

@@ -2,8 +2,6 @@ package nftables
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 
@@ -29,11 +27,16 @@ func newBackend(tables map[fwd.Family]nft.Interface, chunk int, log *slog.Logger
 	b := &Backend{Found: new(backend.Found)}
 	for _, f := range fwd.Families {
 		if t, ok := tables[f]; ok {
-			r := newRenderer(f)
-			b.Families[f.Index()] = backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, renderer: r, found: b.Found, log: log}, sameValue)
+			b.Families[f.Index()] = b.engine(f, t, chunk, log)
 		}
 	}
 	return b
+}
+
+// engine returns the Backend of one family.
+func (b *Backend) engine(f fwd.Family, t nft.Interface, chunk int, log *slog.Logger) backend.Backend {
+	r := newRenderer(f)
+	return backend.NewEngine(f, r, &target{family: f, table: t, chunk: chunk, renderer: r, found: b.Found, log: log}, sameValue)
 }
 
 // Backend has a Backend for each family.
@@ -57,38 +60,38 @@ type Plane struct {
 // all features. The error names those that are missing.
 func Open(ctx context.Context, log *slog.Logger, id instance.ID) (*Plane, error) {
 	table := id.Table()
-	tables := make(map[fwd.Family]nft.Interface)
-	var conns []*nft.Conn
-	var errs []error
+	p := &Plane{Backend: New(nil, log), Drift: backend.NewHints()}
+	var conns [2]*nft.Conn
 	for _, f := range fwd.Families {
-		c, err := nft.Open(f, table)
-		if err == nil {
-			err = c.Usable(ctx)
+		var err error
+		if conns[f.Index()], err = nft.Open(f, table); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", f, err))
-			continue
+	}
+	var err error
+	p.Families, err = backend.Open(ctx, log, func(ctx context.Context, f fwd.Family) (backend.Backend, error) {
+		c := conns[f.Index()]
+		if err := c.Usable(ctx); err != nil {
+			return nil, err
 		}
-		tables[f] = c
-		conns = append(conns, c)
 		log.Info("using nf_tables", "family", f.String(), "table", table)
+		return p.engine(f, c, defaultChunk, log), nil
+	}, nft.IsTransient)
+	if err != nil {
+		return nil, err
 	}
-	if len(tables) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	for _, err := range errs {
-		log.Warn("address family is disabled", "error", err)
-	}
-	drift := backend.NewHints()
-	p := &Plane{Backend: New(tables, log), Drift: drift, Listen: sync.OnceFunc(func() {
+	p.Listen = sync.OnceFunc(func() {
 		report := func(f fwd.Family, process string) {
-			drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
+			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		}
-		if err := nft.WatchTable(ctx, table, conns, report, func() {}); err != nil {
+		if err := nft.WatchTable(ctx, table, conns[:], report, func() {}); err != nil {
 			log.Warn("cannot watch the table; changes by others are found by the next verification", "error", err)
 		}
-	})}
-	for _, c := range conns {
+	})
+	for i, c := range conns {
+		if p.Families[i] == nil {
+			continue
+		}
 		if exists, err := c.Exists(ctx); exists || err != nil {
 			p.Listen()
 		}

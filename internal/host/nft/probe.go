@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -103,6 +105,13 @@ func usable(f fwd.Family, check func([]Op) error) error {
 		return fmt.Errorf("the kernel lacks or refuses features of nf_tables: %s (%w)", strings.Join(missing, "; "), first)
 	}
 	return nil
+}
+
+// IsTransient reports whether an error of Usable may pass by itself. A feature that the kernel lacks does not.
+func IsTransient(err error) bool {
+	return slices.ContainsFunc([]error{
+		unix.ENOMEM, unix.ENOBUFS, unix.EINTR, unix.EAGAIN, unix.EBUSY, unix.ETIMEDOUT, os.ErrDeadlineExceeded,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // Usable returns an error that names the features that the kernel lacks. Nothing is written: the

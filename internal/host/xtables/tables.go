@@ -163,6 +163,15 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 // ErrPermission means that the process may not use iptables.
 var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
 
+// errTransient means that a program failed for a reason that may pass, such as a lock that another program holds.
+var errTransient = errors.New("may succeed later")
+
+// IsTransient reports whether an error of Usable or Restore may pass by itself.
+func IsTransient(err error) bool {
+	var re *RestoreError
+	return errors.Is(err, errTransient) || errors.As(err, &re) && re.Transient
+}
+
 // Usable retries after transient errors, such as a lock that another program holds, because it is only called at
 // startup.
 const (
@@ -187,6 +196,8 @@ func (t *Tables) Usable(ctx context.Context) error {
 	switch {
 	case res.cause == nil:
 		return nil
+	case res.transient():
+		return fmt.Errorf("list nat POSTROUTING: %w: %w", errTransient, res.err())
 	case strings.Contains(res.stderr, "Permission denied"), strings.Contains(res.stderr, "Operation not permitted"),
 		strings.Contains(res.stderr, "you must be root"):
 		return fmt.Errorf("%w (%w)", ErrPermission, res.err())
