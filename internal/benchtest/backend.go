@@ -17,8 +17,8 @@ func changes(fragments []*fwd.Fragment) ([]fwd.Changes, *fwd.Table) {
 	return out, table
 }
 
-// render makes a backend render all changes, whether it does that when it is told of them or when it is asked what it wants.
-// Nothing is written.
+// render makes a backend render all changes, whether it does that when it is told of them or when
+// it is asked what it wants. Nothing is written.
 func render(be backend.Backend, all []fwd.Changes) {
 	for _, ch := range all {
 		be.Update(ch)
@@ -26,7 +26,8 @@ func render(be backend.Backend, all []fwd.Changes) {
 	be.Bare()
 }
 
-// Render measures how a backend makes objects of a whole cluster. newBackend makes one for IPv4 alone.
+// Render measures how a backend makes objects of a whole cluster. newBackend makes one for IPv4
+// alone.
 func Render(b *testing.B, newBackend func() backend.Backend) {
 	for _, size := range Sizes {
 		b.Run(size.String(), func(b *testing.B) {
@@ -53,7 +54,8 @@ func Apply(b *testing.B, newBackend func() backend.Backend) {
 	}
 }
 
-// Change measures how a backend renders and writes that one of many Services loses an endpoint or gets it back.
+// Change measures how a backend renders and writes that one of many Services loses an endpoint or
+// gets it back.
 func Change(b *testing.B, newBackend func() backend.Backend) {
 	for _, size := range Sizes {
 		b.Run(size.String(), func(b *testing.B) {

@@ -7,7 +7,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Fragments of different Services have nothing in common, and each has what benchmarks say that it has.
+// Fragments of different Services have nothing in common, and each has what benchmarks say that it
+// has.
 func TestFragments(t *testing.T) {
 	size := Size{Services: 300, Endpoints: 5}
 	var table fwd.Table

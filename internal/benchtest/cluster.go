@@ -22,7 +22,8 @@ func (s Size) String() string { return fmt.Sprintf("%dx%d", s.Services, s.Endpoi
 // Sizes are the clusters that benchmarks are made for.
 var Sizes = []Size{{1000, 10}, {10000, 10}, {50000, 5}}
 
-// NodeName is the name of the node that everything is compiled for; it has its share of the endpoints.
+// NodeName is the name of the node that everything is compiled for; it has its share of the
+// endpoints.
 const NodeName = "node-1"
 
 // PodCIDR holds all endpoints of the clusters, ServiceCIDR all cluster IPs.
@@ -89,7 +90,8 @@ func Header() fwd.Header {
 	return h
 }
 
-// Fragment is what Service i is compiled to. It panics if something of the Service could not be honoured.
+// Fragment is what Service i is compiled to. It panics if something of the Service could not be
+// honoured.
 func Fragment(i, endpoints int) *fwd.Fragment {
 	f, problems := compile.Compile(Service(i), []*cluster.Slice{Slice(i, endpoints)}, Facts())
 	if len(problems) > 0 {

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// PerService measures what prepare returns, again and again: time, and what is allocated, for each of so many Services. What
-// prepare itself does counts nowhere. Only one goroutine may allocate.
+// PerService measures what prepare returns, again and again: time, and what is allocated, for each
+// of so many Services. What prepare itself does counts nowhere. Only one goroutine may allocate.
 func PerService(b *testing.B, services int, prepare func() (run func())) {
 	b.Helper()
 	var before, after runtime.MemStats

@@ -36,13 +36,14 @@ type ServicePort struct {
 	NodePort uint16
 }
 
-// Service is what is used of a v1.Service. Fields by family have IPv4 at index 0 and IPv6 at index 1.
+// Service is what is used of a v1.Service. Fields by family have IPv4 at index 0 and IPv6 at index
+// 1.
 type Service struct {
 	Name fwd.Service
 	// CreatedUnix is the creation time in seconds since 1970.
 	CreatedUnix int64
 	Type        ServiceType
-	// Critical says that others wait for the Service: on a node without rules it is programmed first.
+	// Critical Services are programmed first on a node without rules, since others depend on them.
 	Critical bool
 	// ClusterIPs are zero in a family in which the Service is not handled at all.
 	ClusterIPs [2]netip.Addr
@@ -51,20 +52,24 @@ type Service struct {
 	ExternalIPs []netip.Addr
 	// LoadBalancerIPs are the ingress addresses of mode VIP; those of mode Proxy are left out.
 	LoadBalancerIPs []netip.Addr
-	// SourceRanges restricts clients of LoadBalancerIPs; a family without a range is not restricted.
+	// SourceRanges restricts clients of LoadBalancerIPs; a family without a range is not
+	// restricted.
 	SourceRanges []netip.Prefix
 	// InternalLocal is internalTrafficPolicy: Local.
 	InternalLocal bool
-	// ExternalLocal is the field externalTrafficPolicy: Local, whether or not it counts for this Service.
+	// ExternalLocal is the field externalTrafficPolicy: Local, whether or not it applies to this
+	// Service.
 	ExternalLocal bool
-	// HealthCheckNodePort is the field, 0 for none, whether or not it counts for this Service.
+	// HealthCheckNodePort is the field, 0 for none, whether or not it applies to this Service.
 	HealthCheckNodePort uint16
-	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for none.
+	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for
+	// none.
 	AffinitySec uint32
 	// Scheduler is the IPVS scheduler that an annotation asks for, empty for the node's default.
 	Scheduler      string
 	SchedulerFlags fwd.SchedulerFlags
-	// Weights say how endpoints share new connections; the first that fits an endpoint counts, and none means weight 1.
+	// Weights say how endpoints share new connections; the first that matches an endpoint applies,
+	// and the default is 1.
 	Weights []Weight
 }
 
@@ -73,18 +78,18 @@ type WeightSelector uint8
 
 // The selectors.
 const (
-	// SelectAll fits every endpoint.
+	// SelectAll matches every endpoint.
 	SelectAll WeightSelector = iota
-	// SelectLocal fits endpoints on this node.
+	// SelectLocal matches endpoints on this node.
 	SelectLocal
-	// SelectSameZone fits endpoints in this node's zone, if it has one.
+	// SelectSameZone matches endpoints in this node's zone, if it has one.
 	SelectSameZone
-	// SelectNode, SelectZone fit endpoints whose node or zone has the name that Value says.
+	// SelectNode and SelectZone match endpoints whose node or zone is named Value.
 	SelectNode
 	SelectZone
-	// SelectPod fits endpoints whose pod's name matches the pattern (path.Match) that Value says.
+	// SelectPod matches endpoints whose pod name matches the pattern Value (path.Match).
 	SelectPod
-	// SelectAddress fits endpoints inside Prefix.
+	// SelectAddress matches endpoints inside Prefix.
 	SelectAddress
 )
 
@@ -118,7 +123,8 @@ type SlicePort struct {
 	Port     uint16
 }
 
-// Place says where an endpoint is and for whom it is meant. Many endpoints share one: those of a node mostly do.
+// Place says where an endpoint is and which nodes and zones it is meant for. Many endpoints share
+// one, mostly those of a node.
 type Place struct {
 	// Node and Zone are empty where the object names none.
 	Node, Zone string
@@ -132,14 +138,15 @@ func (p *Place) Equal(o *Place) bool {
 	return p == o || p.Node == o.Node && p.Zone == o.Zone && slices.Equal(p.ZoneHints, o.ZoneHints) && slices.Equal(p.NodeHints, o.NodeHints)
 }
 
-// Endpoint is one entry of an EndpointSlice's endpoints, with the defaults of its conditions filled in. There are more of
-// them than of anything else, so that each byte counts.
+// Endpoint is one entry of an EndpointSlice's endpoints, with the defaults of its conditions filled
+// in. There are more of them than of any other object, so each byte counts.
 type Endpoint struct {
 	// Addr is the first address of the entry; the others are never used.
 	Addr netip.Addr
-	// Pod is the name of the pod behind the address, Instance a hash of its UID; empty and 0 where the object names none.
+	// Pod is the name of the pod behind the address, Instance a hash of its UID; empty and 0 where
+	// the object names none.
 	Pod string
-	// Place is nil where the object says nothing of it; Where never is.
+	// Place is nil if the object does not say; Where never returns nil.
 	Place       *Place
 	Instance    uint32
 	Ready       bool
@@ -171,7 +178,8 @@ type Slice struct {
 	Ports     []SlicePort
 	Endpoints []Endpoint
 	// TriggerUnixNano is the time of the change that made this version of the slice (annotation
-	// endpoints.kubernetes.io/last-change-trigger-time), in nanoseconds since 1970; 0 if it says none. Equal leaves it out.
+	// endpoints.kubernetes.io/last-change-trigger-time), in nanoseconds since 1970; 0 if it says
+	// none. Equal leaves it out.
 	TriggerUnixNano int64
 }
 
@@ -192,7 +200,8 @@ type Node struct {
 	PodCIDRs []netip.Prefix
 	// Deleting says that the Node has a deletion timestamp, or is gone.
 	Deleting bool
-	// ToBeDeleted says that the cluster autoscaler is about to remove the Node (taint ToBeDeletedByClusterAutoscaler).
+	// ToBeDeleted says that the cluster autoscaler is about to remove the Node (taint
+	// ToBeDeletedByClusterAutoscaler).
 	ToBeDeleted bool
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Store remembers the cluster's objects. The zero Store is empty and ready to use.
+// Store holds the cluster's objects. The zero Store is empty and ready to use.
 type Store struct {
 	services map[fwd.Service]*Service
 	// slices by the Service that they belong to, since that is how they are read, sorted by name.
@@ -41,7 +41,7 @@ func (s *Store) SetService(v *Service) {
 	s.dirty[v.Name] = struct{}{}
 }
 
-// DeleteService forgets a Service; one that is not there is no error.
+// DeleteService removes a Service. It does nothing if there is none.
 func (s *Store) DeleteService(name fwd.Service) {
 	if s.services[name] == nil {
 		return
@@ -50,7 +50,8 @@ func (s *Store) DeleteService(name fwd.Service) {
 	s.dirty[name] = struct{}{}
 }
 
-// SetSlice adds or replaces an EndpointSlice. A slice that moves to another Service makes both dirty.
+// SetSlice adds or replaces an EndpointSlice. A slice that moves to another Service makes both
+// dirty.
 func (s *Store) SetSlice(v *Slice) {
 	s.init()
 	old := s.named[v.Name]
@@ -71,7 +72,7 @@ func (s *Store) SetSlice(v *Slice) {
 	s.dirty[v.Service] = struct{}{}
 }
 
-// DeleteSlice forgets an EndpointSlice; one that is not there is no error.
+// DeleteSlice removes an EndpointSlice. It does nothing if there is none.
 func (s *Store) DeleteSlice(name SliceName) {
 	old := s.named[name]
 	if old == nil {
@@ -91,8 +92,8 @@ func compareSlices(a, b *Slice) int {
 	return cmp.Or(cmp.Compare(a.Name.Namespace, b.Name.Namespace), cmp.Compare(a.Name.Name, b.Name.Name))
 }
 
-// SetNode replaces the facts about the node. It makes every Service dirty when the zone changed, the only one of them
-// that decides about endpoints; it reports whether anything changed.
+// SetNode replaces the facts about the node. If the zone changed, which is the only fact that
+// affects endpoints, every Service becomes dirty. It reports whether anything changed.
 func (s *Store) SetNode(n Node) bool {
 	if s.node.Equal(&n) {
 		return false
@@ -104,8 +105,8 @@ func (s *Store) SetNode(n Node) bool {
 	return true
 }
 
-// SetServiceCIDRs replaces the networks that cluster IPs are allocated from, of both families, sorted. No Service becomes
-// dirty; it reports whether anything changed.
+// SetServiceCIDRs replaces the networks that cluster IPs are allocated from, of both families,
+// sorted. No Service becomes dirty; it reports whether anything changed.
 func (s *Store) SetServiceCIDRs(cidrs []netip.Prefix) bool {
 	if slices.Equal(s.serviceCIDRs, cidrs) {
 		return false
@@ -137,8 +138,8 @@ func (s *Store) Node() Node { return s.node }
 // Service returns a Service, or nil.
 func (s *Store) Service(name fwd.Service) *Service { return s.services[name] }
 
-// Slices returns the EndpointSlices of a Service, sorted by name. The list is valid until the Store changes; the caller must
-// not change it.
+// Slices returns the EndpointSlices of a Service, sorted by name. The list is valid until the Store
+// changes; the caller must not change it.
 func (s *Store) Slices(name fwd.Service) []*Slice { return s.slices[name] }
 
 // Len returns the numbers of Services and of EndpointSlices.
@@ -147,8 +148,8 @@ func (s *Store) Len() (services, endpointSlices int) { return len(s.services), l
 // Dirty says whether TakeDirty would return anything.
 func (s *Store) Dirty() bool { return len(s.dirty) > 0 }
 
-// TakeDirty returns the names of the Services that changed since the last call, or whose EndpointSlices did, sorted. A
-// name may belong to a Service that does not exist, or no longer.
+// TakeDirty returns the names of the Services that changed since the last call, or whose
+// EndpointSlices did, sorted. A name may belong to a Service that does not exist, or no longer.
 func (s *Store) TakeDirty() []fwd.Service {
 	if len(s.dirty) == 0 {
 		return nil

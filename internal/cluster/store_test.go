@@ -96,8 +96,8 @@ func (m *model) check(t *testing.T, s *Store, names []fwd.Service) {
 	}
 }
 
-// TestStoreRandom runs random operations against the model. Names are few, so that objects are set again, move between
-// Services and are deleted twice.
+// TestStoreRandom runs random operations against the model. Names are few, so that objects are set
+// again, move between Services and are deleted twice.
 func TestStoreRandom(t *testing.T) {
 	names := []fwd.Service{named("a", "x"), named("a", "y"), named("b", "x")}
 	for seed := range uint64(20) {
@@ -168,8 +168,8 @@ func TestMarkAllDirty(t *testing.T) {
 	}
 }
 
-// TestKeptSliceIsTheFirst pins that a slice which differs only in its trigger time does not replace the one that is
-// there: nothing is written for it, so there is no programming latency to measure.
+// TestKeptSliceIsTheFirst pins that a slice which differs only in its trigger time does not replace
+// the one that is there: nothing is written for it, so there is no programming latency to measure.
 func TestKeptSliceIsTheFirst(t *testing.T) {
 	var s Store
 	name := named("a", "x")

@@ -7,9 +7,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// unusable says why an address may be neither a virtual IP nor an endpoint, or nothing if it may. Whoever may edit a
-// Service could otherwise take over traffic of the node that never was a Service's: to its loopback daemons, or to its
-// multicast groups. As an endpoint such an address would open the node's own loopback sockets to the network.
+// unusable says why an address cannot be a virtual IP or an endpoint; it is empty for a usable
+// address. Otherwise a user who may edit a Service could capture other traffic of the node: to its
+// loopback daemons, or to its multicast groups. As an endpoint such an address would open the
+// node's loopback sockets to the network.
 func unusable(a netip.Addr, fam fwd.Family) string {
 	switch {
 	case !a.IsValid():
@@ -35,7 +36,7 @@ func (c *compiler) byFamily(field string, addrs []netip.Addr) (out [2][]netip.Ad
 	for _, a := range addrs {
 		fam := fwd.FamilyOf(a)
 		if why := unusable(a, fam); why != "" {
-			c.problem(field, "%s is left out: %s", a, why)
+			c.problem(field, "%s is ignored: %s", a, why)
 			continue
 		}
 		out[fam.Index()] = append(out[fam.Index()], a)
@@ -43,11 +44,12 @@ func (c *compiler) byFamily(field string, addrs []netip.Addr) (out [2][]netip.Ad
 	return out
 }
 
-// sources returns who may connect to the load-balancer IPs of a family; nil if everybody may, which is also so where all
-// ranges are of the other family.
+// sources returns who may connect to the load-balancer IPs of a family; nil if every source may, as
+// when all ranges are of the other family.
 //
-// A node on which a load-balancer IP is a local address uses it as the source towards itself. The node's own connections
-// therefore come from there, and are allowed exactly if the node's address is.
+// A node on which a load-balancer IP is a local address uses it as the source towards itself. The
+// node's own connections therefore come from there, and are allowed exactly if the node's address
+// is.
 func (c *compiler) sources(fam fwd.Family) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range c.svc.SourceRanges {
@@ -71,7 +73,8 @@ func (c *compiler) sources(fam fwd.Family) []netip.Prefix {
 	return out
 }
 
-// withoutContained sorts masked prefixes of one family, of which there is at least one, and removes those inside another.
+// withoutContained sorts masked prefixes of one family, of which there is at least one, and removes
+// those inside another.
 func withoutContained(ps []netip.Prefix) []netip.Prefix {
 	slices.SortFunc(ps, netip.Prefix.Compare)
 	// A prefix that contains others sorts before them, and nothing outside of it sorts between.

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// The tests of this file are the rows of the catalogue that the table decides; those of connections that exist already
-// and of the conversion of API objects are elsewhere.
+// The tests of this file are the rows of the catalogue that the table decides; those of connections
+// that exist already and of the conversion of API objects are elsewhere.
 
 func TestMasqueradeMatrix(t *testing.T) {
 	services := map[string]string{

@@ -22,22 +22,26 @@ type Facts struct {
 	DetectsPods [2]bool
 	// MasqueradeAll masquerades whatever is sent to a cluster IP.
 	MasqueradeAll bool
-	// IgnoreExternalIPs leaves spec.externalIPs out (feature gate AllowServiceExternalIPs off, KEP-5707).
+	// IgnoreExternalIPs leaves spec.externalIPs out (feature gate AllowServiceExternalIPs off,
+	// KEP-5707).
 	IgnoreExternalIPs bool
-	// IgnoreNodeHints leaves node hints out (feature gate PreferSameTrafficDistribution off, KEP-3015).
+	// IgnoreNodeHints leaves node hints out (feature gate PreferSameTrafficDistribution off,
+	// KEP-3015).
 	IgnoreNodeHints bool
 }
 
-// Problem is something in a Service that could not be honoured; it is reported, the rest is served.
+// Problem is something in a Service that is not supported or not valid. It is reported, and the
+// rest of the Service is served.
 type Problem struct {
 	// Field is the path of the field in the API object, such as "spec.ports[1]".
 	Field string
-	// Message says in words for users what was left out and why.
+	// Message tells users what is ignored and why.
 	Message string
 }
 
-// Compile works out all that the node does for a Service. svc and f are not nil; the slices are those of the Service, in
-// any order. Nothing that is passed is kept or changed, and the result refers to none of it.
+// Compile returns all that the node does for a Service. svc and f are not nil; the slices are those
+// of the Service, in any order. Compile does not change or keep its arguments, and the result does
+// not refer to them.
 func Compile(svc *cluster.Service, endpointSlices []*cluster.Slice, f *Facts) (*fwd.Fragment, []Problem) {
 	c := compiler{
 		svc:   svc,
@@ -82,7 +86,8 @@ type compiler struct {
 
 	out      *fwd.Fragment
 	problems []Problem
-	// localReady collects by family the addresses of ready endpoints on this node, if there is a health check that counts them.
+	// localReady collects by family the addresses of ready endpoints on this node, if there is a
+	// health check that counts them.
 	localReady [2][]netip.Addr
 	// candidates is scratch memory of endpoints.
 	candidates []candidate
@@ -92,8 +97,8 @@ func (c *compiler) problem(field, format string, args ...any) {
 	c.problems = append(c.problems, Problem{Field: field, Message: fmt.Sprintf(format, args...)})
 }
 
-// distinctPorts returns the ports of the Service without those whose name and protocol another has already: endpoints are
-// found by these two, so the second of the kind cannot be told from the first.
+// distinctPorts returns the ports of the Service without duplicates of a name and protocol.
+// Endpoints are found by these two, so a duplicate cannot be told from the first.
 func (c *compiler) distinctPorts() []cluster.ServicePort {
 	if len(c.svc.Ports) < 2 {
 		return c.svc.Ports
@@ -107,7 +112,7 @@ func (c *compiler) distinctPorts() []cluster.ServicePort {
 	for i, p := range c.svc.Ports {
 		k := id{p.Name, p.Protocol}
 		if was, ok := first[k]; ok {
-			c.problem(fmt.Sprintf("spec.ports[%d]", i), "left out: spec.ports[%d] has the same name %q and protocol %s", was, p.Name, p.Protocol)
+			c.problem(fmt.Sprintf("spec.ports[%d]", i), "ignored: spec.ports[%d] has the same name %q and protocol %s", was, p.Name, p.Protocol)
 			continue
 		}
 		first[k] = i
@@ -116,8 +121,8 @@ func (c *compiler) distinctPorts() []cluster.ServicePort {
 	return out
 }
 
-// externalPolicyLocal says whether external traffic policy Local counts: on a Service of type ClusterIP only the API
-// field externalIPs makes it meaningful.
+// externalPolicyLocal says whether external traffic policy Local counts: on a Service of type
+// ClusterIP only the API field externalIPs makes it meaningful.
 func (c *compiler) externalPolicyLocal() bool {
 	if !c.svc.ExternalLocal {
 		return false
@@ -142,7 +147,7 @@ func (c *compiler) family(fam fwd.Family) {
 	c.reportEndpoints(fam)
 	clusterIP := c.svc.ClusterIPs[i]
 	if why := unusable(clusterIP, fam); why != "" {
-		c.problem("spec.clusterIPs", "%s is left out: %s", clusterIP, why)
+		c.problem("spec.clusterIPs", "%s is ignored: %s", clusterIP, why)
 		clusterIP = netip.Addr{}
 	}
 	sources := c.sources(fam)
@@ -171,8 +176,8 @@ func (c *compiler) family(fam fwd.Family) {
 	}
 }
 
-// port chooses the endpoints of a service port, adds its pools and its list of serving endpoints, and returns the routes
-// of its cluster IP and of its external frontends.
+// port chooses the endpoints of a service port, adds its pools and its list of serving endpoints,
+// and returns the routes of its cluster IP and of its external frontends.
 func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.ServicePort) (internal, external [fwd.NumClasses]fwd.Route) {
 	i := fam.Index()
 	accessible := p.NodePort != 0 || len(c.lbIPs[i]) > 0 || len(c.externalIPs[i]) > 0
@@ -211,8 +216,9 @@ func (c *compiler) port(fam fwd.Family, p cluster.ServicePort, owner fwd.Service
 	return c.internalRoutes(fam, s), c.externalRoutes(fam, s)
 }
 
-// internalRoutes are those of a cluster IP. Who is not a local pod is masqueraded, so that replies come back through this
-// node; without a detector nobody can be told from a pod, and nobody is.
+// internalRoutes are those of a cluster IP. Sources that are not local pods are masqueraded, so
+// that replies come back through this node. Without a detector no source can be told from a pod,
+// and none is masqueraded.
 func (c *compiler) internalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Route {
 	switch {
 	case len(s.cluster) == 0:
@@ -230,10 +236,11 @@ func (c *compiler) internalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Ro
 	return routes
 }
 
-// externalRoutes are those of external IPs, load-balancer IPs and node ports. With policy Cluster the endpoint may be on
-// another node, which would answer directly, so everybody is masqueraded. With policy Local outside clients keep their
-// address and reach endpoints on this node; sources in the cluster are served as if the packet had gone out to the load
-// balancer and come back in to some node that has endpoints, which is the choice of the cluster pool.
+// externalRoutes are those of external IPs, load-balancer IPs and node ports. With policy Cluster
+// the endpoint may be on another node, which would answer directly, so every source is masqueraded.
+// With policy Local outside clients keep their address and reach endpoints on this node; sources in
+// the cluster are served as if the packet had gone out to the load balancer and come back in to
+// some node that has endpoints, which is the choice of the cluster pool.
 func (c *compiler) externalRoutes(fam fwd.Family, s sets) [fwd.NumClasses]fwd.Route {
 	switch {
 	case len(s.cluster) == 0:
@@ -259,10 +266,10 @@ func everybody(r fwd.Route) [fwd.NumClasses]fwd.Route {
 	return [fwd.NumClasses]fwd.Route{fwd.Outside: r, fwd.Pod: r, fwd.Host: r}
 }
 
-// settleFrontends sorts the frontends by key. Where several fields of the Service name one key, the first in the order of
-// kinds wins, then the first port: the order in which family adds them, since a key that two ports name is of the same
-// kind in both. Source ranges of any of them hold for the one that wins: a field that is added to a Service must not open
-// what another one closes.
+// settleFrontends sorts the frontends by key. Where several fields of the Service name one key, the
+// first in the order of kinds wins, then the first port: the order in which family adds them, since
+// a key that two ports name is of the same kind in both. Source ranges of any of them hold for the
+// winner: a field that is added to a Service must not open what another field closes.
 func (c *compiler) settleFrontends() {
 	all := c.out.Frontends
 	slices.SortStableFunc(all, func(a, b fwd.Frontend) int { return a.Key.Compare(b.Key) })
@@ -275,9 +282,9 @@ func (c *compiler) settleFrontends() {
 				restricts := ""
 				if len(f.Sources) > 0 && len(w.Sources) == 0 { // there are no two lists of ranges in a Service
 					w.Sources = f.Sources
-					restricts = "; spec.loadBalancerSourceRanges restrict it all the same"
+					restricts = "; spec.loadBalancerSourceRanges still restrict it"
 				}
-				c.problem(field(f.Kind), "%s of port %q is left out: the Service claims it already as %s of port %q%s",
+				c.problem(field(f.Kind), "%s of port %q is ignored: the Service already claims it as %s of port %q%s",
 					f.Key, f.Owner.Port, w.Kind, w.Owner.Port, restricts)
 			}
 			continue
@@ -299,8 +306,8 @@ func field(k fwd.Kind) string {
 	return "spec.ports"
 }
 
-// dropUnusedPools sorts the pools and keeps those that a route of a frontend chooses from; one whose every frontend lost
-// its key to another port is used by nobody.
+// dropUnusedPools sorts the pools and keeps those that a route of a frontend chooses from; if
+// all frontends of a pool lost their keys to another port, the pool is unused.
 func (c *compiler) dropUnusedPools() {
 	byKey := func(p fwd.Pool, k fwd.PoolKey) int { return p.Key.Compare(k) }
 	slices.SortFunc(c.out.Pools, func(a, b fwd.Pool) int { return a.Key.Compare(b.Key) })

@@ -109,26 +109,26 @@ func TestProblems(t *testing.T) {
 		keys                []string // the frontends that are left
 	}{
 		{"external IP that is the cluster IP", "", ok + "ext=172.30.0.41", "",
-			[]string{`spec.externalIPs: 172.30.0.41:80/tcp of port "" is left out: the Service claims it already as ClusterIP of port ""`},
+			[]string{`spec.externalIPs: 172.30.0.41:80/tcp of port "" is ignored: the Service already claims it as ClusterIP of port ""`},
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
 		{"load-balancer IP that is an external IP", "", ok + "ext=1.2.3.4 lb=1.2.3.4 ranges=10.0.0.0/8", "",
-			[]string{`status.loadBalancer.ingress: 1.2.3.4:80/tcp of port "" is left out: the Service claims it already as ExternalIP of port ""; spec.loadBalancerSourceRanges restrict it all the same`},
+			[]string{`status.loadBalancer.ingress: 1.2.3.4:80/tcp of port "" is ignored: the Service already claims it as ExternalIP of port ""; spec.loadBalancerSourceRanges still restrict it`},
 			[]string{"1.2.3.4:80/tcp ExternalIP", "172.30.0.41:80/tcp ClusterIP"}},
 		{"two ports with one number", "", ok + "ports=b/tcp:80:3001,a/tcp:80:3001", "[a/tcp:80] .1@n1:R",
-			[]string{`spec.ports: node4:3001/tcp of port "a" is left out: the Service claims it already as NodePort of port "b"`,
-				`spec.ports: 172.30.0.41:80/tcp of port "a" is left out: the Service claims it already as ClusterIP of port "b"`},
+			[]string{`spec.ports: node4:3001/tcp of port "a" is ignored: the Service already claims it as NodePort of port "b"`,
+				`spec.ports: 172.30.0.41:80/tcp of port "a" is ignored: the Service already claims it as ClusterIP of port "b"`},
 			[]string{"node4:3001/tcp NodePort", "172.30.0.41:80/tcp ClusterIP"}},
 		{"two ports with one name", "", ok + "ports=a/tcp:80,b/tcp:81,a/tcp:82", "",
-			[]string{`spec.ports[2]: left out: spec.ports[0] has the same name "a" and protocol tcp`},
+			[]string{`spec.ports[2]: ignored: spec.ports[0] has the same name "a" and protocol tcp`},
 			[]string{"172.30.0.41:80/tcp ClusterIP", "172.30.0.41:81/tcp ClusterIP"}},
 		{"loopback and the like as virtual IPs", "", ok + "ext=127.0.0.1,0.0.0.0,224.0.0.1,::1,::ffff:1.2.3.4 lb=ff02::1", "",
-			[]string{"spec.externalIPs: 127.0.0.1 is left out: loopback", "spec.externalIPs: 0.0.0.0 is left out: the unspecified",
-				"spec.externalIPs: 224.0.0.1 is left out: a multicast", "spec.externalIPs: ::1 is left out: loopback",
-				"spec.externalIPs: ::ffff:1.2.3.4 is left out: an IPv4-mapped", "status.loadBalancer.ingress: ff02::1 is left out: a multicast"},
+			[]string{"spec.externalIPs: 127.0.0.1 is ignored: loopback", "spec.externalIPs: 0.0.0.0 is ignored: the unspecified",
+				"spec.externalIPs: 224.0.0.1 is ignored: a multicast", "spec.externalIPs: ::1 is ignored: loopback",
+				"spec.externalIPs: ::ffff:1.2.3.4 is ignored: an IPv4-mapped", "status.loadBalancer.ingress: ff02::1 is ignored: a multicast"},
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
-		{"loopback as cluster IP", "", "127.0.0.1 np=3001", "", []string{"spec.clusterIPs: 127.0.0.1 is left out"}, []string{"node4:3001/tcp NodePort"}},
+		{"loopback as cluster IP", "", "127.0.0.1 np=3001", "", []string{"spec.clusterIPs: 127.0.0.1 is ignored"}, []string{"node4:3001/tcp NodePort"}},
 		{"addresses of endpoints", "", ok, ".1@n1:R 127.0.0.1@n1:R 0.0.0.0@n1:R",
-			[]string{"EndpointSlice ns/svc-0: endpoints[].addresses: 127.0.0.1 is left out: loopback addresses belong to the node (and 1 more of this EndpointSlice)"},
+			[]string{"EndpointSlice ns/svc-0: endpoints[].addresses: 127.0.0.1 is ignored: loopback addresses belong to the node (and 1 more of this EndpointSlice)"},
 			[]string{"172.30.0.41:80/tcp ClusterIP"}},
 		{"health check without a port", "", ok + "lb=1.2.3.4 etp=local", "",
 			[]string{"spec.healthCheckNodePort: not set"},
@@ -158,8 +158,8 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestSourceRangesHoldForEveryClaim proves that no other field of a Service opens a load-balancer IP to sources that its
-// ranges keep out.
+// TestSourceRangesHoldForEveryClaim proves that no other field of a Service opens a load-balancer
+// IP to sources that its ranges keep out.
 func TestSourceRangesHoldForEveryClaim(t *testing.T) {
 	const ranges = " ranges=203.0.113.0/25,2001:db8::/32"
 	ports := "172.30.0.41 fd00:30::41 ports=a/tcp:80:3001,b/tcp:80,c/udp:80 "
@@ -187,7 +187,7 @@ func TestSourceRangesHoldForEveryClaim(t *testing.T) {
 					t.Errorf("%s%s: %s (%s) is restricted: %v", svc, edit, fe.Key, fe.Kind, restricted)
 				}
 			}
-			told := strings.Contains(fmt.Sprint(problems), "spec.loadBalancerSourceRanges restrict it all the same")
+			told := strings.Contains(fmt.Sprint(problems), "spec.loadBalancerSourceRanges still restrict it")
 			if overlaps := strings.Contains(svc, "ext=1.2.3.4") || strings.Contains(svc, "lb=172.30.0.41") || strings.Contains(svc, "ext=fd00"); told != overlaps {
 				t.Errorf("%s%s: problems %v", svc, edit, problems)
 			}
@@ -196,7 +196,8 @@ func TestSourceRangesHoldForEveryClaim(t *testing.T) {
 	}
 }
 
-// strict reads the fragment's text form again: the parser refuses whatever breaks a rule of package fwd.
+// strict reads the fragment's text form again: the parser refuses whatever breaks a rule of package
+// fwd.
 func strict(t *testing.T, f *fwd.Fragment) {
 	t.Helper()
 	s := "header masqueradebit=0\n" + text(t, f)
@@ -217,8 +218,8 @@ func TestAddressesOfTheOtherFamily(t *testing.T) {
 	svc.ClusterIPs[1] = addr("172.30.0.42")
 	f, problems := compile.Compile(svc, eps, facts)
 	want := []compile.Problem{
-		{"EndpointSlice ns/svc-0: endpoints[].addresses", "fd00:10::5 is left out: it is not an IPv4 address (and 1 more of this EndpointSlice)"},
-		{"spec.clusterIPs", "172.30.0.42 is left out: it is not an IPv6 address"},
+		{"EndpointSlice ns/svc-0: endpoints[].addresses", "fd00:10::5 is ignored: it is not an IPv4 address (and 1 more of this EndpointSlice)"},
+		{"spec.clusterIPs", "172.30.0.42 is ignored: it is not an IPv6 address"},
 	}
 	if d := cmp.Diff(want, problems); d != "" {
 		t.Errorf("problems (-want +got):\n%s", d)
@@ -275,8 +276,9 @@ func TestLocalPolicyEmpty(t *testing.T) {
 	}
 }
 
-// TestPopulations goes through every population of ready and terminating, local and remote endpoints, with and without
-// unusable ones, for every pair of policies, and reads the sets off what outside clients and local pods get.
+// TestPopulations goes through every population of ready and terminating, local and remote
+// endpoints, with and without unusable ones, for every pair of policies, and reads the sets off
+// what outside clients and local pods get.
 func TestPopulations(t *testing.T) {
 	kinds := []string{".1@n1:R", ".2@n2:R", ".3@n1:ST", ".4@n2:ST", ".5@n1:NR .6@n2:NT .7@n1:NS"}
 	const lr, rr, ls, rs = 1, 2, 4, 8
@@ -350,8 +352,9 @@ func TestTwoServicesOneBackend(t *testing.T) {
 	}
 }
 
-// TestRandom compiles random Services and checks that fragments keep the rules of package fwd, that the order of slices
-// does not matter, that nothing that was passed is changed, and that the cluster pool is there wherever it is needed.
+// TestRandom compiles random Services and checks that fragments keep the rules of package fwd, that
+// the order of slices does not matter, that nothing that was passed is changed, and that the
+// cluster pool is there wherever it is needed.
 func TestRandom(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	one := func(list ...string) string { return list[r.IntN(len(list))] }

@@ -20,12 +20,14 @@ type candidate struct {
 	seq int
 }
 
-// draining says that the endpoint serves while it shuts down: it is used where no ready one is left (KEP-1669).
+// draining says that the endpoint serves while it shuts down. It is used if no ready one is left
+// (KEP-1669).
 func (c *candidate) draining() bool { return !c.ep.Ready && c.ep.Serving && c.ep.Terminating }
 
 // sets is what endpoint selection gives for one service port.
 type sets struct {
-	// cluster is the C-set; it is empty only if there is no usable endpoint anywhere. local is the L-set.
+	// cluster is the C-set; it is empty only if there is no usable endpoint anywhere. local is the
+	// L-set.
 	cluster, local []fwd.Endpoint
 }
 
@@ -39,8 +41,8 @@ func sortedByName(s []*cluster.Slice) []*cluster.Slice {
 	return slices.SortedFunc(slices.Values(s), byName)
 }
 
-// reportEndpoints tells of endpoints with addresses that cannot be used, once for each slice. It names the address: the place
-// in the API object is not known here.
+// reportEndpoints reports endpoints with addresses that cannot be used, once for each slice. It
+// names the address, since the index in the API object is not known here.
 func (c *compiler) reportEndpoints(fam fwd.Family) {
 	for _, s := range c.slices {
 		if s.Family != fam {
@@ -62,13 +64,13 @@ func (c *compiler) reportEndpoints(fam fwd.Family) {
 			more = fmt.Sprintf(" (and %d more of this EndpointSlice)", bad-1)
 		}
 		c.problem(fmt.Sprintf("EndpointSlice %s: endpoints[].addresses", s.Name),
-			"%s is left out: %s%s", s.Endpoints[first].Addr, reason, more)
+			"%s is ignored: %s%s", s.Endpoints[first].Addr, reason, more)
 	}
 }
 
-// endpoints returns the endpoints of a service port: found by port name and protocol, sorted by address and port, each
-// once. Of doubles a local one wins, then the one of the first slice by name, then the first in the slice. The result is
-// valid until the next call.
+// endpoints returns the endpoints of a service port: found by port name and protocol, sorted by
+// address and port, each once. Of duplicates a local one wins, then the one of the first slice by
+// name, then the first in the slice. The result is valid until the next call.
 func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate {
 	all := c.candidates[:0]
 	for _, s := range c.slices {
@@ -105,8 +107,9 @@ func (c *compiler) endpoints(fam fwd.Family, p cluster.ServicePort) []candidate 
 	return slices.CompactFunc(all, func(a, b candidate) bool { return a.addr == b.addr })
 }
 
-// choose selects the C-set and the L-set. Each falls back on draining endpoints by itself, and the C-set does so without
-// regard to topology, which never leaves it empty: a mode is on only if an endpoint is hinted for this node.
+// choose selects the C-set and the L-set. Each falls back on draining endpoints by itself, and the
+// C-set does so without regard to topology, which never leaves it empty: a mode is on only if an
+// endpoint is hinted for this node.
 func (c *compiler) choose(found []candidate) (s sets) {
 	here := c.topology(found)
 	s.cluster = c.pick(found, func(e *candidate) bool { return e.ep.Ready && here(e.ep) })
@@ -133,8 +136,9 @@ func (c *compiler) topology(found []candidate) func(*cluster.Endpoint) bool {
 	return func(*cluster.Endpoint) bool { return true }
 }
 
-// hinted says whether the hints of one kind count: every ready endpoint has one, since hints are being rolled out
-// otherwise, and at least one names this node or zone, which would have no endpoints otherwise.
+// hinted says whether the hints of one kind count: every ready endpoint has one, since hints are
+// being rolled out otherwise, and at least one names this node or zone, which would have no
+// endpoints otherwise.
 func hinted(found []candidate, hints func(*cluster.Place) []string, name string) bool {
 	some := false
 	for i := range found {
@@ -173,7 +177,7 @@ func (c *compiler) pick(found []candidate, keep func(*candidate) bool) []fwd.End
 	return out
 }
 
-// weight is the endpoint's share of new connections: that of the first selector that fits.
+// weight is the endpoint's share of new connections, given by the first selector that matches.
 func (c *compiler) weight(e *candidate) uint32 {
 	for i := range c.svc.Weights {
 		w := &c.svc.Weights[i]
@@ -210,7 +214,8 @@ func (c *compiler) leaving(found []candidate) {
 	}
 }
 
-// serving lists the endpoints whose flows are good, whatever policy makes of them for new ones.
+// serving lists the endpoints whose existing flows are valid, whether or not policy allows new
+// ones.
 func serving(found []candidate) []netip.AddrPort {
 	var out []netip.AddrPort
 	for i := range found {

@@ -13,8 +13,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The fixture is that of the catalogue in docs/datapath.md: the node n1 in zone a with the addresses NODE and ALT, and
-// the detector ClusterCIDR 10.0.0.0/8.
+// The fixture is that of the catalogue in docs/datapath.md: the node n1 in zone a with the
+// addresses NODE and ALT, and the detector ClusterCIDR 10.0.0.0/8.
 var sources = map[string]netip.Addr{
 	"POD":  netip.MustParseAddr("10.0.0.2"),
 	"NODE": netip.MustParseAddr("192.168.0.2"),
@@ -26,7 +26,8 @@ var sources = map[string]netip.Addr{
 	"EXT6": netip.MustParseAddr("2001:db8::2"),
 }
 
-// addr reads an address, the name of a source, ".7" for 10.0.1.7, or L and R for the endpoints of group M.
+// addr reads an address, the name of a source, ".7" for 10.0.1.7, or L and R for the endpoints of
+// group M.
 func addr(s string) netip.Addr {
 	switch {
 	case s == "L":
@@ -76,8 +77,9 @@ func prefixes(list string) (out []netip.Prefix) {
 	return out
 }
 
-// service reads a Service: its cluster IPs, and name=value fields. Without ports= it has the unnamed port 80/TCP, whose
-// node port is np=; ports= lists name/protocol:port or name/protocol:port:nodePort. The type follows from the fields.
+// service reads a Service: its cluster IPs, and name=value fields. Without ports= it has the
+// unnamed port 80/TCP, whose node port is np=; ports= lists name/protocol:port or
+// name/protocol:port:nodePort. The type follows from the fields.
 func service(text string) *cluster.Service {
 	s := &cluster.Service{Name: fwd.Service{Namespace: "ns", Name: "svc"}, CreatedUnix: 1}
 	one := cluster.ServicePort{Protocol: fwd.TCP, Port: 80}
@@ -139,10 +141,10 @@ func portName(text string) (string, fwd.Proto) {
 	return name, p
 }
 
-// endpointSlices reads slices, separated by "|". Each lists endpoints as ip@node:state, where the state is R (ready), ST
-// (serving and terminating), NT (terminating, not serving), NR (not ready), or NS (serving, but not ready), and hints may
-// follow as ;z=a+b (zones) and ;n=n1+n2 (nodes). [name/protocol:port] before them says which port they serve, by default
-// the unnamed port 80/TCP.
+// endpointSlices reads slices, separated by "|". Each lists endpoints as ip@node:state, where the
+// state is R (ready), ST (serving and terminating), NT (terminating, not serving), NR (not ready),
+// or NS (serving, but not ready), and hints may follow as ;z=a+b (zones) and ;n=n1+n2 (nodes).
+// [name/protocol:port] before them says which port they serve, by default the unnamed port 80/TCP.
 func endpointSlices(text string) (out []*cluster.Slice) {
 	for i, part := range strings.Split(text, "|") {
 		s := &cluster.Slice{
@@ -200,8 +202,9 @@ func endpoint(text string) (e cluster.Endpoint) {
 	return e
 }
 
-// environment reads what differs from the fixture: noop, podcidr and veth (detectors), masqall, zone=, primary=, local=
-// (one more local address), np= (node port addresses instead of all with loopback), nohostip, noname, and the two gates.
+// environment reads what differs from the fixture: noop, podcidr and veth (detectors), masqall,
+// zone=, primary=, local= (one more local address), np= (node port addresses instead of all with
+// loopback), nohostip, noname, and the two gates.
 func environment(text string) (*compile.Facts, fwd.Header) {
 	f := &compile.Facts{
 		NodeName: "n1", Zone: "a", DetectsPods: [2]bool{true, true},
@@ -281,8 +284,8 @@ func packet(text string) fwd.Packet {
 	}
 }
 
-// verdict writes an outcome as the catalogue does: the set of endpoints with m (masqueraded) or u after it, behind each
-// endpoint where they differ, or REJECT, DROP or PASS.
+// verdict writes an outcome as the catalogue does: the set of endpoints with m (masqueraded) or u
+// after it, behind each endpoint where they differ, or REJECT, DROP or PASS.
 func verdict(o fwd.Outcome, src netip.Addr) string {
 	if o.Verdict != fwd.VerdictForward {
 		return strings.ToUpper(o.Verdict.String())

@@ -8,9 +8,10 @@ import (
 	"testing"
 )
 
-// Equal fails the test unless equal holds for two values filled alike, and notices a change of any leaf of one of them:
-// of each field, of each element, of what a pointer points to, and of the length of each slice. Leaves whose path is in ignored must not be noticed. A
-// path is like ".Ports[0].Name"; that of a slice's length ends with "[]".
+// Equal fails the test unless equal holds for two values filled alike, and notices a change of any
+// leaf of one of them: of each field, of each element, of what a pointer points to, and of the
+// length of each slice. Leaves whose path is in ignored must not be noticed. A path is like
+// ".Ports[0].Name"; that of a slice's length ends with "[]".
 func Equal[T any](t testing.TB, equal func(a, b *T) bool, ignored ...string) {
 	t.Helper()
 	filled := func() *T {

@@ -8,13 +8,15 @@ import (
 	"strings"
 )
 
-// Class is the class of a packet's source, as this node sees it. Each packet has exactly one, tested in the order Pod,
-// Host, Outside: a node address that the detector recognises counts as a pod.
+// Class is the class of a packet's source, as this node sees it. Each packet has exactly one,
+// tested in the order Pod, Host, Outside: a node address that the detector recognises counts as a
+// pod.
 type Class uint8
 
 // The classes of sources.
 const (
-	// Outside is every source that is neither of the others, and every pod where no detector is configured.
+	// Outside is every source that is neither of the others, and every pod where no detector is
+	// configured.
 	Outside Class = iota
 	// Pod is a source that the local detector recognises (Header.Detector).
 	Pod
@@ -29,7 +31,8 @@ func (c Class) String() string { return [...]string{"outside", "pod", "host"}[c]
 // Kind says which field of the Service a frontend comes from.
 type Kind uint8
 
-// The kinds of frontends, in the order in which one Service's fields win where they name the same key.
+// The kinds of frontends, in the order in which one Service's fields win where they name the same
+// key.
 const (
 	ClusterIP Kind = iota
 	ExternalIP
@@ -48,7 +51,8 @@ type Action uint8
 const (
 	// Drop discards the packet silently: endpoints exist, but policy leaves none on this node.
 	Drop Action = iota
-	// Reject answers TCP with a reset and everything else with ICMP port unreachable: there is no usable endpoint at all.
+	// Reject answers TCP with a reset and everything else with ICMP port unreachable: there is no
+	// usable endpoint at all.
 	Reject
 	// Forward sends the connection to an endpoint of the pool.
 	Forward
@@ -74,10 +78,11 @@ func (s Scope) String() string { return [...]string{"cluster", "local"}[s] }
 // Route is what happens to a new connection of one class of sources.
 type Route struct {
 	Action Action
-	// Scope says which pool of the frontend's service port Forward chooses from; Cluster for the other actions.
+	// Scope says which pool of the frontend's service port Forward chooses from; Cluster for the
+	// other actions.
 	Scope Scope
-	// Masquerade rewrites the source to an address of the node; false unless the action is Forward. A connection whose
-	// chosen endpoint is its own source (hairpin) is masqueraded whatever this says.
+	// Masquerade rewrites the source to an address of the node; false unless the action is Forward.
+	// A connection whose chosen endpoint is its own source (hairpin) is always masqueraded.
 	Masquerade bool
 	// Reason is the rule that decided.
 	Reason Reason
@@ -89,8 +94,9 @@ type Frontend struct {
 	Kind   Kind
 	Owner  ServicePort
 	Routes [NumClasses]Route
-	// Sources restricts who may connect: masked prefixes of the key's family, sorted, nothing contained in another. Empty
-	// means everybody. A source outside of them is dropped, whatever its class and whether or not there are endpoints.
+	// Sources restricts who may connect: masked prefixes of the key's family, sorted, nothing
+	// contained in another. Empty means everybody. A source outside of them is dropped, for every
+	// class, whether or not there are endpoints.
 	Sources []netip.Prefix
 }
 
@@ -135,22 +141,24 @@ type Endpoint struct {
 	Local bool
 	// Terminating says that the endpoint serves while it shuts down.
 	Terminating bool
-	// Instance tells apart the pods that have had this address one after the other; 0 where that is not known. Dataplanes
-	// that follow connections themselves (IPVS) need it; it has no influence on who may be chosen.
+	// Instance tells apart the pods that have had this address one after the other; 0 where that is
+	// not known. Dataplanes that track connections themselves (IPVS) need it; it does not affect
+	// the choice of an endpoint.
 	Instance uint32
 }
 
-// Pool is what a route chooses an endpoint from: per new connection, at random in proportion to the weights, unless
-// session affinity remembers one for the client.
+// Pool is what a route chooses an endpoint from: per new connection, at random in proportion to the
+// weights, unless session affinity remembers one for the client.
 type Pool struct {
 	Key PoolKey
 	// Endpoints is sorted by address and port, without duplicates, and never empty.
 	Endpoints []Endpoint
-	// AffinitySec is the time in seconds for which a client address stays with its endpoint after its last new
-	// connection, from 1 to 86400; 0 means no session affinity. Both pools of a service port share the records.
+	// AffinitySec is the time in seconds for which a client address stays with its endpoint after
+	// its last new connection, from 1 to 86400; 0 means no session affinity. Both pools of a
+	// service port share the records.
 	AffinitySec uint32
-	// Scheduler is the name of the IPVS scheduler that the Service asks for, such as "mh"; empty for the node's default.
-	// Other dataplanes choose at random whatever it says.
+	// Scheduler is the name of the IPVS scheduler that the Service asks for, such as "mh"; empty
+	// for the node's default. Other dataplanes ignore it and choose at random.
 	Scheduler string
 	// SchedulerFlags belong to Scheduler.
 	SchedulerFlags SchedulerFlags
@@ -161,13 +169,14 @@ type SchedulerFlags uint8
 
 // The flags of schedulers, see ipvsadm(8).
 const (
-	// SchedulerFallback chooses another endpoint where the one that was hashed takes no connections.
+	// SchedulerFallback chooses another endpoint if the hashed one accepts no connections.
 	SchedulerFallback SchedulerFlags = 1 << iota
-	// SchedulerPort takes the source port into the hash.
+	// SchedulerPort includes the source port in the hash.
 	SchedulerPort
 )
 
-// schedulerFlagNames are the names of the flags in order, as ipvsadm writes them without the scheduler's name.
+// schedulerFlagNames are the names of the flags in order, as ipvsadm writes them without the
+// scheduler's name.
 var schedulerFlagNames = []string{"fallback", "port"}
 
 // ParseSchedulerFlags reads a comma list of "fallback" and "port"; nothing is no flag.
@@ -210,16 +219,18 @@ type VIP struct {
 	ClusterIP bool
 }
 
-// HealthCheck describes the health-check node port of a Service (type LoadBalancer with external traffic policy Local).
+// HealthCheck describes the health-check node port of a Service (type LoadBalancer with external
+// traffic policy Local).
 type HealthCheck struct {
 	// Port is the TCP port on the node; 0 means that the Service has none.
 	Port uint16
-	// LocalEndpoints counts the distinct addresses of ready endpoints on this node, over all ports, of the family that has more.
+	// LocalEndpoints counts the distinct addresses of ready endpoints on this node, over all ports,
+	// of the family that has more.
 	LocalEndpoints int
 }
 
-// ServingPort lists, for a UDP service port of one family, every endpoint that serves, whatever policy and topology make
-// of it on this node. Flows to other endpoints are stale.
+// ServingPort lists, for a UDP service port of one family, every endpoint that serves, including
+// those that policy or topology exclude on this node. Flows to other endpoints are stale.
 type ServingPort struct {
 	Port   ServicePort
 	Family Family
@@ -227,25 +238,29 @@ type ServingPort struct {
 	Endpoints []netip.AddrPort
 }
 
-// Fragment is all that one Service contributes to the table, for both families. The zero Fragment of an owner is the
-// same as none.
+// Fragment is what one Service contributes to the table, for both families. A Fragment with only an
+// owner is the same as none.
 type Fragment struct {
 	Owner Service
-	// CreatedUnix is the creation time of the Service in seconds since 1970; it settles conflicts: older wins.
+	// CreatedUnix is the creation time of the Service in seconds since 1970; it settles conflicts:
+	// older wins.
 	CreatedUnix int64
 	// Frontends is sorted by key, one for each.
 	Frontends []Frontend
 	// Pools is sorted by key and holds exactly the pools that routes of Frontends use.
 	Pools []Pool
-	// Serving is sorted by port and family; one for each UDP service port and family that is handled here.
+	// Serving is sorted by port and family; one for each UDP service port and family that is
+	// handled here.
 	Serving []ServingPort
-	// Leaving are the endpoints of all ports and both families that shut down and are not gone yet, whether or not they are
-	// in a pool; sorted, without duplicates. One that was here and is no longer is a pod that has ended.
+	// Leaving are the endpoints of all ports and both families that shut down and are not gone yet,
+	// whether or not they are in a pool; sorted, without duplicates. If an address disappears from
+	// this list, its pod has ended.
 	Leaving []netip.AddrPort
 	// HealthCheck is the Service's health-check node port.
 	HealthCheck HealthCheck
-	// LocalPolicyEmpty counts, by Family.Index, the service ports whose internal (index 0) or external (index 1) traffic
-	// policy is Local and that have endpoints, none of them on this node.
+	// LocalPolicyEmpty counts, by Family.Index, the service ports whose internal (index 0) or
+	// external (index 1) traffic policy is Local and that have endpoints, none of them on this
+	// node.
 	LocalPolicyEmpty [2][2]int
 }
 
@@ -276,9 +291,11 @@ func (f *Fragment) Pool(k PoolKey) *Pool {
 	return &f.Pools[i]
 }
 
-// KeepsAddress says that a connection to the frontend, one of the fragment's, may be masqueraded although its destination stays as
-// it is, since an endpoint has the frontend's own address and port. The kernel's connection tracking then sees no translation of the
-// destination (IPS_DST_NAT). A frontend for node ports does not count: there the endpoint is on this host and nothing leaves it.
+// KeepsAddress says that a connection to the frontend, one of the fragment's, may be masqueraded
+// although its destination stays as it is, since an endpoint has the frontend's own address and
+// port. The kernel's connection tracking then sees no translation of the destination (IPS_DST_NAT).
+// A frontend for node ports does not count: there the endpoint is on this host and nothing leaves
+// it.
 func (f *Fragment) KeepsAddress(fe *Frontend) bool {
 	if fe.Key.IsNodePort() {
 		return false

@@ -18,8 +18,8 @@ const (
 // Families lists both families in the order in which they are worked on.
 var Families = [2]Family{IPv4, IPv6}
 
-// FamilyOf returns the family of a valid address; an IPv4-mapped IPv6 address counts as IPv6, since it cannot be a
-// Service address of either family.
+// FamilyOf returns the family of a valid address; an IPv4-mapped IPv6 address counts as IPv6, since
+// it cannot be a Service address of either family.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4
@@ -92,7 +92,8 @@ func ParseProto(s string) (Proto, error) {
 // Key is what a client dials: a virtual IP and port, or a node port. It identifies a frontend.
 type Key struct {
 	Family Family
-	// Addr is the virtual IP. The zero Addr makes the key a node port: any address of the node that serves node ports.
+	// Addr is the virtual IP. The zero Addr makes the key a node port: any address of the node that
+	// serves node ports.
 	Addr  netip.Addr
 	Proto Proto
 	Port  uint16
@@ -132,8 +133,9 @@ func (s Service) Compare(o Service) int {
 	return cmp.Or(cmp.Compare(s.Namespace, o.Namespace), cmp.Compare(s.Name, o.Name))
 }
 
-// ServicePort names one port of a Service: the unit of endpoints, session affinity and load balancing. Port is the name
-// of the port and may be empty; Proto is part of the identity since two ports without a name may differ in it alone.
+// ServicePort names one port of a Service: the unit of endpoints, session affinity and load
+// balancing. Port is the name of the port and may be empty; Proto is part of the identity since two
+// ports without a name may differ in it alone.
 type ServicePort struct {
 	Service
 	Port  string

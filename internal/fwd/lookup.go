@@ -10,10 +10,11 @@ type Packet struct {
 	// Dst is the address and port that the client dials.
 	Dst   netip.AddrPort
 	Proto Proto
-	// InInterface is the name of the interface on which the packet arrived; empty for a packet that this host sends.
+	// InInterface is the name of the interface on which the packet arrived; empty for a packet that
+	// this host sends.
 	InInterface string
-	// FromHost says that this host sends the packet, also where Header.LocalAddrs does not name its source: the kernel may
-	// choose a virtual IP that the node owns (mode ipvs).
+	// FromHost says that this host sends the packet, also where Header.LocalAddrs does not name its
+	// source: the kernel may choose a virtual IP that the node owns (mode ipvs).
 	FromHost bool
 }
 
@@ -35,10 +36,11 @@ type Outcome struct {
 	Verdict Verdict
 	// Class is the class of the packet's source.
 	Class Class
-	// Endpoints may be chosen, each with positive probability, nothing else ever; sorted, and only for VerdictForward.
+	// Endpoints are those that may be chosen, each with positive probability; sorted, and only for
+	// VerdictForward.
 	Endpoints []Endpoint
-	// Masquerade says that the source is rewritten whichever endpoint is chosen. Hairpin connections are masqueraded
-	// beyond that, see MasqueradeTo.
+	// Masquerade says that the source is rewritten for every endpoint. Hairpin connections are also
+	// masqueraded, see MasqueradeTo.
 	Masquerade bool
 	// AffinitySec is the pool's session affinity in seconds; 0 for none.
 	AffinitySec uint32
@@ -64,8 +66,8 @@ func (h *Header) Class(p Packet) Class {
 	return Outside
 }
 
-// Lookup says what the node does with a packet that opens a connection. It is the reference for every backend. A packet
-// whose addresses are of different families passes.
+// Lookup says what the node does with a packet that opens a connection. It is the reference for
+// every backend. A packet whose addresses are of different families passes.
 func (t *Table) Lookup(p Packet) Outcome {
 	out := Outcome{Class: t.header.Class(p)}
 	if dst := p.Dst.Addr(); !dst.IsValid() || !p.Src.IsValid() || FamilyOf(p.Src) != FamilyOf(dst) {
@@ -96,7 +98,8 @@ func (t *Table) Lookup(p Packet) Outcome {
 	return out
 }
 
-// match returns the frontend that a packet is sent to, or nil: the one of its address and port, or else of the node port.
+// match returns the frontend that a packet is sent to, or nil: the one of its address and port, or
+// else of the node port.
 func (t *Table) match(p Packet) *Frontend {
 	dst := p.Dst.Addr()
 	k := Key{Family: FamilyOf(dst), Addr: dst, Proto: p.Proto, Port: p.Dst.Port()}
@@ -117,8 +120,8 @@ func (t *Table) unmatched(p Packet) (Verdict, Reason) {
 	isClusterIP := t.vips[dst].clusterIP > 0
 	switch {
 	case dst.IsLoopback():
-		// Serving node ports on 127.0.0.0/8 needs route_localnet, which would let neighbours reach loopback sockets; that
-		// is closed again here (CVE-2020-8558).
+		// Serving node ports on 127.0.0.0/8 needs route_localnet, which would let neighbours reach
+		// loopback sockets; that is closed again here (CVE-2020-8558).
 		if t.header.NodePorts[FamilyOf(dst).Index()].Loopback && !p.Src.IsLoopback() {
 			return VerdictDrop, ReasonLoopback
 		}

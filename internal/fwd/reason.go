@@ -23,16 +23,18 @@ const (
 	ReasonExternalLocal
 	// ReasonExternalLocalEmpty: external traffic policy Local, endpoints exist, none on this node.
 	ReasonExternalLocalEmpty
-	// ReasonShortCircuit: external traffic policy Local, but the source is in the cluster: as if through the load balancer.
+	// ReasonShortCircuit: external traffic policy Local, but the source is in the cluster: as if
+	// through the load balancer.
 	ReasonShortCircuit
 	// ReasonLoopback: the destination is a loopback address and the source is not this host.
 	ReasonLoopback
-	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (modes nftables and ipvs).
+	// ReasonOtherPort: the destination is a cluster IP, but none of its ports (modes nftables and
+	// ipvs).
 	ReasonOtherPort
 	// ReasonUnallocated: the destination is in a service CIDR, but no cluster IP (mode nftables).
 	ReasonUnallocated
-	// ReasonLocalPort: the destination is a node port on loopback that the daemon's own forwarder serves (modes nftables and
-	// ipvs); see package localport, whose Lookup alone gives it.
+	// ReasonLocalPort: the destination is a node port on loopback that the daemon's own forwarder
+	// serves (modes nftables and ipvs); see package localport, whose Lookup alone gives it.
 	ReasonLocalPort
 	// NumReasons is the number of reasons.
 	NumReasons

@@ -7,14 +7,14 @@ import (
 	"slices"
 )
 
-// Changes is what one operation did to the table, for those who follow it. Values in it are immutable.
+// Changes is what one operation did to the table, for its followers. Values in it are immutable.
 type Changes struct {
 	// Header is the new header, nil if it did not change.
 	Header *Header
-	// Services are the Services whose effective fragment changed: the one that was put or removed first, then those
-	// that gained or lost a key by it, sorted.
+	// Services are the Services whose effective fragment changed: the one that was put or removed
+	// first, then those that gained or lost a key by it, sorted.
 	Services []ServiceChange
-	// VIPs are the addresses that came or went, sorted by address.
+	// VIPs are the addresses that were added, changed or removed, sorted by address.
 	VIPs []VIPChange
 }
 
@@ -23,15 +23,15 @@ func (c *Changes) Empty() bool {
 	return c.Header == nil && len(c.Services) == 0 && len(c.VIPs) == 0
 }
 
-// ServiceChange is a Service's effective fragment, which is its fragment without the frontends that other Services own,
-// before and after. Old or New is nil where the Service contributed nothing.
+// ServiceChange is a Service's effective fragment, which is its fragment without the frontends that
+// other Services own, before and after. Old or New is nil where the Service contributed nothing.
 type ServiceChange struct {
 	Owner    Service
 	Old, New *Fragment
 }
 
-// VIPChange says that the first frontend on an address came, or the last one went, or that the address became or ceased
-// to be a cluster IP.
+// VIPChange says that the first frontend of an address was added, that the last one was removed, or
+// that the address became or ceased to be a cluster IP.
 type VIPChange struct {
 	VIP VIP
 	// Gone says that no frontend is left on the address.
@@ -44,7 +44,7 @@ type Conflict struct {
 	Winner, Loser Service
 }
 
-// claim is one Service's wish to own a key.
+// claim is one Service's request to own a key.
 type claim struct {
 	owner   Service
 	created int64
@@ -71,7 +71,8 @@ type Table struct {
 	effective int
 	// owners finds the effective frontend of a key.
 	owners map[Key]*Frontend
-	// waiting holds, for keys that more than one Service claims, all claims, best first. Most keys have none.
+	// waiting holds, for keys that more than one Service claims, all claims, best first. Most keys
+	// have none.
 	waiting map[Key][]claim
 	vips    map[netip.Addr]vipCount
 }
@@ -119,7 +120,8 @@ func (t *Table) Fragment(owner Service) *Fragment {
 	return nil
 }
 
-// Claimed returns the fragment of a Service as it was put, with the keys that other Services own; an empty one if there is none.
+// Claimed returns the fragment of a Service as it was put, with the keys that other Services own;
+// an empty one if there is none.
 func (t *Table) Claimed(owner Service) *Fragment {
 	if e := t.services[owner]; e != nil {
 		return e.put
@@ -158,7 +160,8 @@ func (t *Table) VIPs() []VIP {
 	return out
 }
 
-// Conflicts returns the keys that are claimed by more than one Service, sorted, one entry for each loser.
+// Conflicts returns the keys that are claimed by more than one Service, sorted, one entry for each
+// loser.
 func (t *Table) Conflicts() []Conflict {
 	var out []Conflict
 	for _, k := range slices.SortedFunc(maps.Keys(t.waiting), Key.Compare) {
@@ -175,7 +178,8 @@ func (t *Table) Len() (services, frontends int) {
 	return t.effective, len(t.owners)
 }
 
-// Put replaces the fragment of a Service. The table keeps the fragment; the caller must not change it afterwards.
+// Put replaces the fragment of a Service. The table keeps the fragment; the caller must not change
+// it afterwards.
 func (t *Table) Put(f *Fragment) Changes {
 	t.init()
 	if f.Empty() {
@@ -193,7 +197,7 @@ func (t *Table) Put(f *Fragment) Changes {
 	return t.settle(f.Owner, old, f)
 }
 
-// Remove takes a Service out of the table; one that is not there changes nothing.
+// Remove removes a Service from the table. It changes nothing if there is none.
 func (t *Table) Remove(owner Service) Changes {
 	e := t.services[owner]
 	if e == nil {
@@ -206,8 +210,8 @@ func (t *Table) Remove(owner Service) Changes {
 	return ch
 }
 
-// settle works out who owns the keys of the old and the new fragment of a Service and derives the effective fragments
-// again of every Service that this concerns.
+// settle decides who owns the keys of the old and the new fragment of a Service, and recomputes the
+// effective fragments of all Services that this affects.
 func (t *Table) settle(owner Service, old, now *Fragment) Changes {
 	touched := map[Service]struct{}{owner: {}}
 	if old != nil {
@@ -247,8 +251,8 @@ func (t *Table) settle(owner Service, old, now *Fragment) Changes {
 	return ch
 }
 
-// claim notes that a Service wants a key, or wants it again. Claims of a key are kept only while there is more than one:
-// a lone owner is found through owners.
+// claim records that a Service requests a key, perhaps again. Claims to a key are kept only while
+// there is more than one: a single owner is found through owners.
 func (t *Table) claim(k Key, c claim, touched map[Service]struct{}) {
 	claims := slices.Clone(t.waiting[k])
 	if len(claims) == 0 {
@@ -331,8 +335,8 @@ func (t *Table) effectiveOf(f *Fragment) *Fragment {
 	return &out
 }
 
-// index brings owners and vips from an old effective fragment to a new one. vips collects the counts as they were
-// before, for vipChanges.
+// index updates owners and vips from an old effective fragment to a new one. before collects the
+// previous counts of vips, for vipChanges.
 func (t *Table) index(was, is *Fragment, before map[netip.Addr]vipCount) {
 	count := func(f *Frontend, by int) {
 		if f.Key.IsNodePort() {

@@ -178,8 +178,9 @@ func compareConflicts(a, b Conflict) int {
 	return a.Loser.Compare(b.Loser)
 }
 
-// TestTableRandom runs random operations and checks after each that the table is what its Services ask for: by a naive
-// reading of the rules, by a table built from scratch, and by whoever followed the changes.
+// TestTableRandom runs random operations and checks after each that the table is what its Services
+// ask for: by a naive reading of the rules, by a table built from scratch, and by whoever followed
+// the changes.
 func TestTableRandom(t *testing.T) {
 	for seed := range uint64(15) {
 		g := newGenerator(seed)
@@ -266,7 +267,8 @@ func vipFragment(name string, created int64, kind Kind, addr string, ports ...ui
 	return f
 }
 
-// owners names, in order, the Services of changes, with + where one came, - where one went, ~ where one changed.
+// owners names, in order, the Services of changes, with + where one came, - where one went, ~ where
+// one changed.
 func owners(ch Changes) (out []string) {
 	for _, s := range ch.Services {
 		mark := "~"

@@ -10,7 +10,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwdtext"
 )
 
-// TestTextRoundTrip proves that a table that is written and read is the same. It is here because the random tables are.
+// TestTextRoundTrip proves that a table that is written and read is the same. It is here because
+// the random tables are.
 func TestTextRoundTrip(t *testing.T) {
 	for seed := range uint64(50) {
 		table := fwd.RandomTable(seed)

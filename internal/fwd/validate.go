@@ -33,9 +33,9 @@ func (h *Header) Validate() error {
 	return errors.Join(c...)
 }
 
-// Validate checks what always holds for a fragment: values are in range and of the family of their object, lists are sorted
-// without duplicates, every route that forwards has its pool, and every pool has such a route. The error names each object
-// that breaks a rule.
+// Validate checks what always holds for a fragment: values are in range and of the family of their
+// object, lists are sorted without duplicates, every route that forwards has its pool, and every
+// pool has such a route. The error names each object that breaks a rule.
 func (f *Fragment) Validate() error {
 	var c checker
 	c.require(!f.Empty(), "there is nothing in it")

@@ -13,7 +13,8 @@ import (
 // field is one name=value of an object: its text now, and how to set it from a text.
 type field struct {
 	name string
-	// required fields are always written and have to be there. Others are left out where they have no text.
+	// required fields are always written and have to be there. Others are left out where they have
+	// no text.
 	required bool
 	text     string
 	set      func(string) error

@@ -11,9 +11,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Read reads a table from its text form. Empty lines and lines that begin with "#" are skipped. The line of a Service comes
-// before its other lines; the order is free otherwise. Everything else is strict: an unknown, doubled or missing field and
-// whatever package fwd does not find valid are errors, which name the line or the object.
+// Read reads a table from its text form. Empty lines and lines that begin with "#" are skipped. The
+// line of a Service comes before its other lines; the order is free otherwise. Everything else is
+// strict: an unknown, doubled or missing field and whatever package fwd does not find valid are
+// errors, which name the line or the object.
 func Read(r io.Reader) (*fwd.Table, error) {
 	text, err := io.ReadAll(r)
 	if err != nil {

@@ -23,7 +23,8 @@ const (
 	srcBlk  = "203.0.113.130%eth0"
 )
 
-// fixture is a node n1 in zone-a with two addresses, others beside it, and a detector by cluster CIDR.
+// fixture is a node n1 in zone-a with two addresses, others beside it, and a detector by cluster
+// CIDR.
 func fixture() (*Cluster, *Config) {
 	c := &Cluster{Nodes: []*v1.Node{
 		node("n1", "zone-a", "192.168.0.2"), node("n2", "zone-a", "192.168.0.3"), node("n3", "zone-b", "192.168.0.4"),
@@ -39,7 +40,8 @@ func node(name, zone, addr string) *v1.Node {
 	}
 }
 
-// svc makes a Service with one TCP port, unnamed; fields is a list of settings like "np=3001 lb=1.2.3.4 etp=Local".
+// svc makes a Service with one TCP port, unnamed; fields is a list of settings like "np=3001
+// lb=1.2.3.4 etp=Local".
 func svc(name, clusterIP, fields string) *v1.Service {
 	s := &v1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}}
 	s.Spec = v1.ServiceSpec{Type: v1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, Ports: []v1.ServicePort{{Port: 80, Protocol: v1.ProtocolTCP}}}
@@ -72,8 +74,9 @@ func loadBalancer(name, clusterIP, fields string) *v1.Service {
 	return svc(name, clusterIP, "type=LoadBalancer "+fields)
 }
 
-// eps makes a slice of a Service from endpoints like "10.0.1.1@n1:ST/zone-a,zone-b/n1,n2": address, node, state, zone
-// hints and node hints; all but the address may be left out. States are those of the catalogue: R, ST, NT, NR, nil.
+// eps makes a slice of a Service from endpoints like "10.0.1.1@n1:ST/zone-a,zone-b/n1,n2": address,
+// node, state, zone hints and node hints; all but the address may be left out. States are those of
+// the catalogue: R, ST, NT, NR, nil.
 func eps(s *v1.Service, specs string) *discoveryv1.EndpointSlice {
 	port, proto, name := int32(80), v1.ProtocolTCP, ""
 	sl := &discoveryv1.EndpointSlice{
@@ -130,7 +133,8 @@ func conditions(state string) discoveryv1.EndpointConditions {
 	panic("state " + state)
 }
 
-// packet reads "source>destination" or "source>destination/proto", the source as in the constants above.
+// packet reads "source>destination" or "source>destination/proto", the source as in the constants
+// above.
 func packet(t *testing.T, text string) fwd.Packet {
 	t.Helper()
 	from, to, ok := strings.Cut(text, ">")
@@ -149,7 +153,8 @@ func packet(t *testing.T, text string) fwd.Packet {
 	return fwd.Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddrPort(to), Proto: p, InInterface: iface}
 }
 
-// brief writes an answer as the catalogue does: "10.0.1.1 10.0.1.2 m"; ports only if they are not 80.
+// brief writes an answer as the catalogue does: "10.0.1.1 10.0.1.2 m"; ports only if they are not
+// 80.
 func brief(a Answer) string {
 	if a.Verdict != fwd.VerdictForward {
 		return strings.ToUpper(a.Verdict.String())
@@ -182,7 +187,8 @@ func check(t *testing.T, id string, c *Cluster, cfg *Config, flows ...string) {
 	}
 }
 
-// TestMasqueradeMatrix is group M of the catalogue: each flow with a detector, without one, and with masqueradeAll.
+// TestMasqueradeMatrix is group M of the catalogue: each flow with a detector, without one, and
+// with masqueradeAll.
 func TestMasqueradeMatrix(t *testing.T) {
 	c, cfg := fixture()
 	svc1 := loadBalancer("svc1", "172.30.0.41", "np=3001 lb=1.2.3.4")
@@ -327,7 +333,8 @@ func TestPolicies(t *testing.T) {
 	})
 }
 
-// TestTerminating is group T. The states of T03 and T06, which the catalogue only refers to, are filled in from the rules.
+// TestTerminating is group T. The states of T03 and T06, which the catalogue only refers to, are
+// filled in from the rules.
 func TestTerminating(t *testing.T) {
 	local := func() *v1.Service { return loadBalancer("s", "172.30.0.41", "lb=1.2.3.4 etp=Local") }
 	runStories(t, []story{

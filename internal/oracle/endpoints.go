@@ -18,7 +18,8 @@ type endpoint struct {
 	zones, nodes                []string // hints, sorted, each once, without blanks
 }
 
-// fallback says that the endpoint may be used when no ready one is there: it shuts down, but still serves.
+// fallback says that the endpoint may be used when no ready one is there: it shuts down, but still
+// serves.
 func (e endpoint) fallback() bool { return !e.ready && e.serving && e.terminating }
 
 // slicesOf returns the EndpointSlices of a Service in a family, by name.
@@ -54,8 +55,8 @@ func (c *Cluster) endpointsOf(s *v1.Service, port *v1.ServicePort, node string, 
 	return out
 }
 
-// entries returns what a slice has for a service port. Entries of one slice may contradict one another; since their order
-// in the object means nothing, those in the better state come first.
+// entries returns what a slice has for a service port. Entries of one slice may contradict one
+// another; since their order in the object means nothing, those in the better state come first.
 func entries(sl *discoveryv1.EndpointSlice, port *v1.ServicePort, node string, v4 bool) []endpoint {
 	var out []endpoint
 	for i := range sl.Endpoints {
@@ -84,7 +85,8 @@ func entries(sl *discoveryv1.EndpointSlice, port *v1.ServicePort, node string, v
 	return out
 }
 
-// portNumbers returns the numbers that a slice has for a service port: of its ports with the same name and protocol.
+// portNumbers returns the numbers that a slice has for a service port: of its ports with the same
+// name and protocol.
 func portNumbers(sl *discoveryv1.EndpointSlice, port *v1.ServicePort) []uint16 {
 	var out []uint16
 	for _, p := range sl.Ports {
@@ -146,8 +148,8 @@ func orDefault(b *bool, unset bool) bool {
 	return *b
 }
 
-// clusterSet returns the endpoints that serve for the whole cluster: the ready ones that topology leaves, else all that
-// serve while they terminate.
+// clusterSet returns the endpoints that serve for the whole cluster: the ready ones that topology
+// leaves, else all that serve while they terminate.
 func clusterSet(all []endpoint, node, zone string, cfg *Config) []endpoint {
 	ready := where(all, func(e endpoint) bool { return e.ready })
 	if len(ready) == 0 {
@@ -166,7 +168,8 @@ func clusterSet(all []endpoint, node, zone string, cfg *Config) []endpoint {
 	return ready
 }
 
-// localSet returns the endpoints that serve on this node: the ready ones, else those that serve while they terminate.
+// localSet returns the endpoints that serve on this node: the ready ones, else those that serve
+// while they terminate.
 func localSet(all []endpoint) []endpoint {
 	if ready := where(all, func(e endpoint) bool { return e.local && e.ready }); len(ready) > 0 {
 		return ready

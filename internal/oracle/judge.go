@@ -14,7 +14,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Cluster is what the API server holds, also of what no proxy is shown.
+// Cluster is what the API server holds, including objects that proxies do not see.
 type Cluster struct {
 	Services []*v1.Service
 	Slices   []*discoveryv1.EndpointSlice
@@ -23,12 +23,13 @@ type Cluster struct {
 	ServiceCIDRs []*networkingv1.ServiceCIDR
 }
 
-// Config is what the flags of the node's daemon say.
+// Config holds the settings of the node's daemon.
 type Config struct {
 	NodeName string
 	// NFTables is mode nftables, otherwise it is mode iptables.
 	NFTables bool
-	// DetectLocalMode is ClusterCIDR (also if empty), NodeCIDR, BridgeInterface or InterfaceNamePrefix.
+	// DetectLocalMode is ClusterCIDR (also if empty), NodeCIDR, BridgeInterface or
+	// InterfaceNamePrefix.
 	DetectLocalMode string
 	ClusterCIDRs    []string
 	BridgeInterface string
@@ -41,7 +42,8 @@ type Config struct {
 	BindAddress        string
 	// Gates are feature gates; one that is absent is on.
 	Gates map[string]bool
-	// LocalAddresses are addresses of the node's interfaces beyond those that its Node object names.
+	// LocalAddresses are addresses of the node's interfaces beyond those that its Node object
+	// names.
 	LocalAddresses []string
 }
 
@@ -53,7 +55,7 @@ func (cfg *Config) gate(name string) bool {
 // Answer is what must happen to a packet.
 type Answer struct {
 	Verdict fwd.Verdict
-	// Endpoints may be chosen, and no others; sorted, and only for VerdictForward.
+	// Endpoints are all that may be chosen; sorted, and only for VerdictForward.
 	Endpoints []netip.AddrPort
 	// Masquerade says for each endpoint whether the source is rewritten on the way to it.
 	Masquerade map[netip.AddrPort]bool
@@ -61,7 +63,7 @@ type Answer struct {
 	Service string
 }
 
-// String is one line: equal answers have equal lines, and others differ.
+// String is one line. Two answers are equal if their lines are.
 func (a Answer) String() string {
 	var b strings.Builder
 	b.WriteString(a.Verdict.String())
@@ -77,7 +79,8 @@ func (a Answer) String() string {
 	return b.String()
 }
 
-// FromOutcome writes what the forwarding table says of a packet from src in the form of an Answer, to compare them.
+// FromOutcome converts the forwarding table's outcome for a packet from src to an Answer, for
+// comparison.
 func FromOutcome(o fwd.Outcome, src netip.Addr) Answer {
 	a := Answer{Verdict: o.Verdict}
 	if o.Owner != (fwd.ServicePort{}) {
@@ -138,8 +141,9 @@ func Judge(c *Cluster, cfg *Config, p fwd.Packet) Answer {
 	return Answer{}
 }
 
-// unserved is what mode nftables does with a packet to which no frontend answers: a cluster IP that serves something, of
-// a Service that is not the loser of a conflict about all its ports, rejects; other addresses of service CIDRs drop.
+// unserved is what mode nftables does with a packet to which no frontend answers: a cluster IP that
+// serves something, of a Service that is not the loser of a conflict about all its ports, rejects;
+// other addresses of service CIDRs drop.
 func unserved(c *Cluster, cfg *Config, services []*v1.Service, dst netip.Addr) fwd.Verdict {
 	for i, s := range services {
 		for _, port := range s.Spec.Ports {
@@ -163,7 +167,8 @@ func unserved(c *Cluster, cfg *Config, services []*v1.Service, dst netip.Addr) f
 	return fwd.VerdictPass
 }
 
-// matchAddress returns the port of the Service that the packet dials on an address of that field, or nil.
+// matchAddress returns the port of the Service that the packet dials on an address of that field,
+// or nil.
 func matchAddress(s *v1.Service, cfg *Config, p fwd.Packet, by frontend) *v1.ServicePort {
 	dst := p.Dst.Addr()
 	ip, ok := clusterIP(s, dst.Is4())
@@ -188,7 +193,8 @@ func matchAddress(s *v1.Service, cfg *Config, p fwd.Packet, by frontend) *v1.Ser
 	return nil
 }
 
-// matchNodePort returns the port of the Service that has the packet's destination port as its node port, or nil.
+// matchNodePort returns the port of the Service that has the packet's destination port as its node
+// port, or nil.
 func matchNodePort(s *v1.Service, p fwd.Packet) *v1.ServicePort {
 	if _, ok := clusterIP(s, p.Dst.Addr().Is4()); !ok {
 		return nil
@@ -243,8 +249,8 @@ func decide(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePor
 	return a
 }
 
-// candidates returns the endpoints of a service port that its policies may choose from, in the cluster and on the node. ok
-// is false if there is no usable endpoint.
+// candidates returns the endpoints of a service port that its policies may choose from, in the
+// cluster and on the node. ok is false if there is no usable endpoint.
 func candidates(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.ServicePort) (inCluster, inNode []endpoint, ok bool) {
 	reachable := accessible(s, port, cfg, h.v4)
 	usesCluster := !internalLocal(s) || reachable
@@ -260,8 +266,9 @@ func candidates(c *Cluster, cfg *Config, h *host, s *v1.Service, port *v1.Servic
 	return inCluster, inNode, len(inCluster) > 0 || usesLocal && len(usable) > 0
 }
 
-// admitted says whether loadBalancerSourceRanges let the source through. The node may use a load-balancer address of the
-// Service as its source, where that is an address of its own; then the node's address is what must be in a range.
+// admitted says whether loadBalancerSourceRanges let the source through. The node may use a
+// load-balancer address of the Service as its source, where that is an address of its own; then the
+// node's address is what must be in a range.
 func admitted(s *v1.Service, cfg *Config, h *host, src netip.Addr) bool {
 	ranges := sourceRanges(s, h.v4)
 	inRange := func(a netip.Addr) bool {

@@ -15,7 +15,8 @@ type host struct {
 	v4   bool
 	name string
 	zone string
-	// addrs are the node's own addresses of the family, the primary one first; loopback ones are not named.
+	// addrs are the node's own addresses of the family, the primary one first; loopback ones are
+	// not named.
 	addrs []netip.Addr
 	// primary is the address that stands for the node; not valid if none is known.
 	primary netip.Addr
@@ -23,7 +24,8 @@ type host struct {
 	podPrefix    netip.Prefix
 	podBridge    string
 	podInterface string
-	// allNodePorts serves node ports on every local address, otherwise nodePortPrefixes says on which.
+	// allNodePorts serves node ports on every local address, otherwise nodePortPrefixes says on
+	// which.
 	allNodePorts     bool
 	nodePortPrefixes []netip.Prefix
 	// loopbackNodePorts serves them on 127.0.0.0/8 as well.
@@ -112,15 +114,16 @@ func (h *host) readNodePortAddresses(cfg *Config) {
 		}
 	}
 	h.allNodePorts = !named || slices.ContainsFunc(h.nodePortPrefixes, func(p netip.Prefix) bool { return p.Bits() == 0 })
-	// The loopback interface has this one address, so a prefix that lies elsewhere in 127.0.0.0/8 names nothing.
+	// The loopback interface has this one address, so a prefix that lies elsewhere in 127.0.0.0/8
+	// names nothing.
 	loopback := netip.MustParseAddr("127.0.0.1")
 	listed := slices.ContainsFunc(h.nodePortPrefixes, func(p netip.Prefix) bool { return p.Contains(loopback) })
 	// In mode nftables no packet to a loopback address is changed: the daemon listens there.
 	h.loopbackNodePorts = h.v4 && cfg.LocalhostNodePorts && (h.allNodePorts || listed) && !cfg.NFTables
 }
 
-// nodePortPrefix reads an entry, which may be a keyword. The prefix is not valid if the entry concerns another family, or
-// if the node has no such address.
+// nodePortPrefix reads an entry, which may be a keyword. The prefix is not valid if the entry
+// concerns another family, or if the node has no such address.
 func (h *host) nodePortPrefix(entry string) (p netip.Prefix, concerns bool) {
 	family := 1
 	if h.v4 {
@@ -174,7 +177,8 @@ func (h *host) servesNodePorts(src, dst netip.Addr) bool {
 	return slices.ContainsFunc(h.nodePortPrefixes, func(p netip.Prefix) bool { return p.Contains(dst) })
 }
 
-// sourceAddress is the address that stands for the node where the node itself is asked for as a client.
+// sourceAddress is the address that stands for the node where the node itself is asked for as a
+// client.
 func (h *host) sourceAddress() netip.Addr {
 	switch {
 	case h.primary.IsValid():

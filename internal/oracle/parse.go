@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// parseAddr reads an address as the API accepts it: octets of IPv4 with leading zeros are decimal, an IPv4-mapped IPv6
-// address is the IPv4 address, a zone is refused. ok is false for everything else.
+// parseAddr reads an address as the API accepts it: octets of IPv4 with leading zeros are decimal,
+// an IPv4-mapped IPv6 address is the IPv4 address, a zone is refused. ok is false for everything
+// else.
 func parseAddr(s string) (addr netip.Addr, ok bool) {
 	if !strings.Contains(s, ":") {
 		parts := strings.Split(s, ".")

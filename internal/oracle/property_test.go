@@ -17,7 +17,8 @@ import (
 	"github.com/fairlead/fairlead/internal/kube"
 )
 
-// product is the road that the daemon takes from API objects to the forwarding table, without its loop.
+// product is the road that the daemon takes from API objects to the forwarding table, without its
+// loop.
 type product struct {
 	t       testing.TB
 	config  *config.Config
@@ -41,7 +42,8 @@ func newProduct(t testing.TB, cfg *Config) *product {
 	return p
 }
 
-// load brings store and table from an old state of the cluster to a new one; old is empty for the first time.
+// load brings store and table from an old state of the cluster to a new one; old is empty for the
+// first time.
 func (p *product) load(old, c *Cluster) {
 	gone := make(map[any]func())
 	for _, s := range old.Services {
@@ -158,8 +160,8 @@ func TestProductAgrees(t *testing.T) {
 	}
 }
 
-// TestIncrementalIsScratch applies random changes one after the other to one table, which must then be the same, text and
-// answers, as a table that is made of the last state at once.
+// TestIncrementalIsScratch applies random changes one after the other to one table, which must then
+// be the same, text and answers, as a table that is made of the last state at once.
 func TestIncrementalIsScratch(t *testing.T) {
 	for seed := range seeds(200) {
 		r := rand.New(rand.NewSource(int64(seed)))

@@ -19,15 +19,16 @@ type RandomOptions struct {
 	Services int
 	// Packets is the number of packets; 0 means 50.
 	Packets int
-	// ForKernel leaves out what network namespaces cannot carry out or what loops in them: sources that nobody there can
-	// have (a node's packet from an interface, loopback sources from outside, a source on the wrong side), SCTP packets,
-	// endpoints and external IPs that are not hosts of the lab or that are frontends themselves, and clusters without the
-	// node. All addresses then are of the lists below, so that a lab can build all of them beforehand.
+	// ForKernel leaves out what network namespaces cannot carry out or what loops in them: sources
+	// that nobody there can have (a node's packet from an interface, loopback sources from outside,
+	// a source on the wrong side), SCTP packets, endpoints and external IPs that are not hosts of
+	// the lab or that are frontends themselves, and clusters without the node. All addresses then
+	// are of the lists below, so that a lab can build all of them beforehand.
 	ForKernel bool
 }
 
-// The addresses of random clusters: few, so that collisions are common. IPv4 and IPv6 lists have the same meaning item by
-// item. Pods of the node n1 come first in the lists of pods.
+// The addresses of random clusters: few, so that collisions are common. IPv4 and IPv6 lists have
+// the same meaning item by item. Pods of the node n1 come first in the lists of pods.
 var (
 	clusterIPs = [2][]string{
 		{"172.30.0.1", "172.30.0.2", "172.30.0.3", "172.30.0.4", "172.30.0.5", "172.30.0.6"},
@@ -94,9 +95,9 @@ func some[T any](d dice, most int, from ...T) []T {
 	return out
 }
 
-// Random makes a cluster, the settings of its node n1 and packets that are likely to hit something. The same state of r
-// and the same options give the same result. Whatever an API server would refuse, but a file or an old object can hold,
-// may occur.
+// Random makes a cluster, the settings of its node n1 and packets that are likely to hit something.
+// The same state of r and the same options give the same result. Whatever an API server would
+// refuse, but a file or an old object can hold, may occur.
 func Random(r *rand.Rand, opt RandomOptions) (*Cluster, *Config, []fwd.Packet) {
 	d := dice{r, opt}
 	c := &Cluster{Nodes: d.nodes()}
@@ -130,8 +131,9 @@ func Random(r *rand.Rand, opt RandomOptions) (*Cluster, *Config, []fwd.Packet) {
 	return c, cfg, out
 }
 
-// Mutate changes one object of the cluster: it adds, replaces or deletes a Service or a slice, or alters the node. Objects
-// are replaced, never changed, so that a copy of the lists keeps the old state.
+// Mutate changes one object of the cluster: it adds, replaces or deletes a Service or a slice, or
+// alters the node. Objects are replaced, never changed, so that a copy of the lists keeps the old
+// state.
 func Mutate(r *rand.Rand, c *Cluster) {
 	d := dice{r, RandomOptions{}}
 	switch d.Intn(8) {
@@ -221,7 +223,8 @@ func (d dice) nodes() []*v1.Node {
 	return out
 }
 
-// serviceCIDRs contain cluster IPs, and here and there other addresses; they overlap, and some are not ready.
+// serviceCIDRs contain cluster IPs, and here and there other addresses; they overlap, and some are
+// not ready.
 func (d dice) serviceCIDRs() []*networkingv1.ServiceCIDR {
 	var out []*networkingv1.ServiceCIDR
 	for i := range d.Intn(4) {
@@ -280,7 +283,8 @@ func (d dice) config(c *Cluster) *Config {
 	return cfg
 }
 
-// serviceName gives Services few names, in namespaces whose order differs from that of the joined text.
+// serviceName gives Services few names, in namespaces whose order differs from that of the joined
+// text.
 func serviceName(i int) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: []string{"ns", "ns-b", "a"}[i%3], Name: fmt.Sprintf("s%d", i)}
 }

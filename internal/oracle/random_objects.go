@@ -41,7 +41,8 @@ func (d dice) service(i int) *v1.Service {
 	return s
 }
 
-// clusterIPsOf sets clusterIP, clusterIPs and ipFamilies: single and dual stack, in both orders, and inconsistent ones.
+// clusterIPsOf sets clusterIP, clusterIPs and ipFamilies: single and dual stack, in both orders,
+// and inconsistent ones.
 func (d dice) clusterIPsOf(s *v1.Service) {
 	families := []v1.IPFamily{v1.IPv4Protocol, v1.IPv6Protocol}
 	spec := &s.Spec
@@ -101,8 +102,8 @@ func (d dice) portsOf(s *v1.Service) {
 	}
 }
 
-// externalsOf sets external IPs, ingress addresses and source ranges; they collide with one another, with cluster IPs of
-// other Services and with addresses of the node.
+// externalsOf sets external IPs, ingress addresses and source ranges; they collide with one
+// another, with cluster IPs of other Services and with addresses of the node.
 func (d dice) externalsOf(s *v1.Service) {
 	for f := range 2 {
 		choices := append([]string{secondIPs[f], nodeIPs[f][0]}, virtualIPs[f]...)
@@ -201,7 +202,8 @@ func (d dice) slicePort(p v1.ServicePort) discoveryv1.EndpointPort {
 	return out
 }
 
-// endpoint makes an entry. hints is 0 for none, 1 for zones, 2 for zones and nodes, 3 for a mixture with gaps.
+// endpoint makes an entry. hints is 0 for none, 1 for zones, 2 for zones and nodes, 3 for a mixture
+// with gaps.
 func (d dice) endpoint(f, hints int) discoveryv1.Endpoint {
 	i := d.Intn(len(podIPs[f]))
 	addr, node := podIPs[f][i], podNodes[i]
@@ -236,7 +238,8 @@ func (d dice) endpoint(f, hints int) discoveryv1.Endpoint {
 	return e
 }
 
-// odd spoils an entry now and then: no node or another one, several or no addresses, the wrong family, special addresses.
+// odd spoils an entry now and then: no node or another one, several or no addresses, the wrong
+// family, special addresses.
 func (d dice) odd(e *discoveryv1.Endpoint, f int) {
 	switch d.Intn(40) {
 	case 0, 1:
@@ -259,7 +262,8 @@ func (d dice) odd(e *discoveryv1.Endpoint, f int) {
 	}
 }
 
-// state sets the conditions: mostly ready or terminating while serving, sometimes any combination with gaps.
+// state sets the conditions: mostly ready or terminating while serving, sometimes any combination
+// with gaps.
 func (d dice) state(e *discoveryv1.Endpoint) {
 	yes, no := true, false
 	switch d.Intn(8) {

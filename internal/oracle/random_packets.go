@@ -32,8 +32,8 @@ func familyOf(a netip.Addr) int {
 	return 1
 }
 
-// destination picks where a packet is sent to: an address of a Service with one of its ports, a node port on an address of
-// the node, or anything. proto becomes the port's.
+// destination picks where a packet is sent to: an address of a Service with one of its ports, a
+// node port on an address of the node, or anything. proto becomes the port's.
 func (d dice) destination(c *Cluster, cfg *Config, f int, proto *fwd.Proto) (netip.Addr, int32) {
 	if len(c.Services) == 0 || d.one(12) {
 		return d.anywhere(cfg, f), pick(d, append(servicePorts, 9)...)
@@ -76,8 +76,8 @@ func (d dice) anywhere(cfg *Config, f int) netip.Addr {
 	return netip.MustParseAddr(pick(d, pick(d, clusterIPs[f]...), pick(d, virtualIPs[f]...), pick(d, podIPs[f]...)))
 }
 
-// source picks who sends the packet, and the interface on which it arrives. A packet to a loopback address is the node's
-// own in a lab, since nobody else's gets that far without being forged.
+// source picks who sends the packet, and the interface on which it arrives. A packet to a loopback
+// address is the node's own in a lab, since nobody else's gets that far without being forged.
 func (d dice) source(cfg *Config, f int, dst netip.Addr) (netip.Addr, string) {
 	loopback := []string{"127.0.0.1", "::1"}[f]
 	var src, iface string

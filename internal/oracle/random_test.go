@@ -39,8 +39,8 @@ func TestRandomIsReplayable(t *testing.T) {
 	}
 }
 
-// TestRandomHits checks that random packets meet what they are meant to meet: a generator whose packets all pass would
-// let every comparison succeed.
+// TestRandomHits checks that random packets meet what they are meant to meet: a generator whose
+// packets all pass would let every comparison succeed.
 func TestRandomHits(t *testing.T) {
 	for name, opt := range map[string]RandomOptions{"all": {}, "kernel": {ForKernel: true}} {
 		t.Run(name, func(t *testing.T) {

@@ -60,8 +60,8 @@ func resultsText(h fwd.Header, p fwd.Packet, results []rulesim.Result) string {
 		s := r.Verdict.String()
 		if r.Verdict == fwd.VerdictForward {
 			s += " " + r.Endpoint.String()
-			// What arrives and is sent to an address of this very node is delivered here and never leaves, so that its
-			// source stays, whatever the rules ask for.
+			// What arrives and is sent to an address of this very node is delivered here and never
+			// leaves, so that its source stays, whatever the rules ask for.
 			if r.Masquerade && (p.InInterface == "" || !h.IsLocal(r.Endpoint.Addr())) {
 				s += "+masq"
 			}
@@ -72,8 +72,8 @@ func resultsText(h fwd.Header, p fwd.Packet, results []rulesim.Result) string {
 	return strings.Join(slices.Compact(parts), " ")
 }
 
-// TestRenderedVirtualServersAgree compares an interpretation of what mode ipvs would make of the kernel with the oracle,
-// but for the differences that are documented.
+// TestRenderedVirtualServersAgree compares an interpretation of what mode ipvs would make of the
+// kernel with the oracle, but for the differences that are documented.
 func TestRenderedVirtualServersAgree(t *testing.T) {
 	judged := 0
 	for seed := range seeds(300) {

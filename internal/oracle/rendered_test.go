@@ -36,7 +36,8 @@ func newRendered(t testing.TB, c *Cluster, cfg *Config, bpf bool) *rendered {
 	return r
 }
 
-// answer is what the rules do with a packet. Rules do not say which Service they serve, so that comes from the oracle.
+// answer is what the rules do with a packet. Rules do not say which Service they serve, so that
+// comes from the oracle.
 func (r *rendered) answer(p fwd.Packet, service string) Answer {
 	r.t.Helper()
 	h := r.table.Header()
@@ -56,7 +57,8 @@ func (r *rendered) answer(p fwd.Packet, service string) Answer {
 	return a
 }
 
-// TestRenderedRulesAgree compares an interpretation of the rules that go to iptables-restore with the oracle.
+// TestRenderedRulesAgree compares an interpretation of the rules that go to iptables-restore with
+// the oracle.
 func TestRenderedRulesAgree(t *testing.T) {
 	for seed := range seeds(600) {
 		c, cfg, packets := Random(rand.New(rand.NewSource(int64(seed))), RandomOptions{ForKernel: seed%4 == 0})
@@ -69,13 +71,14 @@ func TestRenderedRulesAgree(t *testing.T) {
 			}
 			want := Judge(c, cfg, p)
 			for e := range want.Masquerade {
-				// What arrives and is sent to an address of this very node is delivered here and never leaves, so that its
-				// source stays, whatever the rules ask for.
+				// What arrives and is sent to an address of this very node is delivered here and
+				// never leaves, so that its source stays, whatever the rules ask for.
 				if h := rules.table.Header(); p.InInterface != "" && h.IsLocal(e.Addr()) {
 					want.Masquerade[e] = false
 				}
-				// Nothing is rewritten where the endpoint is what was dialled, and the source's own address or another one of this
-				// node: connection tracking then does not count the connection as translated, and there is no need.
+				// Nothing is rewritten where the endpoint is what was dialled, and the source's own
+				// address or another one of this node: connection tracking then does not count the
+				// connection as translated, and there is no need.
 				if h := rules.table.Header(); p.Dst == e && (p.Src == e.Addr() || h.IsLocal(e.Addr())) {
 					want.Masquerade[e] = false
 				}

@@ -81,9 +81,9 @@ func Flags(cfg *Config) []string {
 	return flags
 }
 
-// TraceCommand is the command line that asks the product about a packet, with the cluster's objects in a file. It cannot
-// tell of a packet with an address of the node itself as its source that arrives on an interface, since trace takes such a
-// packet for one that the node sends.
+// TraceCommand is the command line that asks the product about a packet, with the cluster's objects
+// in a file. It cannot tell of a packet with an address of the node itself as its source that
+// arrives on an interface, since trace takes such a packet for one that the node sends.
 func TraceCommand(file string, cfg *Config, p fwd.Packet) string {
 	args := append([]string{"fairlead", "trace", "--objects=" + file}, Flags(cfg)...)
 	if len(cfg.LocalAddresses) > 0 {
@@ -96,8 +96,9 @@ func TraceCommand(file string, cfg *Config, p fwd.Packet) string {
 	return strings.Join(args, " ")
 }
 
-// Disagreement fails the test: it keeps the cluster's objects in a file, in dir or, if that is empty, in the directory for
-// temporary files, and says how the packet can be asked about again. want is the oracle's answer, got the other one.
+// Disagreement fails the test: it keeps the cluster's objects in a file, in dir or, if that is
+// empty, in the directory for temporary files, and says how the packet can be asked about again.
+// want is the oracle's answer, got the other one.
 func Disagreement(t testing.TB, dir string, c *Cluster, cfg *Config, p fwd.Packet, want, got string) {
 	t.Helper()
 	f, err := os.CreateTemp(dir, "fairlead-disagreement-*.yaml")
@@ -115,8 +116,8 @@ func Disagreement(t testing.TB, dir string, c *Cluster, cfg *Config, p fwd.Packe
 		p.Src, p.Dst, p.Proto, p.InInterface, want, got, TraceCommand(f.Name(), cfg, p))
 }
 
-// Shrink leaves out objects and entries of a cluster as long as fails still says that the failure is there. It returns a
-// cluster from which nothing more can be left out.
+// Shrink leaves out objects and entries of a cluster as long as fails still says that the failure
+// is there. It returns a cluster from which nothing more can be left out.
 func Shrink(c *Cluster, fails func(*Cluster) bool) *Cluster {
 	for smaller := true; smaller; {
 		smaller = false

@@ -11,7 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// hidden says that the labels keep an object (Service or EndpointSlice) away from every proxy of this kind.
+// hidden says that the labels keep an object (Service or EndpointSlice) away from every proxy of
+// this kind.
 func hidden(labels map[string]string) bool {
 	_, other := labels["service.kubernetes.io/service-proxy-name"]
 	_, headless := labels["service.kubernetes.io/headless"]
@@ -37,7 +38,8 @@ func (c *Cluster) handled() []*v1.Service {
 	return out
 }
 
-// clusterIP returns the Service's cluster IP of a family; ok is false if the Service is not handled in the family.
+// clusterIP returns the Service's cluster IP of a family; ok is false if the Service is not handled
+// in the family.
 func clusterIP(s *v1.Service, v4 bool) (addr netip.Addr, ok bool) {
 	text := ""
 	if len(s.Spec.IPFamilies) == 0 {
@@ -107,19 +109,22 @@ func externalLocal(s *v1.Service, cfg *Config) bool {
 	if s.Spec.Type == v1.ServiceTypeLoadBalancer || s.Spec.Type == v1.ServiceTypeNodePort {
 		return true
 	}
-	// Any address in the field makes the policy count, whatever its family and even if it cannot be a frontend.
+	// Any address in the field makes the policy count, whatever its family and even if it cannot be
+	// a frontend.
 	return cfg.gate("AllowServiceExternalIPs") && slices.ContainsFunc(s.Spec.ExternalIPs, func(text string) bool {
 		a, ok := parseAddr(text)
 		return ok && !a.IsUnspecified()
 	})
 }
 
-// accessible says whether a port of the Service can be reached from outside of the cluster in a family.
+// accessible says whether a port of the Service can be reached from outside of the cluster in a
+// family.
 func accessible(s *v1.Service, port *v1.ServicePort, cfg *Config, v4 bool) bool {
 	return port.NodePort != 0 || len(ingressIPs(s, cfg, v4)) > 0 || len(externalIPs(s, cfg, v4)) > 0
 }
 
-// protocol returns the number of a protocol field, TCP where it is empty, and 0 for what no Service port can have.
+// protocol returns the number of a protocol field, TCP where it is empty, and 0 for what no Service
+// port can have.
 func protocol(p v1.Protocol) fwd.Proto {
 	switch p {
 	case v1.ProtocolTCP, "":

@@ -125,8 +125,8 @@ func checkAffinity(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return nil
 }
 
-// later is another packet of the client: the same again, one to any frontend of the Service, or one to another port of it
-// that could choose the same endpoint.
+// later is another packet of the client: the same again, one to any frontend of the Service, or one
+// to another port of it that could choose the same endpoint.
 func later(r *rand.Rand, t *fwd.Table, earlier fwd.Packet, was fwd.Outcome, chosen netip.AddrPort) fwd.Packet {
 	how := r.IntN(3)
 	if how == 0 {
@@ -156,7 +156,8 @@ func chooses(o fwd.Outcome, endpoint netip.AddrPort) int {
 	return slices.IndexFunc(o.Endpoints, func(e fwd.Endpoint) bool { return e.Addr == endpoint })
 }
 
-// checkIncremental changes the table at random, with failing writes and restarts, and compares with a fresh backend.
+// checkIncremental changes the table at random, with failing writes and restarts, and compares with
+// a fresh backend.
 func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 6, newSubject)
@@ -183,8 +184,8 @@ func checkIncremental(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return w.subject.ForeignIntact()
 }
 
-// StepsVariable is an environment variable that says how many random changes the check IncrementalEqualsScratch makes for
-// each seed.
+// StepsVariable is an environment variable that says how many random changes the check
+// IncrementalEqualsScratch makes for each seed.
 const StepsVariable = "FAIRLEAD_SUITE_STEPS"
 
 func steps() int {
@@ -194,8 +195,9 @@ func steps() int {
 	return 60
 }
 
-// checkPieces programs a node in pieces, as the loop does where nothing of ours is in the kernel: in between the kernel does
-// what a table says that has only so many Services. That it may be done is known before, and not claimed after a restart.
+// checkPieces programs a node in batches, as the loop does if the kernel has none of our objects.
+// After each batch the kernel does what a table with the Services so far says. A new process must
+// not take a programmed kernel for empty.
 func checkPieces(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := newWorld(newSubject, randomHeader(r))
@@ -207,7 +209,7 @@ func checkPieces(seed uint64, newSubject func(fwd.Header) Subject) error {
 	for i := range services {
 		if i%piece == 0 {
 			if !w.backend.Bare() {
-				return fmt.Errorf("with %d Services, all there is: the kernel is said to hold more than what is wanted", i)
+				return fmt.Errorf("with %d Services, all there is: Bare says that the kernel holds other objects", i)
 			}
 			if i == piece {
 				h := randomHeader(r)
@@ -264,15 +266,15 @@ func randomStep(r *rand.Rand, w *world, h *halfWritten) error {
 	return nil
 }
 
-// halfWritten checks the states between two successful writes: a packet goes to no endpoint that none of the tables
-// since the last success has for it.
+// halfWritten checks the states between two successful writes: a packet goes to no endpoint that
+// none of the tables since the last success has for it.
 type halfWritten struct {
 	w       *world
 	packets []fwd.Packet
 	allowed []map[netip.AddrPort]bool
 }
 
-// settled begins anew, after a successful write.
+// settled starts over after a successful write.
 func (h *halfWritten) settled(r *rand.Rand) {
 	h.packets = randomPackets(r, h.w.table, 15)
 	h.allowed = make([]map[netip.AddrPort]bool, len(h.packets))
@@ -290,7 +292,7 @@ func (h *halfWritten) allow() {
 	}
 }
 
-// failNothing ends what was made to fail.
+// failNothing lets all operations succeed again.
 func (h *halfWritten) failNothing() {
 	h.w.subject.Fail(0)
 	for _, f := range fwd.Families {
@@ -298,8 +300,8 @@ func (h *halfWritten) failNothing() {
 	}
 }
 
-// apply applies once with up to two failing writes, one time in five, and fails to read a family where that is needed, as
-// often.
+// apply applies once with up to two failing writes, one time in five, and fails to read a family
+// where that is needed, as often.
 func (h *halfWritten) apply(r *rand.Rand) error {
 	if one(r, 5) {
 		h.w.subject.Fail(1 + r.IntN(2))
@@ -369,8 +371,8 @@ func mayPass(err error) error {
 	return nil
 }
 
-// checkUnread starts a new process that cannot read one family. The other one is brought up to date; what the first one had in
-// the kernel stays, until it can be read.
+// checkUnread starts a new process that cannot read one family. The other one is brought up to
+// date; the objects of the first one stay in the kernel until it can be read.
 func checkUnread(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 15, newSubject)
@@ -438,7 +440,8 @@ func (w *world) onlyFails(ctx context.Context, broken fwd.Family) error {
 	return nil
 }
 
-// checkRestart restarts without a change, with the Services in another order, and then with a change in between.
+// checkRestart restarts without a change, with the Services in another order, and then with a
+// change in between.
 func checkRestart(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 20, newSubject)
@@ -465,7 +468,8 @@ func checkRestart(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return w.subject.ForeignIntact()
 }
 
-// checkFound lets a new process read what another one left: all frontends of UDP, once, and nothing later.
+// checkFound lets a new process read what another one left: all frontends of UDP, once, and nothing
+// later.
 func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 1+r.IntN(40), newSubject)
@@ -509,7 +513,7 @@ func checkFound(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return nil
 }
 
-// checkDrift changes the kernel behind the backend's back.
+// checkDrift changes the kernel without the backend, which must notice and repair it.
 func checkDrift(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 12, newSubject)
@@ -527,7 +531,7 @@ func checkDrift(seed uint64, newSubject func(fwd.Header) Subject) error {
 	for range 5 {
 		what := d.Drift(r)
 		if w.subject.Dump() == want {
-			continue // what was done does not show
+			continue // the change has no effect
 		}
 		n, err := w.backend.Observe(context.Background())
 		if err != nil {
@@ -546,7 +550,8 @@ func checkDrift(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return w.agree(randomPackets(r, w.table, 100))
 }
 
-// checkCleanup removes everything, by the process that wrote it and by another one that knows nothing.
+// checkCleanup removes everything, by the process that wrote it and by another one that knows
+// nothing.
 func checkCleanup(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	h := randomHeader(r)
@@ -593,7 +598,7 @@ func checkCleanup(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return nil
 }
 
-// checkRemoval takes all Services away again.
+// checkRemoval removes all Services again.
 func checkRemoval(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 25, newSubject)
@@ -621,8 +626,8 @@ func checkRemoval(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return w.agree(randomPackets(r, w.table, 50))
 }
 
-// The most objects that a small change may write and delete. That a Service comes or goes may split or join parts of an
-// index; that a pool changes may not.
+// The most objects that a small change may write and delete. That a Service comes or goes may split
+// or join parts of an index; that a pool changes may not.
 const (
 	poolBound  = 16
 	indexBound = 40
@@ -657,7 +662,8 @@ func plainFragment(i int, endpoints ...int) *fwd.Fragment {
 		Routes: [fwd.NumClasses]fwd.Route{fwd.Outside: masq, fwd.Pod: pod, fwd.Host: masq}}}}
 }
 
-// checkPoolGrowth lets a pool grow from 100 to 101 endpoints and shrink again, anywhere in its order.
+// checkPoolGrowth lets a pool grow from 100 to 101 endpoints and shrink again, anywhere in its
+// order.
 func checkPoolGrowth(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 10, newSubject)

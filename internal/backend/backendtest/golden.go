@@ -18,9 +18,10 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files; commit a rewrite only if you understand every line of it")
 
-// Golden compares what is rendered with the files testdata/*.txtar. Each is a table in text form, then programs: the name of
-// each begins with the family that it is of, and render says what the rest of the name means, if there is any. A family that
-// the table speaks of has a program. With -update the programs that a file has, be they empty, are written anew.
+// Golden compares what is rendered with the files testdata/*.txtar. Each is a table in text form,
+// then programs: the name of each begins with the family that it is of, and render says what the
+// rest of the name means, if there is any. A family that the table speaks of has a program. With
+// -update the programs that a file has, be they empty, are written anew.
 func Golden(t *testing.T, render func(t *testing.T, f fwd.Family, variant string, table *fwd.Table) string) {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txtar")

@@ -8,7 +8,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// checkForeignMarks sends packets that are marked as ours are: nothing becomes of those that are for no Service.
+// checkForeignMarks sends packets that are marked as ours are: nothing becomes of those that are
+// for no Service.
 func checkForeignMarks(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 20, newSubject)
@@ -40,8 +41,9 @@ func checkForeignMarks(seed uint64, newSubject func(fwd.Header) Subject) error {
 	return nil
 }
 
-// checkUnmoved has a Service with an endpoint at its frontend's own address and port: connection tracking sees no translation in a
-// connection that goes there, which is masqueraded all the same. Then the endpoint goes.
+// checkUnmoved has a Service with an endpoint at its frontend's own address and port: connection
+// tracking sees no translation in a connection that goes there, which is masqueraded all the same.
+// Then the endpoint goes.
 func checkUnmoved(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	w, err := populated(r, 0, newSubject)

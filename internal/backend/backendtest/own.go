@@ -9,8 +9,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// checkOwnAddresses lets Services claim the node's own addresses, as cluster IPs, external IPs and load-balancer IPs, and
-// service CIDRs contain them: whatever they claim, the addresses keep all their other ports, and all ports afterwards.
+// checkOwnAddresses lets Services claim the node's own addresses, as cluster IPs, external IPs and
+// load-balancer IPs, and service CIDRs contain them: whatever they claim, the addresses keep all
+// their other ports, and all ports afterwards.
 func checkOwnAddresses(seed uint64, newSubject func(fwd.Header) Subject) error {
 	r := random(seed)
 	h := randomHeader(r)
@@ -70,7 +71,8 @@ func claimingFragment(r *rand.Rand, i int) *fwd.Fragment {
 	return b.finish()
 }
 
-// keepsItsAddresses sends packets to addresses of the node. What no Service has must pass untouched.
+// keepsItsAddresses sends packets to addresses of the node. What no Service has must pass
+// untouched.
 func (w *world) keepsItsAddresses(r *rand.Rand, n int) error {
 	var used []uint16
 	for f := range w.table.Services() {

@@ -16,7 +16,8 @@ type plan struct {
 	local []netip.Addr
 	// pods are the cluster's pods, nodePods those of this node.
 	pods, nodePods netip.Prefix
-	// vips are where virtual IPs come from: many in few prefixes, so that Services share and contest them.
+	// vips are where virtual IPs come from: many in few prefixes, so that Services share and
+	// contest them.
 	vips []netip.Prefix
 	// clients are hosts outside of the cluster, nodes the network of the node.
 	clients, nodes netip.Prefix
@@ -111,11 +112,13 @@ type builder struct {
 	frag      *fwd.Fragment
 	frontends map[fwd.Key]fwd.Frontend
 	pools     map[fwd.PoolKey]fwd.Pool
-	// last are the endpoints of the last port, by family and scope: ports of a Service often have them in common.
+	// last are the endpoints of the last port, by family and scope: ports of a Service often have
+	// them in common.
 	last [2][fwd.NumScopes][]fwd.Endpoint
 }
 
-// randomFragment is Service i with routes of every mixture, source ranges, and pools of one to 300 endpoints.
+// randomFragment is Service i with routes of every mixture, source ranges, and pools of one to 300
+// endpoints.
 func randomFragment(r *rand.Rand, i int) *fwd.Fragment {
 	owner := serviceName(i)
 	b := builder{r: r, frag: &fwd.Fragment{Owner: owner, CreatedUnix: int64(r.IntN(3))},
@@ -150,7 +153,8 @@ func randomFragment(r *rand.Rand, i int) *fwd.Fragment {
 	return b.finish()
 }
 
-// port adds a service port of one family: its frontends, and its pools as far as frontends use them.
+// port adds a service port of one family: its frontends, and its pools as far as frontends use
+// them.
 func (b *builder) port(sp fwd.ServicePort, f fwd.Family, clusterIP netip.Addr, number uint16, affinity uint32) {
 	r, p := b.r, plans[f.Index()]
 	var have []fwd.Scope
@@ -229,7 +233,8 @@ func randomEndpoints(r *rand.Rand, f fwd.Family, n int) []fwd.Endpoint {
 	return slices.SortedFunc(maps.Values(byAddr), func(a, b fwd.Endpoint) int { return a.Addr.Compare(b.Addr) })
 }
 
-// randomRoutes are those that compile makes, or any others, as far as the scopes that have endpoints allow.
+// randomRoutes are those that compile makes, or any others, as far as the scopes that have
+// endpoints allow.
 func randomRoutes(r *rand.Rand, have []fwd.Scope) [fwd.NumClasses]fwd.Route {
 	reject := fwd.Route{Action: fwd.Reject, Reason: fwd.ReasonNoEndpoints}
 	drop := fwd.Route{Action: fwd.Drop, Reason: fwd.ReasonInternalLocalEmpty}
@@ -254,8 +259,8 @@ func randomRoutes(r *rand.Rand, have []fwd.Scope) [fwd.NumClasses]fwd.Route {
 	return pick(r, nonPod, nonPod, all(masq), all(to), external, externalEmpty, all(drop), mixed, mixed)
 }
 
-// randomSources are disjoint, sorted prefixes from which some of the packets come. None contains everything: that is
-// written as no prefix at all.
+// randomSources are disjoint, sorted prefixes from which some of the packets come. None contains
+// everything: that is written as no prefix at all.
 func randomSources(r *rand.Rand, f fwd.Family) []netip.Prefix {
 	p := plans[f.Index()]
 	half := netip.PrefixFrom(p.clients.Addr(), p.clients.Bits()+1)

@@ -9,8 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestRandomTables checks that fragments are valid, and that in the tables of the Lookup check everything occurs that a
-// backend could get wrong.
+// TestRandomTables checks that fragments are valid, and that in the tables of the Lookup check
+// everything occurs that a backend could get wrong.
 func TestRandomTables(t *testing.T) {
 	seen := make(map[string]bool)
 	for seed := range uint64(12) {

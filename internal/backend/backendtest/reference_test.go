@@ -47,7 +47,8 @@ type bugs struct {
 	remembersByService bool // session affinity is not per port
 }
 
-// object keys what the reference kernel holds: for each family the header, and what effective fragments have of it.
+// object keys what the reference kernel holds: for each family the header, and what effective
+// fragments have of it.
 type object struct {
 	family  fwd.Family
 	service fwd.Service

@@ -24,14 +24,16 @@ type world struct {
 	frags map[fwd.Service]*fwd.Fragment
 }
 
-// newWorld returns a world in which the header is known and the kernel was observed once, as the loop does it.
+// newWorld returns a world in which the header is known and the kernel was observed once, as the
+// loop does it.
 func newWorld(newSubject func(fwd.Header) Subject, h fwd.Header) (*world, error) {
 	w := &world{subject: newSubject(h), frags: make(map[fwd.Service]*fwd.Fragment), header: h}
 	w.backend = w.subject.Backend()
 	return w, w.load(nil)
 }
 
-// load observes the kernel and gives a new backend the header and all fragments, in random order if there is an r.
+// load observes the kernel and gives a new backend the header and all fragments, in random order if
+// there is an r.
 func (w *world) load(r *rand.Rand) error {
 	w.table = &fwd.Table{}
 	if _, err := w.backend.Observe(context.Background()); err != nil {
@@ -123,9 +125,10 @@ func (w *world) agree(packets []fwd.Packet) error {
 	return nil
 }
 
-// unseen says that it does not matter whether the source of a packet is rewritten, whatever the table says, since it stays on
-// this host. One from elsewhere never comes to where source addresses are rewritten, and the reply needs no detour. One of this
-// host that is sent where it was to go anyway has nothing translated.
+// unseen says that it does not matter whether the source of a packet is rewritten, whatever the
+// table says, since it stays on this host. One from elsewhere never comes to where source addresses
+// are rewritten, and the reply needs no detour. One of this host that is sent where it was to go
+// anyway has nothing translated.
 func (w *world) unseen(p fwd.Packet, endpoint netip.AddrPort) bool {
 	return w.header.IsLocal(endpoint.Addr()) && (p.InInterface != "" || endpoint == p.Dst)
 }
@@ -146,10 +149,12 @@ func outcomes(p fwd.Packet, o fwd.Outcome) []Outcome {
 	return out
 }
 
-// tolerance is how far a probability may be from the share of its weight: kernels count in whole numbers.
+// tolerance is how far a probability may be from the share of its weight: kernels count in whole
+// numbers.
 const tolerance = 1e-6
 
-// compare says in what the outcomes of a packet differ from what is wanted; probabilities below zero are not compared.
+// compare says in what the outcomes of a packet differ from what is wanted; probabilities below
+// zero are not compared.
 func (w *world) compare(p fwd.Packet, o fwd.Outcome, got []Outcome) error {
 	want := w.want(p, o)
 	type key struct {
