@@ -3,7 +3,9 @@ package docs
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -42,6 +44,39 @@ func TestWhereToLook(t *testing.T) {
 			if !regexp.MustCompile(`(?m)^func (\(.*\) )?` + name + `[\[(]`).MatchString(source) {
 				t.Errorf("%s has no function %s", r[1], name)
 			}
+		}
+	}
+}
+
+// TestMessages checks that the log messages in a table of operations.md are in the code.
+func TestMessages(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "operations.md"), "\n## The log\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	section, _, _ = strings.Cut(section, "\n### ")
+	var messages []string
+	for _, row := range regexp.MustCompile("(?m)^\\| (`.*?) \\|").FindAllStringSubmatch(section, -1) {
+		for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
+			messages = append(messages, m[1])
+		}
+	}
+	if len(messages) == 0 {
+		t.Fatal("operations.md has no table of messages")
+	}
+	var code strings.Builder
+	for _, root := range []string{"../cmd", "../internal"} {
+		err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+				code.WriteString(read(t, path))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m := range messages {
+		if !strings.Contains(code.String(), `"`+m+`"`) {
+			t.Errorf("no log message %q in the code", m)
 		}
 	}
 }
