@@ -35,12 +35,12 @@ COMMIT
 COMMIT
 `
 
-// kubeProxys matches what kube-proxy names in iptables, but for KUBE-FIREWALL, which it shares with
+// kubeProxys matches kube-proxy's iptables chains except KUBE-FIREWALL, which it shares with
 // the kubelet.
 var kubeProxys = regexp.MustCompile(`KUBE-(SERVICES|EXTERNAL|NODEPORTS|NODE-PORT|FORWARD|PROXY|POSTROUTING|MARK-MASQ|LOAD|SOURCE|IPVS|SVC|SVL|EXT|FW|SEP)`)
 
-// TestLeftovers runs kube-proxy in each of its modes, kills it, and lets "fairlead cleanup
-// --kube-proxy" take away what it left: all of it, in both families, and nothing of anybody else's.
+// TestLeftovers runs kube-proxy in each mode, kills it, and checks that "fairlead cleanup
+// --kube-proxy" removes everything that it left, in both families, and nothing of other programs.
 func TestLeftovers(t *testing.T) {
 	lab.RequireKernel(t)
 	ours, err := daemon.Build(t.Context(), t.TempDir())

@@ -55,7 +55,7 @@ func testLife(t *testing.T, c *cluster) {
 		c.expect(t, svc, path{from: guest, to: "cluster", by: []string{"node1-p1", "node2-p1"}})
 		c.startDaemon(t, 0)
 		c.settle(t)
-		for f := range families { // nobody has dialled it, so it does not drain in mode ipvs
+		for f := range families { // it had no connections, so it does not drain in mode ipvs
 			c.becomes(t, guest, c.target(gone, path{to: "cluster"}, f).Briefly(), probe.Lost)
 		}
 		c.expect(t, added, path{from: guest, to: "cluster", by: []string{"node2-p1"}})

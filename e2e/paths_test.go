@@ -261,7 +261,7 @@ func testPaths(t *testing.T, c *cluster) {
 				{name: "pod to cluster IP", from: guest, to: "cluster", by: both},
 				{name: "client to balancer", from: "client", to: "balancer", by: []string{onePod}},
 			}},
-		{name: "ready beside terminating endpoints", endpoints: []endpoint{terminating(onePod), ready(otherPod)}, paths: []path{
+		{name: "ready and terminating endpoints", endpoints: []endpoint{terminating(onePod), ready(otherPod)}, paths: []path{
 			{name: "pod to cluster IP", from: guest, to: "cluster", by: []string{otherPod}},
 		}},
 		{name: "zone hints", endpoints: []endpoint{

@@ -13,10 +13,10 @@ import (
 )
 
 // testServiceCIDRs: in mode nftables what pods and nodes send to an address of a service CIDR that
-// no Service has is dropped. Since nobody would answer at such an address anyway, the network of
+// no Service has is dropped. Because nothing would answer at such an address anyway, the network of
 // the client becomes a service CIDR for a while.
 func testServiceCIDRs(t *testing.T, c *cluster) {
-	want := probe.Refused // nobody listens there
+	want := probe.Refused // nothing listens there
 	if c.mode == "nftables" {
 		want = probe.Lost
 	}

@@ -157,9 +157,9 @@ func (s *stage) write(t *testing.T, nodeAddrs func(*lab.Node) []netip.Addr, serv
 	for _, v := range services {
 		b.WriteString(v.text())
 	}
-	beside := s.file + ".new"
-	must(t, os.WriteFile(beside, []byte(b.String()), 0o644))
-	must(t, os.Rename(beside, s.file))
+	next := s.file + ".new"
+	must(t, os.WriteFile(next, []byte(b.String()), 0o644))
+	must(t, os.Rename(next, s.file))
 }
 
 // start starts a daemon on each node and returns when all have written the content of the file.

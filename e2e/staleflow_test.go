@@ -249,7 +249,7 @@ func testEarlyTCP(t *testing.T, c *cluster) {
 	c.endpoints(t, svc, ready("node2-p1"))
 	c.settle(t)
 	paths := []path{{from: guest, to: "external"}, {from: "node1", to: "external"}}
-	if c.mode == "iptables" { // the other modes may drop what is sent to an address of service CIDRs that nobody has
+	if c.mode == "iptables" { // the other modes may drop packets to unknown addresses of service CIDRs
 		paths = append(paths, path{from: guest, to: "cluster"})
 	}
 	results := make(chan probe.Result)

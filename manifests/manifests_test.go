@@ -134,9 +134,9 @@ func each(t *testing.T, test func(*testing.T, rendered)) {
 // dropIn reports whether it is kube-proxy's DaemonSet, whose account and ConfigMap kubeadm creates.
 func (r rendered) dropIn() bool { return r.ds.Name == "kube-proxy" }
 
-// besideAnother reports whether Fairlead serves only Services with a label, so that another proxy
+// hasOtherProxy reports whether Fairlead serves only Services with a label, so that another proxy
 // is on the node.
-func (r rendered) besideAnother() bool {
+func (r rendered) hasOtherProxy() bool {
 	return slices.ContainsFunc(r.ds.Spec.Template.Spec.Containers[0].Args, func(a string) bool { return strings.HasPrefix(a, "--service-proxy-name=") })
 }
 
@@ -434,8 +434,8 @@ func TestReferences(t *testing.T) {
 					job = l.Replacement
 				}
 			}
-			if beside := r.besideAnother(); job != map[bool]string{false: "kube-proxy", true: "fairlead"}[beside] {
-				t.Errorf("the job is %q, beside another proxy: %v", job, beside)
+			if another := r.hasOtherProxy(); job != map[bool]string{false: "kube-proxy", true: "fairlead"}[another] {
+				t.Errorf("the job is %q, with another proxy on the node: %v", job, another)
 			}
 			if name := e.Authorization.Credentials.Name; name != "" {
 				if s := r.secrets[name]; s == nil || r.accounts[s.Annotations[corev1.ServiceAccountNameKey]] == nil {

@@ -140,7 +140,7 @@ func (c *cluster) fillAddrs(i, generation int) []netip.Addr {
 
 func fillName(i int) string { return fmt.Sprintf("fill-%05d", i) }
 
-// fill makes Services that nobody asks.
+// fill creates Services without clients.
 func (c *cluster) fill(ctx context.Context, n int) error {
 	return parallel(n, func(i int) error {
 		if _, err := c.service(ctx, fillName(i)); err != nil {
@@ -151,7 +151,7 @@ func (c *cluster) fill(ctx context.Context, n int) error {
 	})
 }
 
-// roll gives the first n Services that nobody asks other endpoints.
+// roll replaces the endpoints of the first n Services without clients.
 func (c *cluster) roll(ctx context.Context, n, generation int) error {
 	return parallel(n, func(i int) error {
 		_, err := c.client.DiscoveryV1().EndpointSlices(namespace).Update(ctx, sliceOf(fillName(i), c.fillAddrs(i, generation)...), metav1.UpdateOptions{})

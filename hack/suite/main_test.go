@@ -57,7 +57,7 @@ func TestReaderFindsWhatFailed(t *testing.T) {
 	}
 }
 
-// TestFailureHidesNothing runs targets of a Makefile of its own.
+// TestFailureHidesNothing runs the targets of a temporary Makefile.
 func TestFailureHidesNothing(t *testing.T) {
 	t.Chdir(t.TempDir())
 	makefile := `

@@ -1,7 +1,7 @@
 // Command plot draws what command bench has measured: for each figure a picture with a line for
 // each proxy and mode, over the number of Services, both axes logarithmic.
 //
-// It is a module of its own, so that Fairlead does not depend on a library for plots.
+// It is a separate module, so that Fairlead does not depend on a plotting library.
 package main
 
 import (
@@ -148,7 +148,7 @@ func picture(path, title, unit string, lines []line, points map[line]plotter.XYs
 		p.Add(curve, dots)
 		legend.Add(l.proxy+" "+l.mode, curve, dots)
 	}
-	// The legend stands beside the plot, where it hides nothing.
+	// The legend is next to the plot, where it hides nothing.
 	const width, beside, height = 18 * vg.Centimeter, 6 * vg.Centimeter, 10 * vg.Centimeter
 	canvas := vgsvg.New(width+beside, height)
 	all := draw.New(canvas)
