@@ -107,7 +107,8 @@ func TestCulprits(t *testing.T) {
 	}
 }
 
-// wide is a Service with very many frontends of IPv4: service ports on each of some external addresses.
+// wide is a Service with very many frontends of IPv4: service ports on each of some external
+// addresses.
 func wide(name string, addrs, ports int) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: name}}
 	owners := make([]fwd.ServicePort, ports)
@@ -188,8 +189,8 @@ func TestNoSizes(t *testing.T) {
 	}
 }
 
-// TestKernelManyFrontends: with more frontends than a map held before, in one Service, all is served. The Service is
-// written in steps, and other Services are changed between them.
+// TestKernelManyFrontends: with more frontends than a map held before, in one Service, all is
+// served. The Service is written in steps, and other Services are changed between them.
 func TestKernelManyFrontends(t *testing.T) {
 	hosttest.Netns(t, "nft")
 	tab := kernel(t)[fwd.IPv4]
@@ -206,8 +207,8 @@ func TestKernelManyFrontends(t *testing.T) {
 		}
 		t.Logf("%s: %v", what, time.Since(start))
 	}
-	// expect checks that frontends are there or not. To list the map would take the kernel a minute; whether an element could
-	// be deleted it says at once.
+	// expect checks that frontends are there or not. To list the map would take the kernel a
+	// minute; whether an element could be deleted it says at once.
 	expect := func(want error, keys ...fwd.Key) {
 		t.Helper()
 		for _, k := range keys {
