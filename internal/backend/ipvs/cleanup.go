@@ -118,7 +118,7 @@ func (h host) instances(ctx context.Context, mangle map[fwd.Family][]xtables.Int
 	content, err := h.servers.List(ctx)
 	errs = append(errs, err)
 	for _, s := range content.Servers {
-		if id, ok := ownerOf(uint32(s.Settings.Flags)); ok {
+		if id, ok := ownerOf(s.Settings.Flags); ok {
 			ids[id] = true
 		}
 	}
@@ -237,8 +237,8 @@ func empty(on []link.Addr) bool {
 func (t *target) clean(ctx context.Context) error {
 	t.mu.Lock()
 	t.complete = true
-	clear(t.drains)
 	t.mu.Unlock()
+	t.drains.clear()
 	return t.release(ctx)
 }
 
@@ -282,13 +282,13 @@ func cleanMangle(ctx context.Context, tables xtables.Interface) error {
 	if err != nil || len(chains) == 0 {
 		return err
 	}
-	w := &writer{target: &target{}, plan: plan{Actual: func(k Key) (Value, bool) { v, ok := chains[k]; return v, ok }}}
+	p := plan{Actual: func(k Key) (Value, bool) { v, ok := chains[k]; return v, ok }}
 	var gone []Key
 	for k := range chains {
 		gone = append(gone, k)
 	}
 	slices.SortFunc(gone, Key.compare)
-	return tables.Restore(ctx, w.restore(nil, gone, gone, gone))
+	return tables.Restore(ctx, restoreInput(p, nil, gone, gone, gone))
 }
 
 // noTables is the tables of iptables where they are somebody else's business.

@@ -325,7 +325,7 @@ func (s *simulation) Drift(r *rand.Rand) string {
 	if err != nil {
 		panic(err)
 	}
-	own := slices.DeleteFunc(content.Servers, func(v hostipvs.Server) bool { return uint32(v.Settings.Flags)&flagTag == 0 })
+	own := slices.DeleteFunc(content.Servers, func(v hostipvs.Server) bool { return v.Settings.Flags&flagTag == 0 })
 	if len(own) == 0 {
 		return ""
 	}

@@ -4,9 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
-	"slices"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,187 +14,30 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// A real server that nobody wants any more keeps the connections that it has: its weight becomes 0, and it is deleted when
-// nothing is lost by it.
+// A real server that is no longer wanted keeps its connections: its weight becomes 0, and it is deleted when that breaks no
+// connection (drains.complete).
 //
-//	serving(w) ──not wanted──► draining ──one of the conditions of due()──► deleted
-//	     ▲                        │
-//	     └──────wanted again──────┘ by its weight alone: a deletion would cut the connections, also those made meanwhile
+//	serving(w) ──no longer wanted──► draining ──complete──► deleted
+//	     ▲                              │
+//	     └────────wanted again──────────┘ only the weight changes: a deletion would break connections, even new ones
 //
-// So it is with a whole virtual server, whose address stays the node's meanwhile. UDP has no connections: its servers are
-// deleted at once, and the kernel chooses another one for the next packet of each client.
+// The same holds for a whole virtual server; meanwhile its address stays the node's. UDP has no connections: its servers are
+// deleted at once, and the kernel selects another real server for the next packet of each client.
 
-// Reason says why a real server drains.
-type Reason uint8
+// manyServers is the number of virtual servers from which one Read costs less than RealServers for each.
+const manyServers = 300
 
-// The reasons.
-const (
-	// DrainRemoved: the endpoint is no longer chosen, though its pod may live on: a label changed, it became unready.
-	DrainRemoved Reason = iota
-	// DrainTerminating: the pod shuts down.
-	DrainTerminating
-	// DrainServer: the whole virtual server is gone, and with it all of its endpoints.
-	DrainServer
-	// DrainFound: the kernel had it with weight 0 when it was read, as an earlier process left it.
-	DrainFound
-	// NumReasons is the number of reasons, for arrays by reason.
-	NumReasons
-)
-
-func (r Reason) String() string {
-	return [...]string{"removed", "terminating", "server-removed", "found"}[r]
-}
-
-const (
-	// endedGrace is how long connections to a pod that has ended are kept. Then clients are told by a reset, instead of
-	// sending into silence until they give up.
-	endedGrace = 5 * time.Second
-	// The kernel is asked about connections after firstPoll, and then after twice as long each time, up to lastPoll.
-	firstPoll = time.Second
-	lastPoll  = 15 * time.Second
-	// manyServers is the number of virtual servers from which one reading of all costs less than one of each.
-	manyServers = 300
-)
-
-// draining is one real server that drains.
-type draining struct {
-	since  time.Time
-	reason Reason
-	// instance is that of the endpoint that it served; 0 if not known.
-	instance uint32
-	// endsAt is when it is deleted whatever connections it has, because its pod has ended; zero if it has not.
-	endsAt time.Time
-	// idleSince is since when no connection is established; zero while one is.
-	idleSince time.Time
-	// connections are those that were seen last.
-	connections uint32
-}
-
-// drainingServer is a virtual server of which something drains.
-type drainingServer struct {
-	// server is what the kernel has, as long as whole says that nobody wants it.
-	server *Server
-	whole  bool
-	reals  map[netip.AddrPort]*draining
-	// pollAt is when it is looked at next, pause what it waited before.
-	pollAt time.Time
-	pause  time.Duration
-}
-
-// bounds are the times that decide how long a real server drains.
-type bounds struct {
-	// fin is after what time the kernel forgets a connection that is being closed.
-	fin time.Duration
-	// longest is how long a real server drains at most.
-	longest time.Duration
-}
-
-// due says whether nothing is lost any more if a real server is deleted now, or too little to wait for:
-//
-//   - it has no connection;
-//   - none has been established for so long that those which are being closed are closed;
-//   - its pod has ended, and what its clients send is not answered by anybody;
-//   - it has drained for as long as is allowed.
-func (d *draining) due(b bounds, now time.Time) bool {
-	return d.connections == 0 || d.expires(b).Compare(now) <= 0
-}
-
-// expires is when the real server is deleted at the latest as things are.
-func (d *draining) expires(b bounds) time.Time {
-	at := d.since.Add(b.longest)
-	if !d.idleSince.IsZero() {
-		at = earlier(at, d.idleSince.Add(b.fin))
-	}
-	if !d.endsAt.IsZero() {
-		at = earlier(at, d.endsAt)
-	}
-	return at
-}
-
-func earlier(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
-// see takes in what the kernel says of the real server.
-func (d *draining) see(s hostipvs.RealState, now time.Time) {
-	d.connections = s.Active + s.Inactive
-	switch {
-	case s.Active > 0:
-		d.idleSince = time.Time{}
-	case d.idleSince.IsZero():
-		d.idleSince = now
-	}
-}
-
-// drain notes that a real server has weight 0 now. The kernel is asked about it with the next Tend.
-func (t *target) drain(k Key, e fwd.Endpoint, r Reason) {
+// drain records that a real server got weight 0.
+func (t *target) drain(k Key, e fwd.Endpoint, reason Reason) {
 	now := t.opts.Now()
-	if r == DrainRemoved && (e.Terminating || t.pods.leaving(e.Addr)) {
-		r = DrainTerminating
+	if reason == DrainRemoved && (e.Terminating || t.pods.leaving(e.Addr)) {
+		reason = DrainTerminating
 	}
-	d := &draining{since: now, reason: r, instance: e.Instance}
+	r := drainingReal{since: now, reason: reason, instance: e.Instance}
 	if e.Terminating && !t.pods.leaving(e.Addr) {
-		d.endsAt = now.Add(endedGrace) // it shut down when it was seen last, and is gone from there too
+		r.endsAt = now.Add(endedGrace) // it was shutting down before and is no longer
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.drains[k]
-	if s == nil {
-		s = &drainingServer{reals: make(map[netip.AddrPort]*draining)}
-		t.drains[k] = s
-	}
-	s.reals[e.Addr] = d
-	s.pollAt, s.pause = time.Time{}, 0
-}
-
-// drainWhole notes that nobody wants a virtual server any more, of which the real servers have been told to drain.
-func (t *target) drainWhole(k Key, server *Server) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.drains[k]
-	if s == nil {
-		s = &drainingServer{reals: make(map[netip.AddrPort]*draining)}
-		t.drains[k] = s
-	}
-	s.whole, s.server = true, server
-	s.pollAt, s.pause = time.Time{}, 0
-}
-
-// undrain notes that a real server is wanted again, or gone.
-func (t *target) undrain(k Key, a netip.AddrPort) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if s := t.drains[k]; s != nil {
-		delete(s.reals, a)
-		t.settleLocked(k)
-	}
-}
-
-// keep notes that a virtual server is wanted again, though real servers of it may drain.
-func (t *target) keep(k Key) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if s := t.drains[k]; s != nil {
-		s.whole, s.server = false, nil
-		t.settleLocked(k)
-	}
-}
-
-// settleLocked forgets a virtual server of which nothing drains.
-func (t *target) settleLocked(k Key) {
-	if s := t.drains[k]; len(s.reals) == 0 && !s.whole {
-		delete(t.drains, k)
-	}
-}
-
-// forget notes that a virtual server is gone.
-func (t *target) forget(k Key) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.drains, k)
+	t.drains.start(k, e.Addr, r)
 }
 
 // Tend implements backend.Tender: it deletes what has drained.
@@ -204,96 +46,40 @@ func (t *target) Tend(ctx context.Context, now time.Time) time.Time {
 	return next
 }
 
-// tend is Tend; it also returns what it could not delete of virtual servers, which is tried again.
+// tend is Tend. It also returns the deletions that failed and will be retried.
 func (t *target) tend(ctx context.Context, now time.Time) (next time.Time, failed failures) {
 	failed = t.tendServers(ctx, now)
+	next = t.drains.next()
 	if err := t.release(ctx); err != nil && ctx.Err() == nil {
-		t.opts.Logger.Warn("cannot remove what nobody needs any more, it is tried again", "family", t.family.String(), "error", err)
-		return earlier(now.Add(lastPoll), cmp.Or(t.nextPoll(), now.Add(lastPoll))), failed
+		t.opts.Logger.Warn("cannot remove addresses and set entries of drained virtual servers, will retry", "family", t.family.String(), "error", err)
+		retry := now.Add(lastPoll)
+		next = earlier(retry, cmp.Or(next, retry))
 	}
-	return t.nextPoll(), failed
+	return next, failed
 }
 
-// tendServers deletes real and virtual servers that have drained, and returns what it could not.
+// tendServers deletes real and virtual servers that have drained, and returns the deletions that failed.
 func (t *target) tendServers(ctx context.Context, now time.Time) (failed failures) {
 	for a := range t.pods.takeEnded() {
-		t.ended(a, now)
+		t.drains.ended(a, now)
 	}
-	due := t.dueServers(now)
+	due := t.drains.due(now)
 	if len(due) == 0 {
 		return nil
 	}
 	states, err := t.states(ctx, due)
 	if err == nil {
-		failed = t.finish(ctx, due, states, now)
+		failed = t.deleteDrained(ctx, due, states, now)
 		err = failed.join()
 	}
 	if err != nil && ctx.Err() == nil {
-		t.opts.Logger.Warn("cannot look after real servers that drain, it is tried again", "family", t.family.String(), "error", err)
+		t.opts.Logger.Warn("cannot delete drained real servers, will retry", "family", t.family.String(), "error", err)
 	}
-	for _, k := range due {
-		t.schedule(k, now)
-	}
+	t.drains.reschedule(due, now)
 	return failed
 }
 
-// ended gives the connections to a pod that has ended a last moment.
-func (t *target) ended(a netip.AddrPort, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.drains {
-		if d := s.reals[a]; d != nil && d.endsAt.IsZero() {
-			d.endsAt = now.Add(endedGrace)
-			if d.reason == DrainRemoved {
-				d.reason = DrainTerminating
-			}
-			s.pollAt = earlier(s.pollAt, d.endsAt)
-		}
-	}
-}
-
-func (t *target) dueServers(now time.Time) []Key {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var due []Key
-	for k, s := range t.drains {
-		if !s.pollAt.After(now) {
-			due = append(due, k)
-		}
-	}
-	slices.SortFunc(due, Key.compare)
-	return due
-}
-
-// schedule plans when a virtual server is looked at again.
-func (t *target) schedule(k Key, now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	s := t.drains[k]
-	if s == nil {
-		return
-	}
-	s.pause = min(max(2*s.pause, firstPoll), lastPoll)
-	s.pollAt = now.Add(s.pause)
-	for _, d := range s.reals {
-		if at := d.expires(t.bounds); at.After(now) { // one that should be gone by now is tried again after the pause
-			s.pollAt = earlier(s.pollAt, at)
-		}
-	}
-}
-
-func (t *target) nextPoll() (next time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.drains {
-		if next.IsZero() || s.pollAt.Before(next) {
-			next = s.pollAt
-		}
-	}
-	return next
-}
-
-// states asks the kernel about the real servers of virtual servers. A virtual server that is not there has no entry.
+// states reads the real servers of virtual servers. A virtual server that does not exist has no entry.
 func (t *target) states(ctx context.Context, keys []Key) (map[Key][]hostipvs.RealState, error) {
 	out := make(map[Key][]hostipvs.RealState, len(keys))
 	if len(keys) < manyServers {
@@ -313,34 +99,28 @@ func (t *target) states(ctx context.Context, keys []Key) (map[Key][]hostipvs.Rea
 	if err != nil {
 		return nil, err
 	}
-	wanted := make(map[Key]bool, len(keys))
-	for _, k := range keys {
-		wanted[k] = true
-	}
 	for _, s := range content.Servers {
-		if k := serverKey(s.VirtualServer); wanted[k] {
-			out[k] = s.Reals
-		}
+		out[serverKey(s.VirtualServer)] = s.Reals
 	}
 	return out, nil
 }
 
-// finish deletes what may be deleted.
-func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostipvs.RealState, now time.Time) failures {
+// deleteDrained deletes what has drained.
+func (t *target) deleteDrained(ctx context.Context, keys []Key, states map[Key][]hostipvs.RealState, now time.Time) failures {
 	var b batch
 	for _, k := range keys {
-		reals, there := states[k]
-		if !there { // somebody else has deleted it
-			t.forget(k)
+		reals, exists := states[k]
+		if !exists { // another program has deleted it
+			t.drains.forget(k)
 			continue
 		}
-		gone, rest := t.judge(k, reals, now)
-		if rest == 0 {
-			b.add(k, hostipvs.Op{Verb: hostipvs.DelServer}, func() { t.forget(k) })
+		done, empty := t.drains.judge(k, reals, now)
+		if empty {
+			b.add(k, hostipvs.Op{Verb: hostipvs.DelServer}, func() { t.drains.forget(k) })
 			continue
 		}
-		for _, a := range gone {
-			b.add(k, delReal(a), func() { t.undrain(k, a) })
+		for _, a := range done {
+			b.add(k, delReal(a), func() { t.drains.stop(k, a) })
 		}
 	}
 	if len(b.ops) == 0 {
@@ -350,65 +130,83 @@ func (t *target) finish(ctx context.Context, keys []Key, states map[Key][]hostip
 	return b.run(ctx, t.opts.Servers)
 }
 
-// judge says which real servers of a virtual server may be deleted. rest is how many then remain of a virtual server that
-// nobody wants, and not 0 for one that is wanted.
-func (t *target) judge(k Key, reals []hostipvs.RealState, now time.Time) (gone []netip.AddrPort, rest int) {
+// draining counts what drains. It may be called from any goroutine.
+func (t *target) draining(now time.Time) Draining {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.drains[k]
-	seen := make(map[netip.AddrPort]bool, len(s.reals))
-	for _, r := range reals {
-		d := s.reals[r.Addr]
-		if d == nil || r.Weight != 0 {
-			continue // serves, or somebody else gave it new connections
-		}
-		seen[r.Addr] = true
-		if d.see(r, now); d.due(t.bounds, now) || k.Proto == fwd.UDP {
-			gone = append(gone, r.Addr)
-		}
-	}
-	maps.DeleteFunc(s.reals, func(a netip.AddrPort, _ *draining) bool { return !seen[a] })
-	if !s.whole {
-		t.settleLocked(k)
-		return gone, 1
-	}
-	return gone, len(s.reals) - len(gone)
-}
-
-// Draining is what drains in one family or in several.
-type Draining struct {
-	// Count is the number of real servers, by Reason.
-	Count [NumReasons]int
-	// Oldest is for how long the oldest has drained.
-	Oldest time.Duration
-	// Connections are those of all of them, as seen last.
-	Connections uint64
-	// Objects is the number of all objects that are still to be taken out of the kernel: real servers and virtual servers that
-	// drain, VIPs and elements of sets that stay for them, and what a Write has yet to delete or could not. At 0 nothing drains.
-	Objects int
-}
-
-// draining counts; it may be called from any goroutine.
-func (t *target) draining(now time.Time) (out Draining) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	out.Objects = len(t.held) + len(t.stray)
-	for k := range t.leaving {
-		// One that drains counts below.
-		if t.drains[k] == nil {
-			out.Objects++
-		}
-	}
-	for _, s := range t.drains {
-		out.Objects += len(s.reals)
-		if s.whole {
-			out.Objects++
-		}
-		for _, d := range s.reals {
-			out.Count[d.reason]++
-			out.Oldest = max(out.Oldest, now.Sub(d.since))
-			out.Connections += uint64(d.connections)
-		}
-	}
+	out := t.drains.count(t.leaving, now)
+	out.Objects += len(t.held) + len(t.stray)
 	return out
+}
+
+// DrainingAt returns the real servers behind a destination that drain in this node's kernel, with their connections. Without
+// IPVS in the kernel there are none; no module is loaded.
+func DrainingAt(ctx context.Context, proto fwd.Proto, dst netip.AddrPort) (out []hostipvs.RealState, err error) {
+	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
+		return nil, nil
+	}
+	k, err := hostipvs.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, k.Close()) }()
+	reals, err := k.RealServers(ctx, hostipvs.VirtualServer{Protocol: uint8(proto), Addr: dst})
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return nil, err
+	}
+	for _, r := range reals {
+		if r.Weight == 0 {
+			out = append(out, r)
+		}
+	}
+	return out, nil
+}
+
+// pods tracks which endpoints are shutting down, and which of these have terminated since the last Tend. It belongs to the
+// loop's goroutine.
+type pods struct {
+	// terminating counts the Services in which an endpoint is shutting down.
+	terminating map[netip.AddrPort]int
+	terminated  map[netip.AddrPort]struct{}
+}
+
+func newPods() *pods {
+	return &pods{terminating: make(map[netip.AddrPort]int), terminated: make(map[netip.AddrPort]struct{})}
+}
+
+// update processes changes of the table. When a Service is removed, its endpoints are forgotten.
+func (p *pods) update(ch fwd.Changes) {
+	for _, c := range ch.Services {
+		now := make(map[netip.AddrPort]bool)
+		if c.New != nil {
+			for _, a := range c.New.Leaving {
+				now[a] = true
+				p.terminating[a]++
+				delete(p.terminated, a)
+			}
+		}
+		if c.Old == nil {
+			continue
+		}
+		for _, a := range c.Old.Leaving {
+			if p.terminating[a]--; p.terminating[a] <= 0 {
+				delete(p.terminating, a)
+			}
+			if !now[a] && c.New != nil {
+				p.terminated[a] = struct{}{}
+			}
+		}
+	}
+}
+
+// leaving reports whether an endpoint is shutting down.
+func (p *pods) leaving(a netip.AddrPort) bool { return p.terminating[a] > 0 }
+
+// takeEnded returns the endpoints that have terminated since the last call.
+func (p *pods) takeEnded() map[netip.AddrPort]struct{} {
+	ended := p.terminated
+	if len(ended) > 0 {
+		p.terminated = make(map[netip.AddrPort]struct{})
+	}
+	return ended
 }

@@ -177,7 +177,7 @@ func TestManyDrain(t *testing.T) {
 func TestDrainFoundAtStart(t *testing.T) {
 	b := newBench(t)
 	v := vs(fwd.TCP, "10.96.0.50:80")
-	s := hostipvs.Settings{Scheduler: "rr", Flags: hostipvs.Flags(flagTag)}
+	s := hostipvs.Settings{Scheduler: "rr", Flags: flagTag}
 	b.servers.Put(webV, s, hostipvs.RealServer{Addr: one}, hostipvs.RealServer{Addr: two}, hostipvs.RealServer{Addr: netip.MustParseAddrPort("10.0.0.4:8080")})
 	b.servers.Put(v, s, hostipvs.RealServer{Addr: one})
 	for _, a := range []netip.AddrPort{one, two} {
@@ -213,7 +213,7 @@ func TestDrainTrouble(t *testing.T) {
 		t.Errorf("after a failure: next in %v", next.Sub(b.now))
 	}
 	b.servers.FailCall = nil
-	b.servers.Put(webV, hostipvs.Settings{Scheduler: "rr", Flags: hostipvs.Flags(flagTag)}, hostipvs.RealServer{Addr: one, Weight: 5}, hostipvs.RealServer{Addr: two, Weight: 1})
+	b.servers.Put(webV, hostipvs.Settings{Scheduler: "rr", Flags: flagTag}, hostipvs.RealServer{Addr: one, Weight: 5}, hostipvs.RealServer{Addr: two, Weight: 1})
 	b.now = b.now.Add(time.Hour)
 	if next := b.tend(); !next.IsZero() {
 		t.Errorf("looks after a real server that serves: %v", next)

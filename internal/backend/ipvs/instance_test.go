@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
@@ -16,11 +17,11 @@ func TestTheInstanceWithoutANameHasTheNamesOfThisPackage(t *testing.T) {
 
 func TestTagsOfInstances(t *testing.T) {
 	for _, id := range []instance.ID{0, 1, instance.Of("two"), 1<<25 - 1} {
-		if got, ours := ownerOf(tagOf(id) | flagPersistent | flagFallback | flagPort); got != id || !ours {
+		if got, ours := ownerOf(tagOf(id) | hostipvs.Persistent | hostipvs.Fallback | hostipvs.SourcePort); got != id || !ours {
 			t.Errorf("instance %d is read back as %d, %t", id, got, ours)
 		}
 	}
-	if _, ours := ownerOf(flagPersistent | flagFallback | flagPort); ours {
+	if _, ours := ownerOf(hostipvs.Persistent | hostipvs.Fallback | hostipvs.SourcePort); ours {
 		t.Error("a virtual server without a tag is taken for ours")
 	}
 }

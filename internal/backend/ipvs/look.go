@@ -3,11 +3,9 @@ package ipvs
 import (
 	"context"
 	"hash/maphash"
-	"net/netip"
 	"time"
 
 	"github.com/fairlead/fairlead/internal/backend"
-	"github.com/fairlead/fairlead/internal/fwd"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
@@ -121,6 +119,3 @@ func (t *target) quiet() (writes uint64, ok bool) {
 	defer t.mu.Unlock()
 	return t.writes, t.writing == 0
 }
-
-// foreign says whether what has the address is none of the target's business.
-func (t *target) foreign(a netip.Addr) bool { return fwd.FamilyOf(a) != t.family || t.excluded(a) }

@@ -57,14 +57,6 @@ const (
 	setRedirect = "REDIRECT-" // frontends whose pool another virtual server has
 )
 
-// The types of sets.
-const (
-	typeIP        = "hash:ip"
-	typeIPPort    = "hash:ip,port"
-	typeIPPortIP  = "hash:ip,port,ip"
-	typeIPPortNet = "hash:ip,port,net"
-)
-
 // classNames end the names of sets by class.
 var classNames = [fwd.NumClasses]string{fwd.Outside: "OUT", fwd.Pod: "POD", fwd.Host: "HOST"}
 

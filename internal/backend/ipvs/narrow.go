@@ -80,7 +80,7 @@ func narrowServers(ctx context.Context, id instance.ID, links link.Host, servers
 	}
 	var c linkChanges
 	for _, s := range content.Servers {
-		owner, tagged := ownerOf(uint32(s.Settings.Flags))
+		owner, tagged := ownerOf(s.Settings.Flags)
 		if a := s.VirtualServer.Addr.Addr(); fwd.FamilyOf(a) == f && tagged && owner == id {
 			c.add(serverKey(s.VirtualServer), narrowRoute(id, a))
 		}

@@ -1,6 +1,7 @@
 package ipvs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,46 +24,44 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Options are what the operator decides.
+// Options are the operator's choices.
 type Options struct {
-	// Instance is whose objects these are.
 	Instance instance.ID
-	// NodeName decides in which order this node adds endpoints.
+	// NodeName determines the order in which this node adds endpoints.
 	NodeName string
-	// VIPs says how packets to VIPs come to be delivered to this node.
-	VIPs VIPMode
+	VIPs     VIPMode
 	// Scheduler is the kernel's name of the scheduler for Services that name none.
 	Scheduler string
-	// Exclude are networks whose addresses are other programs' business.
+	// Exclude are networks whose addresses belong to other programs.
 	Exclude []netip.Prefix
-	// NodeIP is, by fwd.Family.Index, the node's source address towards VIPs in mode VIPRoute; it may be the zero Addr.
+	// NodeIP is, by fwd.Family.Index, the node's source address for packets to VIPs in mode VIPRoute; it may be the zero Addr.
 	NodeIP [2]netip.Addr
-	// Timeouts are set where they are not 0.
+	// Timeouts are set unless 0.
 	Timeouts hostipvs.Timeouts
-	// DrainTimeout is how long a removed real server may keep its connections; 0 stands for the kernel's TCP time-out.
+	// DrainTimeout is how long a removed real server may keep its connections; 0 means the kernel's TCP timeout.
 	DrainTimeout time.Duration
-	// StrictARP keeps the node from answering ARP requests for VIPs on other interfaces.
+	// StrictARP prevents the node from answering ARP requests for VIPs on other interfaces.
 	StrictARP bool
-	// Warn tells users about a Service; nil if there is nobody to tell.
+	// Warn, if not nil, reports a problem with a Service to users.
 	Warn func(s fwd.Service, reason, message string)
 }
 
-// Plane is a Backend on this node's kernel, with what belongs to it.
+// Plane is a Backend on this node's kernel and its background work.
 type Plane struct {
 	*Backend
-	// Flavour is the one of iptables that is in use.
+	// Flavour is the flavour of iptables in use.
 	Flavour xtables.Flavour
-	// Drift receives when something that the backend wrote may have been changed by others.
+	// Drift receives hints that others may have changed what the backend wrote.
 	Drift backend.Hints
-	// Listen is to be called once for each family, when everything was written for the first time: from then on changes of
-	// rules are noticed. Those of addresses and routes are noticed at once, those of virtual servers and sets by Run.
+	// Listen is called once per family after the first complete write: from then on changes of rules are noticed. Changes of
+	// addresses and routes are noticed from the start, those of virtual servers and sets by Run.
 	Listen func(fwd.Family)
 
 	sweeper *sweeper
 	looker  *looker
 }
 
-// Run removes connection-tracking entries from before their virtual server, and looks whether others have changed virtual
+// Run removes connection tracking entries from before their virtual server, and checks whether others have changed virtual
 // servers or sets, until the context ends.
 func (p *Plane) Run(ctx context.Context) {
 	var both sync.WaitGroup
@@ -71,84 +70,102 @@ func (p *Plane) Run(ctx context.Context) {
 	both.Wait()
 }
 
-// Open prepares this node's kernel and returns a Backend on it, for the families that kernel and tools offer; at least
-// one. The error says what is missing and what to do.
+// kernel has the connections to the kernel that both families share.
+type kernel struct {
+	servers *hostipvs.Kernel
+	sets    *ipset.Kernel
+	links   *link.Kernel
+}
+
+// Open prepares this node's kernel and returns a Backend for the families that kernel and tools support, at least one. The error
+// says what is missing and what to do.
 func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
-	servers, err := hostipvs.Open(ctx)
+	k, err := openKernel(ctx, o)
 	if err != nil {
 		return nil, err
-	}
-	if err := servers.ProbeScheduler(ctx, o.Scheduler); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return nil, fmt.Errorf("the kernel has no IPVS scheduler %q: load the module ip_vs_%s, or choose another with --ipvs-scheduler (%w)", o.Scheduler, o.Scheduler, err)
-		}
-		return nil, err
-	}
-	sets, err := ipset.Open()
-	if err != nil {
-		return nil, fmt.Errorf("the kernel has no ipset: load the module ip_set (%w)", err)
-	}
-	links, err := link.Open(o.Instance.Routing())
-	if err != nil {
-		return nil, err
-	}
-	if _, err := links.EnsureDummy(ctx, o.Instance.Device()); err != nil {
-		return nil, fmt.Errorf("the device of VIPs cannot be made: load the module dummy, and let no other device have the name (%w)", err)
 	}
 	if err := setSysctls(log, o.StrictARP); err != nil {
 		return nil, err
 	}
-	t, err := setTimeouts(ctx, servers, o.Timeouts)
+	timeouts, err := setTimeouts(ctx, k.servers, o.Timeouts)
 	if err != nil {
 		return nil, err
 	}
-	p := &Plane{sweeper: newSweeper(conntrack.Kernel{}, log)}
+	p := &Plane{sweeper: newSweeper(conntrack.Kernel{}, log), Drift: backend.NewHints()}
 	common := FamilyOptions{
-		Servers: servers, Sets: sets, Links: links, Stale: p.sweeper.submit, Seed: seed(o.NodeName),
-		FinTimeout: t.TCPFin, DrainTimeout: t.TCP, Warn: o.Warn, Logger: log,
+		RenderOptions: RenderOptions{Instance: o.Instance, VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude},
+		Servers:       k.servers, Sets: k.sets, Links: k.links, Stale: p.sweeper.submit, Seed: seed(o.NodeName),
+		FinTimeout: timeouts.TCPFin, DrainTimeout: cmp.Or(o.DrainTimeout, timeouts.TCP), Warn: o.Warn, Logger: log,
 	}
-	if o.DrainTimeout > 0 {
-		common.DrainTimeout = o.DrainTimeout
-	}
-	common.RenderOptions = RenderOptions{Instance: o.Instance, VIPs: o.VIPs, Scheduler: o.Scheduler, Exclude: o.Exclude}
-	opts, kernel, err := openFamilies(ctx, log, p, common, o)
+	opts, tables, err := openFamilies(ctx, log, p, common, o)
 	if err != nil {
 		return nil, err
 	}
 	if o.VIPs == VIPMark {
-		if err := beginNarrow(ctx, o.Instance, links, servers, opts); err != nil {
+		if err := beginNarrow(ctx, o.Instance, k.links, k.servers, opts); err != nil {
 			return nil, err
 		}
 	}
-	p.Backend, p.Drift = New(opts), backend.NewHints()
-	lost, err := links.WatchLoss(ctx, o.Instance.Device())
-	if err != nil {
+	p.Backend = New(opts)
+	if err := p.watch(ctx, log, k, o.Instance, tables); err != nil {
 		return nil, err
+	}
+	if size, err := k.servers.ConnTableSize(ctx); err == nil {
+		log.Info("using IPVS", "scheduler", o.Scheduler, "vips", o.VIPs.String(), "connectionBuckets", size, "tcpTimeout", timeouts.TCP,
+			"finTimeout", timeouts.TCPFin, "udpTimeout", timeouts.UDP, "drainTimeout", common.DrainTimeout)
+	}
+	return p, nil
+}
+
+func openKernel(ctx context.Context, o Options) (k kernel, err error) {
+	if k.servers, err = hostipvs.Open(ctx); err != nil {
+		return k, err
+	}
+	if err := k.servers.ProbeScheduler(ctx, o.Scheduler); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return k, fmt.Errorf("the kernel has no IPVS scheduler %q: load the module ip_vs_%s, or choose another with --ipvs-scheduler (%w)", o.Scheduler, o.Scheduler, err)
+		}
+		return k, err
+	}
+	if k.sets, err = ipset.Open(); err != nil {
+		return k, fmt.Errorf("the kernel has no ipset: load the module ip_set (%w)", err)
+	}
+	if k.links, err = link.Open(o.Instance.Routing()); err != nil {
+		return k, err
+	}
+	if _, err := k.links.EnsureDummy(ctx, o.Instance.Device()); err != nil {
+		return k, fmt.Errorf("cannot create the device for VIPs: load the module dummy, and make sure that no other device has the name (%w)", err)
+	}
+	return k, nil
+}
+
+// watch sends hints to p.Drift.
+func (p *Plane) watch(ctx context.Context, log *slog.Logger, k kernel, id instance.ID, byFamily map[fwd.Family]*xtables.Tables) error {
+	lost, err := k.links.WatchLoss(ctx, id.Device())
+	if err != nil {
+		return err
 	}
 	go func() {
 		for range lost {
-			for f := range opts {
+			for f := range byFamily {
 				p.Drift.Send(backend.Drift{Family: f, What: "addresses, routes or routing rules"})
 			}
 		}
 	}()
 	p.Listen = func(f fwd.Family) {
-		err := kernel[f].Watch(ctx, tables, o.Instance.Prefix(), func(table, process string) {
+		err := byFamily[f].Watch(ctx, tables, id.Prefix(), func(table, process string) {
 			p.Drift.Send(backend.Drift{Family: f, What: "table " + table, Process: process})
 		})
 		if err != nil {
-			log.Warn("what others do to the rules is not noticed before the next verification", "family", f.String(), "error", err)
+			log.Warn("cannot watch iptables; changes by others are noticed only by verification", "family", f.String(), "error", err)
 		}
 	}
-	p.looker = newLooker(servers, sets.Sizes, p.targets(), p.Drift)
-	if size, err := servers.ConnTableSize(ctx); err == nil {
-		log.Info("using IPVS", "scheduler", o.Scheduler, "vips", o.VIPs.String(), "connectionBuckets", size, "tcpTimeout", t.TCP, "finTimeout", t.TCPFin,
-			"udpTimeout", t.UDP, "drainTimeout", common.DrainTimeout)
-	}
-	return p, nil
+	p.looker = newLooker(k.servers, k.sets.Sizes, p.targets(), p.Drift)
+	return nil
 }
 
-// beginNarrow lets those families begin with a narrow table that have no other, for there another mode may serve until now.
+// beginNarrow starts families with a narrow table unless they have a wide one already: another mode may have served them until
+// now.
 func beginNarrow(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, opts map[fwd.Family]FamilyOptions) error {
 	routes, err := links.Routes(ctx)
 	if err != nil {
@@ -167,32 +184,27 @@ func beginNarrow(ctx context.Context, id instance.ID, links link.Host, servers h
 	return nil
 }
 
-// seed is a number of the node's own.
+// seed derives FamilyOptions.Seed from the name of the node.
 func seed(node string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(node))
 	return h.Sum64()
 }
 
-// setTimeouts sets what is not 0, and returns what is in force.
+// setTimeouts sets the timeouts that are not 0, and returns the effective ones.
 func setTimeouts(ctx context.Context, servers hostipvs.Interface, t hostipvs.Timeouts) (hostipvs.Timeouts, error) {
 	have, err := servers.Timeouts(ctx)
 	if err != nil {
 		return have, err
 	}
-	want := have
-	for _, p := range []struct{ to, from *time.Duration }{{&want.TCP, &t.TCP}, {&want.TCPFin, &t.TCPFin}, {&want.UDP, &t.UDP}} {
-		if *p.from > 0 {
-			*p.to = *p.from
-		}
-	}
+	want := hostipvs.Timeouts{TCP: cmp.Or(t.TCP, have.TCP), TCPFin: cmp.Or(t.TCPFin, have.TCPFin), UDP: cmp.Or(t.UDP, have.UDP)}
 	if want == have {
 		return have, nil
 	}
 	return want, servers.SetTimeouts(ctx, want)
 }
 
-// openFamilies finds the flavour of iptables and the families that can be used.
+// openFamilies selects the flavour of iptables and the families that work.
 func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common FamilyOptions, o Options) (map[fwd.Family]FamilyOptions, map[fwd.Family]*xtables.Tables, error) {
 	detected, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
@@ -206,8 +218,8 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 	}
 	var errs []error
 	for _, fl := range flavours {
-		if fl != detected { // a kernel may let a userland read tables that it cannot write
-			why = fmt.Sprintf("the kernel does not take the rules from %s", detected)
+		if fl != detected { // some kernels let a flavour read tables but not write them
+			why = fmt.Sprintf("the kernel refuses the rules from %s", detected)
 		}
 		p.Flavour = fl
 		opts, kernel, failed := openFlavour(ctx, fl, common, o)
@@ -216,7 +228,7 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 			continue
 		}
 		for _, err := range failed {
-			log.Warn("one address family is left out", "error", err)
+			log.Warn("skipping an address family", "error", err)
 		}
 		for _, f := range fwd.Families {
 			if fo, ok := opts[f]; ok {
@@ -228,12 +240,12 @@ func openFamilies(ctx context.Context, log *slog.Logger, p *Plane, common Family
 	return nil, nil, errors.Join(errs...)
 }
 
-// openFlavour finds the families that can be used with a flavour.
+// openFlavour selects the families that work with a flavour.
 func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, o Options) (opts map[fwd.Family]FamilyOptions, kernel map[fwd.Family]*xtables.Tables, failed []error) {
 	opts, kernel = make(map[fwd.Family]FamilyOptions), make(map[fwd.Family]*xtables.Tables)
 	for _, f := range fwd.Families {
 		if f == fwd.IPv6 && !link.HasIPv6() {
-			failed = append(failed, fmt.Errorf("%s: the kernel does not speak it", f))
+			failed = append(failed, fmt.Errorf("%s: the kernel does not support it", f))
 			continue
 		}
 		tables, err := xtables.New(fl, f == fwd.IPv6)
@@ -255,8 +267,8 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 	return opts, kernel, failed
 }
 
-// tryKernel says whether the kernel has what the rules need, and xt_bpf beside. One that holds the rules of an earlier run has
-// it, and is not written to.
+// tryKernel checks that the kernel has what the rules need, and whether it has xt_bpf. If it has the rules of an earlier run, it
+// does, and nothing is written.
 func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets ipset.Sets, id instance.ID) (bpf bool, err error) {
 	if len(tables.Rules(ctx, tableMangle, names(id).Name(chainGuard))) > 0 {
 		if rules := tables.Rules(ctx, tableNAT, names(id).Name(chainPostrouting)); len(rules) > 0 {
@@ -266,13 +278,13 @@ func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets i
 	return probe(ctx, f, xtables.Exchanged(tables, names(id)), ipset.Renamed(sets, names(id).Name))
 }
 
-// probeName is the chain and the set that a probe makes.
+// probeName is the name of the chain and the set that probe adds.
 const probeName = chainPrefix + "PROBE"
 
-// probe tries what the rules need, and leaves nothing. bpf says that there is xt_bpf, which they can do without; the error names
-// what is missing.
+// probe tests what the rules need, and removes everything again. bpf means that the kernel has xt_bpf, which is optional. The error
+// says what is missing.
 func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (bpf bool, err error) {
-	if err := sets.Destroy(ctx, probeName); err != nil && !errors.Is(err, ipset.ErrNoSet) { // left by one that was cut off
+	if err := sets.Destroy(ctx, probeName); err != nil && !errors.Is(err, ipset.ErrNoSet) { // an interrupted probe left it
 		return false, err
 	}
 	for _, typ := range []ipset.Type{ipset.HashIPPortNet, ipset.HashIPPortIP, ipset.HashIP, ipset.HashIPPort} {
@@ -281,7 +293,7 @@ func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ips
 			return false, fmt.Errorf("the kernel has no sets of type %s: load the modules ip_set and ip_set_hash_* (%w)", typ, err)
 		}
 		if typ == ipset.HashIPPort {
-			break // the rules ask it
+			break // the rules of needs use it
 		}
 		if err := sets.Destroy(ctx, probeName); err != nil {
 			return false, err

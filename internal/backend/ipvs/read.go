@@ -3,7 +3,6 @@ package ipvs
 import (
 	"context"
 	"maps"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,13 +14,13 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// Read implements backend.Target. What is ours:
+// Read implements backend.Target. These objects are ours:
 //
-//   - virtual servers with the instance's tag, and those without any on an address of the device, which are kube-proxy's;
-//   - the addresses on the device, and routes and rules with our protocol number;
-//   - sets whose names begin with our prefix; chains whose names begin with FAIRLEAD-, and the jumps to them.
+//   - virtual servers with the instance's tag, and those without a tag on an address of the device (kube-proxy's);
+//   - addresses on the device, and routes and rules with our protocol number;
+//   - sets whose names begin with our prefix, chains whose names begin with FAIRLEAD-, and jumps to these.
 //
-// What has an address in an excluded network belongs to others, tagged or not. What drains is not told.
+// Objects with an address in an excluded network belong to others, even with a tag. Read does not return what drains.
 func (t *target) Read(ctx context.Context) (map[Key]Value, error) {
 	hidden, writes := t.hidden()
 	s := snapshot{narrow: t.isNarrow()}
@@ -29,37 +28,35 @@ func (t *target) Read(ctx context.Context) (map[Key]Value, error) {
 		return nil, err
 	}
 	out := make(map[Key]Value)
-	found := t.readServers(s, out)
+	idle := t.readServers(s, out)
 	readSets(s.sets, out)
 	readChains(s.chains, out)
-	stray := t.readLinks(s, out)
+	stray := slices.Concat(t.readAddrs(s, out), t.readRouting(s, out))
 
 	after, _ := t.hidden()
-	for _, h := range [][]Key{hidden, after} {
-		for _, k := range h {
-			delete(out, k)
-		}
+	for _, k := range slices.Concat(hidden, after) {
+		delete(out, k)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.writes == writes { // otherwise some of it may be out of date, and the next reading will tell
+	if t.writes == writes { // otherwise some of it may be outdated, and the next Read tells
 		t.stray = stray
-		t.drainFoundLocked(found)
+		t.drains.found(idle, t.opts.Now())
 		maps.DeleteFunc(t.leaving, func(k Key, _ struct{}) bool {
-			_, there := out[k]
-			return !there
+			_, exists := out[k]
+			return !exists
 		})
 	}
 	return out, nil
 }
 
-// snapshot is what was read.
+// snapshot is everything that Read reads.
 type snapshot struct {
 	servers []hostipvs.Server
 	addrs   []link.Addr
 	routes  []link.Route
 	rules   []link.Rule
-	// narrow says that the table for packets with the mark has no default route.
+	// narrow means that the table for packets with the mark has no default route.
 	narrow bool
 	sets   []ipset.Content
 	// chains are by table and name.
@@ -93,75 +90,65 @@ func (s *snapshot) take(ctx context.Context, t *target) error {
 	return nil
 }
 
-// tables are those with rules of ours, in the order in which they are written.
+// tables are the tables with our rules, in the order in which they are written.
 var tables = []string{tableMangle, tableFilter, tableNAT}
 
-// hidden are the keys that nobody is to hear of: what drains as a whole and what is held for it.
+// hidden returns the keys that Read does not return: virtual servers that drain as a whole, and what these need.
 func (t *target) hidden() (keys []Key, writes uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for k, s := range t.drains {
-		if s.whole {
-			keys = append(keys, k)
-		}
-	}
-	for k := range t.held {
-		keys = append(keys, k)
-	}
-	return keys, t.writes
+	return slices.AppendSeq(slices.Collect(maps.Keys(t.drains.whole())), maps.Keys(t.held)), t.writes
 }
 
-// readServers tells of virtual servers. found are the real servers with weight 0, by virtual server: they get no
-// connections, so they are none of what serves.
-func (t *target) readServers(s snapshot, out map[Key]Value) (found map[Key][]netip.AddrPort) {
+// readServers adds virtual servers to out. It returns the real servers with weight 0: they get no connections, so they are not
+// part of the Value.
+func (t *target) readServers(s snapshot, out map[Key]Value) (idle map[Key][]netip.AddrPort) {
 	bound := make(map[netip.Addr]bool, len(s.addrs))
 	for _, a := range s.addrs {
 		bound[a.Prefix.Addr()] = !t.taggedOnly
 	}
-	found = make(map[Key][]netip.AddrPort)
+	idle = make(map[Key][]netip.AddrPort)
 	for _, srv := range s.servers {
 		a := srv.VirtualServer.Addr.Addr()
-		if fwd.FamilyOf(a) != t.family || t.excluded(a) || !t.owns(srv.Settings.Flags, bound[a]) {
+		if t.foreign(a) || !t.owns(srv.Settings.Flags, bound[a]) {
 			continue
 		}
 		k := serverKey(srv.VirtualServer)
-		v, idle := t.actual(k, srv)
-		out[k] = Value{Server: v}
-		if len(idle) > 0 {
-			found[k] = idle
+		v := &Server{Settings: t.actualSettings(k, srv.Settings)}
+		var weightless []netip.AddrPort
+		if v.Endpoints, weightless = endpoints(srv.Reals); len(weightless) > 0 {
+			idle[k] = weightless
 		}
+		out[k] = Value{Server: v}
 	}
-	return found
+	return idle
 }
 
-// owns says whether a virtual server is ours; bound that its address is such that one without a tag is kube-proxy's, and taken
-// over.
+// owns reports whether a virtual server is ours. bound means that one without a tag on its address is kube-proxy's.
 func (t *target) owns(flags hostipvs.Flags, bound bool) bool {
-	id, tagged := ownerOf(uint32(flags))
+	id, tagged := ownerOf(flags)
 	return tagged && id == t.opts.Instance || !tagged && bound
 }
 
-// actual is a virtual server as it is, and its real servers without weight.
-func (t *target) actual(k Key, srv hostipvs.Server) (*Server, []netip.AddrPort) {
-	v := &Server{Scheduler: srv.Settings.Scheduler, Flags: uint32(srv.Settings.Flags)}
-	if srv.Settings.Flags&hostipvs.Persistent != 0 {
-		v.TimeoutSec = srv.Settings.TimeoutSec
-		if srv.Settings.Prefix != 0 {
-			v.TimeoutSec = math.MaxUint32 // persistent for networks, which is none of ours
-		}
+// foreign reports whether objects with the address do not concern the target.
+func (t *target) foreign(a netip.Addr) bool { return fwd.FamilyOf(a) != t.family || t.opts.excludes(a) }
+
+// actualSettings returns settings of the kernel so that they compare equal to the wanted ones: without values that mean nothing,
+// and with the wanted scheduler if the default one replaces it.
+func (t *target) actualSettings(k Key, s hostipvs.Settings) hostipvs.Settings {
+	if s.Flags&hostipvs.Persistent == 0 {
+		s.TimeoutSec, s.Prefix = 0, 0
 	}
-	v.Endpoints, _ = endpoints(srv.Reals)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if want := t.replaced[k]; want != nil && alike(settings(v), t.substitute(want)) {
-		v.Scheduler, v.Flags, v.TimeoutSec = want.Scheduler, want.Flags, want.TimeoutSec
+	if want, ok := t.replaced[k]; ok && s == t.substitute(want) {
+		return want
 	}
-	_, idle := endpoints(srv.Reals)
-	return v, idle
+	return s
 }
 
-// endpoints are the real servers that get connections, and those with weight 0, which do not. One that forwards in another
-// way than by rewriting addresses has weight 0 as an endpoint, so that it differs from whatever is wanted.
+// endpoints returns the real servers that get connections, and those with weight 0. One with another forwarding method has weight
+// 0 as an endpoint, so that it differs from every wanted one.
 func endpoints(reals []hostipvs.RealState) (out []fwd.Endpoint, idle []netip.AddrPort) {
 	for _, r := range reals {
 		e := fwd.Endpoint{Addr: r.Addr, Weight: r.Weight}
@@ -169,7 +156,7 @@ func endpoints(reals []hostipvs.RealState) (out []fwd.Endpoint, idle []netip.Add
 		case r.Weight == 0:
 			idle = append(idle, r.Addr)
 			continue
-		case r.Method != hostipvs.Masquerade && r.Method != hostipvs.LocalNode: // which the kernel makes of its own addresses
+		case r.Method != hostipvs.Masquerade && r.Method != hostipvs.LocalNode: // the kernel changes Masquerade to LocalNode for its own addresses
 			e.Weight = 0
 		}
 		out = append(out, e)
@@ -177,48 +164,27 @@ func endpoints(reals []hostipvs.RealState) (out []fwd.Endpoint, idle []netip.Add
 	return out, idle
 }
 
-// drainFoundLocked takes real servers that were found with weight 0 for draining since now, unless they are known.
-func (t *target) drainFoundLocked(found map[Key][]netip.AddrPort) {
-	now := t.opts.Now()
-	for k, addrs := range found {
-		s := t.drains[k]
-		if s == nil {
-			s = &drainingServer{reals: make(map[netip.AddrPort]*draining)}
-			t.drains[k] = s
-		}
-		for _, a := range addrs {
-			if s.reals[a] == nil {
-				s.reals[a] = &draining{since: now, reason: DrainFound}
-			}
-		}
-	}
-}
-
 func readSets(sets []ipset.Content, out map[Key]Value) {
 	for _, c := range sets {
-		out[Key{Kind: KindSet, Name: c.Name}] = Value{SetType: string(c.Type)}
+		out[Key{Kind: KindSet, Name: c.Name}] = Value{SetType: c.Type}
 		for _, e := range c.Entries {
-			out[entryKey(c.Name, e)] = Value{}
+			k := Key{Kind: KindEntry, Name: c.Name, Proto: fwd.Proto(e.Proto), Prefix: e.Net}
+			if e.Addr.IsValid() {
+				k.Addr = netip.AddrPortFrom(e.Addr, e.Port)
+			}
+			out[k] = Value{}
 		}
 	}
 }
 
-func entryKey(set string, e ipset.Entry) Key {
-	k := Key{Kind: KindEntry, Name: set, Proto: fwd.Proto(e.Proto), Prefix: e.Net}
-	if e.Addr.IsValid() {
-		k.Addr = netip.AddrPortFrom(e.Addr, e.Port)
-	}
-	return k
-}
-
-// readChains tells of our chains, and of the jumps to them from others. Rules of mode iptables are among them: what the
-// program does not want of it goes with the first write.
+// readChains adds our chains and the jumps to them in other chains. This includes chains of mode iptables, which the first write
+// removes.
 func readChains(read map[string]xtables.Table, out map[Key]Value) {
 	for table, chains := range read {
 		for name, c := range chains {
 			rules := c.Rules
 			if builtin(name) {
-				rules = slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !leadsToOurs(r) })
+				rules = slices.DeleteFunc(slices.Clone(rules), func(r string) bool { return !jumpsToOurs(r) })
 				if len(rules) == 0 {
 					continue
 				}
@@ -230,40 +196,69 @@ func readChains(read map[string]xtables.Table, out map[Key]Value) {
 
 func chainKey(table, name string) Key { return Key{Kind: KindChain, Table: table, Name: name} }
 
-// builtin says whether the chain is not ours, so that only jumps to ours are.
+// builtin reports whether a chain is not ours, so that only jumps to our chains are.
 func builtin(name string) bool { return !strings.HasPrefix(name, chainPrefix) }
 
-// leadsToOurs says whether a rule leads to a chain of ours.
-func leadsToOurs(rule string) bool {
+// jumpsToOurs reports whether a rule jumps to one of our chains.
+func jumpsToOurs(rule string) bool {
 	rule = " " + rule
 	return strings.Contains(rule, " -j "+chainPrefix) || strings.Contains(rule, " -g "+chainPrefix)
 }
 
-// readLinks tells of addresses, routes and rules. stray are those that are ours and that another way of binding VIPs made.
-func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) {
+// readAddrs adds the addresses on the device. stray are ours that another VIPMode added.
+func (t *target) readAddrs(s snapshot, out map[Key]Value) (stray []link.Object) {
 	others := make(map[netip.Addr]bool)
 	for _, srv := range s.servers {
-		if _, tagged := ownerOf(uint32(srv.Settings.Flags)); t.taggedOnly && !tagged {
+		if _, tagged := ownerOf(srv.Settings.Flags); t.taggedOnly && !tagged {
 			others[srv.VirtualServer.Addr.Addr()] = true
 		}
 	}
 	for _, a := range s.addrs {
 		switch addr := a.Prefix.Addr(); {
-		case others[addr]:
-		case fwd.FamilyOf(addr) != t.family || t.excluded(addr) || addr.IsLinkLocalUnicast(): // the kernel's, if the device is up
+		case others[addr], t.foreign(addr), addr.IsLinkLocalUnicast(): // the kernel adds link-local addresses if the device is up
 		case t.opts.VIPs == VIPAddress && a.Prefix.IsSingleIP():
 			out[Key{Kind: KindVIP, Prefix: a.Prefix}] = Value{Global: a.Global}
 		default:
 			stray = append(stray, a)
 		}
 	}
+	return stray
+}
+
+// readRouting adds routes and rules. stray are ours that another VIPMode added.
+func (t *target) readRouting(s snapshot, out map[Key]Value) (stray []link.Object) {
+	diverts, stray := t.readRoutes(s, out)
 	table := divertTableOf(t.opts.Instance)
-	route := link.MarkRoute(t.family == fwd.IPv6, table)
-	diverts := s.narrow
+	var divert *Value
+	for _, r := range s.rules {
+		ours := r.Table == table && r.Priority == divertPriority && r.Mask == r.Mark
+		switch {
+		case r.IPv6 != (t.family == fwd.IPv6):
+		case t.opts.VIPs == VIPMark && ours && divert == nil:
+			divert = &Value{Mark: r.Mark}
+			if !diverts {
+				divert.Mark = 0 // the route is missing, so the Value must differ from the wanted one
+			}
+		default:
+			stray = append(stray, r)
+		}
+	}
+	if divert == nil && diverts {
+		divert = &Value{}
+	}
+	if divert != nil {
+		out[Key{Kind: KindDivert}] = *divert
+	}
+	return stray
+}
+
+// readRoutes adds routes. diverts means that the route for marked packets exists.
+func (t *target) readRoutes(s snapshot, out map[Key]Value) (diverts bool, stray []link.Object) {
+	diverts = s.narrow
+	route := link.MarkRoute(t.family == fwd.IPv6, divertTableOf(t.opts.Instance))
 	for _, r := range s.routes {
 		switch {
-		case s.narrow && isNarrow(t.opts.Instance, r):
-		case fwd.FamilyOf(r.Dst.Addr()) != t.family || t.excluded(r.Dst.Addr()):
+		case s.narrow && isNarrow(t.opts.Instance, r), t.foreign(r.Dst.Addr()):
 		case r == route && t.opts.VIPs == VIPMark:
 			diverts = true
 		case t.opts.VIPs == VIPRoute && r.Table == link.LocalTable && r.Dev == routeDevice:
@@ -272,23 +267,5 @@ func (t *target) readLinks(s snapshot, out map[Key]Value) (stray []link.Object) 
 			stray = append(stray, r)
 		}
 	}
-	seen := false
-	for _, r := range s.rules {
-		switch {
-		case r.IPv6 != (t.family == fwd.IPv6):
-		case t.opts.VIPs == VIPMark && !seen && r.Table == table && r.Priority == divertPriority && r.Mask == r.Mark:
-			seen = true
-			v := Value{Mark: r.Mark}
-			if !diverts {
-				v.Mark = 0 // half of it is not there, so it differs from whatever is wanted
-			}
-			out[Key{Kind: KindDivert}] = v
-		default:
-			stray = append(stray, r)
-		}
-	}
-	if diverts && !seen {
-		out[Key{Kind: KindDivert}] = Value{}
-	}
-	return stray
+	return diverts, stray
 }

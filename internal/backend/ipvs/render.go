@@ -11,8 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// renderer implements backend.Renderer for one family. A Render first brings up to date what is there (the first group of
-// fields) and notes whom that concerns; then it renders these spots again. So the result depends on what is there alone.
+// renderer implements backend.Renderer for one family. Render first updates the input (the first group of fields) and records the
+// spots that depend on the changes; then it renders these spots again. So the result depends on the input alone.
 type renderer struct {
 	family fwd.Family
 	opt    RenderOptions
@@ -22,27 +22,27 @@ type renderer struct {
 	fragments map[fwd.Service]*fwd.Fragment
 	frontends map[fwd.Key]claim
 	vips      map[netip.Addr]bool
-	// placed are the alternates that each Service needs, sites the same by address and protocol.
+	// placed are the alternates that each Service needs; sites are the same by address and protocol.
 	placed map[fwd.Service]map[fwd.PoolKey]site
 	sites  map[site][]fwd.PoolKey
-	// health and hairpin count the Services that need a health-check port, or the endpoints of pools of an address and port.
+	// health counts the Services that need a health-check port, hairpin the endpoints of pools by entry.
 	health  map[uint16]int
 	hairpin map[Key]int
 
-	// nodeAddrs are the addresses on which there are virtual servers for node ports.
+	// nodeAddrs are the addresses with virtual servers for node ports.
 	nodeAddrs []netip.Addr
 	// settled, alternateOf and alternateAt are the alternates by site, by pool and by spot.
 	settled     map[site]map[fwd.PoolKey]netip.AddrPort
 	alternateOf map[fwd.PoolKey]netip.AddrPort
 	alternateAt map[spot]fwd.PoolKey
-	// programs are what was rendered, by spot; redirects are the spots of FAIRLEAD-REDIRECT.
+	// programs are the rendered programs by spot; redirects are the spots of FAIRLEAD-REDIRECT.
 	programs  map[spot]program
 	redirects map[spot]netip.AddrPort
 
 	out edits
 }
 
-// claim is a frontend with the fragment that it is of.
+// claim is a frontend with its fragment.
 type claim struct {
 	frontend *fwd.Frontend
 	fragment *fwd.Fragment
@@ -78,11 +78,11 @@ func (e *edits) put(k Key, v Value, wanted bool) {
 	}
 }
 
-// concerned is whom a Render concerns.
+// concerned is what a Render has to update.
 type concerned struct {
 	spots map[spot]bool
 	sites map[site]bool
-	// services are those whose alternates may change.
+	// services are the Services whose alternates may change.
 	services map[fwd.Service]bool
 }
 
@@ -128,9 +128,9 @@ func (r *renderer) Render(ch fwd.Changes) []backend.Edit[Key, Value] {
 	return r.out
 }
 
-// setHeader takes in a header and notes the spots that depend on what is new of it.
+// setHeader processes a header and records the spots that depend on its changes.
 func (r *renderer) setHeader(h fwd.Header, c *concerned) {
-	old, oldNode := r.header, r.nodeAddrs
+	old := r.header
 	r.header = h
 	for k, rules := range staticsOf(r.family, &r.opt, &h) {
 		r.out.set(k, Value{Rules: rules})
@@ -141,55 +141,68 @@ func (r *renderer) setHeader(h fwd.Header, c *concerned) {
 	i := r.family.Index()
 	moved := !slices.Equal(old.LocalAddrs, h.LocalAddrs)
 	if moved || !old.NodePorts[i].Equal(h.NodePorts[i]) {
-		r.nodeAddrs = nil
-		for _, a := range h.LocalAddrs {
-			if fwd.FamilyOf(a) == r.family && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !r.opt.excludes(a) && h.NodePorts[i].Serves(a, false) {
-				r.nodeAddrs = append(r.nodeAddrs, a)
-			}
-		}
-		for k := range r.frontends {
-			if k.IsNodePort() {
-				c.spotsOf(k, oldNode)
-				c.spotsOf(k, r.nodeAddrs)
-			}
-		}
+		r.setNodeAddrs(c)
 	}
 	if moved {
-		for k, cl := range r.frontends {
-			if len(cl.frontend.Sources) > 0 {
-				c.spotsOf(k, r.nodeAddrs)
-			}
-		}
-		for s := range r.fragments {
-			c.services[s] = true
-		}
-		for port := range r.health {
-			for _, a := range old.LocalAddrs {
-				r.setHealth(a, port)
-			}
-			for _, a := range h.LocalAddrs {
-				r.setHealth(a, port)
-			}
-		}
+		r.setLocalAddrs(&old, c)
 	}
 	if moved || !slices.Equal(old.ServiceCIDRs[i], h.ServiceCIDRs[i]) {
-		if r.opt.VIPs == VIPRoute {
-			for _, p := range r.opt.serviceCIDRs(&old, r.family) {
-				r.out.gone(Key{Kind: KindVIP, Prefix: p})
-			}
+		r.setVIPs(&old)
+	}
+}
+
+// setNodeAddrs updates the addresses of node ports.
+func (r *renderer) setNodeAddrs(c *concerned) {
+	old := r.nodeAddrs
+	r.nodeAddrs = nil
+	for _, a := range r.header.LocalAddrs {
+		if fwd.FamilyOf(a) == r.family && !a.IsLoopback() && !a.IsLinkLocalUnicast() && !r.opt.excludes(a) && r.header.NodePorts[r.family.Index()].Serves(a, false) {
+			r.nodeAddrs = append(r.nodeAddrs, a)
 		}
-		for a := range r.vips {
-			r.setVIP(a)
-		}
-		if r.opt.VIPs == VIPRoute {
-			for _, p := range r.opt.serviceCIDRs(&h, r.family) {
-				r.out.set(Key{Kind: KindVIP, Prefix: p}, Value{Source: r.source()})
-			}
+	}
+	for k := range r.frontends {
+		if k.IsNodePort() {
+			c.spotsOf(k, old)
+			c.spotsOf(k, r.nodeAddrs)
 		}
 	}
 }
 
-// source is the source of the node's own packets to Services, where the renderer can say so.
+// setLocalAddrs updates what depends on the addresses of the node.
+func (r *renderer) setLocalAddrs(old *fwd.Header, c *concerned) {
+	for k, cl := range r.frontends {
+		if len(cl.frontend.Sources) > 0 {
+			c.spotsOf(k, r.nodeAddrs)
+		}
+	}
+	for s := range r.fragments {
+		c.services[s] = true
+	}
+	for port := range r.health {
+		for _, a := range slices.Concat(old.LocalAddrs, r.header.LocalAddrs) {
+			r.setHealth(a, port)
+		}
+	}
+}
+
+// setVIPs updates the KindVIPs of all addresses and service CIDRs.
+func (r *renderer) setVIPs(old *fwd.Header) {
+	if r.opt.VIPs == VIPRoute {
+		for _, p := range r.opt.serviceCIDRs(old, r.family) {
+			r.out.gone(Key{Kind: KindVIP, Prefix: p})
+		}
+	}
+	for a := range r.vips {
+		r.setVIP(a)
+	}
+	if r.opt.VIPs == VIPRoute {
+		for _, p := range r.opt.serviceCIDRs(&r.header, r.family) {
+			r.out.set(Key{Kind: KindVIP, Prefix: p}, Value{Source: r.source()})
+		}
+	}
+}
+
+// source returns the source address of the node's own packets to Services, if the mode can set it.
 func (r *renderer) source() netip.Addr {
 	if ip := r.opt.NodeIP; r.opt.VIPs == VIPRoute && fwd.FamilyOf(ip) == r.family && r.header.IsLocal(ip) {
 		return ip
@@ -197,7 +210,7 @@ func (r *renderer) source() netip.Addr {
 	return netip.Addr{}
 }
 
-// setVIP renders what an address of Services needs to be delivered here. An address of the node needs nothing.
+// setVIP renders what delivers packets for an address of Services to this node. Addresses of the node need nothing.
 func (r *renderer) setVIP(a netip.Addr) {
 	foreign := r.vips[a] && !r.header.IsLocal(a) && !r.opt.excludes(a)
 	r.out.put(Key{Kind: KindEntry, Name: setName(r.family, setVIPs), Addr: netip.AddrPortFrom(a, 0)}, Value{}, foreign)
@@ -208,7 +221,7 @@ func (r *renderer) setVIP(a netip.Addr) {
 	if r.opt.VIPs == VIPRoute {
 		for _, p := range r.opt.serviceCIDRs(&r.header, r.family) {
 			if p == hostPrefix(a) {
-				return // it has the same key
+				return // the CIDR has the same key
 			}
 			covered = covered || p.Contains(a)
 		}
@@ -216,7 +229,7 @@ func (r *renderer) setVIP(a netip.Addr) {
 	r.out.put(Key{Kind: KindVIP, Prefix: hostPrefix(a)}, Value{Source: r.source()}, foreign && !covered)
 }
 
-// setHealth renders a health-check port on an address of the node, present or former.
+// setHealth renders a health-check port on a current or former address of the node.
 func (r *renderer) setHealth(a netip.Addr, port uint16) {
 	if fwd.FamilyOf(a) != r.family || a.IsLoopback() {
 		return
@@ -225,7 +238,7 @@ func (r *renderer) setHealth(a netip.Addr, port uint16) {
 	r.out.put(s.entry(setName(r.family, setHealth)), Value{}, r.health[port] > 0 && r.header.IsLocal(a))
 }
 
-// spotsOf notes the spots of a frontend.
+// spotsOf records the spots of a frontend.
 func (c *concerned) spotsOf(k fwd.Key, nodeAddrs []netip.Addr) {
 	if !k.IsNodePort() {
 		c.spots[spot{k.Proto, netip.AddrPortFrom(k.Addr, k.Port)}] = true
@@ -236,7 +249,7 @@ func (c *concerned) spotsOf(k fwd.Key, nodeAddrs []netip.Addr) {
 	}
 }
 
-// replace takes in the fragment of a Service; nil if it has none any more.
+// replace replaces the fragment of a Service; nil removes it.
 func (r *renderer) replace(sc fwd.ServiceChange, c *concerned) {
 	owner, now := sc.Owner, sc.New
 	was := r.fragments[owner]
@@ -249,7 +262,7 @@ func (r *renderer) replace(sc fwd.ServiceChange, c *concerned) {
 			if f.Key.Family == r.family {
 				r.frontends[f.Key] = claim{f, now}
 				if !unchanged(f.Owner) {
-					r.noteFrontend(f.Key, c)
+					r.frontendChanged(f.Key, c)
 				}
 			}
 		}
@@ -262,23 +275,23 @@ func (r *renderer) replace(sc fwd.ServiceChange, c *concerned) {
 	}
 	for i := range was.Frontends {
 		k := was.Frontends[i].Key
-		// The key may have passed to another Service, or stayed.
+		// The key may be another Service's by now, or still this one's.
 		if k.Family == r.family && r.frontends[k].fragment == was {
 			delete(r.frontends, k)
-			r.noteFrontend(k, c)
+			r.frontendChanged(k, c)
 		}
 	}
 	r.count(was, -1)
 }
 
-func (r *renderer) noteFrontend(k fwd.Key, c *concerned) {
+func (r *renderer) frontendChanged(k fwd.Key, c *concerned) {
 	c.spotsOf(k, r.nodeAddrs)
 	if at := (site{k.Addr, k.Proto}); len(r.sites[at]) > 0 {
 		c.sites[at] = true
 	}
 }
 
-// count notes that a fragment needs its health-check port and its hairpin elements, or needs them no more.
+// count adds (by 1) or removes (by -1) the needs of a fragment: its health-check port and its hairpin entries.
 func (r *renderer) count(f *fwd.Fragment, by int) {
 	if port := f.HealthCheck.Port; port != 0 {
 		if r.health[port] += by; r.health[port] == 0 {
@@ -310,8 +323,8 @@ func (r *renderer) count(f *fwd.Fragment, by int) {
 	}
 }
 
-// place finds the alternates of the Services that changed, and ports for these and for those that are in the way of
-// something else.
+// place updates the alternates of the Services that changed. It assigns ports to these, and to those whose port another frontend
+// uses now.
 func (r *renderer) place(c *concerned) {
 	for owner := range c.services {
 		var needed map[fwd.PoolKey]site
@@ -329,7 +342,7 @@ func (r *renderer) place(c *concerned) {
 			if was[pool] != at {
 				r.sites[at] = append(r.sites[at], pool)
 			}
-			c.sites[at] = true // its endpoints may be others
+			c.sites[at] = true // its endpoints may have changed
 		}
 		r.placed[owner] = needed
 		if len(needed) == 0 {
@@ -358,7 +371,7 @@ func (r *renderer) place(c *concerned) {
 	}
 }
 
-// moved notes the spot of an alternate and those that are redirected to it.
+// moved records the spot of an alternate and the spots that redirect to it.
 func (c *concerned) moved(r *renderer, at site, pool fwd.PoolKey, addr netip.AddrPort) {
 	c.spots[spot{at.proto, addr}] = true
 	if f := r.fragments[pool.Port.Service]; f != nil {
@@ -370,7 +383,7 @@ func (c *concerned) moved(r *renderer, at site, pool fwd.PoolKey, addr netip.Add
 	}
 }
 
-// renderSpot renders a spot again and says whether its redirection changed.
+// renderSpot renders a spot and reports whether its redirection changed.
 func (r *renderer) renderSpot(s spot) bool {
 	was, is := r.programs[s], r.programAt(s)
 	if is.server != nil {
@@ -400,7 +413,7 @@ func (r *renderer) renderSpot(s spot) bool {
 	return was.redirect != is.redirect
 }
 
-// setRedirects renders FAIRLEAD-REDIRECT. It is entered by packets to these spots alone.
+// setRedirects renders FAIRLEAD-REDIRECT, which only packets to these spots enter.
 func (r *renderer) setRedirects() {
 	var rules []string
 	for _, s := range slices.SortedFunc(maps.Keys(r.redirects), spot.compare) {
@@ -411,7 +424,7 @@ func (r *renderer) setRedirects() {
 	r.out.set(Key{Kind: KindChain, Table: tableNAT, Name: chainRedirect}, Value{Rules: strings.Join(rules, "\n")})
 }
 
-// objectsOf renders a whole table for one family.
+// objectsOf renders a table for one family.
 func objectsOf(f fwd.Family, o RenderOptions, t *fwd.Table) map[Key]Value {
 	h := t.Header()
 	ch := fwd.Changes{Header: &h}

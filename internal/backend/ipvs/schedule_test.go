@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
 func TestServerOf(t *testing.T) {
@@ -16,7 +17,7 @@ func TestServerOf(t *testing.T) {
 		node       string
 		pool       *fwd.Pool
 		scheduler  string
-		flags      uint32
+		flags      hostipvs.Flags
 		timeoutSec uint32
 	}{
 		{"default", "", &fwd.Pool{Endpoints: even}, "rr", flagTag, 0},
@@ -25,12 +26,12 @@ func TestServerOf(t *testing.T) {
 		{"lc without weights", "lc", &fwd.Pool{Endpoints: even}, "lc", flagTag, 0},
 		{"of the node", "sed", &fwd.Pool{Endpoints: uneven}, "sed", flagTag, 0},
 		{"of the Service", "sed", &fwd.Pool{Endpoints: uneven, Scheduler: "rr"}, "wrr", flagTag, 0},
-		{"mh", "", &fwd.Pool{Endpoints: even, Scheduler: "mh"}, "mh", flagTag | flagFallback, 0},
-		{"sh by port", "", &fwd.Pool{Endpoints: even, Scheduler: "sh", SchedulerFlags: fwd.SchedulerPort}, "sh", flagTag | flagFallback | flagPort, 0},
+		{"mh", "", &fwd.Pool{Endpoints: even, Scheduler: "mh"}, "mh", flagTag | hostipvs.Fallback, 0},
+		{"sh by port", "", &fwd.Pool{Endpoints: even, Scheduler: "sh", SchedulerFlags: fwd.SchedulerPort}, "sh", flagTag | hostipvs.Fallback | hostipvs.SourcePort, 0},
 		{"flags that mean nothing", "", &fwd.Pool{Endpoints: even, SchedulerFlags: fwd.SchedulerPort | fwd.SchedulerFallback}, "rr", flagTag, 0},
-		{"affinity", "", &fwd.Pool{Endpoints: even, SchedulerFlags: none, AffinitySec: 600}, "rr", flagTag | flagPersistent, 600},
+		{"affinity", "", &fwd.Pool{Endpoints: even, SchedulerFlags: none, AffinitySec: 600}, "rr", flagTag | hostipvs.Persistent, 600},
 		{"nothing", "", nil, "rr", flagTag, 0},
-		{"nothing with mh", "mh", nil, "mh", flagTag | flagFallback, 0},
+		{"nothing with mh", "mh", nil, "mh", flagTag | hostipvs.Fallback, 0},
 	} {
 		s := serverOf(&RenderOptions{Scheduler: tc.node}, tc.pool)
 		if s.Scheduler != tc.scheduler || s.Flags != tc.flags || s.TimeoutSec != tc.timeoutSec {

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/fairlead/fairlead/internal/fwd"
+	"github.com/fairlead/fairlead/internal/host/ipset"
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
@@ -17,19 +18,19 @@ var bySpot = [numMembers]string{
 }
 
 // setsOf returns the types of all sets of a family by name. There are the same sets whatever the number of Services.
-func setsOf(f fwd.Family, o *RenderOptions) map[string]string {
-	out := map[string]string{
-		setName(f, setSources): typeIPPortNet,
-		setName(f, setVIPs):    typeIP,
-		setName(f, setHealth):  typeIPPort,
+func setsOf(f fwd.Family, o *RenderOptions) map[string]ipset.Type {
+	out := map[string]ipset.Type{
+		setName(f, setSources): ipset.HashIPPortNet,
+		setName(f, setVIPs):    ipset.HashIP,
+		setName(f, setHealth):  ipset.HashIPPort,
 	}
 	for _, what := range bySpot {
 		if what != setDivert || o.VIPs == VIPMark {
-			out[setName(f, what)] = typeIPPort
+			out[setName(f, what)] = ipset.HashIPPort
 		}
 	}
 	if !o.HairpinBPF {
-		out[setName(f, setHairpin)] = typeIPPortIP
+		out[setName(f, setHairpin)] = ipset.HashIPPortIP
 	}
 	return out
 }

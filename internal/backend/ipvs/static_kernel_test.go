@@ -109,7 +109,7 @@ func checkSaved(t *testing.T, fam fwd.Family, name string, fl xtables.Flavour, o
 	for k, v := range objects {
 		switch k.Kind {
 		case KindSet:
-			s := ipset.Set{Name: k.Name, Type: ipset.Type(v.SetType), IPv6: fam == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
+			s := ipset.Set{Name: k.Name, Type: v.SetType, IPv6: fam == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
 			if err := sets.Create(ctx, s); err != nil {
 				t.Error(err)
 			}

@@ -3,10 +3,8 @@ package ipvs
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,32 +16,32 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// Device is the dummy device that VIPs are on, of the instance without a name. Kube-proxy uses the same; other programs know it by
-// its name and leave it alone.
+// Device is the dummy device with the VIPs of the unnamed instance. kube-proxy uses the same name, which other programs know and
+// ignore.
 const Device = "kube-ipvs0"
 
-// FamilyOptions is what the backend needs to know of one family.
+// FamilyOptions configures the backend of one family.
 type FamilyOptions struct {
 	RenderOptions
-	// Servers, Sets, Links and Tables are the kernel's.
+	// Servers, Sets, Links and Tables access the kernel.
 	Servers hostipvs.Interface
 	Sets    ipset.Sets
 	Links   link.Host
 	Tables  xtables.Interface
-	// Stale is told which destinations may have connection-tracking entries from before their virtual server or, if gone, of
-	// one that is no more; nil if nobody wants to know. It does not wait.
+	// Stale, if not nil, is called with destinations that may have connection tracking entries from before their virtual server
+	// or, if gone is true, of a deleted one. It does not block.
 	Stale func(proto fwd.Proto, dst []netip.AddrPort, gone bool)
-	// Seed is a number of this node's own: endpoints are added in an order that it decides, so that not all nodes begin
-	// with the same one.
+	// Seed differs between nodes. It determines the order in which endpoints are added, so that not all nodes start with the
+	// same one.
 	Seed uint64
-	// FinTimeout is after what time the kernel forgets a connection that is being closed, DrainTimeout how long a real
-	// server may drain; 0 stands for the kernel's defaults of 2 and 15 minutes.
+	// FinTimeout is the time after which the kernel forgets a connection that is being closed; 0 means the kernel's default of 2
+	// minutes. DrainTimeout is how long a real server may drain; 0 means 15 minutes.
 	FinTimeout, DrainTimeout time.Duration
-	// Narrow says that rules of another mode may be in force until Widen is called, see narrow.go. It is for VIPMark alone.
+	// Narrow means that rules of another mode may be in force until Widen is called, see narrow.go. It is for VIPMark only.
 	Narrow bool
-	// Warn tells users about a Service; nil if there is nobody to tell.
+	// Warn, if not nil, reports a problem with a Service to users.
 	Warn func(s fwd.Service, reason, message string)
-	// Now is the clock; nil stands for time.Now.
+	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	// Logger may be nil.
 	Logger *slog.Logger
@@ -68,42 +66,39 @@ func (o FamilyOptions) withDefaults() FamilyOptions {
 	return o
 }
 
-// target reads and writes the kernel of one family. Write and Tend belong to the loop's goroutine; Read may run beside
-// them in another.
+// target reads and writes the kernel of one family. Write and Tend belong to the loop's goroutine; Read may run concurrently in
+// another one.
 type target struct {
 	family fwd.Family
 	opts   FamilyOptions
-	bounds bounds
-	// pods knows which endpoints shut down.
-	pods *pods
-	// atOnce deletes virtual servers without draining: the daemon has ended and clean-up is asked for.
+	drains *drains
+	pods   *pods
+	// atOnce deletes virtual servers without draining, for clean-up after the daemon has exited.
 	atOnce bool
-	// taggedOnly leaves alone what kube-proxy made, which is not to be adopted but may still be in use.
+	// taggedOnly ignores virtual servers of kube-proxy, which may still be in use, instead of adopting them.
 	taggedOnly bool
 
-	// mu guards what follows.
+	// mu guards the fields below.
 	mu sync.Mutex
-	// drains are the virtual servers of which something drains.
-	drains map[Key]*drainingServer
-	// held are objects that nobody wants but the connections of a draining virtual server. Nobody hears of them.
+	// held are objects that only the connections of draining virtual servers need. Read does not return them.
 	held map[Key]Value
-	// leaving are objects of the last plan that were to go, or virtual servers that were to change, and have not yet.
+	// leaving are objects that the last plan deletes, or virtual servers that it changes, and that are not written yet.
 	leaving map[Key]struct{}
-	// writes counts Writes and Tends that may have changed something, so that Read can tell that it was alone.
+	// writes counts Writes and Tends that may have changed something, so that Read can detect them.
 	writes uint64
-	// writing counts those that go on.
+	// writing counts those in progress.
 	writing int
-	// replaced are the schedulers of virtual servers which have the default one, since the kernel lacks theirs.
-	replaced map[Key]*Server
-	// complete says that the last Write had no failure, so that what is wanted is there.
+	// replaced are the wanted settings of virtual servers that have the default scheduler because the kernel lacks theirs.
+	replaced map[Key]hostipvs.Settings
+	// complete means that the last Write had no failure, so that everything wanted exists.
 	complete bool
 	// narrow is FamilyOptions.Narrow until Widen.
 	narrow bool
-	// stray are VIPs as another --ipvs-vip made them.
+	// stray are objects that another VIPMode added.
 	stray []link.Object
 }
 
-// device is the instance's device.
+// device is the name of the instance's device.
 func (t *target) device() string { return t.opts.Instance.Device() }
 
 type plan = backend.Plan[Key, Value]
@@ -114,20 +109,19 @@ func newTarget(f fwd.Family, o FamilyOptions) *target {
 		o.Tables, o.Sets = xtables.Exchanged(o.Tables, names(id)), ipset.Renamed(o.Sets, names(id).Name)
 	}
 	return &target{
-		family: f, opts: o, bounds: bounds{fin: o.FinTimeout, longest: o.DrainTimeout}, pods: newPods(), narrow: o.Narrow,
-		drains: make(map[Key]*drainingServer), held: make(map[Key]Value), replaced: make(map[Key]*Server),
-		leaving: make(map[Key]struct{}),
+		family: f, opts: o, drains: newDrains(o.FinTimeout, o.DrainTimeout), pods: newPods(), narrow: o.Narrow,
+		held: make(map[Key]Value), replaced: make(map[Key]hostipvs.Settings), leaving: make(map[Key]struct{}),
 	}
 }
 
-// Backend is what a node has of the mode; each of its families is a backend.Tender.
+// Backend is the backend of a node. Each of its families is a backend.Tender.
 type Backend struct {
 	backend.Families
 	families []*family
 	now      func() time.Time
 }
 
-// New returns a Backend for the families that the map names.
+// New returns a Backend for the families of the map.
 func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	b := &Backend{now: time.Now}
 	for _, f := range fwd.Families {
@@ -142,7 +136,7 @@ func New(opts map[fwd.Family]FamilyOptions) *Backend {
 	return b
 }
 
-// Draining says what drains, by fwd.Family.Index. It may be called from any goroutine.
+// Draining returns what drains, by fwd.Family.Index. It may be called from any goroutine.
 func (b *Backend) Draining() (out [2]Draining) {
 	for _, f := range b.families {
 		out[f.target.family.Index()] = f.target.draining(b.now())
@@ -157,7 +151,7 @@ func (b *Backend) targets() (out []*target) {
 	return out
 }
 
-// family is the Backend of one family.
+// family is the backend of one family.
 type family struct {
 	*backend.Engine[Key, Value]
 	target *target
@@ -165,7 +159,7 @@ type family struct {
 
 var _ backend.Tender = (*family)(nil)
 
-// Tend implements backend.Tender: it deletes what has drained.
+// Tend implements backend.Tender.
 func (f *family) Tend(ctx context.Context, now time.Time) time.Time { return f.target.Tend(ctx, now) }
 
 // Update implements backend.Backend.
@@ -174,38 +168,11 @@ func (f *family) Update(ch fwd.Changes) {
 	f.Engine.Update(ch)
 }
 
-// Cleanup implements backend.Backend. Nothing drains.
+// Cleanup implements backend.Backend. It does not wait for connections.
 func (f *family) Cleanup(ctx context.Context) error {
 	f.target.atOnce = true
 	if err := f.Engine.Cleanup(ctx); err != nil {
 		return err
 	}
 	return f.target.clean(ctx)
-}
-
-// excluded says that what has the address belongs to others.
-func (t *target) excluded(a netip.Addr) bool {
-	return slices.ContainsFunc(t.opts.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
-}
-
-// String names the object in errors and logs.
-func (k Key) String() string {
-	switch k.Kind {
-	case KindSet:
-		return "set " + k.Name
-	case KindEntry:
-		return fmt.Sprintf("%v in set %s", entry(k), k.Name)
-	case KindChain:
-		return fmt.Sprintf("chain %s of table %s", k.Name, k.Table)
-	case KindServer:
-		return fmt.Sprintf("virtual server %v", virtualServer(k))
-	case KindDivert:
-		return "routing by mark"
-	}
-	return fmt.Sprintf("local address %v", k.Prefix)
-}
-
-// entry is the element of a set that a key stands for.
-func entry(k Key) ipset.Entry {
-	return ipset.Entry{Addr: k.Addr.Addr(), Proto: uint8(k.Proto), Port: k.Addr.Port(), Net: k.Prefix}
 }

@@ -270,7 +270,7 @@ func TestOrder(t *testing.T) {
 
 // Whose virtual server is it? The rules of Read.
 func TestOwnership(t *testing.T) {
-	const tagged, untagged = hostipvs.Flags(flagTag), hostipvs.Flags(0)
+	const tagged, untagged = flagTag, hostipvs.Flags(0)
 	tests := []struct {
 		name   string
 		addr   string
@@ -632,11 +632,11 @@ func TestDrift(t *testing.T) {
 		"device removed":  func() error { return b.links.RemoveDummy(t.Context(), Device) },
 		"servers flushed": func() error { b.servers.Flush(); return nil },
 		"real server made useless": func() error {
-			b.servers.Put(webV, hostipvs.Settings{Scheduler: "rr", Flags: hostipvs.Flags(flagTag)}, hostipvs.RealServer{Addr: one, Weight: 0}, hostipvs.RealServer{Addr: two, Weight: 1, Method: hostipvs.Tunnel})
+			b.servers.Put(webV, hostipvs.Settings{Scheduler: "rr", Flags: flagTag}, hostipvs.RealServer{Addr: one, Weight: 0}, hostipvs.RealServer{Addr: two, Weight: 1, Method: hostipvs.Tunnel})
 			return nil
 		},
 		"element deleted": func() error {
-			_, err := b.sets.Apply(t.Context(), []ipset.Change{{Set: b.backend.families[0].target.set(setName(fwd.IPv4, setFrontends), typeIPPort),
+			_, err := b.sets.Apply(t.Context(), []ipset.Change{{Set: b.backend.families[0].target.set(setName(fwd.IPv4, setFrontends), ipset.HashIPPort),
 				Entry: ipset.Entry{Addr: webV.Addr.Addr(), Proto: 6, Port: 80}, Del: true}})
 			return err
 		},

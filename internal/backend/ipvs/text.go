@@ -2,7 +2,6 @@ package ipvs
 
 import (
 	"bufio"
-	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -16,15 +15,9 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// compare orders keys as they are printed: by kind, names, address, protocol and prefix.
-func (k Key) compare(o Key) int {
-	return cmp.Or(cmp.Compare(k.Kind, o.Kind), cmp.Compare(k.Table, o.Table), cmp.Compare(k.Name, o.Name),
-		k.Addr.Compare(o.Addr), cmp.Compare(k.Proto, o.Proto), k.Prefix.Compare(o.Prefix))
-}
-
-// Render prints the whole program of a table for one family, each part in the form that a tool takes, in the order in which
-// it is made: sets for ipset restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore,
-// addresses, routes and rules for ip -batch. The same table gives the same bytes.
+// Render prints all objects of a table for one family as input of tools, in the order in which they are added: sets for ipset
+// restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore, addresses, routes and rules for ip
+// -batch. The same table gives the same bytes.
 func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
 	return writeText(w, f, &o, objectsOf(f, o, t))
 }
@@ -51,7 +44,7 @@ type printer struct {
 }
 
 func (p *printer) line(format string, args ...any) {
-	// The line break before is for the names of chains that are declared (xtables.Exchange).
+	// xtables.Exchange recognises declared chains by the preceding line break.
 	text := p.names.Text("\n" + fmt.Sprintf(format, args...))
 	fmt.Fprintln(p, text[1:]) // an error shows in Flush
 }
@@ -78,9 +71,9 @@ func (p *printer) rules(chains []Key) {
 	p.line("# %s --noflush", tool)
 	for len(chains) > 0 {
 		table := chains[0].Table
-		n := slices.IndexFunc(chains, func(k Key) bool { return k.Table != table })
-		if n < 0 {
-			n = len(chains)
+		n := len(chains)
+		if i := slices.IndexFunc(chains, func(k Key) bool { return k.Table != table }); i >= 0 {
+			n = i
 		}
 		p.line("*%s", table)
 		for _, k := range chains[:n] {
@@ -106,7 +99,7 @@ func (p *printer) servers(servers []Key) {
 	p.line("# ipvsadm --restore")
 	for _, k := range servers {
 		s, v := p.objects[k].Server, virtualServer(k)
-		p.line("%s", hostipvs.FormatServer(v, settings(s)))
+		p.line("%s", hostipvs.FormatServer(v, s.Settings))
 		for _, e := range s.Endpoints {
 			p.line("%s", hostipvs.FormatReal(v, hostipvs.RealServer{Addr: e.Addr, Weight: e.Weight}))
 		}

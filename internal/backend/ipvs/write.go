@@ -12,24 +12,27 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Write implements backend.Target. What is new is made before anything goes:
+// Write implements backend.Target. New objects are added before old ones are removed:
 //
-//	sets with their entries, so that no packet of a new frontend meets rules that do not know it
-//	chains, if there are none yet: they are the same whatever the Services
+//	sets with their entries, so that packets to a new frontend do not meet rules that do not know it
+//	chains, if there are none yet: they do not depend on Services
 //	virtual servers, their settings and real servers
-//	addresses and routing, last: until then nobody sends packets here
-//	chains, if there were some: what they lead to is there by now, and what goes has not gone
-//	real servers that would be met by others without the new chains, see write_redirects.go
+//	addresses and routing: until now nobody sends packets to a new frontend
+//	chains, if there were some: everything they refer to exists, and nothing was removed yet
+//	real servers that the wrong sources would reach with the old chains, see write_redirects.go
 //	─
-//	weights 0, real and virtual servers that go, addresses, entries, sets
+//	weights 0, deletions of real and virtual servers, of addresses, entries and sets
 //
-// Real servers that would be met by others with the new chains go before these. If something of the first half fails, only what
-// does not depend on it goes.
+// Real servers that the wrong sources would reach with the new chains are removed before these are written. If something in the
+// first half fails, only what does not depend on it is removed.
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	defer t.changing()()
-	t.leave(p)
-	w := &writer{target: t, plan: p, done: func(k Key) { done(k); t.left(k) }, failed: make(map[Key]error), taken: make(map[netip.Addr]error)}
-	w.sortKeys()
+	t.setLeaving(p)
+	w := &writer{
+		target: t, outcome: outcome{plan: p, failed: make(map[Key]error), done: func(k Key) { done(k); t.left(k) }},
+		upserts: byKind(p.Upserts), deletes: byKind(p.Deletes),
+		stale: make(map[fwd.Proto][]netip.AddrPort), taken: make(map[netip.Addr]error),
+	}
 	_, dispatched := p.Actual(chainKey(tableNAT, "PREROUTING"))
 	if dispatched {
 		w.turn = turnOf(p)
@@ -46,35 +49,35 @@ func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 		w.turnChains(ctx)
 	}
 	w.makeLateReals(ctx)
-	w.reportStale()
+	for proto, dst := range w.stale {
+		t.opts.Stale(proto, dst, false)
+	}
 	w.lowerServers(ctx)
 	if w.chainsErr == nil {
 		w.deleteServers(ctx)
 	}
 	w.tendDeleted(ctx)
-	t.mu.Lock()
-	w.need = t.needLocked()
-	t.mu.Unlock()
 	if w.chainsErr == nil {
-		w.deleteVIPs(ctx)
-		w.deleteDivert(ctx)
-		w.deleteEntries(ctx)
+		need := t.need()
+		w.deleteVIPs(ctx, need)
+		w.deleteDivert(ctx, need)
+		w.deleteEntries(ctx, need)
 		w.deleteSets(ctx)
 	}
 	t.mu.Lock()
 	t.complete = len(w.failed) == 0
 	t.mu.Unlock()
-	return w.error(ctx)
+	return w.error(ctx, t.family)
 }
 
-// leave notes what is to be taken out. Of a virtual server that changes, real servers may be.
-func (t *target) leave(p plan) {
+// setLeaving records what the plan removes. A virtual server that changes counts, because its real servers may be removed.
+func (t *target) setLeaving(p plan) {
 	leaving := make(map[Key]struct{}, len(p.Deletes))
 	for k := range p.Deletes {
 		leaving[k] = struct{}{}
 	}
 	for k := range p.Upserts {
-		if _, there := p.Actual(k); there && k.Kind == KindServer {
+		if _, exists := p.Actual(k); exists && k.Kind == KindServer {
 			leaving[k] = struct{}{}
 		}
 	}
@@ -83,14 +86,14 @@ func (t *target) leave(p plan) {
 	t.leaving = leaving
 }
 
-// left notes that an object was written. What stays for draining connections is noted elsewhere by then.
+// left records that an object was written. Objects that stay for draining connections are counted elsewhere by then.
 func (t *target) left(k Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.leaving, k)
 }
 
-// changing notes that the kernel changes from now on, until the function that it returns is called.
+// changing records that the target writes to the kernel until done is called.
 func (t *target) changing() (done func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -104,92 +107,99 @@ func (t *target) changing() (done func()) {
 	}
 }
 
-// writer carries out one plan.
+// writer executes one plan.
 type writer struct {
 	*target
-	plan plan
-	done func(Key)
-	turn turn
+	outcome
 	// upserts and deletes are the keys of the plan by kind, sorted.
 	upserts, deletes map[Kind][]Key
-	// failed says of each key that was not written why.
-	failed map[Key]error
-	// refused says that the kernel will not accept something, however often it is tried, and culprits for whom it was.
-	refused   bool
-	culprits  []fwd.Service
-	chainsErr error
+	turn             turn
+	chainsErr        error
 	// stale are the destinations of new virtual servers, and of UDP ones that had no real server.
 	stale map[fwd.Proto][]netip.AddrPort
-	// taken are addresses on which virtual servers are of other programs. On the device they would count as kube-proxy's.
+	// taken are addresses with virtual servers of other programs. On the device such a virtual server would count as
+	// kube-proxy's, so the address is not added.
 	taken map[netip.Addr]error
-	// late are operations that give real servers to virtual servers when the chains are written.
+	// late are operations that add real servers after the chains are written.
 	late batch
-	// lower are the operations that take connections away from real servers; they come when all else is there.
+	// lower are operations that take connections from real servers; they run after everything was added.
 	lower batch
-	// need is what still drains.
-	need need
 }
 
-func (w *writer) sortKeys() {
-	byKind := func(m map[Key]Value) map[Kind][]Key {
-		out := make(map[Kind][]Key)
-		for _, k := range slices.SortedFunc(maps.Keys(m), Key.compare) {
-			out[k.Kind] = append(out[k.Kind], k)
-		}
-		return out
+func byKind(m map[Key]Value) map[Kind][]Key {
+	out := make(map[Kind][]Key)
+	for _, k := range slices.SortedFunc(maps.Keys(m), Key.compare) {
+		out[k.Kind] = append(out[k.Kind], k)
 	}
-	w.upserts, w.deletes = byKind(w.plan.Upserts), byKind(w.plan.Deletes)
-	w.stale = make(map[fwd.Proto][]netip.AddrPort)
+	return out
 }
 
-// fail notes that a key was not written.
-func (w *writer) fail(k Key, err error) {
-	if _, known := w.failed[k]; !known {
-		w.failed[k] = err
-	}
+// outcome collects which keys of a plan were written.
+type outcome struct {
+	plan plan
+	done func(Key)
+	// failed has an error for each key that was not written.
+	failed map[Key]error
+	// refused means that the kernel will never accept some key; culprits are the Services of such keys.
+	refused  bool
+	culprits []fwd.Service
 }
 
-// refuse notes that the kernel will not have a key.
-func (w *writer) refuse(k Key, err error) {
-	w.fail(k, err)
-	w.refused = true
-	if owner := w.plan.Upserts[k].Owner; owner != (fwd.Service{}) && !slices.Contains(w.culprits, owner) {
-		w.culprits = append(w.culprits, owner)
+// fail records that a key was not written.
+func (o *outcome) fail(k Key, err error) {
+	if _, known := o.failed[k]; !known {
+		o.failed[k] = err
 	}
 }
 
-// ok reports those of the keys that did not fail.
-func (w *writer) ok(keys []Key) {
+func (o *outcome) failAll(keys []Key, err error) {
 	for _, k := range keys {
-		if w.failed[k] == nil {
-			w.done(k)
+		o.fail(k, err)
+	}
+}
+
+// refuse records that the kernel will never accept a key.
+func (o *outcome) refuse(k Key, err error) {
+	o.fail(k, err)
+	o.refused = true
+	if owner := o.plan.Upserts[k].Owner; owner != (fwd.Service{}) && !slices.Contains(o.culprits, owner) {
+		o.culprits = append(o.culprits, owner)
+	}
+}
+
+// blame records a failed operation.
+func (o *outcome) blame(f failure) {
+	if temporary(f.err) {
+		o.fail(f.key, f.err)
+	} else {
+		o.refuse(f.key, f.err)
+	}
+}
+
+// ok reports those keys as written that did not fail.
+func (o *outcome) ok(keys []Key) {
+	for _, k := range keys {
+		if o.failed[k] == nil {
+			o.done(k)
 		}
 	}
 }
 
-// error is what Write returns.
-func (w *writer) error(ctx context.Context) error {
-	if len(w.failed) == 0 {
+// error returns the error of Write.
+func (o *outcome) error(ctx context.Context, f fwd.Family) error {
+	if len(o.failed) == 0 {
 		return nil
 	}
-	keys := slices.SortedFunc(maps.Keys(w.failed), Key.compare)
-	const some = 3
-	errs := make([]error, 0, some)
-	for _, k := range keys {
-		if err := w.failed[k]; len(errs) < some && !slices.Contains(errs, err) {
+	const maxErrors = 3
+	var errs []error
+	for _, k := range slices.SortedFunc(maps.Keys(o.failed), Key.compare) {
+		if err := o.failed[k]; len(errs) < maxErrors && !slices.Contains(errs, err) {
 			errs = append(errs, err)
 		}
 	}
-	slices.SortFunc(w.culprits, fwd.Service.Compare)
+	slices.SortFunc(o.culprits, fwd.Service.Compare)
 	return &backend.FamilyError{
-		Family: w.family, Refused: w.refused && ctx.Err() == nil, Culprits: w.culprits,
-		Err: fmt.Errorf("%d of %d objects not written: %w", len(keys), len(w.plan.Upserts)+len(w.plan.Deletes), errors.Join(errs...)),
-	}
-}
-
-// reportStale tells who looks after connection tracking.
-func (w *writer) reportStale() {
-	for proto, dst := range w.stale {
-		w.opts.Stale(proto, dst, false)
+		Family: f, Refused: o.refused && ctx.Err() == nil, Culprits: o.culprits,
+		Err: fmt.Errorf("%d of %d objects not written: %w", len(o.failed), len(o.plan.Upserts)+len(o.plan.Deletes), errors.Join(errs...)),
 	}
 }

@@ -8,15 +8,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/fairlead/fairlead/internal/fwd"
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// batch is operations on virtual servers that are carried out together.
+// batch is a list of operations on virtual servers that run together.
 type batch struct {
 	keys []Key
 	ops  []hostipvs.Op
-	// done are called for operations that were carried out, or need not be; nil for nothing to do.
+	// done are called after operations that succeeded or were not necessary; nil for none.
 	done []func()
 }
 
@@ -26,7 +25,7 @@ func (b *batch) add(k Key, op hostipvs.Op, done func()) {
 	b.keys, b.ops, b.done = append(b.keys, k), append(b.ops, op), append(b.done, done)
 }
 
-// failures are operations that were not carried out.
+// failures are operations that failed.
 type failures []failure
 
 type failure struct {
@@ -45,7 +44,7 @@ func (f failures) join() error {
 	return fmt.Errorf("%d operations on virtual servers failed, first: %w", len(f), f[0].err)
 }
 
-// run carries out the operations. To delete what is not there is no failure.
+// run runs the operations. Deleting what does not exist is not a failure.
 func (b *batch) run(ctx context.Context, servers hostipvs.Interface) failures {
 	if len(b.ops) == 0 {
 		return nil
@@ -72,19 +71,6 @@ func (b *batch) run(ctx context.Context, servers hostipvs.Interface) failures {
 	return out
 }
 
-func virtualServer(k Key) hostipvs.VirtualServer {
-	return hostipvs.VirtualServer{Protocol: uint8(k.Proto), Addr: k.Addr}
-}
-
-func serverKey(v hostipvs.VirtualServer) Key {
-	return Key{Kind: KindServer, Proto: fwd.Proto(v.Protocol), Addr: v.Addr}
-}
-
-// settings are those of a virtual server.
-func settings(s *Server) hostipvs.Settings {
-	return hostipvs.Settings{Scheduler: s.Scheduler, Flags: hostipvs.Flags(s.Flags), TimeoutSec: s.TimeoutSec}
-}
-
 func setServer(s hostipvs.Settings) hostipvs.Op {
 	return hostipvs.Op{Verb: hostipvs.SetServer, Settings: s}
 }
@@ -101,8 +87,8 @@ func delReal(a netip.AddrPort) hostipvs.Op {
 	return hostipvs.Op{Verb: hostipvs.DelReal, Real: hostipvs.RealServer{Addr: a}}
 }
 
-// passing says whether an operation may succeed when it is tried again, after the kernel was read.
-func passing(err error) bool {
+// temporary reports whether an operation may succeed later, after the kernel was read.
+func temporary(err error) bool {
 	for _, e := range []error{
 		context.Canceled, context.DeadlineExceeded, unix.ESRCH, unix.ENOENT, unix.EEXIST, unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN, unix.EINTR, unix.EBUSY,
 		unix.EPERM,

@@ -23,14 +23,14 @@ func (w *writer) writeChains(ctx context.Context) {
 	}
 	var inputs [][]byte
 	if len(gone) <= manyChains {
-		inputs = append(inputs, w.restore(keys, gone, gone, gone))
+		inputs = append(inputs, restoreInput(w.plan, keys, gone, gone, gone))
 	} else {
-		inputs = append(inputs, w.restore(keys, gone, nil, nil))
+		inputs = append(inputs, restoreInput(w.plan, keys, gone, nil, nil))
 		for piece := range slices.Chunk(gone, manyChains) {
-			inputs = append(inputs, w.restore(nil, nil, piece, nil))
+			inputs = append(inputs, restoreInput(w.plan, nil, nil, piece, nil))
 		}
 		for piece := range slices.Chunk(gone, manyChains) {
-			inputs = append(inputs, w.restore(nil, nil, nil, piece))
+			inputs = append(inputs, restoreInput(w.plan, nil, nil, nil, piece))
 		}
 	}
 	for _, in := range inputs {
@@ -48,7 +48,7 @@ func (w *writer) writeChains(ctx context.Context) {
 
 // restore is the input of one restore: chains with their rules, jumps in built-in chains, chains to empty, chains to
 // remove. Built-in chains count only in jumps.
-func (w *writer) restore(keys, unjump, empty, remove []Key) []byte {
+func restoreInput(p plan, keys, unjump, empty, remove []Key) []byte {
 	var b bytes.Buffer
 	for _, table := range tables {
 		of := func(keys []Key, kernels bool) (out []Key) {
@@ -65,18 +65,18 @@ func (w *writer) restore(keys, unjump, empty, remove []Key) []byte {
 			add(":", k.Name, " - [0:0]")
 		}
 		for _, k := range of(keys, false) {
-			for r := range rules(w.plan.Upserts[k]) {
+			for r := range rules(p.Upserts[k]) {
 				add("-A ", k.Name, " ", r)
 			}
 		}
 		for _, k := range slices.Concat(of(keys, true), of(unjump, true)) {
-			have, _ := w.plan.Actual(k)
+			have, _ := p.Actual(k)
 			for r := range rules(have) {
 				add("-D ", k.Name, " ", r)
 			}
 		}
 		for _, k := range of(keys, true) {
-			for _, r := range slices.Backward(slices.Collect(rules(w.plan.Upserts[k]))) {
+			for _, r := range slices.Backward(slices.Collect(rules(p.Upserts[k]))) {
 				add("-I ", k.Name, " ", r)
 			}
 		}

@@ -14,30 +14,30 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// makeServers makes virtual servers and what they are to have; what they are not to have is left for lowerServers, and what
-// has to wait for the chains for makeLateReals.
+// makeServers adds virtual servers and real servers. What they lose is left to lowerServers, and what has to wait for the chains
+// to makeLateReals.
 //
-// Virtual servers come before real servers, each in as few system calls as can be: what is added to a virtual server must
-// not get into one of somebody else's that has the same address.
+// Virtual servers are added before real servers, each in as few system calls as possible: a real server must not be added to
+// another program's virtual server with the same address.
 func (w *writer) makeServers(ctx context.Context) {
 	keys := w.upserts[KindServer]
 	if len(keys) == 0 {
 		return
 	}
+	draining := w.drains.whole()
 	var servers batch
 	for _, k := range keys {
 		if w.failed[k] != nil {
 			continue
 		}
-		want := w.plan.Upserts[k].Server
-		have := w.have(k)
-		settings := w.settingsFor(k, want)
+		want := w.settingsFor(k, w.plan.Upserts[k].Server.Settings)
+		have := w.have(k, draining)
 		switch {
 		case have == nil:
-			servers.add(k, hostipvs.Op{Verb: hostipvs.AddServer, Settings: settings}, nil)
+			servers.add(k, hostipvs.Op{Verb: hostipvs.AddServer, Settings: want}, nil)
 			w.stale[k.Proto] = append(w.stale[k.Proto], k.Addr)
-		case !alike(settings, w.settingsFor(k, have)):
-			servers.add(k, setServer(settings), nil)
+		case want != w.settingsFor(k, have.Settings):
+			servers.add(k, setServer(want), nil)
 		}
 	}
 	failed := servers.run(ctx, w.opts.Servers)
@@ -51,7 +51,7 @@ func (w *writer) makeServers(ctx context.Context) {
 		}
 		have := adopted[k]
 		want := w.plan.Upserts[k].Server.Endpoints
-		if h := w.have(k); h != nil {
+		if h := w.have(k, draining); h != nil {
 			have = h.Endpoints
 			if k.Proto == fwd.UDP && len(have) == 0 && len(want) > 0 {
 				w.stale[fwd.UDP] = append(w.stale[fwd.UDP], k.Addr)
@@ -65,13 +65,13 @@ func (w *writer) makeServers(ctx context.Context) {
 			lowerTo = &lower
 		}
 		w.compare(k, have, want, raiseTo, lowerTo)
-		w.keep(k)
+		w.drains.keep(k)
 	}
 	w.makeReals(ctx, reals)
 	w.runLower(ctx, w.unfailed(lower))
 }
 
-// makeLateReals adds what waited for the chains.
+// makeLateReals adds real servers that waited for the chains.
 func (w *writer) makeLateReals(ctx context.Context) {
 	if w.chainsErr != nil {
 		w.failAll(w.late.keys, w.chainsErr)
@@ -80,7 +80,7 @@ func (w *writer) makeLateReals(ctx context.Context) {
 	w.makeReals(ctx, w.unfailed(w.late))
 }
 
-// unfailed are the operations on virtual servers of which nothing has failed.
+// unfailed returns the operations on virtual servers without failures.
 func (w *writer) unfailed(b batch) (out batch) {
 	for i, k := range b.keys {
 		if w.failed[k] == nil {
@@ -90,109 +90,79 @@ func (w *writer) unfailed(b batch) (out batch) {
 	return out
 }
 
-// have is the virtual server as the kernel has it, nil if it has none.
-func (w *writer) have(k Key) *Server {
-	if v, there := w.plan.Actual(k); there {
+// have returns the virtual server in the kernel, nil if it does not exist. draining are those that drain as a whole; all of
+// their endpoints drain.
+func (w *writer) have(k Key, draining map[Key]hostipvs.Settings) *Server {
+	if v, exists := w.plan.Actual(k); exists {
 		return v.Server
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if s := w.drains[k]; s != nil && s.whole {
-		// Whatever its endpoints were, they drain.
-		return &Server{Scheduler: s.server.Scheduler, Flags: s.server.Flags, TimeoutSec: s.server.TimeoutSec}
+	if s, ok := draining[k]; ok {
+		return &Server{Settings: s}
 	}
 	return nil
 }
 
-// alike says whether two virtual servers have the same settings.
-func alike(a, b hostipvs.Settings) bool { return a == b }
-
-// settingsFor are what the kernel is to get for a virtual server: the default scheduler where it lacks the wanted one.
-func (t *target) settingsFor(k Key, s *Server) hostipvs.Settings {
+// settingsFor returns the settings for a virtual server in the kernel: with the default scheduler if the kernel lacks the
+// wanted one.
+func (t *target) settingsFor(k Key, s hostipvs.Settings) hostipvs.Settings {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r := t.replaced[k]; r != nil && r.Scheduler == s.Scheduler {
+	if replaced, ok := t.replaced[k]; ok && replaced.Scheduler == s.Scheduler {
 		return t.substitute(s)
 	}
-	return settings(s)
+	return s
 }
 
-// substitute is a virtual server with the default scheduler.
-func (t *target) substitute(s *Server) hostipvs.Settings {
-	out := settings(s)
-	out.Scheduler = t.opts.Scheduler
-	out.Flags &= hostipvs.Persistent | hostipvs.Flags(ownerMask)
-	if out.Scheduler == "sh" || out.Scheduler == "mh" {
-		out.Flags |= hostipvs.Fallback
-	}
-	return out
+// substitute replaces the scheduler by the default one.
+func (t *target) substitute(s hostipvs.Settings) hostipvs.Settings {
+	s.Scheduler = t.opts.Scheduler
+	s.Flags = s.Flags&(hostipvs.Persistent|ownerMask) | hashFlags(s.Scheduler, 0)
+	return s
 }
 
-// withDefaultScheduler tries those again whose scheduler the kernel lacks. It returns what fails otherwise.
+// withDefaultScheduler retries operations that failed because the kernel lacks the scheduler. It returns the other failures.
 func (w *writer) withDefaultScheduler(ctx context.Context, failed failures) failures {
 	var again batch
-	var rest failures
+	var other failures
 	for _, f := range failed {
 		want := w.plan.Upserts[f.key]
 		if !errors.Is(f.err, unix.ENOENT) || f.op.Settings.Scheduler == w.opts.Scheduler {
-			rest = append(rest, f)
+			other = append(other, f)
 			continue
 		}
 		w.mu.Lock()
-		w.replaced[f.key] = want.Server
+		w.replaced[f.key] = want.Server.Settings
 		w.mu.Unlock()
-		message := fmt.Sprintf("The node's kernel has no IPVS scheduler %q, %s serves %v instead: load the module ip_vs_%s or choose another one.",
-			want.Server.Scheduler, w.opts.Scheduler, f.key.Addr, want.Server.Scheduler)
-		w.opts.Logger.Warn("the kernel lacks a scheduler, the default one takes its place", "service", want.Owner.String(),
+		message := fmt.Sprintf("The node's kernel has no IPVS scheduler %q, so %v uses %s: load the module ip_vs_%s or choose another scheduler.",
+			want.Server.Scheduler, f.key.Addr, w.opts.Scheduler, want.Server.Scheduler)
+		w.opts.Logger.Warn("the kernel lacks the IPVS scheduler, using the default", "service", want.Owner.String(),
 			"scheduler", want.Server.Scheduler, "default", w.opts.Scheduler, "error", f.err)
 		w.opts.Warn(want.Owner, "SchedulerMissing", message)
-		again.add(f.key, hostipvs.Op{Verb: f.op.Verb, Settings: w.settingsFor(f.key, want.Server)}, nil)
+		again.add(f.key, hostipvs.Op{Verb: f.op.Verb, Settings: w.settingsFor(f.key, want.Server.Settings)}, nil)
 	}
-	return append(rest, again.run(ctx, w.opts.Servers)...)
+	return append(other, again.run(ctx, w.opts.Servers)...)
 }
 
-// adopt deals with failures of virtual servers. One that exists already is ours if it is tagged, or if its address is one
-// of the device's or the node's: then it is a kube-proxy's, and gets our settings. Its endpoints are returned.
+// adopt handles failures to add or set virtual servers. One that exists already is ours if it has our tag, or if it has no tag and
+// its address is on the device or the node; then kube-proxy made it, and it gets our settings. adopt returns its endpoints.
 func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpoint {
-	var exist []failure
+	var existing failures
 	for _, f := range failed {
-		switch {
-		case f.op.Verb == hostipvs.AddServer && errors.Is(f.err, unix.EEXIST):
-			exist = append(exist, f)
-		case passing(f.err):
-			w.fail(f.key, f.err)
-		default:
-			w.refuse(f.key, f.err)
+		if f.op.Verb == hostipvs.AddServer && errors.Is(f.err, unix.EEXIST) {
+			existing = append(existing, f)
+		} else {
+			w.blame(f)
 		}
 	}
-	if len(exist) == 0 {
+	if len(existing) == 0 {
 		return nil
 	}
-	content, err := w.opts.Servers.List(ctx)
-	var bound map[netip.Addr]bool
-	if err == nil {
-		bound, err = w.localAddrs(ctx)
-	}
+	take, err := w.adoptable(ctx, existing)
 	if err != nil {
-		for _, f := range exist {
+		for _, f := range existing {
 			w.fail(f.key, err)
 		}
 		return nil
-	}
-	flags := make(map[Key]hostipvs.Flags, len(content.Servers))
-	for _, s := range content.Servers {
-		flags[serverKey(s.VirtualServer)] = s.Settings.Flags
-	}
-	var take batch
-	for _, f := range exist {
-		a := f.key.Addr.Addr()
-		if fl, there := flags[f.key]; there && !w.owns(fl, bound[a]) || w.excluded(a) {
-			err := fmt.Errorf("%v belongs to another program, or to another instance: %w", f.key, f.err)
-			w.refuse(f.key, err)
-			w.taken[a] = err
-			continue
-		}
-		take.add(f.key, setServer(f.op.Settings), nil)
 	}
 	for _, f := range take.run(ctx, w.opts.Servers) {
 		w.fail(f.key, f.err)
@@ -205,15 +175,40 @@ func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpo
 			continue
 		}
 		serving, idle := endpoints(reals)
-		w.mu.Lock()
-		w.drainFoundLocked(map[Key][]netip.AddrPort{k: idle})
-		w.mu.Unlock()
+		w.drains.found(map[Key][]netip.AddrPort{k: idle}, w.opts.Now())
 		out[k] = serving
 	}
 	return out
 }
 
-// localAddrs are the addresses of the device and of the node.
+// adoptable returns operations that adopt existing virtual servers, and refuses those of other programs.
+func (w *writer) adoptable(ctx context.Context, existing failures) (take batch, err error) {
+	content, err := w.opts.Servers.List(ctx)
+	if err != nil {
+		return batch{}, err
+	}
+	local, err := w.localAddrs(ctx)
+	if err != nil {
+		return batch{}, err
+	}
+	flags := make(map[Key]hostipvs.Flags, len(content.Servers))
+	for _, s := range content.Servers {
+		flags[serverKey(s.VirtualServer)] = s.Settings.Flags
+	}
+	for _, f := range existing {
+		a := f.key.Addr.Addr()
+		if fl, exists := flags[f.key]; exists && !w.owns(fl, local[a]) || w.opts.excludes(a) {
+			err := fmt.Errorf("%v belongs to another program, or to another instance: %w", f.key, f.err)
+			w.refuse(f.key, err)
+			w.taken[a] = err
+			continue
+		}
+		take.add(f.key, setServer(f.op.Settings), nil)
+	}
+	return take, nil
+}
+
+// localAddrs returns the addresses of the device and of the node.
 func (t *target) localAddrs(ctx context.Context) (map[netip.Addr]bool, error) {
 	on, others, err := t.opts.Links.Addrs(ctx, t.device())
 	if err != nil {
@@ -229,7 +224,7 @@ func (t *target) localAddrs(ctx context.Context) (map[netip.Addr]bool, error) {
 	return out, nil
 }
 
-// compare plans what it takes to get from the real servers that serve to those that are wanted; both are sorted.
+// compare adds the operations that lead from the serving endpoints to the wanted ones; both are sorted.
 func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals, lower *batch) {
 	first := len(have) == 0
 	var fresh []fwd.Endpoint
@@ -266,29 +261,25 @@ func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals, lower *batch) 
 	}
 }
 
-// shuffle orders endpoints by the seed: the scheduler rr begins at one end, and not all nodes are to begin with the same.
+// shuffle orders endpoints by the node's seed: the scheduler rr starts at one end, and nodes should not all start with the same
+// endpoint.
 func shuffle(seed uint64, k Key, eps []fwd.Endpoint) {
 	h := fnv.New64a()
-	b, _ := k.Addr.MarshalBinary() // of an AddrPort without an error
+	b, _ := k.Addr.MarshalBinary() // never fails for an AddrPort
 	_, _ = h.Write(b)
 	r := rand.New(rand.NewPCG(seed, h.Sum64()))
 	r.Shuffle(len(eps), func(i, j int) { eps[i], eps[j] = eps[j], eps[i] })
 }
 
-// raiseReal lets a real server serve. One that drains gets its weight back, and keeps its connections, unless it is another
-// pod by now, which knows nothing of them.
+// raiseReal adds a real server. One that drains gets its weight back and keeps its connections, unless it is another pod by now,
+// which does not know them.
 func (w *writer) raiseReal(k Key, e fwd.Endpoint, reals *batch) {
-	w.mu.Lock()
-	var d *draining
-	if s := w.drains[k]; s != nil {
-		d = s.reals[e.Addr]
-	}
-	w.mu.Unlock()
-	serves := func() { w.undrain(k, e.Addr) }
+	instance, draining := w.drains.draining(k, e.Addr)
+	serves := func() { w.drains.stop(k, e.Addr) }
 	switch {
-	case d == nil:
+	case !draining:
 		reals.add(k, addReal(e.Addr, e.Weight), nil)
-	case d.instance != 0 && e.Instance != 0 && d.instance != e.Instance:
+	case instance != 0 && e.Instance != 0 && instance != e.Instance:
 		reals.add(k, delReal(e.Addr), nil)
 		reals.add(k, addReal(e.Addr, e.Weight), serves)
 	default:
@@ -296,7 +287,7 @@ func (w *writer) raiseReal(k Key, e fwd.Endpoint, reals *batch) {
 	}
 }
 
-// makeReals adds real servers and sets weights. One that is there already gets its weight, one that is not is added.
+// makeReals adds real servers and sets weights. It corrects operations that assume wrongly that a real server exists or does not.
 func (w *writer) makeReals(ctx context.Context, reals batch) {
 	var again batch
 	for _, f := range reals.run(ctx, w.opts.Servers) {
@@ -310,23 +301,14 @@ func (w *writer) makeReals(ctx context.Context, reals batch) {
 			w.blame(f)
 			continue
 		}
-		again.add(f.key, op, func() { w.undrain(f.key, op.Real.Addr) })
+		again.add(f.key, op, func() { w.drains.stop(f.key, op.Real.Addr) })
 	}
 	for _, f := range again.run(ctx, w.opts.Servers) {
 		w.blame(f)
 	}
 }
 
-// blame notes a failure.
-func (w *writer) blame(f failure) {
-	if passing(f.err) {
-		w.fail(f.key, f.err)
-	} else {
-		w.refuse(f.key, f.err)
-	}
-}
-
-// lowerReal plans that a real server gets no new connections.
+// lowerReal adds an operation that ends new connections to a real server.
 func (w *writer) lowerReal(k Key, e fwd.Endpoint, r Reason, lower *batch) {
 	if k.Proto == fwd.UDP || w.atOnce {
 		lower.add(k, delReal(e.Addr), nil)
@@ -335,20 +317,20 @@ func (w *writer) lowerReal(k Key, e fwd.Endpoint, r Reason, lower *batch) {
 	lower.add(k, setReal(e.Addr, 0), func() { w.drain(k, e, r) })
 }
 
-// lowerAll does it for all real servers of a virtual server that goes.
+// lowerAll calls lowerReal for all real servers of a virtual server that is removed.
 func (w *writer) lowerAll(k Key, lower *batch) {
 	for _, e := range w.plan.Deletes[k].Server.Endpoints {
 		w.lowerReal(k, e, DrainServer, lower)
 	}
 }
 
-// lowerServers takes new connections away from real servers of virtual servers that stay.
+// lowerServers ends new connections to removed real servers of virtual servers that stay.
 func (w *writer) lowerServers(ctx context.Context) {
 	w.runLower(ctx, w.unfailed(w.lower))
 	w.ok(w.upserts[KindServer])
 }
 
-// runLower carries out what takes connections away; from what is not there nothing is to be taken.
+// runLower runs operations that end connections. Missing real and virtual servers are not failures.
 func (w *writer) runLower(ctx context.Context, b batch) {
 	for _, f := range b.run(ctx, w.opts.Servers) {
 		if !errors.Is(f.err, unix.ESRCH) && !errors.Is(f.err, unix.ENOENT) {
@@ -357,13 +339,13 @@ func (w *writer) runLower(ctx context.Context, b batch) {
 	}
 }
 
-// deleteServers deletes virtual servers of UDP, and lets others drain.
+// deleteServers deletes virtual servers of UDP, and makes the others drain.
 func (w *writer) deleteServers(ctx context.Context) {
 	keys := w.deletes[KindServer]
 	var lower, remove batch
 	for _, k := range keys {
 		if k.Proto == fwd.UDP || w.atOnce {
-			remove.add(k, hostipvs.Op{Verb: hostipvs.DelServer}, func() { w.forget(k) })
+			remove.add(k, hostipvs.Op{Verb: hostipvs.DelServer}, func() { w.drains.forget(k) })
 			continue
 		}
 		w.lowerAll(k, &lower)
@@ -378,7 +360,7 @@ func (w *writer) deleteServers(ctx context.Context) {
 		if k.Proto == fwd.UDP {
 			gone = append(gone, k.Addr)
 		} else if !w.atOnce {
-			w.drainWhole(k, w.plan.Deletes[k].Server)
+			w.drains.startWhole(k, w.plan.Deletes[k].Server.Settings)
 		}
 		w.mu.Lock()
 		delete(w.replaced, k)
@@ -389,13 +371,13 @@ func (w *writer) deleteServers(ctx context.Context) {
 	}
 }
 
-// tendDeleted deletes what has drained; that is, of the virtual servers that go, all without connections. One that could not be
-// deleted is not taken for one that drains: its address would stay, for the sake of no connection.
+// tendDeleted deletes what has drained, including removed virtual servers without connections. One that could not be deleted does
+// not count as draining: otherwise its address would stay without need.
 func (w *writer) tendDeleted(ctx context.Context) {
 	_, failed := w.tend(ctx, w.opts.Now())
 	for _, f := range failed {
-		if _, goes := w.plan.Deletes[f.key]; goes && f.op.Verb == hostipvs.DelServer {
-			w.keep(f.key)
+		if _, removed := w.plan.Deletes[f.key]; removed && f.op.Verb == hostipvs.DelServer {
+			w.drains.keep(f.key)
 			w.blame(f)
 		}
 	}

@@ -16,12 +16,12 @@ const growth = 4
 func (w *writer) makeSets(ctx context.Context) {
 	keys := w.upserts[KindSet]
 	for _, k := range keys {
-		want := ipset.Type(w.plan.Upserts[k].SetType)
+		want := w.plan.Upserts[k].SetType
 		if have, there := w.plan.Actual(k); there {
 			w.refuse(k, fmt.Errorf("set %s is of type %s, want %s: run fairlead cleanup first", k.Name, have.SetType, want))
 			continue
 		}
-		s := w.set(k.Name, string(want))
+		s := w.set(k.Name, want)
 		if err := w.opts.Sets.Create(ctx, s); err != nil && !w.alike(ctx, s, err) {
 			w.fail(k, err)
 		}
@@ -46,8 +46,8 @@ func (w *writer) find(ctx context.Context, name string) (ipset.Set, bool) {
 	return found[0].Set, true
 }
 
-func (t *target) set(name, typ string) ipset.Set {
-	return ipset.Set{Name: name, Type: ipset.Type(typ), IPv6: t.family == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
+func (t *target) set(name string, typ ipset.Type) ipset.Set {
+	return ipset.Set{Name: name, Type: typ, IPv6: t.family == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
 }
 
 // setOf is the set of an element, as wanted or as it is.
@@ -104,12 +104,6 @@ func (w *writer) grow(ctx context.Context, name string, keys []Key) {
 	}
 }
 
-func (w *writer) failAll(keys []Key, err error) {
-	for _, k := range keys {
-		w.fail(k, err)
-	}
-}
-
 // applyEntries adds or deletes. It returns what found no room, by set.
 func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full map[string][]Key) {
 	if len(keys) == 0 {
@@ -141,10 +135,10 @@ func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full m
 }
 
 // deleteEntries deletes all but those that draining connections need.
-func (w *writer) deleteEntries(ctx context.Context) {
+func (w *writer) deleteEntries(ctx context.Context, need need) {
 	var keys []Key
 	for _, k := range w.deletes[KindEntry] {
-		if w.hold(k) {
+		if w.hold(k, need) {
 			w.done(k)
 			continue
 		}

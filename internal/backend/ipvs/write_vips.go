@@ -72,11 +72,11 @@ func (t *target) isStray(a link.Addr) bool {
 	})
 }
 
-func (w *writer) deleteVIPs(ctx context.Context) {
+func (w *writer) deleteVIPs(ctx context.Context, need need) {
 	var keys []Key
 	var c linkChanges
 	for _, k := range w.deletes[KindVIP] {
-		if w.hold(k) {
+		if w.hold(k, need) {
 			w.done(k)
 			continue
 		}
@@ -120,11 +120,11 @@ func (w *writer) makeDivert(ctx context.Context) {
 	w.ok(keys)
 }
 
-func (w *writer) deleteDivert(ctx context.Context) {
+func (w *writer) deleteDivert(ctx context.Context, need need) {
 	var keys []Key
 	var c linkChanges
 	for _, k := range w.deletes[KindDivert] {
-		if w.hold(k) {
+		if w.hold(k, need) {
 			w.done(k)
 			continue
 		}
@@ -186,13 +186,13 @@ func (c *linkChanges) apply(ctx context.Context, links link.Host) map[Key]error 
 // What draining connections need stays: the address of a virtual server that drains, and what the rules know of it.
 
 // hold keeps an object that is to be deleted if draining connections need it.
-func (w *writer) hold(k Key) bool {
-	if !w.need.of(k) {
+func (w *writer) hold(k Key, need need) bool {
+	if !need.of(k) {
 		return false
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.target.held[k] = w.plan.Deletes[k]
+	w.held[k] = w.plan.Deletes[k]
 	return true
 }
 
@@ -200,8 +200,8 @@ func (w *writer) hold(k Key) bool {
 func (w *writer) takeHeld(k Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	_, ok := w.target.held[k]
-	delete(w.target.held, k)
+	_, ok := w.held[k]
+	delete(w.held, k)
 	return ok
 }
 
@@ -212,12 +212,10 @@ type need struct {
 	servers map[Key]bool
 }
 
-func (t *target) needLocked() need {
+func (t *target) need() need {
 	n := need{family: t.family, addrs: make(map[netip.Addr]bool), servers: make(map[Key]bool)}
-	for k, s := range t.drains {
-		if s.whole {
-			n.addrs[k.Addr.Addr()], n.servers[k] = true, true
-		}
+	for k := range t.drains.whole() {
+		n.addrs[k.Addr.Addr()], n.servers[k] = true, true
 	}
 	return n
 }
@@ -270,7 +268,7 @@ func (n need) ofLink(o link.Object) bool {
 // release removes what was held and is needed no more, and, when all is written, what another way of binding VIPs left.
 func (t *target) release(ctx context.Context) error {
 	t.mu.Lock()
-	need := t.needLocked()
+	need := t.need()
 	var links linkChanges
 	var entries []Key
 	for k, v := range t.held {
@@ -320,9 +318,9 @@ func (t *target) releaseEntries(ctx context.Context, keys []Key) map[Key]error {
 	out := make(map[Key]error)
 	changes := make([]ipset.Change, len(keys))
 	for i, k := range keys {
-		typ := typeIPPort
+		typ := ipset.HashIPPort
 		if k.Name == setName(t.family, setVIPs) {
-			typ = typeIP
+			typ = ipset.HashIP
 		}
 		changes[i] = ipset.Change{Set: t.set(k.Name, typ), Entry: entry(k), Del: true}
 	}

@@ -8,16 +8,15 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// Difference is something in which mode ipvs does not do what the forwarding table says.
+// Difference is a difference between mode ipvs and the forwarding table.
 type Difference struct {
-	// Name is its handle in docs/ipvs.md.
+	// Name is its name in docs/ipvs.md.
 	Name string
-	// What it is and why, as docs/ipvs.md says it.
+	// Text is the text of docs/ipvs.md: what differs, and why.
 	Text string
 }
 
-// Differences are all there are, beside what no packet shows. Expect has those that are about the first packet of a
-// connection.
+// Differences are all differences that packets can show. Expect implements those about the first packet of a connection.
 var Differences = []Difference{
 	{"other-ports", "Other ports of an address of Services are rejected: with `address` and `route` that address " +
 		"is local, and the host's own sockets would answer. With `route` and `mark` all other " +
@@ -52,32 +51,33 @@ var Differences = []Difference{
 		"may briefly be refused, or get the endpoints of other sources of the same Service."},
 }
 
-// Options are those of the renderer that matter to Expect.
+// Options are the options of the renderer that Expect depends on.
 type Options struct {
-	// Divert is mode mark, Route mode route; neither is mode address.
+	// Divert is --ipvs-vip=mark, Route --ipvs-vip=route; neither is address.
 	Divert, Route bool
 	HairpinBPF    bool
 	Exclude       []netip.Prefix
 }
 
-// Expect returns what mode ipvs is meant to do with a packet, given what the table asks for. It may change the slice. It
-// returns nil where the packet is from or to somebody whose address is the node's now (address-of-others).
+// Expect returns what mode ipvs should do with a packet, given what the table asks for. It may change the slice. It returns nil if
+// the packet's source or endpoint has an address that is the node's now (address-of-others).
 func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
-	want = o.expect(t, p, want)
-	byIPVS := p.InInterface == "" && t.Lookup(p).Owner != fwd.ServicePort{} // refused-by-icmp
+	l := t.Lookup(p)
+	if p.Src.IsValid() && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
+		want = o.expect(t, p, l, want)
+	}
+	byIPVS := p.InInterface == "" && l.Owner != fwd.ServicePort{} // refused-by-icmp
 	for i := range want {
 		want[i].Reset = want[i].Verdict == fwd.VerdictReject && p.Proto == fwd.TCP && !byIPVS
 	}
 	return want
 }
 
-func (o Options) expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
+func only(v fwd.Verdict) []rulesim.Result { return []rulesim.Result{{Verdict: v, Probability: 1}} }
+
+func (o Options) expect(t *fwd.Table, p fwd.Packet, l fwd.Outcome, want []rulesim.Result) []rulesim.Result {
 	h, dst := t.Header(), p.Dst.Addr()
-	l := t.Lookup(p)
-	only := func(v fwd.Verdict) []rulesim.Result { return []rulesim.Result{{Verdict: v, Probability: 1}} }
 	switch {
-	case !p.Src.IsValid() || fwd.FamilyOf(p.Src) != fwd.FamilyOf(dst):
-		return want
 	case o.excluded(dst), // excluded
 		l.Key.IsNodePort() && (dst.IsLoopback() || dst.IsLinkLocalUnicast()): // loopback-node-ports, link-local-node-ports
 		return only(fwd.VerdictPass)
@@ -93,13 +93,19 @@ func (o Options) expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rul
 	}
 	f := t.Frontend(l.Key)
 	route := f.Routes[l.Class]
-	first, forwards := primary(f)
+	_, forwards := primary(f)
 	switch {
 	case route.Action == fwd.Reject && forwards: // drop-for-reject
 		return only(fwd.VerdictDrop)
-	case route.Action != fwd.Forward:
-		return want
-	case f.Pool(route) != first && !o.canRedirect(t, &h, f): // no-alternate
+	case route.Action == fwd.Forward:
+		return o.forward(t, &h, p, f, route, want)
+	}
+	return want
+}
+
+// forward is expect for packets that are forwarded.
+func (o Options) forward(t *fwd.Table, h *fwd.Header, p fwd.Packet, f *fwd.Frontend, route fwd.Route, want []rulesim.Result) []rulesim.Result {
+	if first, _ := primary(f); f.Pool(route) != first && !o.canRedirect(t, h, f) { // no-alternate
 		want = nil
 		for _, e := range t.Pool(first).Endpoints {
 			want = append(want, rulesim.Result{Verdict: fwd.VerdictForward, Endpoint: e.Addr, Masquerade: route.Masquerade || e.Addr.Addr() == p.Src,
@@ -127,7 +133,7 @@ func (o Options) expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rul
 	return want
 }
 
-// takesOthers says whether the source of a packet, or an endpoint that it may go to, has an address of Services.
+// takesOthers reports whether the source of a packet, or an endpoint that it may go to, has an address of Services.
 func (o Options) takesOthers(t *fwd.Table, h *fwd.Header, src netip.Addr, want []rulesim.Result) bool {
 	return slices.ContainsFunc(t.VIPs(), func(v fwd.VIP) bool {
 		return !h.IsLocal(v.Addr) && !o.excluded(v.Addr) &&
@@ -146,7 +152,7 @@ func (o Options) excluded(a netip.Addr) bool {
 	return slices.ContainsFunc(o.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// rejects says whether a packet to no frontend at this address is rejected.
+// rejects reports whether packets to this address are rejected if they are not to a frontend.
 func (o Options) rejects(t *fwd.Table, h *fwd.Header, dst netip.Addr) bool {
 	if h.IsLocal(dst) {
 		return false
@@ -171,7 +177,7 @@ func primary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	return fwd.PoolKey{}, false
 }
 
-// canRedirect says whether there is a place for a second virtual server: an address of the same service port that is not
+// canRedirect reports whether there is an address for a second virtual server: an address of the same service port that is not
 // the node's. (A cluster IP that is the node's may have the pool already.)
 func (o Options) canRedirect(t *fwd.Table, h *fwd.Header, f *fwd.Frontend) bool {
 	mine, _ := primary(f)
@@ -187,7 +193,7 @@ func (o Options) canRedirect(t *fwd.Table, h *fwd.Header, f *fwd.Frontend) bool 
 	return false
 }
 
-// local says whether the endpoint is one that a pool of the table calls local.
+// local reports whether the endpoint is one that a pool of the table calls local.
 func local(t *fwd.Table, proto fwd.Proto, ep netip.AddrPort) bool {
 	for f := range t.Services() {
 		for _, p := range f.Pools {

@@ -1,10 +1,10 @@
-// Package ipvssim says for tests what a host does with packets that is programmed with the text that ipvs.Render prints.
+// Package ipvssim simulates, for tests, a host that is programmed with the output of ipvs.Render.
 //
 //	text ─► Parse ─► Machine: rules (rulesim), sets, virtual servers, local addresses ─► Run(Packet) ─► every possible Result
 //
-// Differences is the list of what mode ipvs does otherwise than the forwarding table says, and Expect applies it. It is
-// the only place in the code with such exceptions; docs/ipvs.md has the same list.
+// Differences lists how mode ipvs differs from the forwarding table, and Expect applies the list to a packet. This is the only
+// place in the code with such exceptions; docs/ipvs.md has the same list.
 //
-// The package knows the tools' input as far as Render prints it and refuses everything else. Only tests import it. It shares
-// no code with the renderer, so that an error must be made twice to go unseen.
+// The package knows only the tools' input that Render prints, and refuses everything else. It shares no code with the renderer, so
+// that an error must be made twice to go unnoticed. Only tests import it.
 package ipvssim

@@ -1,6 +1,7 @@
 package ipvssim
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,7 +12,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// Machine is a host of one family: rules, and what they can ask of it.
+// Machine is a host with rules of one family, and what these depend on.
 type Machine struct {
 	Rules *rulesim.Ruleset
 	Host  rulesim.Host
@@ -28,7 +29,7 @@ func New(f fwd.Family, local []netip.Addr) *Machine {
 	return m
 }
 
-// Parse returns the host that the text makes of one with these addresses.
+// Parse returns a host with these addresses, programmed with the text.
 func Parse(f fwd.Family, text string, local []netip.Addr) (*Machine, error) {
 	p := parser{family: f, m: New(f, local), tables: make(map[string]bool)}
 	var section func(line string, words []string) error
@@ -63,16 +64,16 @@ func Parse(f fwd.Family, text string, local []netip.Addr) (*Machine, error) {
 type parser struct {
 	family fwd.Family
 	m      *Machine
-	// rules is what there is of a table before its COMMIT.
+	// rules are the lines of a table before its COMMIT.
 	rules  strings.Builder
 	tables map[string]bool
 	device bool
 	table  string
 }
 
-var errSyntax = fmt.Errorf("not known")
+var errSyntax = errors.New("unknown syntax")
 
-// set takes a line for ipset restore.
+// set processes a line for ipset restore.
 func (p *parser) set(_ string, w []string) error {
 	switch {
 	case len(w) == 5 && w[0] == "create" && w[3] == "family" && w[4] == map[fwd.Family]string{fwd.IPv4: "inet", fwd.IPv6: "inet6"}[p.family]:
@@ -96,7 +97,7 @@ func (p *parser) set(_ string, w []string) error {
 	return errSyntax
 }
 
-// element reads "ADDR", "ADDR,PROTO:PORT" or "ADDR,PROTO:PORT,THIRD".
+// element parses "ADDR", "ADDR,PROTO:PORT" or "ADDR,PROTO:PORT,THIRD".
 func element(text string) (rulesim.Element, error) {
 	var e rulesim.Element
 	parts := strings.Split(text, ",")
@@ -128,7 +129,7 @@ func element(text string) (rulesim.Element, error) {
 	return e, nil
 }
 
-// rule takes a line for iptables-restore.
+// rule processes a line for iptables-restore.
 func (p *parser) rule(line string, _ []string) error {
 	p.rules.WriteString(line + "\n")
 	if line != "COMMIT" {
@@ -141,7 +142,7 @@ func (p *parser) rule(line string, _ []string) error {
 
 var protocols = map[string]fwd.Proto{"-t": fwd.TCP, "-u": fwd.UDP, "--sctp-service": fwd.SCTP}
 
-// server takes a line for ipvsadm --restore.
+// server processes a line for ipvsadm --restore.
 func (p *parser) server(_ string, w []string) error {
 	if len(w) < 5 {
 		return errSyntax
@@ -154,82 +155,93 @@ func (p *parser) server(_ string, w []string) error {
 	if k.Proto == 0 || fwd.FamilyOf(addr.Addr()) != p.family {
 		return errSyntax
 	}
-	s, there := p.m.Host.Servers[k]
-	switch w[0] {
-	case "-A":
-		if there || w[3] != "-s" {
-			return fmt.Errorf("the virtual server exists, or its scheduler is missing")
-		}
+	s, exists := p.m.Host.Servers[k]
+	switch {
+	case w[0] == "-A" && !exists && w[3] == "-s":
 		s.Scheduler = w[4]
-	case "-a":
-		if !there || len(w) != 8 || w[3] != "-r" || w[5] != "-m" || w[6] != "-w" {
-			return fmt.Errorf("no such virtual server, or %w", errSyntax)
-		}
-		real, err := netip.ParseAddrPort(w[4])
-		if err != nil {
+	case w[0] == "-a" && exists:
+		if s.Reals, err = addReal(s.Reals, w[3:]); err != nil {
 			return err
 		}
-		weight, err := strconv.ParseUint(w[7], 10, 31)
-		if err != nil {
-			return err
-		}
-		if slices.ContainsFunc(s.Reals, func(r rulesim.Real) bool { return r.Addr == real }) {
-			return fmt.Errorf("the real server exists")
-		}
-		s.Reals = append(slices.Clip(s.Reals), rulesim.Real{Addr: real, Weight: uint32(weight)})
 	default:
-		return errSyntax
+		return fmt.Errorf("the virtual server exists or is missing, or %w", errSyntax)
 	}
 	p.m.Host.Servers[k] = s
 	return nil
 }
 
-// address takes a line for ip -batch.
-func (p *parser) address(line string, w []string) error {
+// addReal processes the options "-r ADDR -m -w WEIGHT".
+func addReal(reals []rulesim.Real, w []string) ([]rulesim.Real, error) {
+	if len(w) != 5 || w[0] != "-r" || w[2] != "-m" || w[3] != "-w" {
+		return nil, errSyntax
+	}
+	addr, err := netip.ParseAddrPort(w[1])
+	if err != nil {
+		return nil, err
+	}
+	weight, err := strconv.ParseUint(w[4], 10, 31)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(reals, func(r rulesim.Real) bool { return r.Addr == addr }) {
+		return nil, fmt.Errorf("the real server exists")
+	}
+	return append(slices.Clip(reals), rulesim.Real{Addr: addr, Weight: uint32(weight)}), nil
+}
+
+// address processes a line for ip -batch.
+func (p *parser) address(_ string, w []string) error {
 	if p.family == fwd.IPv6 && w[0] == "-6" {
 		w = w[1:]
-	}
-	get := func(name string) string {
-		if i := slices.Index(w, name); i >= 0 && i+1 < len(w) {
-			return w[i+1]
-		}
-		return ""
 	}
 	if len(w) < 5 {
 		return errSyntax
 	}
 	switch w[0] + " " + w[1] {
 	case "link add":
-		p.device = get("type") == "dummy"
+		p.device = option(w, "type") == "dummy"
 		return nil
 	case "rule add":
-		value, mask, _ := strings.Cut(get("fwmark"), "/")
+		value, mask, _ := strings.Cut(option(w, "fwmark"), "/")
 		n, err := strconv.ParseUint(value, 0, 32)
 		if err != nil || value != mask {
-			return fmt.Errorf("mark %q: want one with itself as mask", get("fwmark"))
+			return fmt.Errorf("mark %q: want one with itself as mask", option(w, "fwmark"))
 		}
-		p.table, p.m.Host.DivertMark = get("lookup"), uint32(n)
+		p.table, p.m.Host.DivertMark = option(w, "lookup"), uint32(n)
 		return nil
 	case "address add":
 		prefix, err := netip.ParsePrefix(w[2])
-		if err != nil || !prefix.IsSingleIP() || !p.device || get("scope") != "link" {
+		if err != nil || !prefix.IsSingleIP() || !p.device || option(w, "scope") != "link" {
 			return fmt.Errorf("want one address with scope link on the dummy device")
 		}
 		p.m.Host.LocalPrefixes = append(p.m.Host.LocalPrefixes, prefix)
 		return nil
 	case "route add":
-		if strings.Contains(line, "local default dev lo table "+p.table) && p.table != "" {
-			return nil
-		}
-		prefix, err := netip.ParsePrefix(w[3])
-		if err != nil || w[2] != "local" || get("table") != "local" {
-			return errSyntax
-		}
-		if src := get("src"); src != "" && !slices.ContainsFunc(p.m.Host.Local, func(a netip.Addr) bool { return a.String() == src }) {
-			return fmt.Errorf("src %s is not an address of the host", src)
-		}
-		p.m.Host.LocalPrefixes = append(p.m.Host.LocalPrefixes, prefix)
-		return nil
+		return p.route(w[2:])
 	}
 	return errSyntax
+}
+
+// option returns the word after name.
+func option(w []string, name string) string {
+	if i := slices.Index(w, name); i >= 0 && i+1 < len(w) {
+		return w[i+1]
+	}
+	return ""
+}
+
+// route processes the words after "route add".
+func (p *parser) route(w []string) error {
+	if p.table != "" && strings.Join(w, " ") == "local default dev lo table "+p.table {
+		return nil
+	}
+	prefix, err := netip.ParsePrefix(w[1])
+	if err != nil || w[0] != "local" || option(w, "table") != "local" {
+		return errSyntax
+	}
+	if src := option(w, "src"); src != "" && !slices.ContainsFunc(p.m.Host.Local, func(a netip.Addr) bool { return a.String() == src }) {
+		return fmt.Errorf("src %s is not an address of the host", src)
+	}
+	p.m.Host.LocalPrefixes = append(p.m.Host.LocalPrefixes, prefix)
+	return nil
 }
