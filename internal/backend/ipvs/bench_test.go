@@ -19,8 +19,8 @@ type discard struct{}
 func (discard) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
 func (discard) Restore(context.Context, []byte) error               { return nil }
 
-// onFakes is a backend on a kernel that holds virtual servers, sets and addresses, since the backend looks at them as it
-// writes; what the kernel takes is in the numbers.
+// onFakes is a backend on a kernel that holds virtual servers, sets and addresses, since the
+// backend looks at them as it writes; what the kernel takes is in the numbers.
 func onFakes() backend.Backend {
 	return New(map[fwd.Family]FamilyOptions{fwd.IPv4: {
 		RenderOptions: RenderOptions{VIPs: VIPAddress, Scheduler: "rr", HairpinBPF: true, RandomFully: true},

@@ -19,19 +19,20 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Leftover is what mode ipvs left of one instance in one family, without what is in the tables nat and filter, which are cleaned together
-// with those of mode iptables.
+// Leftover is what mode ipvs left of one instance in one family, except chains in the tables nat
+// and filter, which are removed together with those of mode iptables.
 type Leftover struct {
 	Instance instance.ID
 	Family   fwd.Family
-	// Servers, VIPs and Sets count virtual servers, local addresses and sets of ours; Other routes and rules for routing,
-	// and the device if nothing would be left on it. Chains counts those of table mangle, in all flavours of iptables.
+	// Servers, VIPs and Sets count our virtual servers, local addresses and sets. Other counts
+	// routes, routing rules, and the device if nothing else is on it. Chains counts chains of table
+	// mangle in all flavours of iptables.
 	Servers, VIPs, Sets, Other, Chains int
 
 	host host
 }
 
-// host is the kernel as clean-up sees it.
+// host is the kernel for clean-up.
 type host struct {
 	servers hostipvs.Interface
 	sets    ipset.Sets
@@ -41,14 +42,15 @@ type host struct {
 	id      instance.ID
 }
 
-// Leftovers finds all that mode ipvs has left of the instances, or of every one if none is given, except what has an address in one of the networks. It changes nothing, and
-// loads no module. The function closes what the Leftovers need; it is never nil. What cannot be read is in the error, which
-// may come beside a result.
+// Leftovers finds what mode ipvs left of the instances, or of all instances if none is given,
+// except objects with an address in one of the networks. It changes nothing and loads no module.
+// The returned function closes what the Leftovers need; it is never nil. The error says what cannot
+// be read; there may be results as well.
 func Leftovers(ctx context.Context, exclude []netip.Prefix, ids ...instance.ID) ([]Leftover, func(), error) {
 	var closers []func() error
 	closeAll := func() {
 		for _, c := range closers {
-			_ = c() // sockets; what was written stays
+			_ = c() // only closes sockets
 		}
 	}
 	h := host{servers: noServers{}, sets: noSets{}, exclude: exclude}
@@ -101,10 +103,11 @@ func Leftovers(ctx context.Context, exclude []netip.Prefix, ids ...instance.ID) 
 	return out, closeAll, errors.Join(errs...)
 }
 
-// instances are those that have sets, virtual servers or chains of table mangle, and the one without a name.
+// instances returns the instances with sets, virtual servers or chains of table mangle, and the
+// unnamed one.
 func (h host) instances(ctx context.Context, mangle map[fwd.Family][]xtables.Interface) ([]instance.ID, error) {
 	ids := map[instance.ID]bool{0: true}
-	note := func(name string) {
+	add := func(name string) {
 		if id, ok := instance.OfObject(name); ok {
 			ids[id] = true
 		}
@@ -113,7 +116,7 @@ func (h host) instances(ctx context.Context, mangle map[fwd.Family][]xtables.Int
 	sets, err := h.sets.List(ctx, instance.NamedPrefix)
 	errs = append(errs, err)
 	for _, s := range sets {
-		note(s.Name)
+		add(s.Name)
 	}
 	content, err := h.servers.List(ctx)
 	errs = append(errs, err)
@@ -126,7 +129,7 @@ func (h host) instances(ctx context.Context, mangle map[fwd.Family][]xtables.Int
 		chains, err := tables.Read(ctx, tableMangle)
 		errs = append(errs, err)
 		for name := range chains {
-			note(name)
+			add(name)
 		}
 	}
 	return slices.Sorted(maps.Keys(ids)), errors.Join(errs...)
@@ -140,7 +143,7 @@ func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 	t := h.backend(f, 0, 0).families[0].target
 	found, err := t.Read(ctx)
 	if err != nil {
-		return l, fmt.Errorf("read what mode ipvs left, %s: %w", f, err)
+		return l, fmt.Errorf("read objects of mode ipvs, %s: %w", f, err)
 	}
 	for k := range found {
 		switch k.Kind {
@@ -168,7 +171,8 @@ func (h host) leftover(ctx context.Context, f fwd.Family) (Leftover, error) {
 	return l, nil
 }
 
-// backend is one whose rules are not its business, for objects with our tag alone. The times are those of FamilyOptions.
+// backend returns a Backend without rules, for objects with our tag only. fin and longest are
+// FinTimeout and DrainTimeout.
 func (h host) backend(f fwd.Family, fin, longest time.Duration) *Backend {
 	b := New(map[fwd.Family]FamilyOptions{f: {
 		RenderOptions: RenderOptions{Instance: h.id, Exclude: h.exclude},
@@ -179,8 +183,9 @@ func (h host) backend(f fwd.Family, fin, longest time.Duration) *Backend {
 	return b
 }
 
-// Remove takes it out of the kernel. The rules of tables nat and filter must be gone, since they ask the sets. Connections
-// by way of virtual servers end. Nobody else's virtual server is touched.
+// Remove removes the objects. The rules in tables nat and filter must have been removed, because
+// they use the sets. Connections through virtual servers break. Virtual servers of other programs
+// are not changed.
 func (l Leftover) Remove(ctx context.Context) error {
 	for _, tables := range l.host.mangle {
 		if err := cleanMangle(ctx, tables); err != nil {
@@ -193,18 +198,18 @@ func (l Leftover) Remove(ctx context.Context) error {
 	return l.host.removeDevice(ctx)
 }
 
-// Retire is Remove for a node on which other rules serve by now: connections of virtual servers may end first, for so
-// long at most.
+// Retire is Remove for a node on which other rules serve already: it lets connections of virtual
+// servers end first, for at most longest.
 func (l Leftover) Retire(ctx context.Context, longest time.Duration) error {
-	// Mode ipvs may have set how long the kernel remembers a connection that is being closed.
+	// Mode ipvs may have changed the timeout of closing connections.
 	t, err := l.host.servers.Timeouts(ctx)
 	if err != nil {
 		return err
 	}
 	b := l.host.backend(l.Family, t.TCPFin, longest)
 	if err := b.families[0].Engine.Cleanup(ctx); err != nil {
-		// What is not gone yet goes below.
-		b.families[0].target.opts.Logger.Debug("not everything can be removed yet", "error", err)
+		// Remove below retries.
+		b.families[0].target.opts.Logger.Debug("cannot remove everything yet", "error", err)
 	}
 	for next := b.Tend(ctx, time.Now()); !next.IsZero(); next = b.Tend(ctx, time.Now()) {
 		select {
@@ -216,7 +221,8 @@ func (l Leftover) Retire(ctx context.Context, longest time.Duration) error {
 	return l.Remove(ctx)
 }
 
-// removeDevice removes the device if there is nothing on it but what the kernel itself puts on a device that is up.
+// removeDevice removes the device if it has only link-local addresses, which the kernel adds to a
+// device that is up.
 func (h host) removeDevice(ctx context.Context) error {
 	on, _, err := h.links.Addrs(ctx, h.id.Device())
 	if err != nil || !empty(on) {
@@ -233,7 +239,7 @@ func empty(on []link.Addr) bool {
 	return !slices.ContainsFunc(on, func(a link.Addr) bool { return !a.Prefix.Addr().IsLinkLocalUnicast() })
 }
 
-// clean is what is left to do when all keys are gone.
+// clean removes what is left when all keys were removed.
 func (t *target) clean(ctx context.Context) error {
 	t.mu.Lock()
 	t.complete = true
@@ -242,7 +248,7 @@ func (t *target) clean(ctx context.Context) error {
 	return t.release(ctx)
 }
 
-// mangleTables are those that the kernel has, in every flavour of iptables that is installed.
+// mangleTables returns access to table mangle for every installed flavour of iptables.
 func mangleTables(f fwd.Family) ([]xtables.Interface, error) {
 	flavours := []xtables.Flavour{xtables.NFT, xtables.Legacy}
 	missing := func(fl xtables.Flavour) bool {
@@ -266,7 +272,7 @@ func mangleTables(f fwd.Family) ([]xtables.Interface, error) {
 	return out, errors.Join(errs...)
 }
 
-// mangleChains are our chains in table mangle, and the jumps to them in others.
+// mangleChains returns our chains in table mangle and the jumps to them in other chains.
 func mangleChains(ctx context.Context, tables xtables.Interface) (map[Key]Value, error) {
 	table, err := tables.Read(ctx, tableMangle)
 	if err != nil {
@@ -291,7 +297,7 @@ func cleanMangle(ctx context.Context, tables xtables.Interface) error {
 	return tables.Restore(ctx, restoreInput(p, nil, gone, gone, gone))
 }
 
-// noTables is the tables of iptables where they are somebody else's business.
+// noTables is iptables without any of our rules, for clean-up that must not write rules.
 type noTables struct{}
 
 func (noTables) Read(context.Context, string) (xtables.Table, error) { return nil, nil }
@@ -300,7 +306,7 @@ func (noTables) Restore(_ context.Context, input []byte) error {
 	return fmt.Errorf("BUG: clean-up wrote rules: %s", strings.TrimSpace(string(input)))
 }
 
-// noServers is the virtual servers of a kernel without IPVS.
+// noServers is IPVS in a kernel without it.
 type noServers struct{ hostipvs.Interface }
 
 func (noServers) Read(context.Context) (hostipvs.Content, error) { return hostipvs.Content{}, nil }
@@ -311,7 +317,7 @@ func (noServers) Timeouts(context.Context) (hostipvs.Timeouts, error) {
 	return hostipvs.Timeouts{}, nil
 }
 
-// noSets is the sets of a kernel without them.
+// noSets is ip_set in a kernel without it.
 type noSets struct{ ipset.Sets }
 
 func (noSets) List(context.Context, string) ([]ipset.Content, error) { return nil, nil }

@@ -39,7 +39,7 @@ type simulation struct {
 
 	writes, fail int
 	foreign      string
-	// machines are what packets meet; they are made anew after the kernel changed.
+	// machines simulate packets; they are rebuilt after the kernel changed.
 	machines map[fwd.Family]*ipvssim.Machine
 }
 
@@ -47,9 +47,9 @@ type simulation struct {
 type simTables struct {
 	rules *rulesim.Ruleset
 	sim   *simulation
-	// sets are those that rules may name.
+	// sets are the sets that rules may use.
 	sets map[string]bool
-	// failReads is how many calls that read are to fail.
+	// failReads is the number of reads that will fail.
 	failReads int
 }
 
@@ -71,7 +71,7 @@ func newSimulation(h fwd.Header, o RenderOptions) *simulation {
 	return s
 }
 
-// write counts a call that writes, and fails it if that was asked for.
+// write counts a write, and fails it if requested.
 func (s *simulation) write(writes bool, err error) error {
 	if !writes {
 		return nil
@@ -97,7 +97,7 @@ func (t *simTables) Restore(_ context.Context, input []byte) error {
 	transient := &xtables.RestoreError{Stderr: "made to fail", Transient: true, Err: errors.New("exit status 4")}
 	failed := t.sim.write(true, transient)
 	if failed != nil {
-		// A restore that fails may have written the tables before the one at which it failed.
+		// A restore may fail after it has written some tables.
 		i := strings.Index(string(input), "COMMIT\n")
 		if t.sim.fail%2 == 0 || i < 0 {
 			return failed
@@ -115,7 +115,7 @@ func (t *simTables) Restore(_ context.Context, input []byte) error {
 	if err := t.rules.Restore(string(input)); err != nil {
 		return &xtables.RestoreError{Stderr: err.Error(), Err: errors.New("exit status 1")}
 	}
-	// No set is destroyed that a rule needs.
+	// Sets that rules use cannot be destroyed.
 	uses := make(map[string]int)
 	words := strings.Fields(t.rules.Save())
 	for i, w := range words {
@@ -166,7 +166,7 @@ func (s *simulation) JudgeMarked(p fwd.Packet, mark uint32) ([]backendtest.Outco
 	return outcomes(results), err
 }
 
-// machine is what packets of a family meet.
+// machine simulates packets of a family.
 func (s *simulation) machine(f fwd.Family) (*ipvssim.Machine, error) {
 	if m := s.machines[f]; m != nil {
 		return m, nil
@@ -211,7 +211,7 @@ func (s *simulation) machine(f fwd.Family) (*ipvssim.Machine, error) {
 	return m, nil
 }
 
-// routing says which packets are delivered to the host.
+// routing determines which packets are delivered to the host.
 func (s *simulation) routing(ctx context.Context, f fwd.Family, h *rulesim.Host) error {
 	addrs, _, err := s.links.Addrs(ctx, Device)
 	if err != nil {
@@ -250,7 +250,7 @@ func outcomes(results []rulesim.Result) []backendtest.Outcome {
 	return out
 }
 
-// simOptions are the options of Expect that fit those of the renderer.
+// simOptions converts the options of the renderer to those of Expect.
 func simOptions(o RenderOptions) ipvssim.Options {
 	return ipvssim.Options{Divert: o.VIPs == VIPMark, Route: o.VIPs == VIPRoute, HairpinBPF: o.HairpinBPF, Exclude: o.Exclude}
 }
@@ -263,7 +263,7 @@ func (s *simulation) Deviate(t *fwd.Table, p fwd.Packet, lookup []backendtest.Ou
 	return outcomes(simOptions(s.options).Expect(t, p, want))
 }
 
-// Dump shows what the target takes for ours; Foreign makes things that it must not.
+// Dump prints what Read returns; Foreign adds objects that must not be in it.
 func (s *simulation) Dump() string {
 	var b strings.Builder
 	for line := range strings.Lines(s.everything()) {
@@ -274,14 +274,14 @@ func (s *simulation) Dump() string {
 	return b.String()
 }
 
-// foreignMarks are found in each line of everything that is about foreign objects or the host itself.
+// foreignMarks occur in each line of everything about foreign objects or the host itself.
 var foreignMarks = []string{"KUBE-", "192.0.2.", "2001:db8:f::", "dev eth0", "device ", ":PREROUTING", ":INPUT", ":FORWARD", ":OUTPUT", ":POSTROUTING", "*", "COMMIT"}
 
 func isForeign(line string) bool {
 	return slices.ContainsFunc(foreignMarks, func(m string) bool { return strings.Contains(line, m) })
 }
 
-// everything is all that the kernel holds, sorted where the order is of no importance.
+// everything prints all objects of the kernel, sorted if their order does not matter.
 func (s *simulation) everything() string {
 	var b strings.Builder
 	for _, f := range fwd.Families {
@@ -316,7 +316,7 @@ func (s *simulation) foreignText() string {
 
 func (s *simulation) ForeignIntact() error { return backendtest.Unchanged(s.foreign, s.foreignText()) }
 
-// Drift does what other programs and people do.
+// Drift changes something as another program would.
 func (s *simulation) Drift(r *rand.Rand) string {
 	clear(s.machines)
 	f := fwd.Families[r.IntN(2)]

@@ -14,17 +14,19 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// A real server that is no longer wanted keeps its connections: its weight becomes 0, and it is deleted when that breaks no
-// connection (drains.complete).
+// A real server that is no longer wanted keeps its connections: its weight becomes 0, and it is
+// deleted when that breaks no connection (drains.complete).
 //
 //	serving(w) ──no longer wanted──► draining ──complete──► deleted
 //	     ▲                              │
 //	     └────────wanted again──────────┘ only the weight changes: a deletion would break connections, even new ones
 //
-// The same holds for a whole virtual server; meanwhile its address stays the node's. UDP has no connections: its servers are
-// deleted at once, and the kernel selects another real server for the next packet of each client.
+// The same holds for a whole virtual server; meanwhile its address stays the node's. UDP has no
+// connections: its servers are deleted at once, and the kernel selects another real server for the
+// next packet of each client.
 
-// manyServers is the number of virtual servers from which one Read costs less than RealServers for each.
+// manyServers is the number of virtual servers from which one Read costs less than RealServers for
+// each.
 const manyServers = 300
 
 // drain records that a real server got weight 0.
@@ -58,7 +60,8 @@ func (t *target) tend(ctx context.Context, now time.Time) (next time.Time, faile
 	return next, failed
 }
 
-// tendServers deletes real and virtual servers that have drained, and returns the deletions that failed.
+// tendServers deletes real and virtual servers that have drained, and returns the deletions that
+// failed.
 func (t *target) tendServers(ctx context.Context, now time.Time) (failed failures) {
 	for a := range t.pods.takeEnded() {
 		t.drains.ended(a, now)
@@ -79,7 +82,8 @@ func (t *target) tendServers(ctx context.Context, now time.Time) (failed failure
 	return failed
 }
 
-// states reads the real servers of virtual servers. A virtual server that does not exist has no entry.
+// states reads the real servers of virtual servers. A virtual server that does not exist has no
+// entry.
 func (t *target) states(ctx context.Context, keys []Key) (map[Key][]hostipvs.RealState, error) {
 	out := make(map[Key][]hostipvs.RealState, len(keys))
 	if len(keys) < manyServers {
@@ -139,8 +143,8 @@ func (t *target) draining(now time.Time) Draining {
 	return out
 }
 
-// DrainingAt returns the real servers behind a destination that drain in this node's kernel, with their connections. Without
-// IPVS in the kernel there are none; no module is loaded.
+// DrainingAt returns the real servers behind a destination that drain in this node's kernel, with
+// their connections. Without IPVS in the kernel there are none; no module is loaded.
 func DrainingAt(ctx context.Context, proto fwd.Proto, dst netip.AddrPort) (out []hostipvs.RealState, err error) {
 	if _, err := os.Stat("/proc/thread-self/net/ip_vs"); err != nil {
 		return nil, nil
@@ -162,8 +166,8 @@ func DrainingAt(ctx context.Context, proto fwd.Proto, dst netip.AddrPort) (out [
 	return out, nil
 }
 
-// pods tracks which endpoints are shutting down, and which of these have terminated since the last Tend. It belongs to the
-// loop's goroutine.
+// pods tracks which endpoints are shutting down, and which of these have terminated since the last
+// Tend. It belongs to the loop's goroutine.
 type pods struct {
 	// terminating counts the Services in which an endpoint is shutting down.
 	terminating map[netip.AddrPort]int

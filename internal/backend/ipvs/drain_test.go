@@ -26,8 +26,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/sysctl"
 )
 
-// Each condition under which a real server that drains is deleted, with a fin time-out of 2 minutes and a bound of 15. At
-// second 0 the endpoint 10.0.0.2:8080 is removed; steps say what happens when, and whether it is there afterwards.
+// TestDrainConditions covers each condition for deleting a draining real server, with a fin timeout
+// of 2 minutes and a limit of 15. At second 0 the endpoint 10.0.0.2:8080 is removed; steps say what
+// happens when, and whether it still exists afterwards.
 func TestDrainConditions(t *testing.T) {
 	type step struct {
 		at               int // seconds
@@ -37,7 +38,8 @@ func TestDrainConditions(t *testing.T) {
 	}
 	tests := []struct {
 		name string
-		// terminating says that the endpoint was served as one that shuts down; leaving that it is known to shut down.
+		// terminating means that the endpoint was shutting down while it served; leaving that it is
+		// known to shut down now.
 		terminating, leaving bool
 		whole                bool
 		reason               Reason
@@ -45,7 +47,7 @@ func TestDrainConditions(t *testing.T) {
 	}{
 		{"no connection", false, false, false, DrainRemoved, []step{{0, 0, 0, false, false}}},
 		{"closed in time", false, false, false, DrainRemoved, []step{{0, 1, 0, false, true}, {5, 0, 1, false, true}, {60, 0, 0, false, false}}},
-		{"only closing ones for the fin time-out", false, false, false, DrainRemoved,
+		{"only closing ones for the fin timeout", false, false, false, DrainRemoved,
 			[]step{{0, 1, 0, false, true}, {10, 0, 3, false, true}, {120, 0, 3, false, true}, {131, 0, 3, false, false}}},
 		{"established again meanwhile", false, false, false, DrainRemoved,
 			[]step{{0, 0, 3, false, true}, {100, 1, 2, false, true}, {130, 0, 2, false, true}, {249, 0, 2, false, true}, {250, 0, 2, false, false}}},
@@ -110,8 +112,8 @@ func TestDrainConditions(t *testing.T) {
 	}
 }
 
-// The kernel is asked after a second, two, four, at last every 15, and only about what drains; an end that is known
-// beforehand is not missed.
+// TestPolling proves that the kernel is polled after 1, 2, 4 seconds, later every 15, only about
+// what drains, and exactly at known expiries.
 func TestPolling(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
@@ -142,7 +144,7 @@ func TestPolling(t *testing.T) {
 	}
 }
 
-// Very many are looked after by one reading of all.
+// Many draining virtual servers are polled by one Read.
 func TestManyDrain(t *testing.T) {
 	b := newBench(t)
 	var all []service
@@ -173,7 +175,7 @@ func TestManyDrain(t *testing.T) {
 	}
 }
 
-// What an earlier process let drain goes on draining, unless it is wanted.
+// What drained under an earlier process continues to drain, unless it is wanted again.
 func TestDrainFoundAtStart(t *testing.T) {
 	b := newBench(t)
 	v := vs(fwd.TCP, "10.96.0.50:80")
@@ -199,7 +201,7 @@ func TestDrainFoundAtStart(t *testing.T) {
 	b.has(v, "gone")
 }
 
-// The kernel may fail, and others may interfere.
+// The kernel may fail, and other programs may interfere.
 func TestDrainTrouble(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
@@ -237,7 +239,7 @@ func TestSweeper(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var table conntrackfake.Table
 				table.Add(flow(6, "10.96.0.1:80"), flow(6, "10.96.0.1:81"), flow(17, "10.96.0.1:80"), flow(132, "10.96.0.2:80"))
-				// Connections that were made in the right way, and a flow of what is no more.
+				// Connections through the virtual server, and a flow of a deleted one.
 				live, old := flow(6, "10.96.0.1:80"), flow(17, "10.96.0.3:53")
 				live.OrigSrc, live.ReplySrc, old.ReplySrc = addr("10.0.0.1:2"), addr("10.244.0.1:8080"), addr("10.244.0.1:53")
 				live.ReplyDst = live.OrigSrc
@@ -264,7 +266,7 @@ func TestSweeper(t *testing.T) {
 				s.submit(fwd.SCTP, []netip.AddrPort{addr("10.96.0.2:80")}, false)
 				s.submit(fwd.UDP, []netip.AddrPort{addr("10.96.0.3:53")}, true)
 				s.submit(fwd.UDP, []netip.AddrPort{addr("10.96.0.3:53")}, false)
-				// Only now, or it depends on the scheduler what is swept together.
+				// Start only now; otherwise the batches depend on the scheduler.
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan struct{})
 				go func() { s.run(ctx); close(done) }()
@@ -272,7 +274,7 @@ func TestSweeper(t *testing.T) {
 				if many != (ops["dump"] == 1) || ops["dump to"] != map[bool]int{false: 3, true: 2}[many] {
 					t.Errorf("calls %v", ops)
 				}
-				// It goes on with what is asked for later.
+				// Later requests work as well.
 				late := flow(132, "10.96.0.4:80")
 				table.Add(late)
 				s.submit(fwd.SCTP, []netip.AddrPort{late.OrigDst}, false)
@@ -293,7 +295,8 @@ func TestSweeper(t *testing.T) {
 	}
 }
 
-// TestSweeperTriesAgain proves that flows which could not be removed are removed later, without a change in between.
+// TestSweeperTriesAgain proves that flows that could not be removed are removed later, without
+// another change.
 func TestSweeperTriesAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		vip := netip.MustParseAddrPort("10.96.0.3:53")
@@ -401,8 +404,8 @@ func TestTimeouts(t *testing.T) {
 	}
 }
 
-// A virtual server that goes, and has no connection for which it would stay, is gone when a write has succeeded, and so is its
-// address: otherwise what clients send to other ports there is rejected, though it is nobody's any more.
+// A removed virtual server without connections is deleted by the same write, and so is its address.
+// Otherwise packets to other ports of the address would be rejected although it is no longer ours.
 func TestFailureToDeleteServer(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
@@ -426,8 +429,8 @@ func TestFailureToDeleteServer(t *testing.T) {
 	b.idle()
 }
 
-// Whoever waits for the kernel to have nothing of a removed Service any more reads one number. It is 0 when nothing is left, and
-// not before, whatever of the Service is taken out when.
+// One number tells whether the kernel still has objects of removed Services: Draining.Objects is 0
+// when nothing is left, and not before, in whatever order the objects are removed.
 func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
 	objects := func(b *bench) int { return b.backend.Draining()[0].Objects }
 	dns := service{name: "dns", vip: "10.96.0.53", proto: fwd.UDP, endpoints: web.endpoints}
@@ -447,7 +450,7 @@ func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
 				}
 				b.servers.SetConnections(webV, one, connections, 0)
 
-				// Each change of the kernel is made while the number says that something is to be done.
+				// The number is not 0 during each change of the kernel.
 				changes := 0
 				look := func(change any) error {
 					if changes++; objects(b) == 0 {
@@ -485,7 +488,7 @@ func TestDrainingObjectsAreAllThatGoes(t *testing.T) {
 	}
 }
 
-// What cannot be taken out still goes, until it is gone, by whose hand ever.
+// An object that cannot be removed counts until it is removed, no matter by whom.
 func TestDrainingObjectsThatCannotBeDeleted(t *testing.T) {
 	vip := link.Addr{Dev: Device, Prefix: netip.MustParsePrefix(web.vip + "/32")}
 	for _, by := range []string{"us", "somebody else"} {

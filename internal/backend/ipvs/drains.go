@@ -16,13 +16,15 @@ type Reason uint8
 
 // The reasons.
 const (
-	// DrainRemoved: the endpoint is no longer selected, but its pod may still run: a label changed, or it became unready.
+	// DrainRemoved: the endpoint is no longer selected, but its pod may still run: a label changed,
+	// or it became unready.
 	DrainRemoved Reason = iota
 	// DrainTerminating: the pod is shutting down.
 	DrainTerminating
 	// DrainServer: the whole virtual server was removed.
 	DrainServer
-	// DrainFound: the real server had weight 0 when the kernel was read; an earlier process left it.
+	// DrainFound: the real server had weight 0 when the kernel was read; an earlier process left
+	// it.
 	DrainFound
 	// NumReasons is the number of reasons, for arrays by reason.
 	NumReasons
@@ -33,8 +35,8 @@ func (r Reason) String() string {
 }
 
 const (
-	// endedGrace is how long connections to a terminated pod are kept. Afterwards clients get a reset instead of waiting for
-	// answers until they give up.
+	// endedGrace is how long connections to a terminated pod are kept. Afterwards clients get a
+	// reset instead of waiting for answers until they give up.
 	endedGrace = 5 * time.Second
 	// Connections are polled after firstPoll, then after intervals that double up to lastPoll.
 	firstPoll = time.Second
@@ -47,8 +49,8 @@ type drainingReal struct {
 	reason Reason
 	// instance is the Instance of the endpoint; 0 if unknown.
 	instance uint32
-	// endsAt is when the real server is deleted regardless of its connections, because its pod has terminated; zero if it has
-	// not.
+	// endsAt is when the real server is deleted regardless of its connections, because its pod has
+	// terminated; zero if it has not.
 	endsAt time.Time
 	// idleSince is since when no connection is established; zero while one is.
 	idleSince time.Time
@@ -68,7 +70,8 @@ type drainingServer struct {
 	pause  time.Duration
 }
 
-// drains knows what drains and decides when it may be deleted. It does no I/O and is safe for concurrent use.
+// drains knows what drains and decides when it may be deleted. It does no I/O and is safe for
+// concurrent use.
 type drains struct {
 	// fin is the time after which the kernel forgets a connection that is being closed.
 	fin time.Duration
@@ -83,7 +86,8 @@ func newDrains(fin, limit time.Duration) *drains {
 	return &drains{fin: fin, limit: limit, servers: make(map[Key]*drainingServer)}
 }
 
-// complete reports whether deleting a real server now breaks no connection, or only some that are not worth waiting for:
+// complete reports whether deleting a real server now breaks no connection, or only some that are
+// not worth waiting for:
 //
 //   - it has no connection;
 //   - none has been established for so long that the closing ones are closed;
@@ -205,7 +209,8 @@ func (d *drains) draining(k Key, a netip.AddrPort) (instance uint32, ok bool) {
 	return 0, false
 }
 
-// whole returns the virtual servers that drain as a whole, with the settings that they have in the kernel.
+// whole returns the virtual servers that drain as a whole, with the settings that they have in the
+// kernel.
 func (d *drains) whole() map[Key]hostipvs.Settings {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -278,8 +283,8 @@ func (d *drains) next() (next time.Time) {
 	return next
 }
 
-// judge takes the kernel's real servers of a virtual server and returns those that may be deleted. empty means that the virtual
-// server may be deleted with them.
+// judge takes the kernel's real servers of a virtual server and returns those that may be deleted.
+// empty means that the virtual server may be deleted with them.
 func (d *drains) judge(k Key, reals []hostipvs.RealState, now time.Time) (done []netip.AddrPort, empty bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -315,8 +320,9 @@ type Draining struct {
 	Oldest time.Duration
 	// Connections is the number of their connections at the last poll.
 	Connections uint64
-	// Objects is the number of all objects that are still to be removed from the kernel: real servers and virtual servers that
-	// drain, addresses and elements of sets that these need, and deletions that are pending. At 0 nothing drains.
+	// Objects is the number of all objects that are still to be removed from the kernel: real
+	// servers and virtual servers that drain, addresses and elements of sets that these need, and
+	// deletions that are pending. At 0 nothing drains.
 	Objects int
 }
 

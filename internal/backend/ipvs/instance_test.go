@@ -26,7 +26,7 @@ func TestTagsOfInstances(t *testing.T) {
 	}
 }
 
-// TestInstancesDoNotMeet has a second instance on the node of a bench, each with a Service of its own.
+// TestInstancesDoNotMeet has a second instance on the node of a bench, each with its own Service.
 func TestInstancesDoNotMeet(t *testing.T) {
 	one := newBench(t)
 	two := newBench(t, func(o *FamilyOptions) {
@@ -55,7 +55,7 @@ func TestInstancesDoNotMeet(t *testing.T) {
 		}
 	}
 
-	// The same virtual server twice is a conflict that the first one wins.
+	// If both want the same virtual server, the first one gets it.
 	two.put(service{name: "a", vip: "10.96.0.10", endpoints: []fwd.Endpoint{ep("10.244.1.7:80", 0)}})
 	if _, err := two.backend.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "another instance") {
 		t.Errorf("a virtual server of the other: %v", err)

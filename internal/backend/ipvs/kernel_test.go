@@ -166,8 +166,8 @@ func dualFragment(i int, proto fwd.Proto, endpoints int) *fwd.Fragment {
 	return f
 }
 
-// What was written is what is read, in all ways to bind VIPs and both families, so that a restart writes nothing; and
-// clean-up leaves a kernel as it was, with the virtual servers of others.
+// What was written is what is read, in all ways to bind VIPs and both families, so that a restart
+// writes nothing; and clean-up leaves a kernel as it was, with the virtual servers of others.
 func TestKernelRoundTrip(t *testing.T) {
 	for _, mode := range []VIPMode{VIPAddress, VIPRoute, VIPMark} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -334,8 +334,9 @@ func ask(c net.Conn) string {
 	return strings.TrimSpace(line)
 }
 
-// The address of a Service that is gone stays as --ipvs-vip=address made it, until its connection has ended after the change to
-// another way. When it goes, the last one of its device, the other Services are still reached in the new way.
+// The address of a Service that is gone stays as --ipvs-vip=address made it, until its connection
+// has ended after the change to another way. When it goes, the last one of its device, the other
+// Services are still reached in the new way.
 func TestKernelChangeOfVIPMode(t *testing.T) {
 	for _, mode := range []VIPMode{VIPRoute, VIPMark} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -388,8 +389,8 @@ func TestKernelChangeOfVIPMode(t *testing.T) {
 	}
 }
 
-// Connections outlive their endpoint's place in the pool and their Service; new ones go elsewhere; a weight that changes
-// and an endpoint that comes back do them no harm; in the end they are cut.
+// Connections outlive their endpoint's place in the pool and their Service; new ones go elsewhere;
+// a weight that changes and an endpoint that comes back do them no harm; in the end they are cut.
 func TestKernelDrain(t *testing.T) {
 	for _, mode := range []VIPMode{VIPAddress, VIPRoute, VIPMark} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -518,7 +519,7 @@ func TestKernelOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, err := n.servers.Timeouts(ctx); got.TCP != time.Hour || err != nil {
-		t.Errorf("time-outs %v, %v", got, err)
+		t.Errorf("timeouts %v, %v", got, err)
 	}
 	h := fwd.Header{MasqueradeBit: 14}
 	p.Update(n.table.SetHeader(h))
@@ -537,7 +538,7 @@ func TestKernelOpen(t *testing.T) {
 	select {
 	case <-p.Drift:
 	case <-time.After(hosttest.Patience):
-		t.Fatal("nobody told of an address that is gone")
+		t.Fatal("no hint for a removed address")
 	}
 	if n, err := p.Observe(ctx); n != 1 || err != nil {
 		t.Errorf("%d objects differ, %v", n, err)
@@ -554,7 +555,8 @@ func TestKernelOpen(t *testing.T) {
 	}
 }
 
-// BenchmarkKernel writes to a real kernel: everything at first, and one changed endpoint beside few and many Services.
+// BenchmarkKernel writes to a real kernel: everything, and one changed endpoint among few and many
+// Services.
 func BenchmarkKernel(b *testing.B) {
 	load := func(b *testing.B, services, endpoints int) *node {
 		n := newNode(b, VIPAddress)

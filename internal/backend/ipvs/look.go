@@ -9,35 +9,37 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// The kernel tells nobody who changes virtual servers or sets, so that these are looked at again and again: the shortest time
-// between two looks, and how many times as long as a look itself.
+// The kernel does not notify about changes of virtual servers and sets, so they are polled.
+// lookEvery is the minimum interval, lookShare the minimum ratio of the interval to the duration of
+// a poll.
 const (
 	lookEvery = time.Second
 	lookShare = 100
 )
 
-// looker notices that others have changed virtual servers, real servers or sets of ours. A look costs a fraction of
-// a reading: of sets it asks for the number of elements alone, and it keeps nothing but sums.
+// looker detects changes of our virtual servers, real servers and sets by others. A poll costs a
+// fraction of a Read: of sets it reads only the number of entries, and it keeps only checksums.
 type looker struct {
 	servers interface {
 		Read(context.Context) (hostipvs.Content, error)
 	}
-	// sizes returns the number of elements of each set whose name begins with a prefix.
+	// sizes returns the number of entries of each set whose name begins with a prefix.
 	sizes   func(ctx context.Context, prefix string) (map[string]uint32, error)
 	targets []*target
 	hints   backend.Hints
 	seed    maphash.Seed
-	// last is what was seen of each target by the last of so many looks.
+	// last is the result of the last poll by target; looks counts polls.
 	last  []sight
 	looks int
 }
 
-// sight is what a look saw of one family.
+// sight is the result of a poll of one family.
 type sight struct {
-	// writes is the target's count of its own writes; known says that none went on while it looked.
+	// writes is the target's count of its own writes; known means that none was in progress during
+	// the poll.
 	writes uint64
 	known  bool
-	// servers and sets are sums over what is there.
+	// servers and sets are checksums.
 	servers, sets uint64
 }
 
@@ -45,7 +47,7 @@ func newLooker(servers hostipvs.Interface, sizes func(context.Context, string) (
 	return &looker{servers: servers, sizes: sizes, targets: targets, hints: hints, seed: maphash.MakeSeed(), last: make([]sight, len(targets))}
 }
 
-// run looks until the context ends.
+// run polls until the context ends.
 func (l *looker) run(ctx context.Context) {
 	for pause := lookEvery; ; {
 		select {
@@ -59,8 +61,9 @@ func (l *looker) run(ctx context.Context) {
 	}
 }
 
-// look looks once, and gives hints where something is not as it was at the last look though the target wrote nothing. Where
-// the target wrote since then, or a look failed, nobody knows whether others wrote as well, which only a reading can tell.
+// look polls once, and sends hints if something has changed since the last poll although the target
+// wrote nothing. If the target wrote meanwhile, or a poll failed, only a Read can tell whether
+// others wrote as well, so this is a hint too.
 func (l *looker) look(ctx context.Context) {
 	now := make([]sight, len(l.targets))
 	for i, t := range l.targets {
@@ -93,7 +96,7 @@ func (l *looker) look(ctx context.Context) {
 	l.last = now
 }
 
-// sumServers adds up the virtual servers that may be the target's, with their real servers.
+// sumServers returns a checksum of the target's virtual servers with their real servers.
 func (l *looker) sumServers(t *target, servers []hostipvs.Server) (sum uint64) {
 	for _, srv := range servers {
 		if !t.owns(srv.Settings.Flags, false) || t.foreign(srv.VirtualServer.Addr.Addr()) {
@@ -113,7 +116,7 @@ func (l *looker) sumServers(t *target, servers []hostipvs.Server) (sum uint64) {
 	return sum
 }
 
-// quiet returns the count of the target's own writes, and whether none goes on.
+// quiet returns the count of the target's own writes, and whether none is in progress.
 func (t *target) quiet() (writes uint64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// TestLooks: what others do to virtual servers and sets makes a hint at the next look, what we write makes one for a reading, and
-// connections, which count up, make none.
+// TestLooks proves that changes of virtual servers and sets by others cause a hint at the next
+// poll, that our writes cause one for a Read, and that connections cause none.
 func TestLooks(t *testing.T) {
 	b := newBench(t)
 	b.put(service{name: "a", vip: "10.0.0.1", endpoints: []fwd.Endpoint{ep("10.1.0.1:80", 1), ep("10.1.0.2:80", 2)}})

@@ -17,61 +17,61 @@ const (
 	tableFilter = "filter"
 )
 
-// chainPrefix begins the name of every chain that is ours; in built-in chains only rules that lead to these are ours. The chains and
-// sets of an instance with a name begin otherwise in the kernel (names), with as many bytes.
+// chainPrefix is the prefix of our chains; in built-in chains only jumps to these are ours. In the
+// kernel, chains and sets of a named instance have another prefix of the same length (names).
 const chainPrefix = "FAIRLEAD-"
 
-// names translates between the names in this package and those of an instance in the kernel.
+// names translates between the names in this package and the names of an instance in the kernel.
 func names(id instance.ID) xtables.Exchange { return xtables.NewExchange(chainPrefix, id.Prefix()) }
 
-// The chains. What jumps to them from the built-in chains is in static.go.
+// The chains. static.go has the jumps to them from built-in chains.
 const (
-	chainDivert      = chainPrefix + "DIVERT"       // mangle: what is for a frontend gets the mark of VIPMark
+	chainDivert      = chainPrefix + "DIVERT"       // mangle: packets to a frontend get the mark of VIPMark
 	chainGuard       = chainPrefix + "GUARD"        // mangle: source ranges and routes that drop
-	chainServices    = chainPrefix + "SERVICES"     // nat: which of the next three
+	chainServices    = chainPrefix + "SERVICES"     // nat: jumps to one of the next three
 	chainFromPod     = chainPrefix + "FROM-POD"     // nat: masquerade, redirect
 	chainFromHost    = chainPrefix + "FROM-HOST"    // nat: the same
 	chainFromOutside = chainPrefix + "FROM-OUTSIDE" // nat: the same
-	chainRedirect    = chainPrefix + "REDIRECT"     // nat: to the virtual server with the other pool
+	chainRedirect    = chainPrefix + "REDIRECT"     // nat: DNAT to the virtual server with the other pool
 	chainPostrouting = chainPrefix + "POSTROUTING"  // nat
 	chainMasquerade  = chainPrefix + "MASQUERADE"   // nat
-	chainUndivert    = chainPrefix + "UNDIVERT"     // mangle: takes the mark of VIPMark away
+	chainUndivert    = chainPrefix + "UNDIVERT"     // mangle: clears the mark of VIPMark
 	chainInput       = chainPrefix + "INPUT"        // filter
 	chainForward     = chainPrefix + "FORWARD"      // filter
 	chainOutput      = chainPrefix + "OUTPUT"       // filter
 )
 
-// The sets of a family, by the ends of their names (setName).
+// The sets of a family, by the suffix of their names (setName).
 const (
-	setFrontends = "FRONTENDS" // every virtual server that may be dialled
-	setDivert    = "DIVERT"    // the same, and those that drain; VIPMark only
-	setEmpty     = "EMPTY"     // frontends that have no endpoint for anybody
-	setRanged    = "RANGED"    // frontends that not every source may dial
-	setSources   = "SOURCES"   // who may dial these
-	setVIPs      = "VIPS"      // addresses of Services, without those of the node
+	setFrontends = "FRONTENDS" // every virtual server that accepts new connections
+	setDivert    = "DIVERT"    // these and those that drain; VIPMark only
+	setEmpty     = "EMPTY"     // frontends without endpoints for any source
+	setRanged    = "RANGED"    // frontends with source ranges
+	setSources   = "SOURCES"   // the allowed sources of these
+	setVIPs      = "VIPS"      // addresses of Services except those of the node
 	setHealth    = "HEALTH"    // health-check node ports
-	setHairpin   = "HAIRPIN"   // endpoints that can dial themselves; only without xt_bpf
+	setHairpin   = "HAIRPIN"   // endpoints that may connect to themselves; only without xt_bpf
 	// By class of source, see classNames:
 	setMasq     = "MASQ-"     // frontends whose connections are masqueraded
-	setDrop     = "DROP-"     // frontends that drop
-	setRedirect = "REDIRECT-" // frontends whose pool another virtual server has
+	setDrop     = "DROP-"     // frontends whose connections are dropped
+	setRedirect = "REDIRECT-" // frontends whose connections go to another virtual server
 )
 
-// classNames end the names of sets by class.
+// classNames are the suffixes of sets by class.
 var classNames = [fwd.NumClasses]string{fwd.Outside: "OUT", fwd.Pod: "POD", fwd.Host: "HOST"}
 
-// setPrefix begins the names of the sets of a family. Sets of other names are never touched. A name has at most 31 bytes
-// (IPSET_MAXNAMELEN less the final zero); the longest of ours has 23.
+// setPrefix is the prefix of the sets of a family. Other sets are never changed. The kernel allows
+// 31 bytes; our longest name has 23.
 func setPrefix(f fwd.Family) string { return fmt.Sprintf("FAIRLEAD-%d-", f) }
 
 func setName(f fwd.Family, what string) string { return setPrefix(f) + what }
 
-// Rule fragments are written as iptables-save prints them, token for token, so that what was read compares equal to
-// what was wanted.
+// Parts of rules are written exactly as iptables-save prints them, so that actual rules compare
+// equal to wanted ones.
 
 const matchHostSource = "-m addrtype --src-type LOCAL"
 
-// matchPod is the match of packets from local pods; empty if there is no detector.
+// matchPod returns the match for packets from local pods, empty without a detector.
 func matchPod(d fwd.Detector) string {
 	if d.Prefix.IsValid() {
 		return "-s " + d.Prefix.String()
@@ -88,7 +88,7 @@ func matchPod(d fwd.Detector) string {
 
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// and joins the parts of a rule, leaving out empty ones.
+// and joins the parts of a rule and skips empty ones.
 func and(parts ...string) string {
 	var b strings.Builder
 	for _, p := range parts {

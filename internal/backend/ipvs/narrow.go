@@ -14,20 +14,23 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// In mode VIPMark a packet with the mark is delivered to this node whatever its destination. While rules of another mode are in
-// force as well, in a change of modes, they translate new connections after the mark is set, and the first packet to an
-// endpoint would end here. So meanwhile the table that packets with the mark look into is narrow: it has a local route for
-// each address of a virtual server and no default route. A translated packet finds no route there and goes on to the main table.
+// In mode VIPMark packets with the mark are delivered to this node whatever their destination.
+// During a change of modes the rules of another mode are in force as well. They translate new
+// connections after the mark is set, so the first packet to an endpoint would be delivered here.
+// Therefore the routing table for marked packets is narrow during the change: it has a local route
+// for each address of a virtual server and no default route. A translated packet finds no route in
+// it and is routed by the main table.
 
-// narrowRoute delivers packets with the mark to this node if this is their destination.
+// narrowRoute delivers marked packets to one address to this node.
 func narrowRoute(id instance.ID, a netip.Addr) link.Route {
 	return link.Route{Dst: netip.PrefixFrom(a, a.BitLen()), Dev: link.Loopback, Table: divertTableOf(id)}
 }
 
 func isNarrow(id instance.ID, r link.Route) bool { return r == narrowRoute(id, r.Dst.Addr()) }
 
-// Narrow prepares this node for the rules of another mode of an instance: what mode VIPMark left goes on serving, and does not get in the way of
-// connections that these rules translate. Where there is nothing of that mode it does nothing.
+// Narrow prepares this node for the rules of another mode: what mode VIPMark left continues to
+// serve without affecting connections that these rules translate. Without anything left by that
+// mode, Narrow does nothing.
 func Narrow(ctx context.Context, id instance.ID) error {
 	links, err := link.Open(id.Routing())
 	if err != nil {
@@ -49,7 +52,8 @@ func Narrow(ctx context.Context, id instance.ID) error {
 	return narrow(ctx, id, links, servers, routes)
 }
 
-// wide says whether packets of a family that have the mark are delivered to this node whatever their destination.
+// wide reports whether marked packets of a family are delivered to this node whatever their
+// destination.
 func wide(id instance.ID, routes []link.Route, f fwd.Family) bool {
 	return slices.Contains(routes, link.MarkRoute(f == fwd.IPv6, divertTableOf(id)))
 }
@@ -59,7 +63,7 @@ func narrow(ctx context.Context, id instance.ID, links link.Host, servers hostip
 		if !wide(id, routes, f) {
 			continue
 		}
-		// The default route goes only when the others are there.
+		// The default route is removed only after the others were added.
 		if err := narrowServers(ctx, id, links, servers, f); err != nil {
 			return err
 		}
@@ -72,7 +76,7 @@ func narrow(ctx context.Context, id instance.ID, links link.Host, servers hostip
 	return nil
 }
 
-// narrowServers makes the routes of virtual servers of ours that are there.
+// narrowServers adds the routes of our existing virtual servers.
 func narrowServers(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, f fwd.Family) error {
 	content, err := servers.Read(ctx)
 	if err != nil {
@@ -88,7 +92,7 @@ func narrowServers(ctx context.Context, id instance.ID, links link.Host, servers
 	return errors.Join(slices.Collect(maps.Values(c.apply(ctx, links)))...)
 }
 
-// Widen ends what FamilyOptions.Narrow began, when no other mode's rules are in force any more.
+// Widen ends FamilyOptions.Narrow, when no rules of another mode are in force any more.
 func (b *Backend) Widen(ctx context.Context, f fwd.Family) error {
 	for _, fam := range b.families {
 		if fam.target.family == f {
@@ -98,11 +102,14 @@ func (b *Backend) Widen(ctx context.Context, f fwd.Family) error {
 	return nil
 }
 
-// widenDelay is the time between the end of the other mode's rules and the default route: a packet that they have translated
-// may still be on its way to the routing decision, on another processor, and must not find that route.
+// widenDelay is the time between the removal of the other mode's rules and the default route: a
+// packet that they have translated may not have reached its routing decision yet, on another
+// processor, and must not find that route. It is not known whether a shorter delay, or none, loses
+// packets.
 const widenDelay = 500 * time.Millisecond
 
-// widen makes the default route. The routes that it takes the place of go with the next reading, as what nobody wants.
+// widen adds the default route. The routes that it replaces are unwanted from then on, and removed
+// after the next Read.
 func (t *target) widen(ctx context.Context) error {
 	if !t.isNarrow() {
 		return nil
@@ -131,7 +138,7 @@ func (t *target) isNarrow() bool {
 	return t.narrow
 }
 
-// makeNarrow makes the routes of virtual servers that are new.
+// makeNarrow adds the routes of new virtual servers.
 func (w *writer) makeNarrow(ctx context.Context) {
 	var c linkChanges
 	for _, k := range w.upserts[KindServer] {

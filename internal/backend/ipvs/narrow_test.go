@@ -9,8 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
-// Packets with the mark are delivered to this node by address as long as another mode serves, too, and whatever their address
-// when it does not.
+// Marked packets are delivered to this node by address while another mode serves as well, and
+// whatever their address afterwards.
 func TestMarkIsNarrowUntilNoOtherModeServes(t *testing.T) {
 	mark := func(o *FamilyOptions) { o.VIPs = VIPMark }
 	fresh := newBench(t, mark)
@@ -51,8 +51,8 @@ func TestMarkIsNarrowUntilNoOtherModeServes(t *testing.T) {
 	}
 }
 
-// A change to another mode leaves the virtual servers in force, and the way to them, which is by their addresses then; when
-// their connections have ended nothing is left.
+// A change to another mode keeps the virtual servers, with routes for their addresses; when their
+// connections have ended nothing is left.
 func TestNarrowBeforeAnotherMode(t *testing.T) {
 	b := newBench(t, func(o *FamilyOptions) { o.VIPs = VIPMark })
 	b.put(web)
@@ -74,7 +74,7 @@ func TestNarrowBeforeAnotherMode(t *testing.T) {
 		}
 	}
 
-	// The mode comes back.
+	// Back to this mode.
 	b.restart()
 	b.apply()
 	b.tend()
@@ -85,7 +85,7 @@ func TestNarrowBeforeAnotherMode(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 
-	// Or the other mode takes all of it out.
+	// Or the other mode removes everything.
 	if routes, err = b.links.Routes(t.Context()); err != nil {
 		t.Fatal(err)
 	}

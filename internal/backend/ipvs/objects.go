@@ -21,19 +21,21 @@ const (
 	KindSet Kind = iota
 	// KindEntry is an entry of the set Key.Name.
 	KindEntry
-	// KindChain is a chain of iptables: Key.Table and Key.Name. Of a built-in chain only our rules count.
+	// KindChain is a chain of iptables: Key.Table and Key.Name. Of a built-in chain only our rules
+	// count.
 	KindChain
 	// KindServer is a virtual server with its real servers: Key.Proto and Key.Addr.
 	KindServer
-	// KindDivert is a routing rule with its table that delivers packets with a mark to this node, whatever their destination.
-	// There is at most one; its Key has no other field.
+	// KindDivert is a routing rule with its table that delivers packets with a mark to this node,
+	// whatever their destination. There is at most one; its Key has no other field.
 	KindDivert
 	// KindVIP is an address or a prefix that is made local: Key.Prefix.
 	KindVIP
 )
 
 // A KindDivert consists of "rule add fwmark M/M lookup divertTable priority divertPriority" and
-// "route add local default dev lo table divertTable". The priority is between those of the tables local and main.
+// "route add local default dev lo table divertTable". The priority is between those of the tables
+// local and main.
 const (
 	divertTable    = 9650
 	divertPriority = 9650
@@ -56,24 +58,28 @@ type Key struct {
 	Name string
 	// Proto is the protocol of a virtual server, or of an entry with a port.
 	Proto fwd.Proto
-	// Addr is the address and port of a virtual server or an entry; port 0 for an entry without port.
+	// Addr is the address and port of a virtual server or an entry; port 0 for an entry without
+	// port.
 	Addr netip.AddrPort
-	// Prefix is the second part of an entry (hash:ip,port,net, hash:ip,port,ip), or what a KindVIP makes local.
+	// Prefix is the second part of an entry (hash:ip,port,net, hash:ip,port,ip), or what a KindVIP
+	// makes local.
 	Prefix netip.Prefix
 }
 
 // Value is the wanted or actual state of an object. Only the fields of its kind are set.
 type Value struct {
-	// Rules are the rules of a chain, one per line, as iptables-save prints them without "-A CHAIN".
+	// Rules are the rules of a chain, one per line, as iptables-save prints them without "-A
+	// CHAIN".
 	Rules string
 	// SetType is the type of a set.
 	SetType ipset.Type
 	// Server is a virtual server.
 	Server *Server
-	// Source is the source address of the node's own packets to a KindVIP; the zero Addr leaves the choice to the kernel.
+	// Source is the source address of the node's own packets to a KindVIP; the zero Addr leaves the
+	// choice to the kernel.
 	Source netip.Addr
-	// Global means that the kernel may use a KindVIP as source of packets to other hosts, as with kube-proxy's addresses. It is
-	// never wanted.
+	// Global means that the kernel may use a KindVIP as source of packets to other hosts, as with
+	// kube-proxy's addresses. It is never wanted.
 	Global bool
 	// Mark is the bit of the packet mark that a KindDivert matches.
 	Mark uint32
@@ -84,8 +90,8 @@ type Value struct {
 // Server is a virtual server with its real servers. It is immutable.
 type Server struct {
 	hostipvs.Settings
-	// Endpoints are the real servers that get new connections, sorted by address and port. Only address and weight are compared.
-	// The slice is shared with the forwarding table.
+	// Endpoints are the real servers that get new connections, sorted by address and port. Only
+	// address and weight are compared. The slice is shared with the forwarding table.
 	Endpoints []fwd.Endpoint
 }
 

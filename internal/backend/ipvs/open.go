@@ -34,11 +34,13 @@ type Options struct {
 	Scheduler string
 	// Exclude are networks whose addresses belong to other programs.
 	Exclude []netip.Prefix
-	// NodeIP is, by fwd.Family.Index, the node's source address for packets to VIPs in mode VIPRoute; it may be the zero Addr.
+	// NodeIP is, by fwd.Family.Index, the node's source address for packets to VIPs in mode
+	// VIPRoute; it may be the zero Addr.
 	NodeIP [2]netip.Addr
 	// Timeouts are set unless 0.
 	Timeouts hostipvs.Timeouts
-	// DrainTimeout is how long a removed real server may keep its connections; 0 means the kernel's TCP timeout.
+	// DrainTimeout is how long a removed real server may keep its connections; 0 means the kernel's
+	// TCP timeout.
 	DrainTimeout time.Duration
 	// StrictARP prevents the node from answering ARP requests for VIPs on other interfaces.
 	StrictARP bool
@@ -53,16 +55,17 @@ type Plane struct {
 	Flavour xtables.Flavour
 	// Drift receives hints that others may have changed what the backend wrote.
 	Drift backend.Hints
-	// Listen is called once per family after the first complete write: from then on changes of rules are noticed. Changes of
-	// addresses and routes are noticed from the start, those of virtual servers and sets by Run.
+	// Listen is called once per family after the first complete write: from then on changes of
+	// rules are noticed. Changes of addresses and routes are noticed from the start, those of
+	// virtual servers and sets by Run.
 	Listen func(fwd.Family)
 
 	sweeper *sweeper
 	looker  *looker
 }
 
-// Run removes connection tracking entries from before their virtual server, and checks whether others have changed virtual
-// servers or sets, until the context ends.
+// Run removes connection tracking entries from before their virtual server, and checks whether
+// others have changed virtual servers or sets, until the context ends.
 func (p *Plane) Run(ctx context.Context) {
 	var both sync.WaitGroup
 	both.Go(func() { p.sweeper.run(ctx) })
@@ -77,8 +80,8 @@ type kernel struct {
 	links   *link.Kernel
 }
 
-// Open prepares this node's kernel and returns a Backend for the families that kernel and tools support, at least one. The error
-// says what is missing and what to do.
+// Open prepares this node's kernel and returns a Backend for the families that kernel and tools
+// support, at least one. The error says what is missing and what to do.
 func Open(ctx context.Context, log *slog.Logger, o Options) (*Plane, error) {
 	k, err := openKernel(ctx, o)
 	if err != nil {
@@ -164,8 +167,8 @@ func (p *Plane) watch(ctx context.Context, log *slog.Logger, k kernel, id instan
 	return nil
 }
 
-// beginNarrow starts families with a narrow table unless they have a wide one already: another mode may have served them until
-// now.
+// beginNarrow starts families with a narrow table unless they have a wide one already: another mode
+// may have served them until now.
 func beginNarrow(ctx context.Context, id instance.ID, links link.Host, servers hostipvs.Interface, opts map[fwd.Family]FamilyOptions) error {
 	routes, err := links.Routes(ctx)
 	if err != nil {
@@ -267,8 +270,8 @@ func openFlavour(ctx context.Context, fl xtables.Flavour, common FamilyOptions, 
 	return opts, kernel, failed
 }
 
-// tryKernel checks that the kernel has what the rules need, and whether it has xt_bpf. If it has the rules of an earlier run, it
-// does, and nothing is written.
+// tryKernel checks that the kernel has what the rules need, and whether it has xt_bpf. If it has
+// the rules of an earlier run, it does, and nothing is written.
 func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets ipset.Sets, id instance.ID) (bpf bool, err error) {
 	if len(tables.Rules(ctx, tableMangle, names(id).Name(chainGuard))) > 0 {
 		if rules := tables.Rules(ctx, tableNAT, names(id).Name(chainPostrouting)); len(rules) > 0 {
@@ -281,8 +284,8 @@ func tryKernel(ctx context.Context, f fwd.Family, tables *xtables.Tables, sets i
 // probeName is the name of the chain and the set that probe adds.
 const probeName = chainPrefix + "PROBE"
 
-// probe tests what the rules need, and removes everything again. bpf means that the kernel has xt_bpf, which is optional. The error
-// says what is missing.
+// probe tests what the rules need, and removes everything again. bpf means that the kernel has
+// xt_bpf, which is optional. The error says what is missing.
 func probe(ctx context.Context, f fwd.Family, tables xtables.Interface, sets ipset.Sets) (bpf bool, err error) {
 	if err := sets.Destroy(ctx, probeName); err != nil && !errors.Is(err, ipset.ErrNoSet) { // an interrupted probe left it
 		return false, err

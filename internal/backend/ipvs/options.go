@@ -9,16 +9,18 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// VIPMode says how packets to the addresses of Services come to be delivered to this node, where IPVS waits for them.
+// VIPMode is how packets for the addresses of Services are delivered to this node, and so to IPVS.
 type VIPMode uint8
 
 // The modes, see docs/ipvs.md.
 const (
-	// VIPAddress gives the addresses to the device kube-ipvs0.
+	// VIPAddress adds the addresses to the device kube-ipvs0.
 	VIPAddress VIPMode = iota
-	// VIPRoute makes them local by routes: one for each service CIDR, and one for each address outside of these.
+	// VIPRoute adds local routes: one for each service CIDR, and one for each address outside of
+	// these.
 	VIPRoute
-	// VIPMark makes no address local: packets to frontends get a mark by which a routing rule delivers them here.
+	// VIPMark makes no address local: packets to frontends get a mark, and a routing rule delivers
+	// marked packets here.
 	VIPMark
 )
 
@@ -26,7 +28,7 @@ var vipModeNames = []string{VIPAddress: "address", VIPRoute: "route", VIPMark: "
 
 func (m VIPMode) String() string { return vipModeNames[m] }
 
-// ParseVIPMode reads the name of a mode.
+// ParseVIPMode parses the name of a mode.
 func ParseVIPMode(s string) (VIPMode, error) {
 	i := slices.Index(vipModeNames, s)
 	if i < 0 {
@@ -35,23 +37,24 @@ func ParseVIPMode(s string) (VIPMode, error) {
 	return VIPMode(i), nil
 }
 
-// RenderOptions is what the wanted objects of one family depend on beside the table. The zero RenderOptions is possible.
+// RenderOptions determine, with the table, the wanted objects of one family. The zero RenderOptions
+// are valid.
 type RenderOptions struct {
-	// Instance is whose objects these are.
 	Instance instance.ID
-	// VIPs says how packets come to be delivered to this node.
-	VIPs VIPMode
-	// Scheduler is for pools that name none; empty means rr.
+	VIPs     VIPMode
+	// Scheduler is the scheduler of pools that name none; empty means rr.
 	Scheduler string
-	// HairpinBPF says that the kernel has xt_bpf: hairpin connections are then recognised by one rule that compares source
-	// and destination, otherwise by a set of the endpoints on this node.
+	// HairpinBPF means that the kernel has xt_bpf: one rule that compares source and destination
+	// recognises hairpin connections. Otherwise a set of the endpoints on this node does.
 	HairpinBPF bool
-	// RandomFully says that MASQUERADE can choose source ports at random.
+	// RandomFully means that MASQUERADE supports --random-fully.
 	RandomFully bool
-	// NodeIP is the source of the node's own packets to Services in mode VIPRoute, as long as it is one of the header's
-	// LocalAddrs and of the family. Without it the kernel takes the address of the Service, and such packets are masqueraded.
+	// NodeIP is the source of the node's own packets to Services in mode VIPRoute, if it is of the
+	// family and one of the header's LocalAddrs. Otherwise the kernel uses the address of the
+	// Service as source, and such packets are masqueraded.
 	NodeIP netip.Addr
-	// Exclude are networks whose addresses are other programs' business (--ipvs-exclude-cidrs): nothing is wanted there.
+	// Exclude are networks whose addresses belong to other programs (--ipvs-exclude-cidrs): nothing
+	// is programmed there.
 	Exclude []netip.Prefix
 }
 
@@ -59,7 +62,7 @@ func (o *RenderOptions) excludes(a netip.Addr) bool {
 	return slices.ContainsFunc(o.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// serviceCIDRs are those service CIDRs that can be treated as a whole, since nothing in them is the node's or excluded.
+// serviceCIDRs returns the service CIDRs that contain no address of the node and no excluded one.
 func (o *RenderOptions) serviceCIDRs(h *fwd.Header, f fwd.Family) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(h.ServiceCIDRs[f.Index()]), func(c netip.Prefix) bool {
 		return slices.ContainsFunc(o.Exclude, c.Overlaps) || slices.ContainsFunc(h.LocalAddrs, c.Contains)

@@ -16,11 +16,14 @@ import (
 
 // Read implements backend.Target. These objects are ours:
 //
-//   - virtual servers with the instance's tag, and those without a tag on an address of the device (kube-proxy's);
+//   - virtual servers with the instance's tag, and those without a tag on an address of the device
+//     (kube-proxy's);
 //   - addresses on the device, and routes and rules with our protocol number;
-//   - sets whose names begin with our prefix, chains whose names begin with FAIRLEAD-, and jumps to these.
+//   - sets whose names begin with our prefix, chains whose names begin with FAIRLEAD-, and jumps to
+//     these.
 //
-// Objects with an address in an excluded network belong to others, even with a tag. Read does not return what drains.
+// Objects with an address in an excluded network belong to others, even with a tag. Read does not
+// return what drains.
 func (t *target) Read(ctx context.Context) (map[Key]Value, error) {
 	hidden, writes := t.hidden()
 	s := snapshot{narrow: t.isNarrow()}
@@ -93,15 +96,16 @@ func (s *snapshot) take(ctx context.Context, t *target) error {
 // tables are the tables with our rules, in the order in which they are written.
 var tables = []string{tableMangle, tableFilter, tableNAT}
 
-// hidden returns the keys that Read does not return: virtual servers that drain as a whole, and what these need.
+// hidden returns the keys that Read does not return: virtual servers that drain as a whole, and
+// what these need.
 func (t *target) hidden() (keys []Key, writes uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.AppendSeq(slices.Collect(maps.Keys(t.drains.whole())), maps.Keys(t.held)), t.writes
 }
 
-// readServers adds virtual servers to out. It returns the real servers with weight 0: they get no connections, so they are not
-// part of the Value.
+// readServers adds virtual servers to out. It returns the real servers with weight 0: they get no
+// connections, so they are not part of the Value.
 func (t *target) readServers(s snapshot, out map[Key]Value) (idle map[Key][]netip.AddrPort) {
 	bound := make(map[netip.Addr]bool, len(s.addrs))
 	for _, a := range s.addrs {
@@ -124,7 +128,8 @@ func (t *target) readServers(s snapshot, out map[Key]Value) (idle map[Key][]neti
 	return idle
 }
 
-// owns reports whether a virtual server is ours. bound means that one without a tag on its address is kube-proxy's.
+// owns reports whether a virtual server is ours. bound means that one without a tag on its address
+// is kube-proxy's.
 func (t *target) owns(flags hostipvs.Flags, bound bool) bool {
 	id, tagged := ownerOf(flags)
 	return tagged && id == t.opts.Instance || !tagged && bound
@@ -133,8 +138,8 @@ func (t *target) owns(flags hostipvs.Flags, bound bool) bool {
 // foreign reports whether objects with the address do not concern the target.
 func (t *target) foreign(a netip.Addr) bool { return fwd.FamilyOf(a) != t.family || t.opts.excludes(a) }
 
-// actualSettings returns settings of the kernel so that they compare equal to the wanted ones: without values that mean nothing,
-// and with the wanted scheduler if the default one replaces it.
+// actualSettings returns settings of the kernel so that they compare equal to the wanted ones:
+// without values that mean nothing, and with the wanted scheduler if the default one replaces it.
 func (t *target) actualSettings(k Key, s hostipvs.Settings) hostipvs.Settings {
 	if s.Flags&hostipvs.Persistent == 0 {
 		s.TimeoutSec, s.Prefix = 0, 0
@@ -147,8 +152,8 @@ func (t *target) actualSettings(k Key, s hostipvs.Settings) hostipvs.Settings {
 	return s
 }
 
-// endpoints returns the real servers that get connections, and those with weight 0. One with another forwarding method has weight
-// 0 as an endpoint, so that it differs from every wanted one.
+// endpoints returns the real servers that get connections, and those with weight 0. One with
+// another forwarding method has weight 0 as an endpoint, so that it differs from every wanted one.
 func endpoints(reals []hostipvs.RealState) (out []fwd.Endpoint, idle []netip.AddrPort) {
 	for _, r := range reals {
 		e := fwd.Endpoint{Addr: r.Addr, Weight: r.Weight}
@@ -177,8 +182,8 @@ func readSets(sets []ipset.Content, out map[Key]Value) {
 	}
 }
 
-// readChains adds our chains and the jumps to them in other chains. This includes chains of mode iptables, which the first write
-// removes.
+// readChains adds our chains and the jumps to them in other chains. This includes chains of mode
+// iptables, which the first write removes.
 func readChains(read map[string]xtables.Table, out map[Key]Value) {
 	for table, chains := range read {
 		for name, c := range chains {

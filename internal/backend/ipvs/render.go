@@ -11,8 +11,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// renderer implements backend.Renderer for one family. Render first updates the input (the first group of fields) and records the
-// spots that depend on the changes; then it renders these spots again. So the result depends on the input alone.
+// renderer implements backend.Renderer for one family. Render first updates the input (the first
+// group of fields) and records the spots that depend on the changes; then it renders these spots
+// again. So the result depends on the input alone.
 type renderer struct {
 	family fwd.Family
 	opt    RenderOptions
@@ -22,10 +23,12 @@ type renderer struct {
 	fragments map[fwd.Service]*fwd.Fragment
 	frontends map[fwd.Key]claim
 	vips      map[netip.Addr]bool
-	// placed are the alternates that each Service needs; sites are the same by address and protocol.
+	// placed are the alternates that each Service needs; sites are the same by address and
+	// protocol.
 	placed map[fwd.Service]map[fwd.PoolKey]site
 	sites  map[site][]fwd.PoolKey
-	// health counts the Services that need a health-check port, hairpin the endpoints of pools by entry.
+	// health counts the Services that need a health-check port, hairpin the endpoints of pools by
+	// entry.
 	health  map[uint16]int
 	hairpin map[Key]int
 
@@ -210,7 +213,8 @@ func (r *renderer) source() netip.Addr {
 	return netip.Addr{}
 }
 
-// setVIP renders what delivers packets for an address of Services to this node. Addresses of the node need nothing.
+// setVIP renders what delivers packets for an address of Services to this node. Addresses of the
+// node need nothing.
 func (r *renderer) setVIP(a netip.Addr) {
 	foreign := r.vips[a] && !r.header.IsLocal(a) && !r.opt.excludes(a)
 	r.out.put(Key{Kind: KindEntry, Name: setName(r.family, setVIPs), Addr: netip.AddrPortFrom(a, 0)}, Value{}, foreign)
@@ -291,7 +295,8 @@ func (r *renderer) frontendChanged(k fwd.Key, c *concerned) {
 	}
 }
 
-// count adds (by 1) or removes (by -1) the needs of a fragment: its health-check port and its hairpin entries.
+// count adds (by 1) or removes (by -1) the needs of a fragment: its health-check port and its
+// hairpin entries.
 func (r *renderer) count(f *fwd.Fragment, by int) {
 	if port := f.HealthCheck.Port; port != 0 {
 		if r.health[port] += by; r.health[port] == 0 {
@@ -323,8 +328,8 @@ func (r *renderer) count(f *fwd.Fragment, by int) {
 	}
 }
 
-// place updates the alternates of the Services that changed. It assigns ports to these, and to those whose port another frontend
-// uses now.
+// place updates the alternates of the Services that changed. It assigns ports to these, and to
+// those whose port another frontend uses now.
 func (r *renderer) place(c *concerned) {
 	for owner := range c.services {
 		var needed map[fwd.PoolKey]site

@@ -32,7 +32,8 @@ func prefixes(s ...string) (out []netip.Prefix) {
 	return out
 }
 
-// The addresses of a small world, in which much collides: addresses of Services that are, at times, the node's.
+// A small set of addresses with many collisions: some addresses of Services are, at times, the
+// node's.
 var (
 	someVIPs  = []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("10.96.0.2"), netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")}
 	someNodes = []netip.Addr{netip.MustParseAddr("192.168.0.1"), netip.MustParseAddr("192.168.0.2"), netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("10.96.0.2")}
@@ -48,7 +49,7 @@ func smallHeader(r *rand.Rand) fwd.Header {
 	return h
 }
 
-// smallFragment is Service i; taken are ports that something else may have.
+// smallFragment is Service i; taken are ports that another frontend may use.
 func smallFragment(r *rand.Rand, i int, taken []uint16) *fwd.Fragment {
 	frag := &fwd.Fragment{Owner: fwd.Service{Namespace: "ns", Name: fmt.Sprint(i)}, CreatedUnix: int64(r.IntN(2))}
 	if r.IntN(4) == 0 {
@@ -93,7 +94,7 @@ func smallFragment(r *rand.Rand, i int, taken []uint16) *fwd.Fragment {
 	return frag
 }
 
-// follower is a renderer with all that it wants.
+// follower is a renderer with all wanted objects.
 type follower struct {
 	*renderer
 	objects map[Key]Value
@@ -115,7 +116,7 @@ func newFollower(o RenderOptions) *follower {
 	return &follower{newRenderer(fwd.IPv4, o), make(map[Key]Value)}
 }
 
-// differences names the objects in which two maps differ.
+// differences returns the names of objects that differ between two maps.
 func differences(got, want map[Key]Value) (out []string) {
 	for k, v := range want {
 		if g, ok := got[k]; !ok || !same(g, v) {
@@ -131,8 +132,8 @@ func differences(got, want map[Key]Value) (out []string) {
 	return out
 }
 
-// What is wanted depends on the table alone, not on the way to it: whatever came and went, whatever the node's addresses
-// and the service CIDRs have been, and in whatever portions changes were taken in.
+// The wanted objects depend on the table alone, not on earlier Services, addresses of the node or
+// service CIDRs, nor on how changes were batched.
 func TestRenderDependsOnTheTableAlone(t *testing.T) {
 	alternates, moved := 0, 0
 	for seed := range uint64(60) {
@@ -186,7 +187,7 @@ func TestRenderDependsOnTheTableAlone(t *testing.T) {
 	}
 }
 
-// Two alternates that want the same port get theirs whoever came first.
+// Two alternates with the same preferred port get the same ports in any order of arrival.
 func TestAlternatesThatCollide(t *testing.T) {
 	// localOnly is a Service on a shared address whose external IP needs an alternate.
 	localOnly := func(i int) *fwd.Fragment {
@@ -227,7 +228,7 @@ func TestAlternatesThatCollide(t *testing.T) {
 	t.Error("no two Services want the same port")
 }
 
-// plain is Service i with a cluster IP, a node port and an IP of a load balancer that few may use.
+// plain is Service i with a cluster IP, a node port and a load balancer IP with source ranges.
 func plain(i int) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: fmt.Sprint(i)}}
 	port := fwd.ServicePort{Service: f.Owner, Proto: fwd.TCP}
@@ -245,8 +246,8 @@ func plain(i int) *fwd.Fragment {
 	return f
 }
 
-// split makes pods and the node go to another pool than others at the load balancer's IP: its rule is the only one there is
-// for a Service.
+// split gives pods and the node another pool than other sources at the load balancer's IP. Its rule
+// is the only one per Service.
 func split(f *fwd.Fragment) *fwd.Fragment {
 	f.Frontends[2].Routes[fwd.Outside] = fwd.Route{Action: fwd.Forward, Scope: fwd.Local}
 	local := f.Pools[0]
@@ -262,7 +263,8 @@ func smallNode() fwd.Header {
 	return h
 }
 
-// There are as many rules and sets for 1,000 Services as for 10, but for one rule for each frontend with two pools.
+// The number of rules and sets is the same for 10 and 1,000 Services, except for one rule for each
+// frontend with two pools.
 func TestRulesAndSetsDoNotGrow(t *testing.T) {
 	type counts struct{ sets, chains, rules, redirects, servers int }
 	count := func(o RenderOptions, services, splits int) (c counts) {
@@ -308,7 +310,7 @@ func TestRulesAndSetsDoNotGrow(t *testing.T) {
 	}
 }
 
-// A change of the header renders again what depends on it, and nothing else.
+// A change of the header renders only what depends on it.
 func TestHeaderChangeCostsWhatDependsOnIt(t *testing.T) {
 	table := &fwd.Table{}
 	f := newFollower(RenderOptions{HairpinBPF: true})
@@ -354,7 +356,7 @@ func TestHeaderChangeCostsWhatDependsOnIt(t *testing.T) {
 		// The spot in FRONTENDS, MASQ-OUT and MASQ-HOST.
 		{"another address", func(h *fwd.Header) { h.LocalAddrs = append(h.LocalAddrs, netip.MustParseAddr("192.168.0.3")) }, map[Kind]int{KindServer: 3, KindEntry: 9}},
 		{"no node ports", func(h *fwd.Header) { h.NodePorts[0].All = false }, map[Kind]int{KindServer: 9, KindEntry: 27}},
-		// The address is bound no more, is no alien one, and what came from it was admitted.
+		// The address is no longer bound or in VIPS, and no longer an allowed source.
 		{"the node gets the address of a Service", func(h *fwd.Header) {
 			h.LocalAddrs = []netip.Addr{netip.MustParseAddr("100.64.0.1"), h.LocalAddrs[0], h.LocalAddrs[1], h.LocalAddrs[2]}
 		},
@@ -366,7 +368,8 @@ func TestHeaderChangeCostsWhatDependsOnIt(t *testing.T) {
 	}
 }
 
-// What is sent to addresses of a service CIDR is rejected if it is to no frontend, as far as that is meant; and only there.
+// Packets to a service CIDR that are not to a frontend are rejected where this is intended, and
+// only there.
 func TestServiceCIDRs(t *testing.T) {
 	h := smallNode()
 	h.ServiceCIDRs[0] = prefixes("10.96.0.0/16", "192.168.0.0/16")
@@ -409,7 +412,7 @@ func TestServiceCIDRs(t *testing.T) {
 	}
 }
 
-// machineOf renders a table and returns the host that it makes.
+// machineOf renders a table and returns a host programmed with it.
 func machineOf(t *testing.T, o RenderOptions, table *fwd.Table) *ipvssim.Machine {
 	t.Helper()
 	var text bytes.Buffer
@@ -424,8 +427,8 @@ func machineOf(t *testing.T, o RenderOptions, table *fwd.Table) *ipvssim.Machine
 	return m
 }
 
-// Where the kernel gives packets of the node the address of the Service as their source, they are the node's all the same:
-// masqueraded, and let in if the node is.
+// Packets of the node with the address of the Service as source are treated as the node's:
+// masqueraded, and admitted if the node is.
 func TestNodeDialsWithTheServicesAddress(t *testing.T) {
 	for _, mode := range []VIPMode{VIPAddress, VIPRoute} {
 		for _, tc := range []struct {
@@ -458,10 +461,10 @@ func TestNodeDialsWithTheServicesAddress(t *testing.T) {
 	}
 }
 
-// A firewall whose chains drop what nobody accepts needs no rules for Services.
+// A firewall with a drop policy needs no rules for Services.
 func TestPolicyDrop(t *testing.T) {
 	frag := split(plain(5))
-	frag.Frontends[1].Routes = frag.Frontends[2].Routes // the cluster IP has no more than the load balancer's, so there is an alternate
+	frag.Frontends[1].Routes = frag.Frontends[2].Routes // the cluster IP has the same pools as the load balancer, so there is an alternate
 	frag.Frontends[2].Sources = nil
 	frag.HealthCheck.Port = 32001
 	table := &fwd.Table{}

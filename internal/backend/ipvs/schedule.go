@@ -9,8 +9,8 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// flagTag marks a virtual server as ours. No scheduler of the kernel uses the flag. The bits above it (hostipvs.Free) are the
-// instance.
+// flagTag marks a virtual server as ours. No scheduler of the kernel uses the flag. The bits above
+// it (hostipvs.Free) are the instance.
 const (
 	flagTag     = hostipvs.Sched3
 	instanceBit = 6
@@ -32,7 +32,8 @@ const defaultScheduler = "rr"
 // weighted replaces schedulers that ignore weights other than 0.
 var weighted = map[string]string{"rr": "wrr", "lc": "wlc"}
 
-// serverOf returns the virtual server for a pool. For nil it has no real servers, and the kernel answers with port unreachable.
+// serverOf returns the virtual server for a pool. For nil it has no real servers, and the kernel
+// answers with port unreachable.
 func serverOf(o *RenderOptions, p *fwd.Pool) *Server {
 	s := &Server{Settings: hostipvs.Settings{Scheduler: cmp.Or(o.Scheduler, defaultScheduler), Flags: tagOf(o.Instance)}}
 	if p == nil {
@@ -53,8 +54,8 @@ func serverOf(o *RenderOptions, p *fwd.Pool) *Server {
 	return s
 }
 
-// hashFlags returns the flags of the schedulers that hash. Without Fallback they refuse the clients of a real server with weight
-// 0, that is, of one that drains.
+// hashFlags returns the flags of the schedulers that hash. Without Fallback they refuse the clients
+// of a real server with weight 0, that is, of one that drains.
 func hashFlags(scheduler string, f fwd.SchedulerFlags) hostipvs.Flags {
 	if scheduler != "sh" && scheduler != "mh" {
 		return 0

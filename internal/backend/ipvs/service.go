@@ -8,7 +8,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// spot is where a virtual server is, or could be.
+// spot is the address, port and protocol of a possible virtual server.
 type spot struct {
 	proto fwd.Proto
 	addr  netip.AddrPort
@@ -16,7 +16,7 @@ type spot struct {
 
 func (s spot) server() Key { return Key{Kind: KindServer, Proto: s.proto, Addr: s.addr} }
 
-// entry is the element of a set that stands for the spot.
+// entry returns the entry of a set for the spot.
 func (s spot) entry(set string) Key {
 	return Key{Kind: KindEntry, Name: set, Proto: s.proto, Addr: s.addr}
 }
@@ -28,10 +28,10 @@ func (s spot) compare(o spot) int {
 	return int(s.proto) - int(o.proto)
 }
 
-// members says which of the sets bySpot a spot is in.
+// members are the sets of bySpot that contain a spot.
 type members uint16
 
-// The bits of members; those by class are followed by the bits of the other classes.
+// The bits of members. Those by class are the first of NumClasses bits.
 const (
 	inFrontends = iota
 	inDivert
@@ -46,16 +46,16 @@ const (
 func (m members) has(bit int) bool { return m&(1<<bit) != 0 }
 func (m *members) add(bit int)     { *m |= 1 << bit }
 
-// program is what is wanted of a spot. The zero program is for a spot without a virtual server.
+// program is the wanted state of a spot. The zero program means no virtual server.
 type program struct {
 	owner   fwd.Service
 	server  *Server
 	members members
-	// sources are who may dial a spot that is in RANGED. self adds the spot's own address, which the kernel may choose as
-	// the source of a packet of this node.
+	// sources are the allowed sources of a spot in RANGED. self adds the spot's own address, which
+	// the kernel may use as source of this node's packets.
 	sources []netip.Prefix
 	self    bool
-	// redirect is where the classes go for which the spot is in REDIRECT.
+	// redirect is the destination for the classes for which the spot is in REDIRECT.
 	redirect netip.AddrPort
 }
 
@@ -88,8 +88,8 @@ func (p *program) elements(s spot, set string) []Key {
 	return out
 }
 
-// primary is the pool that a frontend's virtual server has: that of the first class that is forwarded at all, of all
-// classes in the order in which most traffic is expected from them.
+// primary returns the pool of a frontend's virtual server: that of the first class that is
+// forwarded, in the order of expected traffic.
 func primary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	for _, c := range [...]fwd.Class{fwd.Outside, fwd.Pod, fwd.Host} {
 		if r := f.Routes[c]; r.Action == fwd.Forward {
@@ -99,7 +99,7 @@ func primary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	return fwd.PoolKey{}, false
 }
 
-// secondary is the other pool of a frontend with a class that chooses from that one.
+// secondary returns the other pool of a frontend, if a class uses one.
 func secondary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	first, _ := primary(f)
 	for _, r := range f.Routes {
@@ -110,7 +110,8 @@ func secondary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	return fwd.PoolKey{}, false
 }
 
-// holder returns the cluster IP's frontend of the same service port whose virtual server has the pool.
+// holder returns the frontend of the cluster IP of the same service port if its virtual server has
+// the pool.
 func (r *renderer) holder(frag *fwd.Fragment, pool fwd.PoolKey) (netip.AddrPort, bool) {
 	for i := range frag.Frontends {
 		f := &frag.Frontends[i]
@@ -124,15 +125,16 @@ func (r *renderer) holder(frag *fwd.Fragment, pool fwd.PoolKey) (netip.AddrPort,
 	return netip.AddrPort{}, false
 }
 
-// site is the address of a virtual server that no client dials, an alternate: it holds a pool that is only redirected to.
+// site is the address of alternates: virtual servers that clients do not use directly, whose pool
+// is reached by redirection only.
 type site struct {
 	addr  netip.Addr
 	proto fwd.Proto
 }
 
-// alternates returns the pools of a fragment for which there must be an alternate, with the addresses where it is to be:
-// that of the service port that comes first, a cluster IP if there is one, and never one of the node's, whose other ports
-// are not ours, nor an excluded one. Where there is no such address, there is no alternate.
+// alternates returns the pools of a fragment that need an alternate, with its site: the first
+// address of the service port, preferably a cluster IP, but neither an address of the node, whose
+// other ports are not ours, nor an excluded one. Without such an address there is no alternate.
 func (r *renderer) alternates(frag *fwd.Fragment) map[fwd.PoolKey]site {
 	var out map[fwd.PoolKey]site
 	for i := range frag.Frontends {
@@ -157,7 +159,7 @@ func (r *renderer) alternates(frag *fwd.Fragment) map[fwd.PoolKey]site {
 	return out
 }
 
-// home chooses the address for the alternates of a service port.
+// home returns the address for the alternates of a service port.
 func (r *renderer) home(frag *fwd.Fragment, port fwd.ServicePort) (netip.Addr, bool) {
 	var best *fwd.Frontend
 	for i := range frag.Frontends {
@@ -173,11 +175,12 @@ func (r *renderer) home(frag *fwd.Fragment, port fwd.ServicePort) (netip.Addr, b
 	return best.Key.Addr, true
 }
 
-// Alternates are at ports from lowestAlternate on.
+// lowestAlternate is the lowest port of alternates.
 const lowestAlternate = 1024
 
-// settle gives each alternate of a site a port that no frontend of the address has: the first free one of a sequence that
-// begins at a hash of its pool. The result depends on what is there alone, not on what came first.
+// settle assigns each alternate of a site a port that no frontend of the address uses: the first
+// free one, starting at a hash of its pool. The result depends on the current frontends alone, not
+// on their order of arrival.
 func (r *renderer) settle(at site) map[fwd.PoolKey]netip.AddrPort {
 	pools := r.sites[at]
 	slices.SortFunc(pools, fwd.PoolKey.Compare)
@@ -189,8 +192,8 @@ func (r *renderer) settle(at site) map[fwd.PoolKey]netip.AddrPort {
 		const n = 1<<16 - lowestAlternate
 		for i := range uint32(n) {
 			port := uint16(lowestAlternate + (h.Sum32()%n+i)%n)
-			_, dialled := r.frontends[fwd.Key{Family: r.family, Addr: at.addr, Proto: at.proto, Port: port}]
-			if !dialled && !taken[port] {
+			_, used := r.frontends[fwd.Key{Family: r.family, Addr: at.addr, Proto: at.proto, Port: port}]
+			if !used && !taken[port] {
 				taken[port] = true
 				out[pool] = netip.AddrPortFrom(at.addr, port)
 				break
@@ -200,7 +203,7 @@ func (r *renderer) settle(at site) map[fwd.PoolKey]netip.AddrPort {
 	return out
 }
 
-// programAt renders what is wanted of a spot: that of its frontend, else that of the node port, else an alternate.
+// programAt renders a spot: its frontend, otherwise the node port, otherwise an alternate.
 func (r *renderer) programAt(s spot) program {
 	k := fwd.Key{Family: r.family, Addr: s.addr.Addr(), Proto: s.proto, Port: s.addr.Port()}
 	if r.opt.excludes(k.Addr) {
@@ -245,7 +248,7 @@ func (r *renderer) programOf(f *fwd.Frontend, frag *fwd.Fragment, s spot) progra
 	for c, route := range f.Routes {
 		switch {
 		case route.Action == fwd.Drop, route.Action == fwd.Reject && forwards:
-			// The kernel rejects only for all classes alike.
+			// IPVS can reject only all classes.
 			p.members.add(inDrop + c)
 		case route.Action == fwd.Forward:
 			if route.Masquerade {
@@ -259,8 +262,8 @@ func (r *renderer) programOf(f *fwd.Frontend, frag *fwd.Fragment, s spot) progra
 	return p
 }
 
-// dialsAsVIP says whether this node may dial the frontend, of which a packet that carries the address of the Service as
-// its source gives no sign.
+// dialsAsVIP reports whether to allow the address of the Service as source, because this node is
+// allowed to connect to the frontend and its packets may have that source.
 func (r *renderer) dialsAsVIP(f *fwd.Frontend, vip netip.Addr) bool {
 	if r.opt.VIPs == VIPMark || r.header.IsLocal(vip) {
 		return false

@@ -15,7 +15,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// The simulation of sets says of a packet what the kernel's counters say.
+// The simulation of sets matches the same packets as the kernel.
 func TestKernelSetMatches(t *testing.T) {
 	hosttest.Netns(t, "iptables-legacy-restore", "ip")
 	for _, a := range []string{"192.0.2.1/32", "192.0.2.2/32"} {
@@ -69,7 +69,7 @@ func TestKernelSetMatches(t *testing.T) {
 		}
 	}
 
-	// The halves of all addresses, into which /0 is split, are taken in IPv6 too.
+	// The kernel accepts the two halves of /0 in IPv6 as well.
 	six := ipset.Set{Name: "SIX", Type: ipset.HashIPPortNet, IPv6: true, MaxElem: ipset.DefaultMaxElem}
 	if err := kernel.Create(ctx, six); err != nil {
 		t.Fatal(err)
@@ -134,7 +134,7 @@ func TestKernelSetMatches(t *testing.T) {
 	}
 }
 
-// send sends a datagram that nobody receives.
+// send sends a datagram without a receiver.
 func send(t *testing.T, p fwd.Packet) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

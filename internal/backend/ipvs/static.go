@@ -9,7 +9,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// bySpot are the sets whose elements say something of one virtual server, in the order of the bits of members.
+// bySpot are the sets with entries for single virtual servers, in the order of the bits of members.
 var bySpot = [numMembers]string{
 	setFrontends, setDivert, setEmpty, setRanged,
 	setMasq + classNames[0], setMasq + classNames[1], setMasq + classNames[2],
@@ -17,7 +17,7 @@ var bySpot = [numMembers]string{
 	setRedirect + classNames[0], setRedirect + classNames[1], setRedirect + classNames[2],
 }
 
-// setsOf returns the types of all sets of a family by name. There are the same sets whatever the number of Services.
+// setsOf returns the types of all sets of a family by name. They do not depend on the Services.
 func setsOf(f fwd.Family, o *RenderOptions) map[string]ipset.Type {
 	out := map[string]ipset.Type{
 		setName(f, setSources): ipset.HashIPPortNet,
@@ -35,8 +35,8 @@ func setsOf(f fwd.Family, o *RenderOptions) map[string]ipset.Type {
 	return out
 }
 
-// divertMark is the mark of packets that mode VIPMark delivers to this node: a bit that nobody else is known to use, and
-// never the one that asks for masquerade.
+// divertMark returns the mark of packets that mode VIPMark delivers to this node: a bit that no
+// other program is known to use, and that is not the masquerade bit.
 func divertMark(h *fwd.Header) uint32 {
 	if h.MasqueradeBit == 13 {
 		return 1 << 12
@@ -44,7 +44,7 @@ func divertMark(h *fwd.Header) uint32 {
 	return 1 << 13
 }
 
-// statics writes the chains whose content depends on the header and the options alone, and the jumps to them.
+// statics renders the chains that depend only on header and options, and the jumps to them.
 type statics struct {
 	family fwd.Family
 	opt    *RenderOptions
@@ -64,7 +64,7 @@ func (s *statics) chain(table, name string, rules ...string) {
 	s.chains[Key{Kind: KindChain, Table: table, Name: name}] = strings.Join(rules, "\n")
 }
 
-// in is the match of an element of a set.
+// in returns the match for a set.
 func (s *statics) in(what, dims string) string {
 	return "-m set --match-set " + setName(s.family, what) + " " + dims
 }
@@ -73,8 +73,8 @@ func (s *statics) notIn(what, dims string) string {
 	return "-m set ! --match-set " + setName(s.family, what) + " " + dims
 }
 
-// classes calls f for each class that can occur, in the order in which they are tested, with the match of its sources;
-// the last one is for whatever is left.
+// classes calls f for each possible class with the match of its sources, in the order in which
+// rules test them. The last class has no match.
 func (s *statics) classes(f func(c fwd.Class, match string)) {
 	if pod := matchPod(s.header.Detector[s.family.Index()]); pod != "" {
 		f(fwd.Pod, pod)
@@ -86,10 +86,10 @@ func (s *statics) classes(f func(c fwd.Class, match string)) {
 const (
 	isNew = "-m conntrack --ctstate NEW"
 	isOld = "-m conntrack ! --ctstate NEW"
-	// redirected are packets whose destination connection tracking has rewritten, or is about to; that it is IPVS who
-	// rewrites is no such state.
+	// redirected matches packets whose destination connection tracking has rewritten or will
+	// rewrite. IPVS does not set this state.
 	redirected = "-m conntrack --ctstate DNAT"
-	// byIPVS are packets whose destination IPVS has rewritten.
+	// byIPVS matches packets whose destination IPVS has rewritten.
 	byIPVS = "-m ipvs --ipvs"
 )
 
@@ -97,9 +97,9 @@ func setMark(value, mask uint32) string {
 	return fmt.Sprintf("-j MARK --set-xmark 0x%x/0x%x", value, mask)
 }
 
-// mangle drops. The mangle table does it since packets of this node itself still have the address of the Service there:
-// the filter table sees them after IPVS. Requests that IPVS has rewritten come through OUTPUT too; what they are sent to is
-// an endpoint, whatever frontend may have the same address.
+// mangle drops. It uses the mangle table because there packets of this node still have the address
+// of the Service; they reach the filter table after IPVS. Requests that IPVS has rewritten pass
+// OUTPUT as well; their destination is an endpoint, even if a frontend has the same address.
 func (s *statics) mangle() {
 	entrance := isNew + " -j " + chainGuard
 	if s.opt.VIPs == VIPMark {
@@ -107,10 +107,12 @@ func (s *statics) mangle() {
 		s.chain(tableMangle, chainDivert,
 			// With the mark, the rewritten packet would be routed back to this node.
 			byIPVS+" -g "+chainUndivert,
-			// After the first packet of a redirected connection, connection tracking sends the others to the endpoint itself.
+			// After the first packet of a redirected connection, connection tracking sends packets
+			// directly to the endpoint.
 			redirected+" -j RETURN",
-			// What IPVS would reject is not diverted: where its route is local and its destination no address of the node, the
-			// kernel has no source for the ICMP error and sends none, so that clients would wait.
+			// What IPVS would reject is not diverted: with a local route and a destination that is
+			// not an address of the node, the kernel has no source for the ICMP error and sends
+			// none, so clients would wait.
 			and(isNew, s.in(setFrontends, "dst,dst"), s.notIn(setEmpty, "dst,dst"), setMark(bit, bit)),
 			and(isOld, s.in(setDivert, "dst,dst"), setMark(bit, bit)),
 			entrance)
@@ -135,8 +137,9 @@ func (s *statics) mangle() {
 	s.chain(tableMangle, chainGuard, rules...)
 }
 
-// nat asks for masquerade, and sends to another virtual server what this one has not the pool for. A packet to a frontend
-// passes no other rule of the table, lest another program takes it for one to a port of the host.
+// nat marks packets for masquerade and redirects those whose pool another virtual server has. A
+// packet to a frontend passes no other rule of the table, so that another program does not handle
+// it as a packet to a port of the host.
 func (s *statics) nat() {
 	mark := s.header.Mark()
 	s.chain(tableNAT, "PREROUTING", "-j "+chainServices)
@@ -145,7 +148,8 @@ func (s *statics) nat() {
 
 	rules := []string{and(s.notIn(setFrontends, "dst,dst"), "-j RETURN")}
 	if s.opt.VIPs != VIPMark {
-		// The kernel gave a packet of this node the address of the Service as its source, since that is local.
+		// The kernel uses the address of the Service as source of this node's packets, since it is
+		// local.
 		rules = append(rules, and(s.in(setVIPs, "src"), setMark(mark, mark)))
 	}
 	from := [fwd.NumClasses]string{fwd.Outside: chainFromOutside, fwd.Pod: chainFromPod, fwd.Host: chainFromHost}
@@ -164,7 +168,7 @@ func (s *statics) nat() {
 	if s.opt.HairpinBPF {
 		hairpin = and(byIPVS, xtables.SourceIsDestination(s.family == fwd.IPv6), "-g "+chainMasquerade)
 	}
-	// Others use the bit too: what we masquerade has been sent on by IPVS as well.
+	// Other programs may use the bit too, so only packets from IPVS are masqueraded.
 	s.chain(tableNAT, chainPostrouting, and(fmt.Sprintf("-m mark --mark 0x%x/0x%x", mark, mark), byIPVS, "-g "+chainMasquerade), hairpin)
 	masquerade := "-j MASQUERADE"
 	if a := s.header.MasqueradeSource[s.family.Index()]; a.IsValid() {
@@ -173,14 +177,15 @@ func (s *statics) nat() {
 	if s.opt.RandomFully {
 		masquerade += " --random-fully"
 	}
-	// The bit is cleared, so that a packet which comes by again is not masqueraded twice.
+	// The bit is cleared so that a packet that passes again is not masqueraded twice.
 	s.chain(tableNAT, chainMasquerade, setMark(0, mark), masquerade)
 }
 
-// reset refuses TCP. The kernel sends as many of these as there are connections, but limits ICMP errors per client.
+// reset refuses TCP connections. The kernel limits ICMP errors per client, but not resets.
 const reset = "-j REJECT --reject-with tcp-reset"
 
-// refuse rejects packets to the destination that match: TCP with a reset, everything else with an ICMP error.
+// refuse rejects packets to the destination that match: TCP with a reset, everything else with an
+// ICMP error.
 func (s *statics) refuse(destination, match string) []string {
 	unreachable := "-j REJECT --reject-with icmp-port-unreachable"
 	if s.family == fwd.IPv6 {
@@ -189,24 +194,26 @@ func (s *statics) refuse(destination, match string) []string {
 	return []string{and(destination, "-p tcp", match, reset), and(destination, match, unreachable)}
 }
 
-// filter lets requests and replies through, and nothing else to an address that is local only for the sake of Services.
+// filter accepts requests and replies, and rejects everything else to addresses that are local only
+// for Services.
 func (s *statics) filter() {
 	s.chain(tableFilter, "INPUT", "-j "+chainInput)
 	s.chain(tableFilter, "FORWARD", "-j "+chainForward)
 	s.chain(tableFilter, "OUTPUT", "-j "+chainOutput)
 
 	input := []string{
-		// IPVS would answer with an ICMP error, and the kernel limits these per client.
+		// IPVS would answer with an ICMP error, which the kernel limits per client.
 		and("-p tcp", s.in(setEmpty, "dst,dst"), isNew, reset),
 		and(s.in(setFrontends, "dst,dst"), "-j ACCEPT"),
-		// What drains is in FRONTENDS no more; what was redirected may be to a port that never is.
+		// What drains is no longer in FRONTENDS; redirected packets may be to the port of an
+		// alternate.
 		and(s.in(setVIPs, "dst"), "-m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT"),
 		and("-p tcp", s.in(setHealth, "dst,dst"), "-j ACCEPT"),
 	}
 	forward := []string{
 		"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-		// What IPVS sends on does not come by here, except for the packets after the first of a connection that was redirected and
-		// masqueraded: until there is a reply they are not ESTABLISHED.
+		// Packets from IPVS do not pass here, except those after the first of a redirected and
+		// masqueraded connection: without a reply they are not ESTABLISHED yet.
 		redirected + " -m conntrack --ctstate SNAT -j ACCEPT",
 	}
 	output := []string{

@@ -17,7 +17,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// everyRule calls f with programs that have, taken together, every kind of rule there is.
+// everyRule calls f with programs that together have every kind of rule.
 func everyRule(f func(fam fwd.Family, name string, o RenderOptions, objects map[Key]Value)) {
 	for i, fam := range fwd.Families {
 		cluster, node, cidr := "10.96.0.4", "192.168.0.2", "10.96.0.0/16"
@@ -43,7 +43,8 @@ func everyRule(f func(fam fwd.Family, name string, o RenderOptions, objects map[
 	}
 }
 
-// localPolicies is a Service with a port of each protocol, whose node ports redirect pods and the node.
+// localPolicies is a Service with a port of each protocol, whose node ports redirect pods and the
+// node.
 func localPolicies(fam fwd.Family, clusterIP netip.Addr) *fwd.Fragment {
 	frag := &fwd.Fragment{Owner: fwd.Service{Namespace: "default", Name: "local"}}
 	for i, proto := range []fwd.Proto{fwd.TCP, fwd.UDP, fwd.SCTP} {
@@ -64,7 +65,7 @@ func localPolicies(fam fwd.Family, clusterIP netip.Addr) *fwd.Fragment {
 	return frag
 }
 
-// The rules are token for token what the kernel is read to have, in the real iptables and in the simulated one.
+// The rules equal what is read back, from the real iptables and the simulated one.
 func TestKernelRulesAreAsSaved(t *testing.T) {
 	hosttest.Need(t, hosttest.IPVS)
 	asSaved(t, []xtables.Flavour{xtables.Legacy}, func(string) bool { return true })
@@ -85,7 +86,7 @@ func TestKernelRulesWithoutIPVS(t *testing.T) {
 func asSaved(t *testing.T, flavours []xtables.Flavour, possible func(rule string) bool) {
 	everyRule(func(fam fwd.Family, name string, _ RenderOptions, objects map[Key]Value) {
 		for _, fl := range flavours {
-			// The namespace ends with the goroutine, so each program has one of its own.
+			// The namespace ends with the goroutine, so each program has its own.
 			done := make(chan struct{})
 			go func() {
 				defer close(done)

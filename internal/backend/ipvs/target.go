@@ -16,8 +16,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// Device is the dummy device with the VIPs of the unnamed instance. kube-proxy uses the same name, which other programs know and
-// ignore.
+// Device is the dummy device with the VIPs of the unnamed instance. kube-proxy uses the same name,
+// which other programs know and ignore.
 const Device = "kube-ipvs0"
 
 // FamilyOptions configures the backend of one family.
@@ -28,16 +28,18 @@ type FamilyOptions struct {
 	Sets    ipset.Sets
 	Links   link.Host
 	Tables  xtables.Interface
-	// Stale, if not nil, is called with destinations that may have connection tracking entries from before their virtual server
-	// or, if gone is true, of a deleted one. It does not block.
+	// Stale, if not nil, is called with destinations that may have connection tracking entries from
+	// before their virtual server or, if gone is true, of a deleted one. It does not block.
 	Stale func(proto fwd.Proto, dst []netip.AddrPort, gone bool)
-	// Seed differs between nodes. It determines the order in which endpoints are added, so that not all nodes start with the
-	// same one.
+	// Seed differs between nodes. It determines the order in which endpoints are added, so that not
+	// all nodes start with the same one.
 	Seed uint64
-	// FinTimeout is the time after which the kernel forgets a connection that is being closed; 0 means the kernel's default of 2
-	// minutes. DrainTimeout is how long a real server may drain; 0 means 15 minutes.
+	// FinTimeout is the time after which the kernel forgets a connection that is being closed; 0
+	// means the kernel's default of 2 minutes. DrainTimeout is how long a real server may drain; 0
+	// means 15 minutes.
 	FinTimeout, DrainTimeout time.Duration
-	// Narrow means that rules of another mode may be in force until Widen is called, see narrow.go. It is for VIPMark only.
+	// Narrow means that rules of another mode may be in force until Widen is called, see narrow.go.
+	// It is for VIPMark only.
 	Narrow bool
 	// Warn, if not nil, reports a problem with a Service to users.
 	Warn func(s fwd.Service, reason, message string)
@@ -66,8 +68,8 @@ func (o FamilyOptions) withDefaults() FamilyOptions {
 	return o
 }
 
-// target reads and writes the kernel of one family. Write and Tend belong to the loop's goroutine; Read may run concurrently in
-// another one.
+// target reads and writes the kernel of one family. Write and Tend belong to the loop's goroutine;
+// Read may run concurrently in another one.
 type target struct {
 	family fwd.Family
 	opts   FamilyOptions
@@ -75,20 +77,24 @@ type target struct {
 	pods   *pods
 	// atOnce deletes virtual servers without draining, for clean-up after the daemon has exited.
 	atOnce bool
-	// taggedOnly ignores virtual servers of kube-proxy, which may still be in use, instead of adopting them.
+	// taggedOnly ignores virtual servers of kube-proxy, which may still be in use, instead of
+	// adopting them.
 	taggedOnly bool
 
 	// mu guards the fields below.
 	mu sync.Mutex
-	// held are objects that only the connections of draining virtual servers need. Read does not return them.
+	// held are objects that only the connections of draining virtual servers need. Read does not
+	// return them.
 	held map[Key]Value
-	// leaving are objects that the last plan deletes, or virtual servers that it changes, and that are not written yet.
+	// leaving are objects that the last plan deletes, or virtual servers that it changes, and that
+	// are not written yet.
 	leaving map[Key]struct{}
 	// writes counts Writes and Tends that may have changed something, so that Read can detect them.
 	writes uint64
 	// writing counts those in progress.
 	writing int
-	// replaced are the wanted settings of virtual servers that have the default scheduler because the kernel lacks theirs.
+	// replaced are the wanted settings of virtual servers that have the default scheduler because
+	// the kernel lacks theirs.
 	replaced map[Key]hostipvs.Settings
 	// complete means that the last Write had no failure, so that everything wanted exists.
 	complete bool

@@ -24,7 +24,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// bench is a Backend for IPv4 on fake kernels, with a clock that the test moves.
+// bench is a Backend for IPv4 on a fake kernel, with a clock that the test sets.
 type bench struct {
 	t       *testing.T
 	servers ipvsfake.Table
@@ -35,7 +35,7 @@ type bench struct {
 	options FamilyOptions
 	table   fwd.Table
 	backend *Backend
-	// stale are the destinations whose flows were to be removed, warned what users were told.
+	// stale are the destinations passed to Stale, warned the messages passed to Warn.
 	stale, warned []string
 }
 
@@ -67,7 +67,7 @@ func newBench(t *testing.T, adjust ...func(*FamilyOptions)) *bench {
 	return b
 }
 
-// restart makes a Backend as a new process would; it knows the table.
+// restart creates a Backend like a new process, with the same table.
 func (b *bench) restart() {
 	b.backend = New(map[fwd.Family]FamilyOptions{fwd.IPv4: b.options})
 	if _, err := b.backend.Observe(b.t.Context()); err != nil {
@@ -141,7 +141,7 @@ func (b *bench) apply() {
 
 func (b *bench) tend() time.Time { return b.backend.Tend(b.t.Context(), b.now) }
 
-// idle checks that there is nothing to write, also after the kernel was read.
+// idle checks that there is nothing to write, even after a Read.
 func (b *bench) idle() {
 	b.t.Helper()
 	b.servers.Written()
@@ -159,7 +159,8 @@ func vs(proto fwd.Proto, addr string) hostipvs.VirtualServer {
 	return hostipvs.VirtualServer{Protocol: uint8(proto), Addr: netip.MustParseAddrPort(addr)}
 }
 
-// has checks the real servers of a virtual server: "address weight", sorted; none for a virtual server that is not there.
+// has checks the real servers of a virtual server: "address weight", sorted; none if it does not
+// exist.
 func (b *bench) has(v hostipvs.VirtualServer, want ...string) {
 	b.t.Helper()
 	var got []string
@@ -175,7 +176,7 @@ func (b *bench) has(v hostipvs.VirtualServer, want ...string) {
 	}
 }
 
-// ops describes what was written to virtual servers, in order.
+// ops returns the operations on virtual servers, in order.
 func (b *bench) ops() (out []string) {
 	for _, op := range b.servers.Written() {
 		out = append(out, op.String())
@@ -211,7 +212,7 @@ func TestRestartWritesNothing(t *testing.T) {
 	}
 }
 
-// What is written has an order: nobody is sent to what is not complete.
+// Objects are written in an order in which no packet reaches something incomplete.
 func TestOrder(t *testing.T) {
 	b := newBench(t)
 	var order []string
@@ -268,7 +269,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// Whose virtual server is it? The rules of Read.
+// The rules of Read for whose a virtual server is.
 func TestOwnership(t *testing.T) {
 	const tagged, untagged = flagTag, hostipvs.Flags(0)
 	tests := []struct {
@@ -310,7 +311,8 @@ func TestOwnership(t *testing.T) {
 	}
 }
 
-// A wanted virtual server that exists without our tag is taken over where it is kube-proxy's, and left alone otherwise.
+// A wanted virtual server that exists without our tag is adopted if it is kube-proxy's, and not
+// changed otherwise.
 func TestAdoption(t *testing.T) {
 	t.Run("on the device", func(t *testing.T) {
 		b := newBench(t)
@@ -387,7 +389,7 @@ func TestEndpointComesBack(t *testing.T) {
 		t.Errorf("still drains: %+v", d)
 	}
 
-	// Another pod with the same address knows nothing of the connections.
+	// Another pod with the same address does not know the connections.
 	b.put(web.with(ep("10.0.0.3:8080", 2)))
 	b.apply()
 	b.put(web.with(ep("10.0.0.2:8080", 9), ep("10.0.0.3:8080", 2)))
@@ -447,7 +449,8 @@ func TestStaleFlowsOfNewServers(t *testing.T) {
 	}
 }
 
-// The address of a Service that is gone stays until its connections have ended, and nobody takes it for drift.
+// The address of a removed Service stays until its connections have ended, and does not count as
+// drift.
 func TestServerDrains(t *testing.T) {
 	for _, mode := range []VIPMode{VIPAddress, VIPRoute, VIPMark} {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -477,7 +480,7 @@ func TestServerDrains(t *testing.T) {
 				t.Errorf("got %+v", d)
 			}
 
-			// A new process finds it so, too.
+			// A new process finds the same.
 			b.restart()
 			b.apply()
 			b.has(webV, "10.0.0.2:8080 0")
@@ -497,7 +500,8 @@ func TestServerDrains(t *testing.T) {
 	}
 }
 
-// A Service that takes the address of one whose connections last gets the virtual server as it is.
+// A Service with the address of a removed one that still has connections gets the existing virtual
+// server.
 func TestServerTakenOverWhileItDrains(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
@@ -568,7 +572,7 @@ func TestSchedulerThatIsMissing(t *testing.T) {
 	b.idle()
 }
 
-// What fails does not keep others from being written, and is written later.
+// A failure does not prevent other writes, and is retried.
 func TestFailures(t *testing.T) {
 	other := service{name: "other", vip: "10.96.0.20", endpoints: web.endpoints}
 	otherV := vs(fwd.TCP, "10.96.0.20:80")
@@ -658,7 +662,7 @@ func TestDrift(t *testing.T) {
 	}
 }
 
-// Nodes begin with different endpoints, and one node always with the same.
+// Nodes start with different endpoints, and one node always with the same.
 func TestFirstEndpointsAreShuffled(t *testing.T) {
 	var eps []fwd.Endpoint
 	for i := range 20 {
@@ -689,7 +693,7 @@ func TestCleanup(t *testing.T) {
 			b.apply() // one drains
 			h := host{servers: &b.servers, sets: &b.sets, links: &b.links, mangle: []xtables.Interface{b.tables}}
 			for _, want := range []bool{true, false} {
-				// Package iptables cleans nat and filter.
+				// Package iptables cleans up nat and filter.
 				if err := b.tables.Restore(t.Context(), []byte("*nat\n:PREROUTING ACCEPT\n-F PREROUTING\n-F OUTPUT\n-F POSTROUTING\nCOMMIT\n*filter\n-F INPUT\n-F FORWARD\n-F OUTPUT\nCOMMIT\n")); err != nil {
 					t.Fatal(err)
 				}
@@ -717,7 +721,7 @@ func TestCleanup(t *testing.T) {
 	}
 }
 
-// What kube-proxy made is not touched by clean-up, nor is its address.
+// Clean-up does not change kube-proxy's virtual servers and addresses.
 func TestCleanupLeavesKubeProxy(t *testing.T) {
 	b := newBench(t)
 	b.put(web)
@@ -741,8 +745,8 @@ func TestCleanupLeavesKubeProxy(t *testing.T) {
 	}
 }
 
-// TestAdoptedAddress takes over an address that the kernel may choose as a source, as kube-proxy makes them: it becomes one
-// that it does not.
+// TestAdoptedAddress adopts an address that the kernel may use as source, as kube-proxy adds them:
+// it becomes one that the kernel does not use.
 func TestAdoptedAddress(t *testing.T) {
 	b := newBench(t)
 	vip := netip.MustParsePrefix(web.vip + "/32")

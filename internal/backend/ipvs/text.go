@@ -15,9 +15,10 @@ import (
 	"github.com/fairlead/fairlead/internal/instance"
 )
 
-// Render prints all objects of a table for one family as input of tools, in the order in which they are added: sets for ipset
-// restore, rules for iptables-restore --noflush, virtual servers for ipvsadm --restore, addresses, routes and rules for ip
-// -batch. The same table gives the same bytes.
+// Render prints all objects of a table for one family as input of tools, in the order in which they
+// are added: sets for ipset restore, rules for iptables-restore --noflush, virtual servers for
+// ipvsadm --restore, addresses, routes and rules for ip -batch. The same table gives the same
+// bytes.
 func Render(w io.Writer, f fwd.Family, o RenderOptions, t *fwd.Table) error {
 	return writeText(w, f, &o, objectsOf(f, o, t))
 }

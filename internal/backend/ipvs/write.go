@@ -23,8 +23,8 @@ import (
 //	─
 //	weights 0, deletions of real and virtual servers, of addresses, entries and sets
 //
-// Real servers that the wrong sources would reach with the new chains are removed before these are written. If something in the
-// first half fails, only what does not depend on it is removed.
+// Real servers that the wrong sources would reach with the new chains are removed before these are
+// written. If something in the first half fails, only what does not depend on it is removed.
 func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	defer t.changing()()
 	t.setLeaving(p)
@@ -70,7 +70,8 @@ func (t *target) Write(ctx context.Context, p plan, done func(Key)) error {
 	return w.error(ctx, t.family)
 }
 
-// setLeaving records what the plan removes. A virtual server that changes counts, because its real servers may be removed.
+// setLeaving records what the plan removes. A virtual server that changes counts, because its real
+// servers may be removed.
 func (t *target) setLeaving(p plan) {
 	leaving := make(map[Key]struct{}, len(p.Deletes))
 	for k := range p.Deletes {
@@ -86,7 +87,8 @@ func (t *target) setLeaving(p plan) {
 	t.leaving = leaving
 }
 
-// left records that an object was written. Objects that stay for draining connections are counted elsewhere by then.
+// left records that an object was written. Objects that stay for draining connections are counted
+// elsewhere by then.
 func (t *target) left(k Key) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,12 +119,13 @@ type writer struct {
 	chainsErr        error
 	// stale are the destinations of new virtual servers, and of UDP ones that had no real server.
 	stale map[fwd.Proto][]netip.AddrPort
-	// taken are addresses with virtual servers of other programs. On the device such a virtual server would count as
-	// kube-proxy's, so the address is not added.
+	// taken are addresses with virtual servers of other programs. On the device such a virtual
+	// server would count as kube-proxy's, so the address is not added.
 	taken map[netip.Addr]error
 	// late are operations that add real servers after the chains are written.
 	late batch
-	// lower are operations that take connections from real servers; they run after everything was added.
+	// lower are operations that take connections from real servers; they run after everything was
+	// added.
 	lower batch
 }
 
@@ -140,7 +143,8 @@ type outcome struct {
 	done func(Key)
 	// failed has an error for each key that was not written.
 	failed map[Key]error
-	// refused means that the kernel will never accept some key; culprits are the Services of such keys.
+	// refused means that the kernel will never accept some key; culprits are the Services of such
+	// keys.
 	refused  bool
 	culprits []fwd.Service
 }

@@ -11,11 +11,12 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// manyChains is how many chains are deleted in one restore: the nft userland needs time with the square of the number. So
-// many are there when mode iptables was in use before.
+// manyChains is the maximum number of chains that one restore deletes: the time of iptables-nft
+// grows with the square of the number. There are many after a change from mode iptables.
 const manyChains = 1000
 
-// writeChains writes all chains that differ, in one restore unless there are very many to delete.
+// writeChains writes all chains that differ, in one restore unless it has to delete more than
+// manyChains.
 func (w *writer) writeChains(ctx context.Context) {
 	keys, gone := w.upserts[KindChain], w.deletes[KindChain]
 	if len(keys)+len(gone) == 0 {
@@ -46,8 +47,9 @@ func (w *writer) writeChains(ctx context.Context) {
 	w.ok(gone)
 }
 
-// restore is the input of one restore: chains with their rules, jumps in built-in chains, chains to empty, chains to
-// remove. Built-in chains count only in jumps.
+// restoreInput returns the input of one restore: keys are chains to write, and in built-in chains
+// jumps; unjump are built-in chains to remove jumps from; empty and remove are chains to flush and
+// to delete.
 func restoreInput(p plan, keys, unjump, empty, remove []Key) []byte {
 	var b bytes.Buffer
 	for _, table := range tables {

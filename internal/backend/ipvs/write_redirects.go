@@ -9,21 +9,25 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The chains change all at once, and then some sources meet other virtual servers than before: those whom FAIRLEAD-REDIRECT
-// leads elsewhere, and any if sources are told apart in another way. The virtual servers must not have endpoints that are for
-// others: so each gets its new endpoints, and loses its old ones, on the side of that moment on which nobody meets them whom
-// they are not for. Where neither side will do it has none at that moment, so that clients are refused.
+// The chains change all at once, and then some sources reach other virtual servers than before:
+// those that FAIRLEAD-REDIRECT redirects differently, and possibly all if the classification of
+// sources changes. No source may reach endpoints that are not meant for it. So each virtual server
+// gets its new endpoints, and loses its old ones, before or after the change of the chains,
+// whichever is safe. If neither is safe, it has no endpoints at the moment of the change, and
+// clients are refused.
 //
-// This counts above all if one of the steps fails: what has been reached then stays for a while.
+// This matters most if a step fails, because the intermediate state then lasts for a while.
 
 // turn is a change of the chains.
 type turn struct {
-	// gains are the virtual servers that some sources meet only after it, loses those that some meet only before.
+	// gains are the virtual servers that some sources reach only after the change, loses those that
+	// some reach only before.
 	gains, loses map[Key]bool
 }
 
-// turnOf compares the rules that are there with those that are wanted. It is empty if those that are there lead nobody to a
-// virtual server: mode iptables has its own endpoints in its chains, which go on with that until the last moment.
+// turnOf compares the actual rules with the wanted ones. It is empty if the actual ones do not use
+// virtual servers: chains of mode iptables have their own endpoints and use them until they are
+// replaced.
 func turnOf(p plan) turn {
 	if _, guarded := p.Actual(chainKey(tableMangle, "PREROUTING")); !guarded {
 		return turn{}
@@ -60,8 +64,8 @@ func turnOf(p plan) turn {
 	return t
 }
 
-// reclassify notes each virtual server of which anything changes: some meet it only after that. Others meet it only before, if it
-// is not there for all sources alike.
+// reclassify adds each virtual server that changes: some sources may reach it only after the
+// change. If not all sources reach it, some may reach it only before.
 func (t turn) reclassify(p plan, redirects ...map[Key]Key) {
 	apart := make(map[Key]bool)
 	for _, m := range redirects {
@@ -74,7 +78,7 @@ func (t turn) reclassify(p plan, redirects ...map[Key]Key) {
 			if k.Kind != KindServer && k.Kind != KindEntry {
 				continue
 			}
-			s := dialled(k)
+			s := serverOfEntry(k)
 			t.gains[s] = true
 			if apart[s] || drops(p, s) {
 				t.loses[s] = true
@@ -83,7 +87,8 @@ func (t turn) reclassify(p plan, redirects ...map[Key]Key) {
 	}
 }
 
-// drops says whether a virtual server is, or is going to be, one that some sources may not dial.
+// drops reports whether packets of some sources to a virtual server are dropped, before or after
+// the change.
 func drops(p plan, server Key) bool {
 	for _, class := range classNames {
 		k := Key{Kind: KindEntry, Name: setName(fwd.FamilyOf(server.Addr.Addr()), setDrop+class), Proto: server.Proto, Addr: server.Addr}
@@ -97,15 +102,16 @@ func drops(p plan, server Key) bool {
 	return false
 }
 
-// reclassifies says whether chains change that tell sources apart.
+// reclassifies reports whether chains change that classify sources.
 func reclassifies(p plan) bool {
 	_, guard := p.Upserts[chainKey(tableMangle, chainGuard)]
 	_, services := p.Upserts[chainKey(tableNAT, chainServices)]
 	return guard || services
 }
 
-// turnChains writes the chains, if what others meet by the new rules is as it is to be. The virtual servers that go and that
-// others would meet have no endpoints from here on.
+// turnChains writes the chains, unless a virtual server that some sources reach only with the new
+// rules is not in its wanted state. Before, it takes the endpoints from removed virtual servers
+// that some sources would reach.
 func (w *writer) turnChains(ctx context.Context) {
 	var lower batch
 	for _, k := range w.deletes[KindServer] {
@@ -124,11 +130,11 @@ func (w *writer) turnChains(ctx context.Context) {
 	w.writeChains(ctx)
 }
 
-// redirectRule is a rule of FAIRLEAD-REDIRECT: from where, twice its protocol, its port, to where.
+// redirectRule is a rule of FAIRLEAD-REDIRECT: address, protocol (twice), port, new destination.
 const redirectRule = "-d %s -p %s -m %s --dport %d -j DNAT --to-destination %s"
 
-// redirectsOf says between which virtual servers the rules of FAIRLEAD-REDIRECT lead. What setRedirects does not write is left
-// out.
+// redirectsOf parses the rules of FAIRLEAD-REDIRECT, by virtual server. Rules that setRedirects
+// does not render are ignored.
 func redirectsOf(v Value) map[Key]Key {
 	out := make(map[Key]Key)
 	for r := range rules(v) {

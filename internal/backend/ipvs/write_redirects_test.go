@@ -13,9 +13,9 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// twoPools is a Service with a cluster IP and a load balancer IP. With a local endpoint the external traffic policy is Local, and
-// clients outside get that one; all others get the endpoint of the cluster. So it is where the only endpoint on the node shuts
-// down and another one is ready.
+// twoPools is a Service with a cluster IP and a load balancer IP. With a local endpoint the
+// external traffic policy is Local, and clients outside get that one; all others get the endpoint
+// of the cluster. So it is where the only endpoint on the node shuts down and another one is ready.
 func twoPools(local, cluster string) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "ns", Name: "split"}}
 	port := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
@@ -37,7 +37,8 @@ func twoPools(local, cluster string) *fwd.Fragment {
 	return f
 }
 
-// What fails leaves nobody with the endpoints of others: the rules that redirect change only when both sides are ready for it.
+// After a failure no source reaches endpoints that are not meant for it: redirecting rules change
+// only when both virtual servers are ready.
 func TestFailureWhileRedirectionsChange(t *testing.T) {
 	const local, cluster, redirects = "10.0.0.2:8080", "10.0.0.3:8080", "203.0.113.5/32 -p tcp -m tcp --dport 80 -j DNAT"
 	v := vs(fwd.TCP, "203.0.113.5:80")
@@ -58,7 +59,8 @@ func TestFailureWhileRedirectionsChange(t *testing.T) {
 		name     string
 		from, to *fwd.Fragment
 		fail     func(*bench)
-		// redirected says that pods and the node are, real what clients outside, or else everybody, have meanwhile.
+		// redirected means that pods and the node are redirected; real is the endpoint of the other
+		// sources, or of all.
 		redirected bool
 		real       []string
 	}{
@@ -97,7 +99,8 @@ func TestFailureWhileRedirectionsChange(t *testing.T) {
 	}
 }
 
-// byClass is a Service with a cluster IP at which all classes get the endpoint, but for those that are dropped.
+// byClass is a Service with a cluster IP where all classes get the endpoint except those that are
+// dropped.
 func byClass(endpoint string, drop ...fwd.Class) *fwd.Fragment {
 	f := &fwd.Fragment{Owner: fwd.Service{Namespace: "ns", Name: "classes"}}
 	port := fwd.ServicePort{Service: f.Owner, Port: "p", Proto: fwd.TCP}
@@ -113,8 +116,9 @@ func byClass(endpoint string, drop ...fwd.Class) *fwd.Fragment {
 	return f
 }
 
-// What fails leaves nobody with the endpoints of others while it changes which sources are pods: a source that was outside, and
-// dropped, is not let through as a pod to endpoints that were for the pods of before.
+// After a failure no source reaches endpoints that are not meant for it while the detection of pods
+// changes: a source that was outside, and dropped, does not reach as a pod the endpoints that were
+// for the former pods.
 func TestFailureWhileClassesChange(t *testing.T) {
 	const old, fresh = "10.0.0.2:8080", "10.0.0.3:8080"
 	busy := func(verb hostipvs.Verb) func(*bench) {
@@ -142,7 +146,8 @@ func TestFailureWhileClassesChange(t *testing.T) {
 		name string
 		to   *fwd.Fragment
 		fail func(*bench)
-		// turned says that sources are told apart in the new way, real what the virtual server has meanwhile.
+		// turned means that the new classification of sources is in force; real is the endpoint of
+		// the virtual server.
 		turned bool
 		real   []string
 	}{
@@ -191,8 +196,9 @@ func TestFailureWhileClassesChange(t *testing.T) {
 	}
 }
 
-// Whom all may dial is dialled by somebody all the time: where it makes no difference who a source is, there are endpoints while
-// that changes, and so there are for all where the rules that are there are those of mode iptables, which know no virtual server.
+// A virtual server that treats all sources alike always has endpoints while the classification
+// changes. So has every virtual server if the existing rules are those of mode iptables, which do
+// not use virtual servers.
 func TestEndpointsWhileRulesChange(t *testing.T) {
 	const old, fresh, local = "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"
 	pods := func(b *bench) {

@@ -14,11 +14,11 @@ import (
 	hostipvs "github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// makeServers adds virtual servers and real servers. What they lose is left to lowerServers, and what has to wait for the chains
-// to makeLateReals.
+// makeServers adds virtual servers and real servers. What they lose is left to lowerServers, and
+// what has to wait for the chains to makeLateReals.
 //
-// Virtual servers are added before real servers, each in as few system calls as possible: a real server must not be added to
-// another program's virtual server with the same address.
+// Virtual servers are added before real servers, each in as few system calls as possible: a real
+// server must not be added to another program's virtual server with the same address.
 func (w *writer) makeServers(ctx context.Context) {
 	keys := w.upserts[KindServer]
 	if len(keys) == 0 {
@@ -90,8 +90,8 @@ func (w *writer) unfailed(b batch) (out batch) {
 	return out
 }
 
-// have returns the virtual server in the kernel, nil if it does not exist. draining are those that drain as a whole; all of
-// their endpoints drain.
+// have returns the virtual server in the kernel, nil if it does not exist. draining are those that
+// drain as a whole; all of their endpoints drain.
 func (w *writer) have(k Key, draining map[Key]hostipvs.Settings) *Server {
 	if v, exists := w.plan.Actual(k); exists {
 		return v.Server
@@ -102,8 +102,8 @@ func (w *writer) have(k Key, draining map[Key]hostipvs.Settings) *Server {
 	return nil
 }
 
-// settingsFor returns the settings for a virtual server in the kernel: with the default scheduler if the kernel lacks the
-// wanted one.
+// settingsFor returns the settings for a virtual server in the kernel: with the default scheduler
+// if the kernel lacks the wanted one.
 func (t *target) settingsFor(k Key, s hostipvs.Settings) hostipvs.Settings {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,7 +120,8 @@ func (t *target) substitute(s hostipvs.Settings) hostipvs.Settings {
 	return s
 }
 
-// withDefaultScheduler retries operations that failed because the kernel lacks the scheduler. It returns the other failures.
+// withDefaultScheduler retries operations that failed because the kernel lacks the scheduler. It
+// returns the other failures.
 func (w *writer) withDefaultScheduler(ctx context.Context, failed failures) failures {
 	var again batch
 	var other failures
@@ -143,8 +144,9 @@ func (w *writer) withDefaultScheduler(ctx context.Context, failed failures) fail
 	return append(other, again.run(ctx, w.opts.Servers)...)
 }
 
-// adopt handles failures to add or set virtual servers. One that exists already is ours if it has our tag, or if it has no tag and
-// its address is on the device or the node; then kube-proxy made it, and it gets our settings. adopt returns its endpoints.
+// adopt handles failures to add or set virtual servers. One that exists already is ours if it has
+// our tag, or if it has no tag and its address is on the device or the node; then kube-proxy made
+// it, and it gets our settings. adopt returns its endpoints.
 func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpoint {
 	var existing failures
 	for _, f := range failed {
@@ -181,7 +183,8 @@ func (w *writer) adopt(ctx context.Context, failed failures) map[Key][]fwd.Endpo
 	return out
 }
 
-// adoptable returns operations that adopt existing virtual servers, and refuses those of other programs.
+// adoptable returns operations that adopt existing virtual servers, and refuses those of other
+// programs.
 func (w *writer) adoptable(ctx context.Context, existing failures) (take batch, err error) {
 	content, err := w.opts.Servers.List(ctx)
 	if err != nil {
@@ -224,7 +227,8 @@ func (t *target) localAddrs(ctx context.Context) (map[netip.Addr]bool, error) {
 	return out, nil
 }
 
-// compare adds the operations that lead from the serving endpoints to the wanted ones; both are sorted.
+// compare adds the operations that lead from the serving endpoints to the wanted ones; both are
+// sorted.
 func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals, lower *batch) {
 	first := len(have) == 0
 	var fresh []fwd.Endpoint
@@ -261,8 +265,8 @@ func (w *writer) compare(k Key, have, want []fwd.Endpoint, reals, lower *batch) 
 	}
 }
 
-// shuffle orders endpoints by the node's seed: the scheduler rr starts at one end, and nodes should not all start with the same
-// endpoint.
+// shuffle orders endpoints by the node's seed: the scheduler rr starts at one end, and nodes should
+// not all start with the same endpoint.
 func shuffle(seed uint64, k Key, eps []fwd.Endpoint) {
 	h := fnv.New64a()
 	b, _ := k.Addr.MarshalBinary() // never fails for an AddrPort
@@ -271,8 +275,8 @@ func shuffle(seed uint64, k Key, eps []fwd.Endpoint) {
 	r.Shuffle(len(eps), func(i, j int) { eps[i], eps[j] = eps[j], eps[i] })
 }
 
-// raiseReal adds a real server. One that drains gets its weight back and keeps its connections, unless it is another pod by now,
-// which does not know them.
+// raiseReal adds a real server. One that drains gets its weight back and keeps its connections,
+// unless it is another pod by now, which does not know them.
 func (w *writer) raiseReal(k Key, e fwd.Endpoint, reals *batch) {
 	instance, draining := w.drains.draining(k, e.Addr)
 	serves := func() { w.drains.stop(k, e.Addr) }
@@ -287,7 +291,8 @@ func (w *writer) raiseReal(k Key, e fwd.Endpoint, reals *batch) {
 	}
 }
 
-// makeReals adds real servers and sets weights. It corrects operations that assume wrongly that a real server exists or does not.
+// makeReals adds real servers and sets weights. It corrects operations that assume wrongly that a
+// real server exists or does not.
 func (w *writer) makeReals(ctx context.Context, reals batch) {
 	var again batch
 	for _, f := range reals.run(ctx, w.opts.Servers) {
@@ -371,8 +376,9 @@ func (w *writer) deleteServers(ctx context.Context) {
 	}
 }
 
-// tendDeleted deletes what has drained, including removed virtual servers without connections. One that could not be deleted does
-// not count as draining: otherwise its address would stay without need.
+// tendDeleted deletes what has drained, including removed virtual servers without connections. One
+// that could not be deleted does not count as draining: otherwise its address would stay without
+// need.
 func (w *writer) tendDeleted(ctx context.Context) {
 	_, failed := w.tend(ctx, w.opts.Now())
 	for _, f := range failed {

@@ -9,10 +9,10 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipset"
 )
 
-// growth is how many times larger a set is made that is full.
+// growth is the factor by which a full set grows.
 const growth = 4
 
-// makeSets makes those that are missing. A set of our name that is of another type is nothing that can be changed.
+// makeSets creates missing sets. A set with our name but another type cannot be changed.
 func (w *writer) makeSets(ctx context.Context) {
 	keys := w.upserts[KindSet]
 	for _, k := range keys {
@@ -22,15 +22,16 @@ func (w *writer) makeSets(ctx context.Context) {
 			continue
 		}
 		s := w.set(k.Name, want)
-		if err := w.opts.Sets.Create(ctx, s); err != nil && !w.alike(ctx, s, err) {
+		if err := w.opts.Sets.Create(ctx, s); err != nil && !w.resized(ctx, s, err) {
 			w.fail(k, err)
 		}
 	}
 	w.ok(keys)
 }
 
-// alike says whether a set could not be made because there is one that differs in its size at most.
-func (w *writer) alike(ctx context.Context, s ipset.Set, err error) bool {
+// resized reports whether the creation of a set failed only because the existing one has another
+// size.
+func (w *writer) resized(ctx context.Context, s ipset.Set, err error) bool {
 	if !errors.Is(err, ipset.ErrExist) {
 		return false
 	}
@@ -50,7 +51,7 @@ func (t *target) set(name string, typ ipset.Type) ipset.Set {
 	return ipset.Set{Name: name, Type: typ, IPv6: t.family == fwd.IPv6, MaxElem: ipset.DefaultMaxElem}
 }
 
-// setOf is the set of an element, as wanted or as it is.
+// setOf returns the wanted or actual set of an entry.
 func (w *writer) setOf(k Key) ipset.Set {
 	sk := Key{Kind: KindSet, Name: k.Name}
 	v, ok := w.plan.Upserts[sk]
@@ -74,20 +75,20 @@ func (w *writer) addEntries(ctx context.Context) {
 		w.grow(ctx, name, keys)
 	}
 	w.ok(keys)
-	// A virtual server is not changed while the rules do not know what is to be known of it.
+	// A virtual server is not changed if entries about it are missing.
 	for _, k := range keys {
 		if err := w.failed[k]; err != nil {
-			if s := dialled(k); w.plan.Upserts[s].Server != nil || w.turn.gains[s] {
+			if s := serverOfEntry(k); w.plan.Upserts[s].Server != nil || w.turn.gains[s] {
 				w.fail(s, err)
 			}
 		}
 	}
 }
 
-// dialled is the virtual server that an element of a set is about, or that a key is of.
-func dialled(entry Key) Key { return Key{Kind: KindServer, Proto: entry.Proto, Addr: entry.Addr} }
+// serverOfEntry returns the key of the virtual server that an entry is about.
+func serverOfEntry(entry Key) Key { return Key{Kind: KindServer, Proto: entry.Proto, Addr: entry.Addr} }
 
-// grow makes a full set larger until the entries are in it.
+// grow grows a full set until the entries fit.
 func (w *writer) grow(ctx context.Context, name string, keys []Key) {
 	for len(keys) > 0 {
 		s, ok := w.find(ctx, name)
@@ -99,12 +100,12 @@ func (w *writer) grow(ctx context.Context, name string, keys []Key) {
 			w.failAll(keys, err)
 			return
 		}
-		w.opts.Logger.Info("made a full set larger", "set", name, "entries", s.MaxElem*growth)
+		w.opts.Logger.Info("grew a full set", "set", name, "entries", s.MaxElem*growth)
 		keys = w.applyEntries(ctx, keys, false)[name]
 	}
 }
 
-// applyEntries adds or deletes. It returns what found no room, by set.
+// applyEntries adds or deletes entries. It returns those for which the set is full, by set.
 func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full map[string][]Key) {
 	if len(keys) == 0 {
 		return nil
@@ -115,7 +116,7 @@ func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full m
 	}
 	failed, err := w.opts.Sets.Apply(ctx, changes)
 	if err != nil {
-		w.failAll(keys, err) // of some it is not known: all are tried again
+		w.failAll(keys, err) // unknown which were applied: all are retried
 		return nil
 	}
 	full = make(map[string][]Key)
@@ -134,7 +135,7 @@ func (w *writer) applyEntries(ctx context.Context, keys []Key, del bool) (full m
 	return full
 }
 
-// deleteEntries deletes all but those that draining connections need.
+// deleteEntries deletes entries except those that draining connections need.
 func (w *writer) deleteEntries(ctx context.Context, need need) {
 	var keys []Key
 	for _, k := range w.deletes[KindEntry] {
@@ -142,12 +143,12 @@ func (w *writer) deleteEntries(ctx context.Context, need need) {
 			w.done(k)
 			continue
 		}
-		if err := w.failed[dialled(k)]; err != nil {
-			w.fail(k, err) // the virtual server is still as it was
+		if err := w.failed[serverOfEntry(k)]; err != nil {
+			w.fail(k, err) // the virtual server was not deleted
 			continue
 		}
-		if _, goes := w.plan.Deletes[Key{Kind: KindSet, Name: k.Name}]; goes {
-			w.done(k) // with its set
+		if _, removed := w.plan.Deletes[Key{Kind: KindSet, Name: k.Name}]; removed {
+			w.done(k) // together with its set
 			continue
 		}
 		keys = append(keys, k)
@@ -156,7 +157,7 @@ func (w *writer) deleteEntries(ctx context.Context, need need) {
 	w.ok(keys)
 }
 
-// deleteSets destroys sets that no rule asks any more.
+// deleteSets destroys sets that no rule uses any more.
 func (w *writer) deleteSets(ctx context.Context) {
 	keys := w.deletes[KindSet]
 	for _, k := range keys {

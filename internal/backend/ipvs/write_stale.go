@@ -14,36 +14,38 @@ import (
 	"github.com/fairlead/fairlead/internal/host/conntrack"
 )
 
-// A connection-tracking entry that was made before its virtual server leads past it: packets of the flow are not rewritten
-// as those of IPVS are, or answers leave with a wrong port. So entries to the destinations of new virtual servers are
-// removed, whatever the protocol, and those of UDP when the first real server comes. The next packet makes a new one.
+// Packets of a connection tracking entry that is older than its virtual server bypass IPVS, or
+// replies have a wrong port. So entries to the destinations of new virtual servers are removed for
+// all protocols, and those of UDP when the first real server is added. The next packet creates a
+// new entry.
 //
-// An entry of which the answers come from elsewhere than where the packets went stays: its connection was made through the
-// virtual server since, or by the rules of another mode before, and would be broken. When a virtual server of UDP goes, all
-// of its entries go.
+// An entry whose replies come from another address than its destination stays: its connection was
+// made through the virtual server, or by the rules of another mode, and would break. When a virtual
+// server of UDP is deleted, all of its entries are removed.
 
 const (
-	// fewDestinations is up to how many destinations the kernel is asked for each by itself.
+	// fewDestinations is the maximum number of destinations for which one dump each is used instead
+	// of one for all.
 	fewDestinations = 8
-	// staleBatch is how many entries are collected before they are deleted.
+	// staleBatch is the number of entries that are deleted together.
 	staleBatch = 500
-	// What failed is tried again after firstRetry, then after twice as long each time, up to maxRetry.
+	// Failures are retried after firstRetry, then after intervals that double up to maxRetry.
 	firstRetry = time.Second
 	maxRetry   = time.Minute
 )
 
-// sweeper removes entries in a goroutine of its own, since the table may be large.
+// sweeper removes entries in its own goroutine, because the table may be large.
 type sweeper struct {
 	table conntrack.Table
 	log   *slog.Logger
 	wake  chan struct{}
 
-	// mu guards pending, which says for each destination whether its virtual server is gone.
+	// mu guards pending, which has for each destination whether its virtual server was deleted.
 	mu      sync.Mutex
 	pending map[destinations]map[netip.AddrPort]bool
 }
 
-// destinations are those that one dump of the table finds.
+// destinations are the destinations that one dump covers.
 type destinations struct {
 	ipv6  bool
 	proto fwd.Proto
@@ -53,7 +55,7 @@ func newSweeper(table conntrack.Table, log *slog.Logger) *sweeper {
 	return &sweeper{table: table, log: log, wake: make(chan struct{}, 1), pending: make(map[destinations]map[netip.AddrPort]bool)}
 }
 
-// submit asks for the removal of entries to destinations. It does not wait.
+// submit requests the removal of entries to destinations. It does not block.
 func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort, gone bool) {
 	for _, d := range dst {
 		s.add(destinations{d.Addr().Is6(), proto}, map[netip.AddrPort]bool{d: gone})
@@ -64,7 +66,7 @@ func (s *sweeper) submit(proto fwd.Proto, dst []netip.AddrPort, gone bool) {
 	}
 }
 
-// add adds to what is pending.
+// add adds destinations to pending.
 func (s *sweeper) add(k destinations, dst map[netip.AddrPort]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +78,7 @@ func (s *sweeper) add(k destinations, dst map[netip.AddrPort]bool) {
 	}
 }
 
-// run works until the context ends. What fails it tries again by itself.
+// run works until the context ends, and retries failures.
 func (s *sweeper) run(ctx context.Context) {
 	var retry <-chan time.Time
 	wait := firstRetry
@@ -102,9 +104,9 @@ func (s *sweeper) run(ctx context.Context) {
 			case err != nil:
 				failed = true
 				s.add(k, dst)
-				s.log.Warn("cannot remove all flows from before their virtual server, trying again", append(attrs, "after", wait, "error", err)...)
+				s.log.Warn("cannot remove all flows older than their virtual server, will retry", append(attrs, "after", wait, "error", err)...)
 			case n > 0:
-				s.log.Info("removed flows from before their virtual server", attrs...)
+				s.log.Info("removed flows older than their virtual server", attrs...)
 			}
 		}
 		retry = nil

@@ -14,11 +14,12 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
-// routeDevice is that of local routes. On Device they would not last: IPv6 takes none while it is down, and with the last IPv4
-// address that mode VIPAddress left there, the kernel removes all IPv4 routes of it, of which it tells nobody.
+// routeDevice is the device of local routes. Device does not work: IPv6 accepts no routes on it
+// while it is down, and with the last IPv4 address that mode VIPAddress left there, the kernel
+// removes all its IPv4 routes without notification.
 const routeDevice = link.Loopback
 
-// vip is the kernel object that a KindVIP stands for.
+// vip returns the kernel object of a KindVIP.
 func (t *target) vip(k Key, v Value) link.Object {
 	if t.opts.VIPs == VIPRoute {
 		return link.Route{Dst: k.Prefix, Dev: routeDevice, Src: v.Source, Table: link.LocalTable}
@@ -26,7 +27,7 @@ func (t *target) vip(k Key, v Value) link.Object {
 	return link.Addr{Dev: t.device(), Prefix: k.Prefix}
 }
 
-// makeVIPs makes addresses the node's. A route whose source changes is replaced.
+// makeVIPs makes addresses local. A route whose source changes is replaced.
 func (w *writer) makeVIPs(ctx context.Context) {
 	keys := w.upserts[KindVIP]
 	if len(keys) == 0 {
@@ -53,7 +54,7 @@ func (w *writer) makeVIPs(ctx context.Context) {
 		case there:
 			c.remove(k, w.vip(k, have))
 		case w.opts.VIPs == VIPRoute && k.Prefix.IsSingleIP() && w.isStray(link.Addr{Dev: w.device(), Prefix: k.Prefix}):
-			// The kernel takes no route beside the one that it made itself for the address.
+			// The kernel added a route for the address and refuses a second one.
 			c.remove(k, link.Addr{Dev: w.device(), Prefix: k.Prefix})
 		}
 		c.add(k, w.vip(k, want))
@@ -62,7 +63,7 @@ func (w *writer) makeVIPs(ctx context.Context) {
 	w.ok(keys)
 }
 
-// isStray says whether an address is on the device that another way of binding VIPs put there.
+// isStray reports whether another VIPMode added an address to the device.
 func (t *target) isStray(a link.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -87,7 +88,7 @@ func (w *writer) deleteVIPs(ctx context.Context, need need) {
 	w.ok(keys)
 }
 
-// divert is what a KindDivert stands for. Without a mark it is the route alone.
+// divert returns the kernel objects of a KindDivert, without the rule if there is no mark.
 func (t *target) divert(v Value) []link.Object {
 	six := t.family == fwd.IPv6
 	table := divertTableOf(t.opts.Instance)
@@ -98,7 +99,7 @@ func (t *target) divert(v Value) []link.Object {
 	return out
 }
 
-// makeDivert makes the route before the rule that leads to it.
+// makeDivert adds the route before the rule that uses it.
 func (w *writer) makeDivert(ctx context.Context) {
 	keys := w.upserts[KindDivert]
 	narrow := w.isNarrow()
@@ -137,7 +138,7 @@ func (w *writer) deleteDivert(ctx context.Context, need need) {
 	w.ok(keys)
 }
 
-// linkChanges are changes that are carried out together.
+// linkChanges are changes that are applied together.
 type linkChanges struct {
 	keys    []Key
 	changes []link.Change
@@ -151,7 +152,8 @@ func (c *linkChanges) remove(k Key, o link.Object) {
 	c.keys, c.changes = append(c.keys, k), append(c.changes, link.Change{Object: o, Del: true})
 }
 
-// run notes failures with the writer. To make what is there and to remove what is not are none.
+// run applies the changes and records failures. Adding what exists and removing what does not are
+// not failures.
 func (c *linkChanges) run(ctx context.Context, w *writer) {
 	for k, err := range c.apply(ctx, w.opts.Links) {
 		if errors.Is(err, link.ErrInvalid) {
@@ -183,9 +185,10 @@ func (c *linkChanges) apply(ctx context.Context, links link.Host) map[Key]error 
 	return out
 }
 
-// What draining connections need stays: the address of a virtual server that drains, and what the rules know of it.
+// What draining connections need stays: the address of a virtual server that drains, and its
+// entries in sets.
 
-// hold keeps an object that is to be deleted if draining connections need it.
+// hold keeps an object instead of deleting it if draining connections need it.
 func (w *writer) hold(k Key, need need) bool {
 	if !need.of(k) {
 		return false
@@ -196,7 +199,7 @@ func (w *writer) hold(k Key, need need) bool {
 	return true
 }
 
-// takeHeld says whether an object that is wanted is there all the time, held for draining connections.
+// takeHeld reports whether a wanted object exists because it was held for draining connections.
 func (w *writer) takeHeld(k Key) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -205,7 +208,7 @@ func (w *writer) takeHeld(k Key) bool {
 	return ok
 }
 
-// need is what the connections of virtual servers depend on that drain as a whole.
+// need has the virtual servers that drain as a whole, and their addresses.
 type need struct {
 	family  fwd.Family
 	addrs   map[netip.Addr]bool
@@ -220,7 +223,7 @@ func (t *target) need() need {
 	return n
 }
 
-// of says whether an object is needed.
+// of reports whether an object is needed.
 func (n need) of(k Key) bool {
 	if len(n.servers) == 0 {
 		return false
@@ -241,7 +244,7 @@ func (n need) of(k Key) bool {
 	return false
 }
 
-// within says whether the prefix has the address of a virtual server that drains.
+// within reports whether the prefix contains the address of a virtual server that drains.
 func (n need) within(p netip.Prefix) bool {
 	if p.IsSingleIP() {
 		return n.addrs[p.Addr()]
@@ -254,7 +257,7 @@ func (n need) within(p netip.Prefix) bool {
 	return false
 }
 
-// ofLink is of for what another way of binding VIPs left.
+// ofLink is of for objects of another VIPMode.
 func (n need) ofLink(o link.Object) bool {
 	switch o := o.(type) {
 	case link.Addr:
@@ -265,7 +268,8 @@ func (n need) ofLink(o link.Object) bool {
 	return len(n.servers) > 0
 }
 
-// release removes what was held and is needed no more, and, when all is written, what another way of binding VIPs left.
+// release removes objects that are no longer held, and, if everything wanted exists, objects of
+// another VIPMode.
 func (t *target) release(ctx context.Context) error {
 	t.mu.Lock()
 	need := t.need()
@@ -285,12 +289,12 @@ func (t *target) release(ctx context.Context) error {
 		}
 	}
 	done := slices.Concat(links.keys, entries)
-	var rest []link.Object
+	var stray []link.Object
 	for _, o := range t.stray {
 		if t.complete && !need.ofLink(o) {
 			links.remove(Key{}, o)
 		} else {
-			rest = append(rest, o)
+			stray = append(stray, o)
 		}
 	}
 	t.mu.Unlock()
@@ -303,7 +307,7 @@ func (t *target) release(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if failed[Key{}] == nil {
-		t.stray = rest
+		t.stray = stray
 	}
 	for _, k := range done {
 		if failed[k] == nil {
@@ -313,7 +317,7 @@ func (t *target) release(ctx context.Context) error {
 	return errors.Join(slices.Collect(maps.Values(failed))...)
 }
 
-// releaseEntries deletes elements of sets.
+// releaseEntries deletes entries of sets.
 func (t *target) releaseEntries(ctx context.Context, keys []Key) map[Key]error {
 	out := make(map[Key]error)
 	changes := make([]ipset.Change, len(keys))

@@ -7,7 +7,7 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// The wrong way of binding VIPs goes when the right one is there.
+// Objects of another VIPMode are removed after the current one is complete.
 func TestChangeOfVIPMode(t *testing.T) {
 	modes := []VIPMode{VIPAddress, VIPRoute, VIPMark}
 	for _, from := range modes {
@@ -32,8 +32,8 @@ func TestChangeOfVIPMode(t *testing.T) {
 	}
 }
 
-// What the old way made stays as long as connections need it. That the last address of the device goes then takes nothing along
-// that the new way made.
+// Objects of another VIPMode stay while connections need them. The later removal of the device's
+// last address removes nothing of the current mode.
 func TestChangeOfVIPModeWhileDraining(t *testing.T) {
 	gone := service{name: "gone", vip: "10.96.0.11", endpoints: web.endpoints}
 	goneV := vs(fwd.TCP, "10.96.0.11:80")

@@ -15,7 +15,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipset/ipsetfake"
 )
 
-// forEach runs a test on package ipsetfake and, where kernel tests are asked for, on the kernel; what both do is the contract.
+// forEach runs a test on package ipsetfake and, where kernel tests are asked for, on the kernel;
+// what both do is the contract.
 func forEach(t *testing.T, test func(t *testing.T, sets Sets)) {
 	t.Run("fake", func(t *testing.T) { test(t, &ipsetfake.Sets{}) })
 	t.Run("kernel", func(t *testing.T) { test(t, open(t)) })

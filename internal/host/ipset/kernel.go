@@ -13,8 +13,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel accesses the sets of the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for
-// concurrent use.
+// Kernel accesses the sets of the network namespace in which Open was called. It needs
+// CAP_NET_ADMIN there and is safe for concurrent use.
 type Kernel struct{ conn *netlink.Conn }
 
 var _ Sets = (*Kernel)(nil)
@@ -85,7 +85,8 @@ func (k *Kernel) Exists(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
-// Sizes returns the number of entries of each set whose name begins with prefix, by name, without reading the entries.
+// Sizes returns the number of entries of each set whose name begins with prefix, by name, without
+// reading the entries.
 func (k *Kernel) Sizes(ctx context.Context, prefix string) (map[string]uint32, error) {
 	all, err := k.list(ctx, "", flagListHeader)
 	if err != nil {
@@ -170,7 +171,8 @@ func wrap(err error, format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, named(err))...)
 }
 
-// named translates ip_set's error numbers into the errors that callers test for, and others into words.
+// named translates ip_set's error numbers into the errors that callers test for, and others into
+// words.
 func named(err error) error {
 	var e *netlink.Error
 	if !errors.As(err, &e) {

@@ -15,7 +15,8 @@ import (
 	. "github.com/fairlead/fairlead/internal/host/ipset"
 )
 
-// TestKernelForeignSets reads sets that somebody else made with settings that this package does not know.
+// TestKernelForeignSets reads sets that somebody else made with settings that this package does not
+// know.
 func TestKernelForeignSets(t *testing.T) {
 	k := open(t)
 	timeout := uint32(300)
@@ -99,8 +100,8 @@ func TestKernelInUse(t *testing.T) {
 	}
 }
 
-// TestKernelMatches asks the kernel with packets' addresses whether it understood the entries: the library's test command
-// is an independent writer.
+// TestKernelMatches asks the kernel with packets' addresses whether it understood the entries: the
+// library's test command is an independent writer.
 func TestKernelMatches(t *testing.T) {
 	k := open(t)
 	load(t, k, everyType)
@@ -128,7 +129,8 @@ func TestKernelMatches(t *testing.T) {
 	}
 }
 
-// BenchmarkAdd adds and deletes 1000 entries: with the library, in single calls, in batches. Compare the three.
+// BenchmarkAdd adds and deletes 1000 entries: with the library, in single calls, in batches.
+// Compare the three.
 func BenchmarkAdd(b *testing.B) {
 	const n = 1000
 	s := Set{Name: "bench", Type: HashIPPort, MaxElem: DefaultMaxElem}

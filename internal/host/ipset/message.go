@@ -11,7 +11,8 @@ import (
 
 // The constants below are from linux/netfilter/ipset/ip_set.h.
 
-// protocol is the oldest version of the protocol that kernels support; later ones add nothing that is needed here.
+// protocol is the oldest version of the protocol that kernels support; later ones add nothing that
+// is needed here.
 const protocol = 6
 
 // netOrder marks a number in network byte order.
@@ -79,12 +80,13 @@ const (
 	errFull         unix.Errno = 4352
 )
 
-// revisions are the oldest revision of each type with the needed features (SCTP, in types with ports), so that an ipset
-// program older than the kernel can list the sets as well.
+// revisions are the oldest revision of each type with the needed features (SCTP, in types with
+// ports), so that an ipset program older than the kernel can list the sets as well.
 var revisions = map[Type]byte{HashIPPort: 1, HashIPPortIP: 1, HashIPPortNet: 1}
 
-// newRequest starts a message. With NLM_F_EXCL the kernel refuses to create what exists and to remove what does not. Without
-// the flag it takes a set of one family for one of the other, so this package compares settings itself.
+// newRequest starts a message. With NLM_F_EXCL the kernel refuses to create what exists and to
+// remove what does not. Without the flag it takes a set of one family for one of the other, so this
+// package compares settings itself.
 func newRequest(cmd uint16, ipv6 bool) netlink.Request {
 	family := byte(unix.NFPROTO_IPV4)
 	if ipv6 {
@@ -185,7 +187,8 @@ type listed struct {
 	size uint32
 }
 
-// decodeList decodes the messages of a list. A large set takes several messages; the first one has the settings.
+// decodeList decodes the messages of a list. A large set takes several messages; the first one has
+// the settings.
 func decodeList(msgs []netlink.Message) (sets []listed, err error) {
 	for _, m := range msgs {
 		if m.Type != unix.NFNL_SUBSYS_IPSET<<8|cmdList {

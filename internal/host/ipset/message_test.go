@@ -41,7 +41,8 @@ func FuzzDecodeList(f *testing.F) {
 	})
 }
 
-// TestDecodeOwnMessages decodes entries as they are encoded: the kernel uses the same attributes in both directions.
+// TestDecodeOwnMessages decodes entries as they are encoded: the kernel uses the same attributes in
+// both directions.
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, c := range examples() {
 		attrs, err := netlink.Message{Body: changeRequest(c).Body}.NetfilterAttrs()

@@ -2,8 +2,8 @@ package ipset
 
 import "context"
 
-// Renamed wraps s so that callers use the names rename(name) for the sets. rename is its own inverse, and changes only the
-// prefix of names that List is called with.
+// Renamed wraps s so that callers use the names rename(name) for the sets. rename is its own
+// inverse, and changes only the prefix of names that List is called with.
 func Renamed(s Sets, rename func(string) string) Sets { return renamed{s, rename} }
 
 type renamed struct {

@@ -102,15 +102,17 @@ type Failure struct {
 type Sets interface {
 	// List returns the sets whose names begin with prefix, sorted by name, with their entries.
 	List(ctx context.Context, prefix string) ([]Content, error)
-	// Create creates an empty set. A set that exists with the same settings is left as it is. If the settings differ, the
-	// error is ErrExist and says what differs.
+	// Create creates an empty set. A set that exists with the same settings is left as it is. If
+	// the settings differ, the error is ErrExist and says what differs.
 	Create(ctx context.Context, s Set) error
 	// Destroy removes a set and its entries. ErrNoSet: it does not exist. ErrInUse: a rule uses it.
 	Destroy(ctx context.Context, name string) error
-	// Swap exchanges two sets of the same type and family. Rules refer to sets by name, so they see the change at once.
+	// Swap exchanges two sets of the same type and family. Rules refer to sets by name, so they see
+	// the change at once.
 	Swap(ctx context.Context, a, b string) error
-	// Apply adds and deletes entries, in order. failed are the refused changes: ErrExist, ErrMissing, ErrFull, ErrNoSet,
-	// ErrInvalid, or the kernel's error. err means that it is unknown which changes were applied.
+	// Apply adds and deletes entries, in order. failed are the refused changes: ErrExist,
+	// ErrMissing, ErrFull, ErrNoSet, ErrInvalid, or the kernel's error. err means that it is
+	// unknown which changes were applied.
 	Apply(ctx context.Context, changes []Change) (failed []Failure, err error)
 }
 
@@ -138,8 +140,8 @@ func (s Set) Family() string {
 	return "inet"
 }
 
-// Difference describes how the settings of an existing set differ from the wanted ones. options are settings of the existing
-// set that this package never makes.
+// Difference describes how the settings of an existing set differ from the wanted ones. options are
+// settings of the existing set that this package never makes.
 func (s Set) Difference(want Set, options ...string) string {
 	var d []string
 	if s.Type != want.Type {
@@ -170,7 +172,8 @@ func (s Set) Validate() error {
 	return nil
 }
 
-// Validate returns ErrInvalid and the reason if an entry does not fit the set. The error names both.
+// Validate returns ErrInvalid and the reason if an entry does not fit the set. The error names
+// both.
 func (e Entry) Validate(s Set) error {
 	if reason := e.invalid(s); reason != "" {
 		return fmt.Errorf("%s in %s (%s %s): %w: %s", e, s.Name, s.Type, s.Family(), ErrInvalid, reason)
@@ -262,8 +265,9 @@ func (c Change) Refused(err error) error {
 	return fmt.Errorf("add %s to %s: %w", c.Entry, c.Set.Name, err)
 }
 
-// Grow raises the maximum number of entries of a set. The kernel has no setting for that, so Grow creates a larger set,
-// fills it, and swaps the two; rules do not notice. Entries that others change meanwhile are lost.
+// Grow raises the maximum number of entries of a set. The kernel has no setting for that, so Grow
+// creates a larger set, fills it, and swaps the two; rules do not notice. Entries that others
+// change meanwhile are lost.
 func Grow(ctx context.Context, sets Sets, name string, maxElem uint32) error {
 	if err := grow(ctx, sets, name, maxElem); err != nil {
 		return fmt.Errorf("grow set %s: %w", name, err)

@@ -124,7 +124,8 @@ func appendReal(b []byte, r RealServer, full bool) []byte {
 	return netlink.AppendUint32(b, destLower, 0)
 }
 
-// netmask encodes a Prefix: for IPv4 as a mask in network byte order, for IPv6 as a number in host byte order.
+// netmask encodes a Prefix: for IPv4 as a mask in network byte order, for IPv6 as a number in host
+// byte order.
 func netmask(a netip.Addr, prefix int8) []byte {
 	n := int(prefix)
 	if n == 0 {
@@ -154,7 +155,8 @@ func prefix(ipv6 bool, b []byte) int8 {
 	return int8(n)
 }
 
-// attrs are the attributes of a message by type. An array costs less than a map for each virtual server.
+// attrs are the attributes of a message by type. An array costs less than a map for each virtual
+// server.
 type attrs [16][]byte
 
 // parse decodes a list of attributes. Unknown types are ignored.
@@ -244,7 +246,8 @@ func decodeServer(b []byte) (s Server, ok bool, err error) {
 	return s, true, nil
 }
 
-// decodeReal decodes a real server of v. It has the address family of v unless the kernel sends one (since 3.18).
+// decodeReal decodes a real server of v. It has the address family of v unless the kernel sends one
+// (since 3.18).
 func decodeReal(b []byte, v VirtualServer) (RealState, error) {
 	var a attrs
 	if err := a.nested(b, attrDest); err != nil {

@@ -133,8 +133,8 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// FuzzDecode feeds messages to the decoder. Whatever was understood and may be written must be understood again when it
-// is written anew.
+// FuzzDecode feeds messages to the decoder. Whatever was understood and may be written must be
+// understood again when it is written anew.
 func FuzzDecode(f *testing.F) {
 	for _, op := range everything() {
 		if op.Verb == AddServer {
@@ -161,7 +161,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// TestKernelWouldTake shows why there are checks: the kernel has none of its own.
+// TestKernelWouldTake proves that the checks are needed: the kernel does not make them.
 func TestKernelWouldTake(t *testing.T) {
 	hosttest.Need(t, hosttest.IPVS)
 	hosttest.Netns(t)

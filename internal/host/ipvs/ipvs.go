@@ -12,18 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Interface is the IPVS of one network namespace. Kernel implements it. Implementations are safe for concurrent use.
+// Interface is the IPVS of one network namespace. Kernel implements it. Implementations are safe
+// for concurrent use.
 type Interface interface {
 	// Read returns all virtual servers with their real servers.
 	Read(context.Context) (Content, error)
 	// List returns all virtual servers without their real servers. It costs a fraction of Read.
 	List(context.Context) (Content, error)
-	// RealServers returns the real servers of one virtual server, sorted by address. The error is ESRCH if the virtual
-	// server does not exist.
+	// RealServers returns the real servers of one virtual server, sorted by address. The error is
+	// ESRCH if the virtual server does not exist.
 	RealServers(context.Context, VirtualServer) ([]RealState, error)
-	// Apply executes operations in order, many in one system call, and continues after one that fails. It returns nil if all
-	// succeeded, otherwise a slice as long as ops: nil for an operation that succeeded, an *Error for one that failed.
-	// ENOBUFS means that the kernel's answer was lost: the operation may or may not have been executed.
+	// Apply executes operations in order, many in one system call, and continues after one that
+	// fails. It returns nil if all succeeded, otherwise a slice as long as ops: nil for an
+	// operation that succeeded, an *Error for one that failed. ENOBUFS means that the kernel's
+	// answer was lost: the operation may or may not have been executed.
 	Apply(ctx context.Context, ops []Op) []error
 	// Timeouts returns the timeouts of connections.
 	Timeouts(context.Context) (Timeouts, error)
@@ -31,8 +33,9 @@ type Interface interface {
 	SetTimeouts(context.Context, Timeouts) error
 	// ConnTableSize returns the number of buckets of the connection table.
 	ConnTableSize(context.Context) (int, error)
-	// ProbeScheduler tests whether the kernel has a scheduler, by adding a virtual server and removing it at once. The error
-	// is ENOENT if the kernel neither has the scheduler nor can load it.
+	// ProbeScheduler tests whether the kernel has a scheduler, by adding a virtual server and
+	// removing it at once. The error is ENOENT if the kernel neither has the scheduler nor can load
+	// it.
 	ProbeScheduler(ctx context.Context, name string) error
 }
 
@@ -40,8 +43,8 @@ type Interface interface {
 type VirtualServer struct {
 	// Protocol is the transport protocol by its IANA number: TCP, UDP or SCTP.
 	Protocol uint8
-	// Addr is address and port. The address is not IPv4-mapped and has no zone. Port 0 means all ports, which requires
-	// Persistent.
+	// Addr is address and port. The address is not IPv4-mapped and has no zone. Port 0 means all
+	// ports, which requires Persistent.
 	Addr netip.AddrPort
 }
 
@@ -60,11 +63,12 @@ type Settings struct {
 	// Scheduler is the name of a scheduler, up to 15 bytes.
 	Scheduler string
 	Flags     Flags
-	// TimeoutSec is, with the flag Persistent, the number of seconds without connections after which a client may get
-	// another real server. Without the flag the kernel stores the value but does not use it.
+	// TimeoutSec is, with the flag Persistent, the number of seconds without connections after
+	// which a client may get another real server. Without the flag the kernel stores the value but
+	// does not use it.
 	TimeoutSec uint32
-	// Prefix is the number of bits of the client's address that count for persistence. 0 means all bits; 32 and 128 are not
-	// used. OddPrefix can be read but not written.
+	// Prefix is the number of bits of the client's address that count for persistence. 0 means all
+	// bits; 32 and 128 are not used. OddPrefix can be read but not written.
 	Prefix int8
 }
 
@@ -74,12 +78,13 @@ const OddPrefix int8 = -1
 // Flags are bits of a virtual server (IP_VS_SVC_F_*).
 type Flags uint32
 
-// The flags. The kernel sets the flag "hashed" (0x2) on every virtual server; it is hidden on reading and refused on
-// writing.
+// The flags. The kernel sets the flag "hashed" (0x2) on every virtual server; it is hidden on
+// reading and refused on writing.
 const (
 	// Persistent sends all connections of a client to one real server.
 	Persistent Flags = 0x01
-	// OnePacket schedules each datagram separately. With masquerading, replies then have the wrong source address.
+	// OnePacket schedules each datagram separately. With masquerading, replies then have the wrong
+	// source address.
 	OnePacket Flags = 0x04
 	// Sched1 to Sched3 depend on the scheduler.
 	Sched1 Flags = 0x08
@@ -89,7 +94,8 @@ const (
 	// Free are bits that the kernel stores but does not use (5.10 to 6.18).
 	Free = ^Flags(0x3f)
 
-	// Fallback makes the schedulers sh and mh choose another real server if the one for a client's address has weight 0.
+	// Fallback makes the schedulers sh and mh choose another real server if the one for a client's
+	// address has weight 0.
 	Fallback = Sched1
 	// SourcePort makes the schedulers sh and mh hash the client's port as well.
 	SourcePort = Sched2
@@ -170,8 +176,8 @@ type Content struct {
 	Servers []Server
 }
 
-// Timeouts are the times after which idle connections are forgotten, in whole seconds. TCPFin applies to connections that are
-// being closed.
+// Timeouts are the times after which idle connections are forgotten, in whole seconds. TCPFin
+// applies to connections that are being closed.
 type Timeouts struct {
 	TCP, TCPFin, UDP time.Duration
 }
@@ -181,20 +187,23 @@ type Verb uint8
 
 // The verbs.
 const (
-	// AddServer fails with EEXIST if the virtual server exists, and with ENOENT if the kernel has no such scheduler.
+	// AddServer fails with EEXIST if the virtual server exists, and with ENOENT if the kernel has
+	// no such scheduler.
 	AddServer Verb = iota + 1
-	// SetServer replaces the settings. It fails with ESRCH if the virtual server does not exist, and with ENOENT if the
-	// kernel has no such scheduler.
+	// SetServer replaces the settings. It fails with ESRCH if the virtual server does not exist,
+	// and with ENOENT if the kernel has no such scheduler.
 	SetServer
-	// DelServer deletes a virtual server and its real servers. It fails with ESRCH if the virtual server does not exist.
+	// DelServer deletes a virtual server and its real servers. It fails with ESRCH if the virtual
+	// server does not exist.
 	DelServer
-	// AddReal fails with ESRCH if the virtual server does not exist, and with EEXIST if the real server does.
+	// AddReal fails with ESRCH if the virtual server does not exist, and with EEXIST if the real
+	// server does.
 	AddReal
-	// SetReal replaces weight and method. It fails with ESRCH if the virtual server does not exist, and with ENOENT if the
-	// real server does not.
+	// SetReal replaces weight and method. It fails with ESRCH if the virtual server does not exist,
+	// and with ENOENT if the real server does not.
 	SetReal
-	// DelReal breaks the connections to a real server, even if it is soon added again. It fails like SetReal. Method and
-	// Weight are ignored.
+	// DelReal breaks the connections to a real server, even if it is soon added again. It fails
+	// like SetReal. Method and Weight are ignored.
 	DelReal
 )
 
@@ -242,8 +251,8 @@ func (e *Error) Unwrap() error { return e.Err }
 // maxScheduler is the maximum length of the name of a scheduler in bytes.
 const maxScheduler = 15
 
-// Check refuses operations that must not reach the kernel: values that it would misinterpret, or accept although they never
-// forward a packet.
+// Check refuses operations that must not reach the kernel: values that it would misinterpret, or
+// accept although they never forward a packet.
 func (o Op) Check() error {
 	if err := checkAddr(o.Server.Addr); err != nil {
 		return err

@@ -18,14 +18,15 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel is the IPVS of the network namespace of the thread that called Open. It needs CAP_NET_ADMIN in the initial user
-// namespace. Calls are serialized.
+// Kernel is the IPVS of the network namespace of the thread that called Open. It needs
+// CAP_NET_ADMIN in the initial user namespace. Calls are serialized.
 type Kernel struct {
 	mu   sync.Mutex // guards the fields below
 	conn *netlink.Conn
 	// family is the number of the family IPVS in generic netlink.
 	family uint16
-	// table is /proc/net/ip_vs, open because a file belongs to the namespace in which it was opened.
+	// table is /proc/net/ip_vs, open because a file belongs to the namespace in which it was
+	// opened.
 	table *os.File
 }
 
@@ -107,7 +108,8 @@ func (k *Kernel) Apply(ctx context.Context, ops []Op) []error {
 		}
 		refused, err := make([]error, len(batch)), ctx.Err()
 		if err == nil {
-			// If the context ended during the send, it would be unknown which operations were executed.
+			// If the context ended during the send, it would be unknown which operations were
+			// executed.
 			var answers []error
 			answers, err = k.conn.Do(context.WithoutCancel(ctx), reqs)
 			copy(refused, answers)
@@ -147,10 +149,11 @@ func (k *Kernel) Read(ctx context.Context) (Content, error) {
 	return Content{}, fmt.Errorf("read IPVS: %w", err)
 }
 
-// fill adds the real servers to c, which it reads all at once from /proc. It fails if /proc has virtual servers that c does
-// not have. The reverse is expected: if other network namespaces have virtual servers as well, the kernel skips some at the
-// end of a page (seen with Linux 6.1: it resumes by the count of the namespace's own virtual servers, but continues counting
-// those of all). The real servers of skipped ones are read one by one.
+// fill adds the real servers to c, which it reads all at once from /proc. It fails if /proc has
+// virtual servers that c does not have. The reverse is expected: if other network namespaces have
+// virtual servers as well, the kernel skips some at the end of a page (seen with Linux 6.1: it
+// resumes by the count of the namespace's own virtual servers, but continues counting those of
+// all). The real servers of skipped ones are read one by one.
 func (k *Kernel) fill(ctx context.Context, c *Content) error {
 	if _, err := k.table.Seek(0, io.SeekStart); err != nil {
 		return err
@@ -288,13 +291,15 @@ func (k *Kernel) SetTimeouts(ctx context.Context, t Timeouts) error {
 	return nil
 }
 
-// ProbeScheduler tries up to probePorts ports until one is unused. The first is the port that kube-proxy probes with.
+// ProbeScheduler tries up to probePorts ports until one is unused. The first is the port that
+// kube-proxy probes with.
 const (
 	firstProbePort = 20000
 	probePorts     = 16
 )
 
-// ProbeScheduler implements Interface. Its virtual server has an address reserved for documentation and the flag Sched3.
+// ProbeScheduler implements Interface. Its virtual server has an address reserved for documentation
+// and the flag Sched3.
 func (k *Kernel) ProbeScheduler(ctx context.Context, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

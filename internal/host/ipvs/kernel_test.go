@@ -219,7 +219,8 @@ func TestKernelLarge(t *testing.T) {
 	same(t, read(t, k), Content{})
 }
 
-// TestKernelOtherNamespace reads while another network namespace has virtual servers in the kernel's one table.
+// TestKernelOtherNamespace reads while another network namespace has virtual servers in the
+// kernel's one table.
 func TestKernelOtherNamespace(t *testing.T) {
 	ops := Large(1000)
 	k, f := openKernel(t), &ipvsfake.Table{}
@@ -308,7 +309,7 @@ func TestKernelProbe(t *testing.T) {
 	}
 }
 
-// TestKernelConcurrent reads beside a writer.
+// TestKernelConcurrent reads while another goroutine writes.
 func TestKernelConcurrent(t *testing.T) {
 	k := openKernel(t)
 	ops := Large(100)
@@ -392,8 +393,8 @@ func TestKernelTraffic(t *testing.T) {
 	}
 }
 
-// otherNetns links the namespace of this goroutine, 10.0.0.1, to a new one, 10.0.0.2, in which it listens on port 8080.
-// It makes 10.96.0.1 an address of this one.
+// otherNetns links the namespace of this goroutine, 10.0.0.1, to a new one, 10.0.0.2, in which it
+// listens on port 8080. It makes 10.96.0.1 an address of this one.
 func otherNetns(t *testing.T) net.Listener {
 	t.Helper()
 	ns := make(chan int)
@@ -448,7 +449,8 @@ func addAddress(link, addr string) error {
 	return errors.Join(library.AddrAdd(l, a), library.LinkSetUp(l))
 }
 
-// BenchmarkKernelAddReals adds 5,000 real servers to 1,000 virtual servers, in batches and one by one with the library.
+// BenchmarkKernelAddReals adds 5,000 real servers to 1,000 virtual servers, in batches and one by
+// one with the library.
 func BenchmarkKernelAddReals(b *testing.B) {
 	ops := Large(1000)
 	servers := slices.DeleteFunc(slices.Clone(ops), func(op Op) bool { return op.Verb != AddServer })

@@ -21,8 +21,9 @@ const (
 // errLine means that a line has an unknown form.
 var errLine = errors.New("unknown form")
 
-// parseTable parses /proc/net/ip_vs into the real servers of each virtual server, sorted. It checks virtual servers for marks
-// but does not return them. A virtual server can appear twice while others are added or deleted; that is an error.
+// parseTable parses /proc/net/ip_vs into the real servers of each virtual server, sorted. It checks
+// virtual servers for marks but does not return them. A virtual server can appear twice while
+// others are added or deleted; that is an error.
 func parseTable(text string) (map[VirtualServer][]RealState, error) {
 	table := make(map[VirtualServer][]RealState)
 	// current is the virtual server of the next real server, nil for one for a mark.
@@ -73,8 +74,8 @@ func checkHead(n int, line string) error {
 	return errLine
 }
 
-// parseServer parses the line of a virtual server: "TCP  0A600001:01BB rr ", optionally with "ops" and
-// "persistent 1080000 FFFFFFFF". It returns nil for one for a mark.
+// parseServer parses the line of a virtual server: "TCP  0A600001:01BB rr ", optionally with "ops"
+// and "persistent 1080000 FFFFFFFF". It returns nil for one for a mark.
 func parseServer(line string) (*VirtualServer, error) {
 	f := strings.Fields(line)
 	if len(f) < 3 {
@@ -139,7 +140,8 @@ func parseProtocol(s string) (uint8, error) {
 	return uint8(n), err
 }
 
-// parseReal parses the line of a real server: "  -> 0A000001:20FB      Masq    1      0          0         ".
+// parseReal parses the line of a real server: "  -> 0A000001:20FB      Masq    1      0          0
+// ".
 func parseReal(line string) (RealState, error) {
 	f := strings.Fields(line)
 	if len(f) != 6 {

@@ -118,7 +118,8 @@ func printTable(table map[VirtualServer][]RealState) string {
 	return b
 }
 
-// FuzzParseTable feeds text to the parser. What was understood must be understood again when it is written anew.
+// FuzzParseTable feeds text to the parser. What was understood must be understood again when it is
+// written anew.
 func FuzzParseTable(f *testing.F) {
 	f.Add(recorded)
 	f.Add(strings.ReplaceAll(recorded, "fd00:0096", "0000:0000"))

@@ -17,7 +17,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link/linkfake"
 )
 
-// nodeIP is the node's own address in these tests, nodeDev the device that has it, vipDev one that is down.
+// nodeIP is the node's own address in these tests, nodeDev the device that has it, vipDev one that
+// is down.
 const (
 	nodeDev = "fl-node"
 	vipDev  = "fl-vip"
@@ -25,9 +26,9 @@ const (
 
 var nodeIP = netip.MustParseAddr("192.0.2.1")
 
-// forEach runs a test on package linkfake and, where kernel tests are asked for, on the kernel: a node with an address in each
-// family. What both do is the contract. In the kernel vipDev is one end of a pair that is down, which works as a dummy
-// device does and is everywhere.
+// forEach runs a test on package linkfake and, where kernel tests are asked for, on the kernel: a
+// node with an address in each family. What both do is the contract. In the kernel vipDev is one
+// end of a pair that is down, which works as a dummy device does and is everywhere.
 func forEach(t *testing.T, test func(t *testing.T, h Host)) {
 	t.Run("fake", func(t *testing.T) {
 		var f linkfake.Host
@@ -429,8 +430,8 @@ func TestManyAddresses(t *testing.T) {
 	})
 }
 
-// TestKernelForeign makes things that are not ours: they are not listed, except addresses on our device, which can be
-// removed.
+// TestKernelForeign makes things that are not ours: they are not listed, except addresses on our
+// device, which can be removed.
 func TestKernelForeign(t *testing.T) {
 	k := open(t)
 	for _, args := range []string{
@@ -455,7 +456,7 @@ address fd00:96::1/128 dev fl-vip scope global`
 			t.Error(got)
 		}
 	}
-	// Ours beside theirs: only ours goes.
+	// Only ours is removed.
 	ours := Rule{Priority: 100, Mark: 1, Mask: 1, Table: 71}
 	if got := apply(t, k, append(add(ours), remove(ours)...)); len(got) > 0 {
 		t.Error(got)
@@ -465,8 +466,9 @@ address fd00:96::1/128 dev fl-vip scope global`
 	}
 }
 
-// TestKernelMarkRoute checks what the kernel makes of route and rule: an address that is none of the node's becomes local
-// for packets with the mark, and the source of the node's own packets is the one that a route says.
+// TestKernelMarkRoute checks what the kernel makes of route and rule: an address that is none of
+// the node's becomes local for packets with the mark, and the source of the node's own packets is
+// the one that a route says.
 func TestKernelMarkRoute(t *testing.T) {
 	k := open(t)
 	if got := apply(t, k, add(MarkRoute(false, 71), MarkRoute(true, 71), Rule{Priority: 100, Mark: 0x8000, Mask: 0x8000, Table: 71},
@@ -487,8 +489,9 @@ func TestKernelMarkRoute(t *testing.T) {
 	}
 }
 
-// TestKernelSource asks for the source towards a destination behind a device without addresses, as those of pods often are,
-// while the node's only address is on a device that is younger than the VIPs': no VIP is it.
+// TestKernelSource asks for the source towards a destination behind a device without addresses, as
+// those of pods often are, while the node's only address is on a device that is younger than the
+// VIPs': no VIP is it.
 func TestKernelSource(t *testing.T) {
 	k := open(t)
 	if got := apply(t, k, add(VIP(vipDev, netip.MustParseAddr("10.96.0.1")), VIP(vipDev, netip.MustParseAddr("fd00:10:96::1")))); len(got) > 0 {
@@ -566,8 +569,8 @@ route local 0.0.0.0/0 dev lo table 71
 	}
 }
 
-// TestKernelOwnersDoNotMeet makes the same routes and rules for three owners: each sees its own, and what one removes, also twice,
-// the others keep.
+// TestKernelOwnersDoNotMeet makes the same routes and rules for three owners: each sees its own,
+// and what one removes, also twice, the others keep.
 func TestKernelOwnersDoNotMeet(t *testing.T) {
 	open(t)
 	numbers := []uint32{0, 1<<25 | 7, 1<<26 - 1}

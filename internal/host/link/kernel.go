@@ -13,7 +13,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Kernel accesses the network namespace in which Open was called. It needs CAP_NET_ADMIN there and is safe for concurrent use.
+// Kernel accesses the network namespace in which Open was called. It needs CAP_NET_ADMIN there and
+// is safe for concurrent use.
 type Kernel struct {
 	conn *netlink.Conn
 	// handle is for single calls.
@@ -23,8 +24,9 @@ type Kernel struct {
 
 var _ Host = (*Kernel)(nil)
 
-// Open connects to the kernel for one of several programs like this one on a node. A program with an owner number sees only its
-// own routes and rules; the table of its rules must be that number, which no other program may use. 0 means no owner.
+// Open connects to the kernel for one of several programs like this one on a node. A program with
+// an owner number sees only its own routes and rules; the table of its rules must be that number,
+// which no other program may use. 0 means no owner.
 func Open(number uint32) (*Kernel, error) {
 	c, err := netlink.Dial(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -135,7 +137,8 @@ func (k *Kernel) dump(ctx context.Context, typ uint16, protocol byte) ([]netlink
 	return out, nil
 }
 
-// Routes implements Host. The kernel filters by protocol since 4.20; decodeRoute does it for older ones.
+// Routes implements Host. The kernel filters by protocol since 4.20; decodeRoute does it for older
+// ones.
 func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
 	msgs, err := k.dump(ctx, unix.RTM_GETROUTE, k.owner.protocol())
 	if err != nil {
@@ -157,7 +160,8 @@ func (k *Kernel) Routes(ctx context.Context) ([]Route, error) {
 	return out, nil
 }
 
-// deviceName looks up the name of a device and caches it in names. A removed device has the name "".
+// deviceName looks up the name of a device and caches it in names. A removed device has the name
+// "".
 func (k *Kernel) deviceName(names map[int]string, index int) (string, error) {
 	if name, ok := names[index]; ok {
 		return name, nil

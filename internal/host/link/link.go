@@ -13,8 +13,9 @@ import (
 // dumpTries is how often a dump is tried that changes interrupt.
 const dumpTries = 5
 
-// LocalAddrs returns the addresses of all interfaces in both families, including loopback and link-local ones, sorted and
-// without duplicates. It skips interfaces for whose name except returns true: kube-ipvs0 has the addresses of Services.
+// LocalAddrs returns the addresses of all interfaces in both families, including loopback and
+// link-local ones, sorted and without duplicates. It skips interfaces for whose name except returns
+// true: kube-ipvs0 has the addresses of Services.
 func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 	list, err := library.AddrList(nil, library.FAMILY_ALL)
 	for i := 1; errors.Is(err, library.ErrDumpInterrupted) && i < dumpTries; i++ {
@@ -31,7 +32,8 @@ func LocalAddrs(except func(name string) bool) ([]netip.Addr, error) {
 			continue
 		}
 		if ip = ip.Unmap(); ip.Is6() && ip.IsLinkLocalUnicast() {
-			// The kernel adds one to each pod's interface. Looking up the names of all of these would cost too much.
+			// The kernel adds one to each pod's interface. Looking up the names of all of these
+			// would cost too much.
 			out = append(out, ip)
 			continue
 		}

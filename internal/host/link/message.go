@@ -22,8 +22,8 @@ const (
 	ruleToTable = 1
 )
 
-// header is the header of routes (rtmsg) and of rules (fib_rule_hdr), which agree in the fields used here. In rules protocol
-// and scope are reserved, and kind is the action.
+// header is the header of routes (rtmsg) and of rules (fib_rule_hdr), which agree in the fields
+// used here. In rules protocol and scope are reserved, and kind is the action.
 type header struct {
 	family, dstLen, table, protocol, scope, kind byte
 }
@@ -78,8 +78,9 @@ func (a Addr) body(dev int) []byte {
 	b = netlink.AppendAttr(b, unix.IFA_ADDRESS, ip.AsSlice()...)
 	if ip.Is6() {
 		b = netlink.AppendUint32(b, unix.IFA_FLAGS, unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)
-		// struct ifa_cacheinfo: preferred for 0 s, valid forever. Such an address is deprecated (RFC 6724, rule 3): the kernel uses
-		// it as source only for packets to itself. In IPv4 the scope has this effect; in IPv6 the address determines the scope.
+		// struct ifa_cacheinfo: preferred for 0 s, valid forever. Such an address is deprecated
+		// (RFC 6724, rule 3): the kernel uses it as source only for packets to itself. In IPv4 the
+		// scope has this effect; in IPv6 the address determines the scope.
 		lifetimes := binary.NativeEndian.AppendUint32(make([]byte, 4, 16), math.MaxUint32)
 		b = netlink.AppendAttr(b, unix.IFA_CACHEINFO, append(lifetimes, make([]byte, 8)...)...)
 	}
@@ -152,7 +153,8 @@ func decodeAddr(m netlink.Message) (address, error) {
 	return a, nil
 }
 
-// decodeRoute decodes RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package would not add.
+// decodeRoute decodes RTM_NEWROUTE and RTM_DELROUTE. ours is false for routes that this package
+// would not add.
 func (o owner) decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err error) {
 	if m.Type != unix.RTM_NEWROUTE && m.Type != unix.RTM_DELROUTE {
 		return Route{}, 0, false, nil
@@ -182,7 +184,8 @@ func (o owner) decodeRoute(m netlink.Message) (r Route, oif int, ours bool, err 
 	return r, int(attrs[unix.RTA_OIF].Host32()), ours, nil
 }
 
-// decodeRule decodes RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would not add.
+// decodeRule decodes RTM_NEWRULE and RTM_DELRULE. ours is false for rules that this package would
+// not add.
 func (o owner) decodeRule(m netlink.Message) (r Rule, ours bool, err error) {
 	if m.Type != unix.RTM_NEWRULE && m.Type != unix.RTM_DELRULE {
 		return Rule{}, false, nil

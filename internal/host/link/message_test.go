@@ -20,7 +20,8 @@ func localRoute(dst, src string) Route {
 	return r
 }
 
-// FuzzDecode feeds bytes to everything that reads: it must end without a panic, and a watch must not miss what it cannot read.
+// FuzzDecode feeds arbitrary bytes to the decoders, which must not panic. A watch must signal
+// messages that it cannot decode.
 func FuzzDecode(f *testing.F) {
 	for _, o := range []Object{
 		Addr{Dev: device, Prefix: netip.MustParsePrefix("10.96.0.1/32")}, Addr{Dev: device, Prefix: netip.MustParsePrefix("fd00::1/128")},
@@ -41,7 +42,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// TestDecodeOwnMessages reads objects as they are written: the kernel uses the same attributes both ways.
+// TestDecodeOwnMessages decodes objects as they are encoded: the kernel uses the same attributes in
+// both directions.
 func TestDecodeOwnMessages(t *testing.T) {
 	for _, r := range []Route{localRoute("10.97.0.0/16", "192.0.2.1"), localRoute("fd00:97::/112", ""), MarkRoute(true, 100000), MarkRoute(false, 71)} {
 		got, oif, ours, err := owner(0).decodeRoute(netlink.Message{Type: unix.RTM_NEWROUTE, Body: r.body(5, 0)})

@@ -11,8 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Protocol is the protocol number of our routes and rules: ip route show proto 102. Those with an owner (Open) have
-// OwnedProtocol instead; their routes have the owner's number as metric, their rules as table.
+// Protocol is the protocol number of our routes and rules: ip route show proto 102. Those with an
+// owner (Open) have OwnedProtocol instead; their routes have the owner's number as metric, their
+// rules as table.
 const (
 	Protocol      = 102
 	OwnedProtocol = 103
@@ -28,20 +29,21 @@ const Loopback = "lo"
 type Host interface {
 	// Device returns a device by name. The error is ErrNoDevice if it does not exist.
 	Device(ctx context.Context, name string) (Device, error)
-	// EnsureDummy creates a dummy device, down and without ARP. An existing one is left as it is, even if it is up. The error
-	// is ErrNotDummy if the device is of another kind.
+	// EnsureDummy creates a dummy device, down and without ARP. An existing one is left as it is,
+	// even if it is up. The error is ErrNotDummy if the device is of another kind.
 	EnsureDummy(ctx context.Context, name string) (Device, error)
-	// RemoveDummy removes a dummy device with all its addresses. The errors are ErrNoDevice and ErrNotDummy.
+	// RemoveDummy removes a dummy device with all its addresses. The errors are ErrNoDevice and
+	// ErrNotDummy.
 	RemoveDummy(ctx context.Context, name string) error
-	// Addrs returns the addresses on a device, and those on all other devices like LocalAddrs. A device that does not exist
-	// has none.
+	// Addrs returns the addresses on a device, and those on all other devices like LocalAddrs. A
+	// device that does not exist has none.
 	Addrs(ctx context.Context, dev string) (on []Addr, others []netip.Addr, err error)
 	// Routes returns our routes in all tables and both families, sorted.
 	Routes(ctx context.Context) ([]Route, error)
 	// Rules returns our rules of both families, sorted.
 	Rules(ctx context.Context) ([]Rule, error)
-	// Apply adds and removes objects, in order. failed are the refused changes, see Failure. err means that it is unknown
-	// which changes were applied.
+	// Apply adds and removes objects, in order. failed are the refused changes, see Failure. err
+	// means that it is unknown which changes were applied.
 	Apply(ctx context.Context, changes []Change) (failed []Failure, err error)
 }
 
@@ -60,25 +62,27 @@ type Object interface {
 	validate(del bool) string
 }
 
-// Addr is an address on a device. It is added as a single address without prefix route and, in IPv6, without duplicate address
-// detection. The kernel uses it as source only for packets to itself: in IPv4 it has scope link, in IPv6 it is deprecated.
+// Addr is an address on a device. It is added as a single address without prefix route and, in
+// IPv6, without duplicate address detection. The kernel uses it as source only for packets to
+// itself: in IPv4 it has scope link, in IPv6 it is deprecated.
 type Addr struct {
 	Dev    string
 	Prefix netip.Prefix
-	// Global means that the kernel may use it as source of packets to other hosts, like the addresses that kube-proxy adds. It
-	// is ignored when an address is removed.
+	// Global means that the kernel may use it as source of packets to other hosts, like the
+	// addresses that kube-proxy adds. It is ignored when an address is removed.
 	Global bool
 }
 
 // Route is a route that makes the addresses of a network local to the node.
 type Route struct {
 	Dst netip.Prefix
-	// Dev is a device. IPv6 requires it to be up. The kernel removes IPv4 routes with the last IPv4 address of their device,
-	// so Loopback is the better choice.
+	// Dev is a device. IPv6 requires it to be up. The kernel removes IPv4 routes with the last IPv4
+	// address of their device, so Loopback is the better choice.
 	Dev string
-	// Src is the source address of the node's own packets to Dst. It must be an address of the node. If that is removed, the
-	// route remains, either with this source (IPv4 outside of the main table; IPv6 in Linux 6.1) or without one (IPv6 in Linux
-	// 6.18). Without Src the kernel uses the destination as source.
+	// Src is the source address of the node's own packets to Dst. It must be an address of the
+	// node. If that is removed, the route remains, either with this source (IPv4 outside of the
+	// main table; IPv6 in Linux 6.1) or without one (IPv6 in Linux 6.18). Without Src the kernel
+	// uses the destination as source.
 	Src   netip.Addr
 	Table uint32
 }
@@ -102,7 +106,8 @@ type Change struct {
 type Failure struct {
 	// Index is the position of the Change in the list.
 	Index int
-	// Err names the object and wraps the kernel's error, such as unix.EEXIST, or ErrInvalid or ErrNoDevice. See Missing.
+	// Err names the object and wraps the kernel's error, such as unix.EEXIST, or ErrInvalid or
+	// ErrNoDevice. See Missing.
 	Err error
 }
 
@@ -120,8 +125,8 @@ func Missing(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// MarkRoute is the default route of a table that makes all addresses of a family local. Together with a Rule it delivers
-// packets to the node whose destination is not one of its addresses.
+// MarkRoute is the default route of a table that makes all addresses of a family local. Together
+// with a Rule it delivers packets to the node whose destination is not one of its addresses.
 func MarkRoute(ipv6 bool, table uint32) Route {
 	dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 	if ipv6 {

@@ -9,16 +9,18 @@ import (
 	"github.com/fairlead/fairlead/internal/host/netlink"
 )
 
-// Watch signals after addresses were added to or removed from interfaces. The channel buffers one signal, so a slow reader
-// does not miss the last. It is closed after the context has ended, when the watch has released its resources.
+// Watch signals after addresses were added to or removed from interfaces. The channel buffers one
+// signal, so a slow reader does not miss the last. It is closed after the context has ended, when
+// the watch has released its resources.
 func Watch(ctx context.Context) (<-chan struct{}, error) {
 	return watch(ctx, []int{unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR}, func(netlink.Message) bool { return true })
 }
 
-// WatchLoss signals after an object that Apply added may have been removed or changed: the device or the loopback device was
-// changed, or an address or one of our routes or rules was removed, no matter by whom. The kernel does not notify about IPv4
-// routes that it removes with their device or its last address, but it notifies about the device and the address. The channel
-// is like that of Watch.
+// WatchLoss signals after an object that Apply added may have been removed or changed: the device
+// or the loopback device was changed, or an address or one of our routes or rules was removed, no
+// matter by whom. The kernel does not notify about IPv4 routes that it removes with their device or
+// its last address, but it notifies about the device and the address. The channel is like that of
+// Watch.
 func (k *Kernel) WatchLoss(ctx context.Context, dev string) (<-chan struct{}, error) {
 	return watch(ctx, []int{
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -53,7 +55,8 @@ func (o owner) isLoss(m netlink.Message, dev string) bool {
 	return false
 }
 
-// watch signals after messages for which relevant returns true, and when messages may have been lost.
+// watch signals after messages for which relevant returns true, and when messages may have been
+// lost.
 func watch(ctx context.Context, groups []int, relevant func(netlink.Message) bool) (<-chan struct{}, error) {
 	out := make(chan struct{}, 1)
 	signal := func() {

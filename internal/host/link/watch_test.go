@@ -14,7 +14,8 @@ import (
 	. "github.com/fairlead/fairlead/internal/host/link"
 )
 
-// TestKernelWatchLoss takes away one thing after the other, and between them makes changes that are no loss.
+// TestKernelWatchLoss removes one object after the other, and makes changes in between that are no
+// loss.
 func TestKernelWatchLoss(t *testing.T) {
 	k := open(t)
 	rule := Rule{Priority: 100, Mark: 1, Mask: 1, Table: 71}
@@ -60,7 +61,8 @@ func TestKernelWatchLoss(t *testing.T) {
 	}
 }
 
-// silent says whether nothing comes until a change that does make a signal was heard, after which all before was.
+// silent says whether nothing comes until a change that does make a signal was heard, after which
+// all before was.
 func silent(t *testing.T, k *Kernel, w <-chan struct{}) bool {
 	t.Helper()
 	marker := Rule{Priority: 9999, Mark: 1, Mask: 1, Table: 99}
@@ -80,8 +82,9 @@ func silent(t *testing.T, k *Kernel, w <-chan struct{}) bool {
 	return true
 }
 
-// BenchmarkVIPs adds and removes 500 addresses: as kube-proxy does, with a lookup of the device and a socket for each; with
-// one handle of the library; in batches. And the same number of local routes in batches. Compare the four.
+// BenchmarkVIPs adds and removes 500 addresses: as kube-proxy does, with a lookup of the device and
+// a socket for each; with one handle of the library; in batches. And the same number of local
+// routes in batches. Compare the four.
 func BenchmarkVIPs(b *testing.B) {
 	const n = 500
 	var vips, routes []Object

@@ -16,7 +16,8 @@ type Difference struct {
 	Text string
 }
 
-// Differences are all differences that packets can show. Expect implements those about the first packet of a connection.
+// Differences are all differences that packets can show. Expect implements those about the first
+// packet of a connection.
 var Differences = []Difference{
 	{"other-ports", "Other ports of an address of Services are rejected: with `address` and `route` that address " +
 		"is local, and the host's own sockets would answer. With `route` and `mark` all other " +
@@ -59,8 +60,9 @@ type Options struct {
 	Exclude       []netip.Prefix
 }
 
-// Expect returns what mode ipvs should do with a packet, given what the table asks for. It may change the slice. It returns nil if
-// the packet's source or endpoint has an address that is the node's now (address-of-others).
+// Expect returns what mode ipvs should do with a packet, given what the table asks for. It may
+// change the slice. It returns nil if the packet's source or endpoint has an address that is the
+// node's now (address-of-others).
 func (o Options) Expect(t *fwd.Table, p fwd.Packet, want []rulesim.Result) []rulesim.Result {
 	l := t.Lookup(p)
 	if p.Src.IsValid() && fwd.FamilyOf(p.Src) == fwd.FamilyOf(p.Dst.Addr()) {
@@ -133,7 +135,8 @@ func (o Options) forward(t *fwd.Table, h *fwd.Header, p fwd.Packet, f *fwd.Front
 	return want
 }
 
-// takesOthers reports whether the source of a packet, or an endpoint that it may go to, has an address of Services.
+// takesOthers reports whether the source of a packet, or an endpoint that it may go to, has an
+// address of Services.
 func (o Options) takesOthers(t *fwd.Table, h *fwd.Header, src netip.Addr, want []rulesim.Result) bool {
 	return slices.ContainsFunc(t.VIPs(), func(v fwd.VIP) bool {
 		return !h.IsLocal(v.Addr) && !o.excluded(v.Addr) &&
@@ -177,8 +180,9 @@ func primary(f *fwd.Frontend) (fwd.PoolKey, bool) {
 	return fwd.PoolKey{}, false
 }
 
-// canRedirect reports whether there is an address for a second virtual server: an address of the same service port that is not
-// the node's. (A cluster IP that is the node's may have the pool already.)
+// canRedirect reports whether there is an address for a second virtual server: an address of the
+// same service port that is not the node's. (A cluster IP that is the node's may have the pool
+// already.)
 func (o Options) canRedirect(t *fwd.Table, h *fwd.Header, f *fwd.Frontend) bool {
 	mine, _ := primary(f)
 	for _, other := range t.Fragment(f.Owner.Service).Frontends {

@@ -1,4 +1,5 @@
-// Package ipsetfake has sets in memory for tests of packages that use package ipset, and the text form of sets.
+// Package ipsetfake has sets in memory for tests of packages that use package ipset, and the text
+// form of sets.
 //
 // Only tests import it.
 package ipsetfake

@@ -11,10 +11,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipset"
 )
 
-// Sets implements ipset.Sets in memory. It refuses what the kernel refuses, and is safe for concurrent use.
+// Sets implements ipset.Sets in memory. It refuses what the kernel refuses, and is safe for
+// concurrent use.
 type Sets struct {
-	// Fail, if set, is called before each operation (list, create, destroy, swap, apply). Its error is returned and nothing
-	// else is done.
+	// Fail, if set, is called before each operation (list, create, destroy, swap, apply). Its error
+	// is returned and nothing else is done.
 	Fail func(op string) error
 	// FailChange, if set, is called before each change. Its error is the change's.
 	FailChange func(ipset.Change) error
@@ -46,8 +47,8 @@ func (f *Sets) Use(name string, rules int) {
 	f.sets[name].uses = rules
 }
 
-// Counts returns how often each operation was called since the last call of Counts, by name; "added" and "deleted" count
-// entries.
+// Counts returns how often each operation was called since the last call of Counts, by name;
+// "added" and "deleted" count entries.
 func (f *Sets) Counts() map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -89,7 +89,8 @@ func (f *Sets) loadLine(words []string) error {
 	return fmt.Errorf("%w line %q", ipset.ErrInvalid, strings.Join(words, " "))
 }
 
-// parseSet parses name, type and settings. Settings that package ipset does not make must have their defaults.
+// parseSet parses name, type and settings. Settings that package ipset does not make must have
+// their defaults.
 func parseSet(words []string) (ipset.Set, error) {
 	s := ipset.Set{Name: words[0], Type: ipset.Type(words[1])}
 	for settings := words[2:]; len(settings) > 0; settings = settings[2:] {
@@ -114,7 +115,8 @@ func parseSet(words []string) (ipset.Set, error) {
 	return s, s.Validate()
 }
 
-// ParseEntry parses an entry of a set as Entry.String formats it: ADDR, ADDR,PROTO:PORT, ADDR,PROTO:PORT,NET or PORT.
+// ParseEntry parses an entry of a set as Entry.String formats it: ADDR, ADDR,PROTO:PORT,
+// ADDR,PROTO:PORT,NET or PORT.
 func ParseEntry(s ipset.Set, text string) (e ipset.Entry, err error) {
 	parts := strings.Split(text, ",")
 	if s.Type == ipset.BitmapPort {

@@ -16,16 +16,17 @@ import (
 	"github.com/fairlead/fairlead/internal/host/ipvs"
 )
 
-// Table implements ipvs.Interface in memory. It refuses what the kernel refuses, with the kernel's error numbers, continues
-// after an operation that fails, and treats connections like the kernel: weight 0 keeps them, a deletion breaks them, and a
-// real server that is added again starts without any. The zero Table is empty, in a kernel with all schedulers. Exported
-// fields may be set before use; a Table is safe for concurrent use.
+// Table implements ipvs.Interface in memory. It refuses what the kernel refuses, with the kernel's
+// error numbers, continues after an operation that fails, and treats connections like the kernel:
+// weight 0 keeps them, a deletion breaks them, and a real server that is added again starts without
+// any. The zero Table is empty, in a kernel with all schedulers. Exported fields may be set before
+// use; a Table is safe for concurrent use.
 type Table struct {
-	// Fail, if set, is called before each operation that would succeed. Its error, such as a unix.Errno, is returned for the
-	// operation, which is not executed unless the error is ENOBUFS.
+	// Fail, if set, is called before each operation that would succeed. Its error, such as a
+	// unix.Errno, is returned for the operation, which is not executed unless the error is ENOBUFS.
 	Fail func(ipvs.Op) error
-	// FailCall, if set, is called at the start of each method of ipvs.Interface with the method's name. Its error is
-	// returned, by Apply for every operation, and nothing else is done.
+	// FailCall, if set, is called at the start of each method of ipvs.Interface with the method's
+	// name. Its error is returned, by Apply for every operation, and nothing else is done.
 	FailCall func(method string) error
 	// Schedulers are the kernel's schedulers; nil means Schedulers of the package.
 	Schedulers []string
@@ -161,8 +162,8 @@ func (f *Table) refuseReal(op ipvs.Op, s *fakeServer) error {
 	return nil
 }
 
-// unicast reports whether packets can be sent to an address, regardless of routes. The kernel accepts link-local IPv6 addresses
-// only if they are its own.
+// unicast reports whether packets can be sent to an address, regardless of routes. The kernel
+// accepts link-local IPv6 addresses only if they are its own.
 func unicast(a netip.Addr) bool {
 	return !a.IsUnspecified() && !a.IsMulticast() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && (a.Is4() || !a.IsLinkLocalUnicast())
 }
@@ -288,8 +289,8 @@ func (f *Table) begin(ctx context.Context, method string) error {
 	return f.FailCall(method)
 }
 
-// Put creates or replaces a virtual server with real servers, as another program would: Written does not report it, and
-// existing real servers keep their connections.
+// Put creates or replaces a virtual server with real servers, as another program would: Written
+// does not report it, and existing real servers keep their connections.
 func (f *Table) Put(v ipvs.VirtualServer, s ipvs.Settings, reals ...ipvs.RealServer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -333,7 +334,8 @@ func (f *Table) Written() []ipvs.Op {
 	return w
 }
 
-// Batches returns the number of operations of each system call since the last call, including failed ones.
+// Batches returns the number of operations of each system call since the last call, including
+// failed ones.
 func (f *Table) Batches() []int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

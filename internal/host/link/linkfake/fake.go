@@ -14,11 +14,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
-// Host implements link.Host in memory. It refuses what the kernel refuses, with the same errors. The zero value has a loopback
-// device that is up. It is safe for concurrent use.
+// Host implements link.Host in memory. It refuses what the kernel refuses, with the same errors.
+// The zero value has a loopback device that is up. It is safe for concurrent use.
 type Host struct {
-	// Fail, if set, is called before each operation (device, ensure, remove, addrs, routes, rules, apply). Its error is
-	// returned and nothing else is done.
+	// Fail, if set, is called before each operation (device, ensure, remove, addrs, routes, rules,
+	// apply). Its error is returned and nothing else is done.
 	Fail func(op string) error
 	// FailChange, if set, is called before each change. Its error is the change's.
 	FailChange func(link.Change) error
@@ -83,8 +83,8 @@ func (f *Host) Dump() string {
 	return strings.Join(lines, "")
 }
 
-// Counts returns how often each operation was called since the last call of Counts, by name; "added" and "removed" count
-// objects.
+// Counts returns how often each operation was called since the last call of Counts, by name;
+// "added" and "removed" count objects.
 func (f *Host) Counts() map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -274,8 +274,9 @@ func (f *Host) change(c link.Change) error {
 	return nil
 }
 
-// lose removes an object. With an address the kernel changes routes: with the last IPv4 address of a device it removes the
-// device's IPv4 routes, and IPv6 routes lose a source that is no longer local, as in Linux 6.18.
+// lose removes an object. With an address the kernel changes routes: with the last IPv4 address of
+// a device it removes the device's IPv4 routes, and IPv6 routes lose a source that is no longer
+// local, as in Linux 6.18.
 func (f *Host) lose(o link.Object) {
 	delete(f.objects, o)
 	gone, ok := o.(link.Addr)
@@ -297,8 +298,8 @@ func (f *Host) lose(o link.Object) {
 	}
 }
 
-// adjust changes a route after the removal of an address of its family. last means that the address was the last IPv4 address
-// of its device, local that another device still has it.
+// adjust changes a route after the removal of an address of its family. last means that the address
+// was the last IPv4 address of its device, local that another device still has it.
 func (f *Host) adjust(r link.Route, gone link.Addr, last, local bool) {
 	ip := gone.Prefix.Addr()
 	switch {
