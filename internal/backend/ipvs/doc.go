@@ -36,7 +36,8 @@
 //     (drain.go).
 //  6. No name that a user chose becomes part of a rule or a set.
 //
-// ipvssim.Differences and docs/ipvs.md list how the programmed kernel differs from the table.
+// docs/ipvs.md lists how the programmed kernel differs from the table; package ipvssim has the same
+// list.
 //
 // cmd/fairlead and the loop import it. It is tested by golden files, by the conformance suite on
 // strict fakes of the kernel and an interpreter of rules (package rulesim), and in the kernel (make
