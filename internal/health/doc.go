@@ -1,16 +1,16 @@
 // Package health answers the question whether this node forwards. Cloud load balancers, the kubelet
 // and operators ask it.
 //
-//	loop ──Queued, Synced, Verified, Node──► State ──► Handler: /healthz, /livez, /readyz   (0.0.0.0:10256)
+//	loop ──Queued, Synced, Verified, Node──► State ──► /healthz, /livez, /readyz (:10256)
 //	     ──Update, Programmed──► Checks ──► a listener for each health-check node port
 //	Server: binds an address, retries every five seconds if that fails, and serves
 //
 // The endpoints of the State:
 //
-//	path      200 if                                           used by
-//	/livez    fresh                                            the kubelet: a restart may help
-//	/healthz  fresh, and the node is not about to go away      load balancers, external traffic policy Cluster (KEP-3836)
-//	/readyz   fresh, the rules are in the kernel and were      roll-outs, and everybody who must wait for rules
+//	path      200 if                                       used by
+//	/livez    fresh                                        the kubelet: a restart may help
+//	/healthz  fresh, and the node is not about to go away  load balancers (KEP-3836)
+//	/readyz   fresh, the rules are in the kernel and were  roll-outs
 //	          verified, and no watch has been silent too long
 //
 // Otherwise the code is 503. Codes, headers and bodies of the first two, and of the health-check

@@ -3,7 +3,7 @@
 // a loopback address (KEP-6032).
 //
 //	fwd.Changes ─► Update ─► Sync ┄┄► Run ─► listeners, one for each node port and family
-//	              (the loop's goroutine)        └► accept ─► choose an endpoint ─► dial ─► copy in both directions
+//	              (the loop's goroutine)        └► accept ─► choose ─► dial ─► copy
 //
 // The caller calls Update for all changes, and Sync after each successful sync; neither waits. It
 // enables a family only if the node-port addresses list its loopback address explicitly
@@ -14,8 +14,8 @@
 //
 //	externalTrafficPolicy  endpoints         Outside (used)            Host
 //	Cluster                some usable       forward, cluster pool     the same
-//	Local                  some local        forward, local pool       forward, cluster pool (short circuit)
-//	Local                  none local        drop                      forward, cluster pool (short circuit)
+//	Local                  some local        forward, local pool       cluster pool (short circuit)
+//	Local                  none local        drop                      cluster pool (short circuit)
 //	any                    none usable       reject                    the same
 //
 // KEP-6032 restricts policy Local to endpoints on this node, so the short circuit of the class Host

@@ -1,7 +1,7 @@
 // Package metrics shows operators what the process does: Prometheus metrics, and the other pages of
 // the metrics server.
 //
-//	reconcile.Loop ──Queued, Synced, Verified──► Monitor ──► Handler: /metrics, /proxyMode, /configz, …   (127.0.0.1:10249)
+//	reconcile.Loop ──Queued, Synced, Verified──► Monitor ──► /metrics, /configz, … (:10249)
 //	client-go, stale flows, health server ─────►    │
 //	functions that are called at each scrape ◄──────┘
 //

@@ -1,7 +1,7 @@
 // Package tuning sets the kernel parameters of connection tracking: the size of its table and its
 // timeouts.
 //
-//	config.Conntrack, number of CPUs ─► wanted values ─► sysctl: write what differs ─► what was changed, what failed
+//	config.Conntrack, CPUs ─► wanted values ─► sysctl: write differences ─► changed, failed
 //
 // Invariants:
 //

@@ -2,10 +2,10 @@
 // which one does.
 //
 //	Acquire(name) ─► a socket @name listens ─► Lock, until the process ends
-//	              └► another process has it ─► *HeldError, which says who; Wait returns when it may be free
+//	              └► another process has it ─► *HeldError, which says who; Wait waits
 //	Look(name)     who holds the lock, without taking it
 //	Held(prefix)   names of locks that are held
-//	Visit(name)    tells the holder that we are here, as long as we are; the holder receives it from Lock.Visitors
+//	Visit(name)    tells the holder, by Lock.Visitors, that we are here
 //
 // The lock is a listening unix socket in the abstract namespace. What it protects is a network
 // namespace: its rules, sets and virtual servers, and an abstract socket belongs to a network
