@@ -9,13 +9,13 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// ServerKey is where a virtual server of IPVS is.
+// ServerKey identifies a virtual server of IPVS.
 type ServerKey struct {
 	Proto fwd.Proto
 	Addr  netip.AddrPort
 }
 
-// Server is a virtual server with its real servers, all of which forward by rewriting the destination (masquerading).
+// Server is a virtual server with its real servers. All of them use masquerading.
 type Server struct {
 	Scheduler string
 	Reals     []Real
@@ -27,8 +27,8 @@ type Real struct {
 	Weight uint32
 }
 
-// chances are the real servers that may be chosen, with their shares of new connections. Schedulers that go by load are
-// taken for a host on which every connection is as long as any other.
+// chances are the real servers that may be chosen, with their shares of new connections as weights. Schedulers that use
+// the load are simulated as if all connections had the same duration.
 func (s *Server) chances() ([]Real, error) {
 	var out []Real
 	var best uint32
@@ -53,12 +53,12 @@ func (s *Server) chances() ([]Real, error) {
 	return out, nil
 }
 
-// rewritten is the way of a packet that IPVS has sent to another host: it passes OUTPUT, also when it came in from
-// elsewhere, but no nat chain that decides about its destination.
+// rewritten is the path of a packet that IPVS has sent to another host: it traverses OUTPUT, even if it was received, but
+// no nat chain that can change its destination.
 var rewritten = []stage{{"mangle", "OUTPUT"}, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
 
-// atIPVS is the stage at which IPVS looks at a packet. Where there is a virtual server for it the walk goes on to one of
-// its real servers, and fork is given the others. over says that the way ends here, with a verdict.
+// atIPVS is the stage at which IPVS handles a packet. If it has a virtual server, the walk continues to one of its real
+// servers, and fork gets the others. over is whether the path ends here, with a verdict.
 func (w *walk) atIPVS(fork func(*walk)) (v fwd.Verdict, over bool, err error) {
 	s, there := w.host.Servers[ServerKey{w.proto, w.dst}]
 	if !there || w.byIPVS {
@@ -104,7 +104,7 @@ func (w *walk) choose(at string, r Real) {
 	}
 }
 
-// ipvsMatch is -m ipvs with --ipvs, or --vdir and --vmethod, which are true only of packets that IPVS has rewritten.
+// ipvsMatch is -m ipvs with --ipvs, or --vdir and --vmethod, which only match packets that IPVS has rewritten.
 type ipvsMatch struct {
 	property      bool
 	dir, method   string

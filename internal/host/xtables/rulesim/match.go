@@ -217,7 +217,7 @@ func (m *markMatch) option(a *args, opt string, neg bool) error {
 	return err
 }
 
-// valueMask reads "value" or "value/mask".
+// valueMask parses "value" or "value/mask".
 func valueMask(a *args, opt string) (value, mask uint32, err error) {
 	s, err := a.next(opt)
 	if err != nil {
@@ -256,7 +256,7 @@ func (m *markMatch) matches(w *walk) (float64, error) {
 	return certain((w.mark&m.mask == m.value) != m.neg)
 }
 
-// ctStates are the states of --ctstate in the order in which iptables-save prints them.
+// ctStates are the states of --ctstate in the order of iptables-save.
 var ctStates = []string{"INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT"}
 
 type conntrackMatch struct {

@@ -26,9 +26,9 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return fmt.Sprintf("line %d %q: %v", r.Line, r.Text, r.Err) }
 
-// Restore does what `iptables-restore --noflush` does with text: a chain that is declared is made, or emptied if it is
-// there and not built in; other rules stay. Each section takes effect at its COMMIT; an error names the line, and the
-// sections committed before it remain. The error is a *Refusal.
+// Restore does what `iptables-restore --noflush` does with text. Declaring a chain creates it, or empties it if it exists
+// and is not built in; other rules stay. Each section takes effect at its COMMIT. After an error, the sections committed
+// before it remain. The error is a *Refusal.
 func (rs *Ruleset) Restore(text string) error {
 	var cur *table
 	for i, line := range strings.Split(text, "\n") {
@@ -68,7 +68,7 @@ func (rs *Ruleset) Restore(text string) error {
 	return nil
 }
 
-// declare carries out ":CHAIN POLICY [packets:bytes]".
+// declare executes ":CHAIN POLICY [packets:bytes]".
 func (t *table) declare(line string) error {
 	f := strings.Fields(line)
 	if len(f) != 2 && len(f) != 3 {
@@ -118,7 +118,7 @@ func counters(s string) error {
 	return nil
 }
 
-// command carries out one line such as "-A CHAIN ...".
+// command executes one line such as "-A CHAIN ...".
 func (rs *Ruleset) command(t *table, line string) error {
 	w, err := words(line)
 	if err != nil {
@@ -240,7 +240,7 @@ func cutWord(line string) (word, rest string, err error) {
 	return string(out), "", nil
 }
 
-// quote prints a word as iptables-save does, so that words reads it again.
+// quote prints a word as iptables-save does, so that words can parse it.
 func quote(s string) string {
 	if plainWord.MatchString(s) {
 		return s

@@ -18,7 +18,7 @@ type rule struct {
 	in, out  *ifaceMatch
 	proto    *protoMatch
 	matches  []match
-	// target is nil for a rule that jumps or only counts.
+	// target is nil for a rule that jumps or has no target.
 	target target
 	jump   string
 	isGoto bool
@@ -26,11 +26,11 @@ type rule struct {
 	text string
 }
 
-// extension is what matches and targets have in common: they read their own options.
+// extension is a match or a target. It parses its own options.
 type extension interface {
-	// option reads one option; errUnknown means that it is not one of this extension.
+	// option parses one option. The error is errUnknown if the extension does not have it.
 	option(a *args, opt string, neg bool) error
-	// done is called after the last option and refuses what is incomplete or does not fit the rule.
+	// done is called after the last option. It refuses an incomplete extension, or one that does not fit the rule.
 	done(r *rule) error
 	// String is the extension as iptables-save prints it, without "-m " or "-j ".
 	String() string
@@ -38,22 +38,22 @@ type extension interface {
 
 type match interface {
 	extension
-	// matches says with which probability the packet matches, and may change the walk if that is 1.
+	// matches returns the probability that the packet matches. It may change the walk if that is 1.
 	matches(w *walk) (float64, error)
 }
 
 type target interface {
 	extension
-	// table is the only table in which the target is possible, empty for all.
+	// table is the only table that can have the target, empty for all.
 	table() string
-	// hooks are the built-in chains from which it may be reached, nil for all.
+	// hooks are the built-in chains from which the target may be reached, nil for all.
 	hooks() []string
 	apply(w *walk) fate
 }
 
 var errUnknown = errors.New("unknown option")
 
-// args are the words of one rule.
+// args are the remaining words of one rule.
 type args struct {
 	family fwd.Family
 	words  []string
@@ -70,7 +70,7 @@ func (a *args) next(opt string) (string, error) {
 	return w, nil
 }
 
-// number reads a decimal, octal (0...) or hexadecimal (0x...) number.
+// number parses a decimal, octal (0...) or hexadecimal (0x...) number.
 func number(s string, bits int) (uint64, error) {
 	if strings.ContainsAny(s, "_bBoO") && !strings.HasPrefix(s, "0x") || strings.ContainsAny(s, "_+") {
 		return 0, fmt.Errorf("number %q", s)
@@ -82,7 +82,7 @@ func number(s string, bits int) (uint64, error) {
 	return n, nil
 }
 
-// parser reads one rule.
+// parser parses one rule.
 type parser struct {
 	args
 	t     *table
@@ -148,8 +148,7 @@ func (p *parser) option(opt string, neg bool) error {
 	return p.extensionOption(opt, neg)
 }
 
-// extensionOption gives an option to the extension that was named last. Where there is none that knows it, -p loads the
-// match of its protocol.
+// extensionOption passes an option to the last extension. If that does not know it, -p loads the match of its protocol.
 func (p *parser) extensionOption(opt string, neg bool) error {
 	if p.last != nil {
 		err := p.last.option(&p.args, opt, neg)
@@ -256,7 +255,7 @@ func parseAddr(f fwd.Family, s string) (netip.Addr, error) {
 	return a, nil
 }
 
-// parseMask reads a prefix length or a contiguous mask in the form of an address.
+// parseMask parses a prefix length or a contiguous mask in the form of an address.
 func parseMask(f fwd.Family, s string) (int, error) {
 	if n, err := strconv.ParseUint(s, 10, 8); err == nil && int(n) <= f.Bits() {
 		return int(n), nil
@@ -333,7 +332,7 @@ func protoName(n uint8) string {
 	return strconv.Itoa(int(n))
 }
 
-// hasPorts says whether the rule is for one protocol with ports, so that its target may change a port.
+// hasPorts returns whether the rule is for one protocol with ports, so that its target may change a port.
 func (r *rule) hasPorts() bool {
 	return r.proto != nil && !r.proto.neg && slices.Contains([]string{"tcp", "udp", "sctp"}, protoName(r.proto.number))
 }

@@ -12,7 +12,7 @@ import (
 // maxChainName is XT_EXTENSION_MAXNAMELEN without its terminating NUL.
 const maxChainName = 28
 
-// maxDepth is the number of chains a packet can be in at once: the nft userland's kernel refuses more.
+// maxDepth is the maximum depth of jumps. With the nft userland the kernel refuses more.
 const maxDepth = 16
 
 // hooks lists the built-in chains of each table, in the order in which iptables-save prints them.
@@ -22,23 +22,23 @@ var hooks = map[string][]string{
 	"nat":    {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"},
 }
 
-// Ruleset is all the tables of one address family. Make one with Parse or New. It may be read by several goroutines, but
-// Restore needs it alone.
+// Ruleset is all tables of one address family. Make one with Parse or New. Several goroutines may read it, but not during
+// a Restore.
 type Ruleset struct {
-	// HaveSet says whether a set of that name exists; a rule that names another is refused. nil means that all do.
+	// HaveSet returns whether a set exists; Restore refuses rules with other sets. If it is nil, all sets exist.
 	HaveSet func(name string) bool
 
 	family fwd.Family
 	tables map[string]*table
 }
 
-// table is immutable once it is in a Ruleset, and so are its chains: Restore works on copies.
+// table is immutable while it is in a Ruleset, and so are its chains: Restore changes copies.
 type table struct {
 	name   string
 	chains map[string]*chain
 	// refs counts the rules that jump or go to a chain.
 	refs map[string]int
-	// owned are the chains that this edit has copied already.
+	// owned are the chains that this edit has already copied.
 	owned map[string]bool
 }
 
@@ -49,7 +49,7 @@ type chain struct {
 	rules  []*rule
 }
 
-// New returns the Ruleset of a host on which nobody has made a rule: built-in chains with policy ACCEPT.
+// New returns the Ruleset of a host without rules: built-in chains with policy ACCEPT.
 func New(f fwd.Family) *Ruleset {
 	rs := &Ruleset{family: f, tables: make(map[string]*table)}
 	for name := range hooks {
@@ -66,13 +66,13 @@ func newTable(name string) *table {
 	return t
 }
 
-// Parse returns the Ruleset that iptables-restore makes of text on a host without rules. It takes iptables-save output.
+// Parse returns the Ruleset after iptables-restore of text on a host without rules. text may be iptables-save output.
 func Parse(f fwd.Family, text string) (*Ruleset, error) {
 	rs := New(f)
 	return rs, rs.Restore(text)
 }
 
-// Family is the address family whose packets the rules see.
+// Family is the address family of the rules.
 func (rs *Ruleset) Family() fwd.Family { return rs.family }
 
 // Chains returns the names of a table's chains, built-in ones first, then the others sorted.
@@ -90,7 +90,7 @@ func (rs *Ruleset) Chains(table string) []string {
 	return names
 }
 
-// Rules returns the rules of a chain as iptables-save prints them, without "-A CHAIN "; nil for a chain that is not there.
+// Rules returns the rules of a chain as iptables-save prints them, without "-A CHAIN "; nil if there is no such chain.
 func (rs *Ruleset) Rules(table, chain string) []string {
 	t := rs.tables[table]
 	if t == nil || t.chains[chain] == nil {
@@ -103,7 +103,8 @@ func (rs *Ruleset) Rules(table, chain string) []string {
 	return out
 }
 
-// Save prints tables as iptables-save does, without its two comment lines; without an argument all, sorted by name.
+// Save prints tables as iptables-save does, without its two comment lines. Without arguments it prints all tables, sorted
+// by name.
 func (rs *Ruleset) Save(tables ...string) string {
 	if len(tables) == 0 {
 		tables = slices.Sorted(maps.Keys(rs.tables))
@@ -142,7 +143,7 @@ func (t *table) edit() *table {
 	return &table{name: t.name, chains: maps.Clone(t.chains), refs: maps.Clone(t.refs), owned: make(map[string]bool)}
 }
 
-// own returns a chain that may be changed, or nil if there is none of that name.
+// own returns a chain that this edit may change, or nil if there is none of that name.
 func (t *table) own(name string) *chain {
 	c := t.chains[name]
 	if c == nil || t.owned[name] {
@@ -206,8 +207,8 @@ func (t *table) unref(r *rule) {
 	}
 }
 
-// check refuses what the kernel refuses when a table is committed: loops, too deep jumps, and targets in chains that
-// can be reached from a hook where the target means nothing.
+// check refuses what the kernel refuses when a table is committed: loops, jumps that are too deep, and targets in chains
+// that are reachable from a hook in which the target is not allowed.
 func (t *table) check() error {
 	height := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(t.chains)) {
@@ -227,7 +228,7 @@ func (t *table) check() error {
 	return nil
 }
 
-// height is the length of the longest path of chains that begins at name; -1 in known marks a chain being visited.
+// height is the length of the longest path of chains that begins at name; -1 in known means that the chain is being visited.
 func (t *table) height(name string, known map[string]int) (int, error) {
 	if h, ok := known[name]; ok {
 		if h < 0 {

@@ -10,16 +10,16 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Host is what the rules can ask of the machine that they are on.
+// Host is the state of the machine on which the rules depend.
 type Host struct {
-	// Local are the addresses of type LOCAL; loopback ones need not be named.
+	// Local are the addresses of type LOCAL, without loopback addresses, which are always local.
 	Local []netip.Addr
-	// LocalPrefixes are networks of which every address is local.
+	// LocalPrefixes are networks in which every address is local.
 	LocalPrefixes []netip.Prefix
-	// DivertMark is a bit of the packet mark by which packets are delivered to this host, whatever their destination, as a
-	// routing rule does it; 0 for none.
+	// DivertMark is a bit of the packet mark for which a routing rule delivers packets to this host, whatever their
+	// destination; 0 for none.
 	DivertMark uint32
-	// Mark is what others have marked the packet with.
+	// Mark is the mark that other programs have set on the packet.
 	Mark uint32
 	// Recent are the lists of xt_recent.
 	Recent RecentState
@@ -37,43 +37,42 @@ func (h *Host) isLocal(a netip.Addr) bool {
 		slices.ContainsFunc(h.LocalPrefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// Result is one way that a packet can go.
+// Result is one possible outcome for a packet.
 type Result struct {
 	// Verdict is forward if the destination was rewritten, by a rule or by IPVS, and the packet not dropped or rejected.
 	Verdict fwd.Verdict
 	// Endpoint is the new destination, for forward alone.
 	Endpoint   netip.AddrPort
 	Masquerade bool
-	// Source is what the source is rewritten to; the zero Addr where the kernel chooses.
+	// Source is the new source if a rule gives one; zero if the kernel chooses.
 	Source netip.Addr
-	// Reset says that a rejected packet is answered with a TCP reset, otherwise it is with an ICMP error.
+	// Reset is whether a rejected packet is answered with a TCP reset instead of an ICMP error.
 	Reset bool
 	// Probability is above 0 and at most 1.
 	Probability float64
-	// Trace are the rules that matched, with table and chain, on the first of the ways that end so.
+	// Trace are the rules that matched, with table and chain, on the first path with this outcome.
 	Trace []string
-	// Recent are the names of the xt_recent lists in which the packet's address is noted or refreshed on any of the
-	// ways that end so, sorted.
+	// Recent are the names of the xt_recent lists that record the packet's address on any path with this outcome, sorted.
 	Recent []string
 }
 
-// stage is one base chain on the way of a packet, or IPVS.
+// stage is one base chain on the path of a packet, or IPVS.
 type stage struct{ table, chain string }
 
-// The ways of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again by
-// the loopback interface with its connection's address translation decided, so no nat chain sees it a second time.
-// IPVS waits behind the rules of INPUT, and for packets of this host between those of nat and filter OUTPUT.
+// The paths of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again on
+// the loopback interface. Its address translation is already decided, so it does not traverse the nat table again.
+// IPVS comes after the rules of INPUT, and for packets of this host between nat OUTPUT and filter OUTPUT.
 var (
-	wayIn      = []stage{{"mangle", "PREROUTING"}, {"nat", "PREROUTING"}}
-	wayLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, ipvsStage, {"nat", "INPUT"}}
-	wayForward = []stage{{"mangle", "FORWARD"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
-	wayOut     = []stage{{"mangle", "OUTPUT"}, {"nat", "OUTPUT"}, ipvsStage, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
-	wayLoop    = []stage{{"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}
+	pathIn      = []stage{{"mangle", "PREROUTING"}, {"nat", "PREROUTING"}}
+	pathLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, ipvsStage, {"nat", "INPUT"}}
+	pathForward = []stage{{"mangle", "FORWARD"}, {"filter", "FORWARD"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
+	pathOut     = []stage{{"mangle", "OUTPUT"}, {"nat", "OUTPUT"}, ipvsStage, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
+	pathLoop    = []stage{{"mangle", "PREROUTING"}, {"mangle", "INPUT"}, {"filter", "INPUT"}}
 
 	ipvsStage = stage{table: "ipvs"}
 )
 
-// elsewhere is the outgoing interface of a packet that leaves this host: it is not loopback, more is not known.
+// elsewhere is the outgoing interface of a packet that leaves this host. Its name is not simulated.
 const elsewhere = "?"
 
 // frame is a position in a chain.
@@ -88,7 +87,7 @@ type recentEntry struct {
 	addr netip.Addr
 }
 
-// walk is a packet on its way. Slices in it are shared between branches and therefore only ever appended to after Clip.
+// walk is a packet on its path. Branches share its slices, so slices are clipped before appending.
 type walk struct {
 	rs   *Ruleset
 	host *Host
@@ -98,7 +97,7 @@ type walk struct {
 	// natDst is what a rule rewrote the destination to.
 	natDst netip.AddrPort
 	proto  fwd.Proto
-	// in is the interface on which the packet came in, out that by which it leaves, as the present hook sees them.
+	// in and out are the incoming and outgoing interface in the current hook.
 	in, out          string
 	arrivedOn        string
 	mark             uint32
@@ -111,7 +110,7 @@ type walk struct {
 	byIPVS, lost bool
 	recent       []recentEntry
 
-	// stages are still to pass, the first one is being passed; routed says that the last leg has begun.
+	// stages are the current stage and the remaining ones. routed is whether the routing decision was made.
 	stages []stage
 	stack  []frame
 	policy string
@@ -121,8 +120,8 @@ type walk struct {
 	trace []string
 }
 
-// Run says everything that may become of the first packet of a connection: one Result for each verdict, endpoint and
-// masquerading, sorted by these. A packet of the other family, or a rule that asks what is not simulated, is an error.
+// Run returns all possible outcomes for the first packet of a connection: one Result per verdict, endpoint and
+// masquerading, sorted by these. A packet of the other family, or a rule that needs what is not simulated, is an error.
 func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 	type key struct {
 		verdict    fwd.Verdict
@@ -171,14 +170,14 @@ func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 	return out, nil
 }
 
-// walks calls end for every way that the packet can go.
+// walks calls end for every path that the packet can take.
 func (rs *Ruleset) walks(h Host, p fwd.Packet, end func(*walk, fwd.Verdict)) error {
 	if !p.Src.IsValid() || fwd.FamilyOf(p.Src) != rs.family || fwd.FamilyOf(p.Dst.Addr()) != rs.family {
 		return fmt.Errorf("packet %v to %v: these are rules of %s", p.Src, p.Dst, rs.family)
 	}
-	first := &walk{rs: rs, host: &h, src: p.Src, origDst: p.Dst, dst: p.Dst, proto: p.Proto, mark: h.Mark, arrivedOn: p.InInterface, stages: wayIn, prob: 1}
+	first := &walk{rs: rs, host: &h, src: p.Src, origDst: p.Dst, dst: p.Dst, proto: p.Proto, mark: h.Mark, arrivedOn: p.InInterface, stages: pathIn, prob: 1}
 	if p.InInterface == "" {
-		first.stages = wayOut
+		first.stages = pathOut
 	}
 	todo := []*walk{first}
 	fork := func(w *walk) { todo = append(todo, w) }
@@ -194,7 +193,7 @@ func (rs *Ruleset) walks(h Host, p fwd.Packet, end func(*walk, fwd.Verdict)) err
 	return nil
 }
 
-// run takes the packet to the end of its way; fork is given the branches not taken.
+// run takes the packet to the end of its path. It calls fork with the other branches.
 func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
 	for len(w.stages) > 0 || w.route() {
 		if w.stages[0] == ipvsStage {
@@ -227,27 +226,27 @@ func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
 	return fwd.VerdictPass, nil
 }
 
-// diverted says that the mark of the packet delivers it to this host.
+// diverted returns whether the mark of the packet delivers it to this host.
 func (w *walk) diverted() bool { return w.mark&w.host.DivertMark != 0 }
 
-// route chooses the second leg of the way by the present destination; it returns false if there is none.
+// route chooses the second part of the path by the current destination. It returns false if there is none.
 func (w *walk) route() bool {
 	local := w.host.isLocal(w.dst.Addr()) || w.diverted()
 	switch {
 	case w.routed || w.arrivedOn == "" && !local:
 		return false
 	case w.arrivedOn == "":
-		w.stages = wayLoop
+		w.stages = pathLoop
 	case local:
-		w.stages = wayLocal
+		w.stages = pathLocal
 	default:
-		w.stages = wayForward
+		w.stages = pathForward
 	}
 	w.routed = true
 	return true
 }
 
-// enter prepares the walk for its present base chain.
+// enter prepares the walk for its current base chain.
 func (w *walk) enter() {
 	s := w.stages[0]
 	c := w.rs.tables[s.table].chains[s.chain]
@@ -264,7 +263,7 @@ func (w *walk) enter() {
 	}
 }
 
-// hook takes the packet through one base chain, or the rest of it if the walk was forked there.
+// hook takes the packet through one base chain, or through the rest of it if the walk was forked there.
 func (w *walk) hook(fork func(*walk)) (fate, error) {
 	if len(w.stack) == 0 {
 		w.enter()
@@ -296,7 +295,7 @@ func (w *walk) hook(fork func(*walk)) (fate, error) {
 	return accept, nil
 }
 
-// follow does what a rule that matched says.
+// follow executes a rule that matched.
 func (w *walk) follow(r *rule) fate {
 	if r.jump != "" {
 		to := frame{chain: w.rs.tables[w.stages[0].table].chains[r.jump]}
@@ -318,8 +317,8 @@ func (w *walk) follow(r *rule) fate {
 	return f
 }
 
-// eval says whether a rule matches. Where that is chance, the walk becomes the one in which it does, and fork is given
-// the other.
+// eval returns whether a rule matches. If that is random, the walk continues as the one in which the rule matches, and
+// fork gets the other one.
 func (w *walk) eval(r *rule, fork func(*walk)) (bool, error) {
 	if !r.src.ok(w.src) || !r.dst.ok(w.dst.Addr()) || !r.in.ok(w.in) || !r.proto.ok(w.proto) {
 		return false, nil
@@ -346,7 +345,7 @@ func (w *walk) eval(r *rule, fork func(*walk)) (bool, error) {
 	return true, nil
 }
 
-// age is how long ago an address was noted in a list.
+// age is the number of seconds since an address was recorded in a list.
 func (w *walk) age(list string, a netip.Addr) (seconds uint32, listed bool) {
 	if slices.Contains(w.recent, recentEntry{list, a}) {
 		return 0, true

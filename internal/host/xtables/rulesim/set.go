@@ -10,15 +10,15 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Set is a set of ip_set: of addresses, or of addresses with ports and more. Make one with NewSet.
+// Set is a set of ip_set. Make one with NewSet.
 type Set struct {
 	typ    string
 	family fwd.Family
-	// elements are indexed by what is compared for equality; the prefixes are what the third dimension has to be in.
+	// elements are the prefixes of the third dimension by the other dimensions.
 	elements map[Element][]netip.Prefix
 }
 
-// Element is an element of a set. Fields that the type of the set does not have are zero.
+// Element is an element of a set. Dimensions that the set's type does not have are zero.
 type Element struct {
 	Addr  netip.Addr
 	Proto fwd.Proto
@@ -27,7 +27,7 @@ type Element struct {
 	Third netip.Prefix
 }
 
-// dimensions of the types of sets that are known.
+// dimensions are the numbers of dimensions of the simulated set types.
 var dimensions = map[string]int{"hash:ip": 1, "hash:ip,port": 2, "hash:ip,port,ip": 3, "hash:ip,port,net": 3}
 
 // NewSet returns an empty set.
@@ -38,7 +38,7 @@ func NewSet(typ string, f fwd.Family) (*Set, error) {
 	return &Set{typ: typ, family: f, elements: make(map[Element][]netip.Prefix)}, nil
 }
 
-// Add adds an element; one that is there already changes nothing. What the kernel refuses is an error.
+// Add adds an element. An element that exists already changes nothing. What the kernel refuses is an error.
 func (s *Set) Add(e Element) error {
 	d := dimensions[s.typ]
 	third := e.Third.IsValid()
@@ -115,7 +115,7 @@ func (m *setMatch) matches(w *walk) (float64, error) {
 	}
 	d := dimensions[s.typ]
 	if len(m.dims) < d || s.family != w.rs.family {
-		return certain(m.neg) // the kernel takes such a rule; nothing is in the set for it
+		return certain(m.neg) // the kernel accepts such a rule; it never finds an element
 	}
 	addr := func(i int) netip.Addr {
 		if m.dims[i] == "src" {

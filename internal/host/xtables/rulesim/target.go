@@ -10,11 +10,11 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// fate is what becomes of a packet after a rule's target.
+// fate is what happens to a packet after a rule's target.
 type fate uint8
 
 const (
-	// next goes on with the following rule.
+	// next continues with the next rule.
 	next fate = iota
 	// accept ends the traversal of this hook.
 	accept
@@ -106,7 +106,7 @@ func (t *rejectTarget) apply(w *walk) fate {
 // dnatTarget is -j DNAT to one address, with or without a port.
 type dnatTarget struct {
 	addr netip.Addr
-	// port is 0 where the destination port stays.
+	// port is 0 if the destination port does not change.
 	port uint16
 }
 
