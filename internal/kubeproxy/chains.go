@@ -15,8 +15,8 @@ import (
 // tables are the iptables tables in which kube-proxy has chains.
 var tables = []string{"mangle", "filter", "nat"}
 
-// chainNames are the chains of all versions and modes of kube-proxy by table, without the ones for single Services.
-// They do not include the chains of the kubelet.
+// chainNames are the chains of all versions and modes of kube-proxy by table, without the ones for
+// single Services. They do not include the chains of the kubelet.
 var chainNames = map[string][]string{
 	"mangle": {"KUBE-PROXY-CANARY"},
 	"filter": {
@@ -37,14 +37,15 @@ func isKubeProxys(table, chain string) bool {
 	return slices.Contains(chainNames[table], chain) || table == "nat" && serviceChain.MatchString(chain)
 }
 
-// maxPiece is the number of chains that one restore removes: the time of the nft userland grows with its square.
+// maxPiece is the number of chains that one restore removes: the time of the nft userland grows
+// with its square.
 const maxPiece = 1000
 
 // chains is what kube-proxy left in iptables for one userland and family.
 type chains struct {
 	tables xtables.Interface
-	// names are the chains to remove by table, sorted. jumps are the rules of built-in chains that jump to them, as
-	// "CHAIN RULE".
+	// names are the chains to remove by table, sorted. jumps are the rules of built-in chains that
+	// jump to them, as "CHAIN RULE".
 	names, jumps map[string][]string
 	// kept describes the chains that stay because another program's rule jumps to them.
 	kept []string
@@ -130,8 +131,8 @@ func (c *chains) count() (n, jumps int) {
 	return n, jumps
 }
 
-// remove removes the jumps first, so that no packet traverses a part of the rules, then empties the chains, then
-// removes them.
+// remove removes the jumps first, so that no packet traverses a part of the rules, then empties the
+// chains, then removes them.
 func (c *chains) remove(ctx context.Context) error {
 	var errs []error
 	for _, table := range tables {

@@ -39,9 +39,9 @@ type tableOf struct {
 	conn   *nft.Conn
 }
 
-// Find looks for everything that kube-proxy left. Virtual servers with addresses in exclude (ipvs.excludeCIDRs) belong to
-// other programs. The error names what cannot be read; there may be a result as well. A missing kernel feature or
-// userland is not an error.
+// Find looks for everything that kube-proxy left. Virtual servers with addresses in exclude
+// (ipvs.excludeCIDRs) belong to other programs. The error names what cannot be read; there may be a
+// result as well. A missing kernel feature or userland is not an error.
 func Find(ctx context.Context, exclude []netip.Prefix) (*Leftovers, error) {
 	l := &Leftovers{}
 	errs := []error{l.findChains(ctx), l.findVirtual(ctx, exclude), l.findTables(ctx)}

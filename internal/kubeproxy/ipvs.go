@@ -15,14 +15,15 @@ import (
 	"github.com/fairlead/fairlead/internal/host/link"
 )
 
-// Device is the dummy device with the addresses of Services in mode ipvs. Fairlead uses the same device.
+// Device is the dummy device with the addresses of Services in mode ipvs. Fairlead uses the same
+// device.
 const Device = "kube-ipvs0"
 
 // tag is the flag of Fairlead's virtual servers, as package backend/ipvs sets it.
 const tag = ipvs.Sched3
 
-// setNames are the sets of kube-proxy for IPv4. The names for IPv6 begin with KUBE-6- and are cut to the length that the
-// kernel allows.
+// setNames are the sets of kube-proxy for IPv4. The names for IPv6 begin with KUBE-6- and are cut
+// to the length that the kernel allows.
 var setNames = []string{
 	"KUBE-LOOP-BACK", "KUBE-CLUSTER-IP", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL", "KUBE-LOAD-BALANCER", "KUBE-LOAD-BALANCER-FW",
 	"KUBE-LOAD-BALANCER-LOCAL", "KUBE-LOAD-BALANCER-SOURCE-IP", "KUBE-LOAD-BALANCER-SOURCE-CIDR",
@@ -74,8 +75,8 @@ type nodePort struct {
 	port  uint16
 }
 
-// findVirtual looks for what kube-proxy left. servers and sets are nil where the kernel has no IPVS or
-// no ip_set. Virtual servers whose address is in one of the prefixes belong to somebody else.
+// findVirtual looks for what kube-proxy left. servers and sets are nil where the kernel has no IPVS
+// or no ip_set. Virtual servers whose address is in one of the prefixes belong to somebody else.
 func findVirtual(ctx context.Context, servers ipvs.Interface, sets ipset.Sets, links link.Host, exclude []netip.Prefix) (*virtual, error) {
 	v := &virtual{servers: servers, sets: sets, links: links}
 	nodePorts, err := v.findSets(ctx)
@@ -103,8 +104,8 @@ func findVirtual(ctx context.Context, servers ipvs.Interface, sets ipset.Sets, l
 	return v, nil
 }
 
-// findAddrs finds the addresses of the device to remove, and whether the device goes with them. keep
-// holds the addresses of virtual servers that stay.
+// findAddrs finds the addresses of the device to remove, and whether the device goes with them.
+// keep holds the addresses of virtual servers that stay.
 func (v *virtual) findAddrs(ctx context.Context, onDevice []link.Addr, keep map[netip.Addr]bool) {
 	served := make(map[netip.Addr]bool, len(v.delServers))
 	for _, s := range v.delServers {

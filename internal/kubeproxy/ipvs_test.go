@@ -25,7 +25,7 @@ func vip(addr string, global bool) link.Addr {
 	return link.Addr{Dev: Device, Prefix: netip.PrefixFrom(a, a.BitLen()), Global: global}
 }
 
-// node is a node that runs kube-proxy in mode ipvs beside others.
+// node is a node with the objects of kube-proxy in mode ipvs and of other programs.
 func node(t *testing.T) (*ipvsfake.Table, *ipsetfake.Sets, *linkfake.Host) {
 	t.Helper()
 	ctx := context.Background()

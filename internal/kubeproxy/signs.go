@@ -18,15 +18,16 @@ import (
 )
 
 const (
-	// canary is a chain that kube-proxy in mode iptables adds to each table, and adds again if it is removed.
+	// canary is a chain that kube-proxy in mode iptables adds to each table, and adds again if it
+	// is removed.
 	canary = "KUBE-PROXY-CANARY"
 	// clusterIPs is a set that kube-proxy always has in mode ipvs.
 	clusterIPs = "KUBE-CLUSTER-IP"
 )
 
-// Signs describes the objects that show that kube-proxy has written to the kernel. It looks for one object per mode,
-// whatever the number of Services, and changes nothing. The error names what cannot be read; there may be a result as
-// well.
+// Signs describes the objects that show that kube-proxy has written to the kernel. It looks for one
+// object per mode, whatever the number of Services, and changes nothing. The error names what
+// cannot be read; there may be a result as well.
 func Signs(ctx context.Context) ([]string, error) {
 	var signs []string
 	var errs []error
@@ -104,8 +105,9 @@ type Neighbour struct {
 	Fairlead bool
 }
 
-// Running returns the process that answers at an address (Address, except in tests). Fairlead serves its mode there like
-// kube-proxy, so the metrics decide which one it is. Call it before a server of this process listens there.
+// Running returns the process that answers at an address (Address, except in tests). Fairlead
+// serves its mode there like kube-proxy, so the metrics decide which one it is. Call it before a
+// server of this process listens there.
 func Running(ctx context.Context, address string) Neighbour {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()

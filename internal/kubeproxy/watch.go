@@ -26,7 +26,8 @@ type Watcher struct {
 	Running func(context.Context) Neighbour
 	// Warn makes a Warning event on the Node.
 	Warn func(reason, message string)
-	// Present is called at startup and after each change, with whether kube-proxy runs or its rules exist.
+	// Present is called at startup and after each change, with whether kube-proxy runs or its rules
+	// exist.
 	Present func(bool)
 	Log     *slog.Logger
 
@@ -39,7 +40,8 @@ type Watcher struct {
 	failing bool
 }
 
-// Start looks for a running kube-proxy. Call it before our own servers listen, which would answer instead.
+// Start looks for a running kube-proxy. Call it before our own servers listen, which would answer
+// instead.
 func (w *Watcher) Start(ctx context.Context) {
 	n := w.Running(ctx)
 	w.runs = n.Mode != "" && !n.Fairlead
@@ -61,7 +63,8 @@ func (w *Watcher) first(signs []string) {
 	}
 }
 
-// Run polls for rules of kube-proxy until ctx ends. Rules that appear while it runs are written by a running kube-proxy.
+// Run polls for rules of kube-proxy until ctx ends. Rules that appear while it runs are written by
+// a running kube-proxy.
 func (w *Watcher) Run(ctx context.Context) {
 	for {
 		w.poll(ctx)

@@ -29,7 +29,7 @@ func TestWatcher(t *testing.T) {
 		name    string
 		running Neighbour
 		looks   []look
-		// events and logged are those after each look, present what was told after all.
+		// events and logged count up to the last look; present are the calls of Present.
 		events  []string
 		logged  int
 		present []bool

@@ -17,17 +17,19 @@ type FamilyOptions struct {
 	Instance instance.ID
 	// Tables are the kernel's tables.
 	Tables xtables.Interface
-	// HairpinBPF is whether the kernel has xt_bpf (xtables.NeedBPF). Without it, one rule per endpoint
-	// address matches hairpin connections.
+	// HairpinBPF is whether the kernel has xt_bpf (xtables.NeedBPF). Without it, one rule per
+	// endpoint address matches hairpin connections.
 	HairpinBPF bool
-	// RandomFully is whether masquerading can choose source ports at random (xtables.Tables.RandomFully).
+	// RandomFully is whether masquerading can choose source ports at random
+	// (xtables.Tables.RandomFully).
 	RandomFully bool
 	// DropInvalid drops forwarded packets of conntrack state INVALID. Unless
-	// net.netfilter.nf_conntrack_tcp_be_liberal is set, they would make a peer reset its connection.
+	// net.netfilter.nf_conntrack_tcp_be_liberal is set, they would make a peer reset its
+	// connection.
 	DropInvalid bool
-	// MaxChains limits the number of chains in one restore where possible; 0 means no limit. The nft
-	// userland needs a limit because its time grows with the square of the number. The legacy userland
-	// does not: it reads and writes everything each time.
+	// MaxChains limits the number of chains in one restore where possible; 0 means no limit. The
+	// nft userland needs a limit because its time grows with the square of the number. The legacy
+	// userland does not: it reads and writes everything each time.
 	MaxChains int
 }
 
@@ -63,14 +65,16 @@ type Plane struct {
 	*Backend
 	// Flavour is the iptables flavour in use.
 	Flavour xtables.Flavour
-	// Drift receives a hint when another process changes rules of a family for which Listen was called.
+	// Drift receives a hint when another process changes rules of a family for which Listen was
+	// called.
 	Drift backend.Hints
 	// Listen starts watching a family. Call it once per family, after the first complete write.
 	Listen func(fwd.Family)
 }
 
-// Open detects which iptables the node uses and returns the Plane of an instance, for the families that
-// the kernel and the tools support, at least one. The error says what is missing and what to do.
+// Open detects which iptables the node uses and returns the Plane of an instance, for the families
+// that the kernel and the tools support, at least one. The error says what is missing and what to
+// do.
 func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid bool) (*Plane, error) {
 	flavour, why, err := xtables.Detect(ctx, xtables.Host{})
 	if err != nil {
@@ -122,8 +126,8 @@ func Open(ctx context.Context, log *slog.Logger, id instance.ID, dropInvalid boo
 	return p, nil
 }
 
-// Render prints all rules of a table for one family as input for iptables-restore --noflush, for a kernel
-// with everything that FamilyOptions asks for. The same table gives the same bytes.
+// Render prints all rules of a table for one family as input for iptables-restore --noflush, for a
+// kernel with everything that FamilyOptions asks for. The same table gives the same bytes.
 func Render(w io.Writer, family fwd.Family, o FamilyOptions, t *fwd.Table) error {
 	p := plan{Upserts: chainsOf(family, o.options(), t), Actual: func(ChainID) (Chain, bool) { return Chain{}, false }}
 	_, err := io.WriteString(w, names(o.Instance).Text(string(switchOver(p).input())))

@@ -10,7 +10,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// discard takes every restore and holds nothing.
+// discard accepts every restore and has no rules.
 type discard struct{}
 
 func (discard) Read(context.Context, string) (xtables.Table, error) { return nil, nil }

@@ -28,9 +28,9 @@ type Leftover struct {
 	tables xtables.Interface
 }
 
-// Leftovers finds everything that Fairlead has written, for every instance, in every installed flavour of
-// iptables (a node may have changed its flavour), in the given families or in both. It changes nothing. The
-// error names what cannot be read; there may be a result as well.
+// Leftovers finds everything that Fairlead has written, for every instance, in every installed
+// flavour of iptables (a node may have changed its flavour), in the given families or in both. It
+// changes nothing. The error names what cannot be read; there may be a result as well.
 func Leftovers(ctx context.Context, families ...fwd.Family) ([]Leftover, error) {
 	if len(families) == 0 {
 		families = fwd.Families[:]
@@ -38,8 +38,8 @@ func Leftovers(ctx context.Context, families ...fwd.Family) ([]Leftover, error) 
 	return leftovers(ctx, xtables.Installed(), families)
 }
 
-// leftovers is Leftovers for some flavours and families. Each pair takes two runs of iptables-save, which
-// reads the rules of all programs.
+// leftovers is Leftovers for some flavours and families. Each pair takes two runs of iptables-save,
+// which reads the rules of all programs.
 func leftovers(ctx context.Context, flavours []xtables.Flavour, families []fwd.Family) ([]Leftover, error) {
 	var out []Leftover
 	var errs []error
@@ -93,7 +93,8 @@ func byInstance(ctx context.Context, tables xtables.Interface) (map[instance.ID]
 	return out, nil
 }
 
-// Remove deletes it from the kernel. Rules of other programs stay, and established connections continue.
+// Remove deletes it from the kernel. Rules of other programs stay, and established connections
+// continue.
 func (l Leftover) Remove(ctx context.Context) error {
 	o := FamilyOptions{Instance: l.Instance, Tables: l.tables}
 	if l.Flavour != xtables.Legacy {
@@ -102,10 +103,10 @@ func (l Leftover) Remove(ctx context.Context) error {
 	return New(map[fwd.Family]FamilyOptions{l.Family: o}).Cleanup(ctx)
 }
 
-// RemoveOthers deletes what an instance wrote for one family with a userland other than the one in use, for
-// example after a node changed from legacy to nft: otherwise both sets of rules would apply. If inUse is
-// empty, because another mode is in use, it deletes everything. Call it when the rules in use are complete.
-// before, if not nil, is called before each removal.
+// RemoveOthers deletes what an instance wrote for one family with a userland other than the one in
+// use, for example after a node changed from legacy to nft: otherwise both sets of rules would
+// apply. If inUse is empty, because another mode is in use, it deletes everything. Call it when the
+// rules in use are complete. before, if not nil, is called before each removal.
 func RemoveOthers(ctx context.Context, id instance.ID, inUse xtables.Flavour, f fwd.Family, before func(Leftover), log *slog.Logger) {
 	if inUse == xtables.Plain { // there is no other userland
 		return

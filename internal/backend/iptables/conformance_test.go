@@ -20,7 +20,7 @@ import (
 // simTables are the tables of one family in a simulated kernel.
 type simTables struct {
 	rulesim.Tables
-	// failReads is how many calls that read are to fail.
+	// failReads is the number of following reads that fail.
 	failReads int
 }
 
@@ -32,7 +32,7 @@ func (s *simTables) Read(ctx context.Context, table string) (xtables.Table, erro
 	return s.Tables.Read(ctx, table)
 }
 
-// restore counts a restore of a family, and lets it fail if it is to fail.
+// restore counts a restore of a family, and fails it if requested.
 func (s *simulation) restore(f fwd.Family, input string) error {
 	s.writes++
 	if s.fail == 0 {
@@ -179,7 +179,7 @@ func (s *simulation) foreignText() string {
 
 func (s *simulation) ForeignIntact() error { return backendtest.Unchanged(s.foreign, s.foreignText()) }
 
-// Drift does what other programs and people do to rules.
+// Drift changes rules as other programs and people do.
 func (s *simulation) Drift(r *rand.Rand) string {
 	f := fwd.Families[r.IntN(2)]
 	rules := s.tables[f].Rules

@@ -8,7 +8,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// TestRules compares the numbers with what a simulated kernel holds, while Services come, grow and go.
+// TestRules compares the counts with the rules of a simulated kernel while Services are added, grow
+// and are removed.
 func TestRules(t *testing.T) {
 	var table fwd.Table
 	header := fwd.Header{MasqueradeBit: 14, NodePorts: [2]fwd.NodePortAddrs{{All: true}, {All: true}}}

@@ -9,7 +9,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// The programs are as iptables-restore takes them; rulesim has read them.
+// TestGolden compares the rendered rules with golden files. rulesim checks that they are valid.
 func TestGolden(t *testing.T) {
 	backendtest.Golden(t, func(t *testing.T, f fwd.Family, _ string, table *fwd.Table) string {
 		var b bytes.Buffer

@@ -17,8 +17,8 @@ func TestTheInstanceWithoutANameHasThePrefixOfThisPackage(t *testing.T) {
 	}
 }
 
-// TestInstancesDoNotMeet has three instances program the same Services in the same tables: neither sees the others' rules, and
-// taking one away leaves the others' rules as they were.
+// TestInstancesDoNotMeet lets three instances write the same Services to the same tables. None of
+// them sees the rules of the others, and removing one does not change the rules of the others.
 func TestInstancesDoNotMeet(t *testing.T) {
 	for _, bpf := range []bool{true, false} {
 		tables := &rulesim.Tables{Rules: rulesim.New(fwd.IPv4)}
@@ -58,7 +58,8 @@ func TestInstancesDoNotMeet(t *testing.T) {
 	}
 }
 
-// TestRenderedNamesAreTheInstances looks for names of the instance without a name in another one's program.
+// TestRenderedNamesAreTheInstances checks that all names in the rules of a named instance are its
+// own.
 func TestRenderedNamesAreTheInstances(t *testing.T) {
 	var table fwd.Table
 	table.SetHeader(benchtest.Header())

@@ -19,7 +19,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// kernel returns a backend on the tables of the goroutine's network namespace, and the rules as they are in it.
+// kernel returns a backend for the tables of the goroutine's network namespace, and a function that
+// lists its rules.
 func kernel(t testing.TB, fl xtables.Flavour, bpf bool) (backend.Backend, func() map[fwd.Family]map[ChainID]Chain) {
 	t.Helper()
 	opts := make(map[fwd.Family]FamilyOptions)
@@ -48,7 +49,7 @@ func kernel(t testing.TB, fl xtables.Flavour, bpf bool) (backend.Backend, func()
 	}
 }
 
-// everyShape is a table with every kind of rule that the renderer knows.
+// everyShape is a table with every kind of rule that the renderer writes.
 func everyShape() *fwd.Table {
 	t := &fwd.Table{}
 	t.SetHeader(fwd.Header{
@@ -167,8 +168,8 @@ func samplePool(k fwd.PoolKey, i, endpoints int) fwd.Pool {
 	return p
 }
 
-// What the kernel's tools print of our rules is what we wrote, token for token; otherwise a restart would write again
-// what is there, and every check would see drift.
+// TestKernelRoundTrip checks that iptables-save prints our rules exactly as we wrote them.
+// Otherwise a restart would write them again, and every verification would find drift.
 func TestKernelRoundTrip(t *testing.T) {
 	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
 		for _, bpf := range []bool{true, false} {
@@ -211,7 +212,8 @@ func TestKernelRoundTrip(t *testing.T) {
 	}
 }
 
-// Rules of both userlands are found; RemoveOthers leaves those of the one in use, and Remove the others' rules.
+// TestKernelLeftovers checks that the rules of both userlands are found, that RemoveOthers keeps
+// those of the userland in use, and that Remove keeps the rules of other programs.
 func TestKernelLeftovers(t *testing.T) {
 	hosttest.Netns(t, "iptables")
 	ctx := context.Background()
@@ -274,8 +276,8 @@ func TestKernelLeftovers(t *testing.T) {
 	}
 }
 
-// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes one of them. It prints the times of
-// both; with FAIRLEAD_KERNEL_TESTS=1 as root.
+// BenchmarkKernel loads Services of 10 endpoints each into the kernel, then changes one of them. It
+// prints the times of both; with FAIRLEAD_KERNEL_TESTS=1 as root.
 func BenchmarkKernel(b *testing.B) {
 	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
 		for _, n := range []int{1000, 10000} {
@@ -333,7 +335,8 @@ func BenchmarkKernel(b *testing.B) {
 	}
 }
 
-// A restart must not write: in the legacy userland each try of a rule would copy the whole table.
+// A restart must not write: with the legacy userland, each test of a rule would copy the whole
+// table.
 func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
 	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
 		t.Run(string(fl), func(t *testing.T) {
@@ -367,7 +370,8 @@ func TestKernelIsTriedOnlyWithoutOurRules(t *testing.T) {
 	}
 }
 
-// The kernel takes every name that the configuration takes: a prefix with a wildcard, one that is as long as a name, a bridge.
+// The kernel accepts every name that the configuration accepts: a prefix with a wildcard, a prefix
+// of the maximum length, a bridge.
 func TestKernelInterfaceNames(t *testing.T) {
 	for _, fl := range []xtables.Flavour{xtables.Legacy, xtables.NFT} {
 		t.Run(string(fl), func(t *testing.T) {

@@ -31,9 +31,9 @@ type ChainID struct {
 
 func (c ChainID) String() string { return c.Table.String() + "/" + c.Name }
 
-// chainPrefix is the prefix of all our chains; other chains are never written. In the kernel, the chains of
-// a named instance have another prefix of the same length (names), so that everything that depends on length
-// and order holds for them too.
+// chainPrefix is the prefix of all our chains; other chains are never written. In the kernel, the
+// chains of a named instance have another prefix of the same length (names), so that everything
+// that depends on length and order holds for them too.
 const chainPrefix = "FAIRLEAD-"
 
 // names translates between the chain names in this package and an instance's names in the kernel.
@@ -57,8 +57,8 @@ const (
 	chainUnmoved       = chainPrefix + "UNMOVED"
 )
 
-// The letters of the other chains: FAIRLEAD-<letter>-<hash>. A chain jumps to chains with later letters, so
-// that the order by name is also the order of dependence (order.go).
+// The letters of the other chains: FAIRLEAD-<letter>-<hash>. A chain jumps to chains with later
+// letters, so that the order by name is also the order of dependence (order.go).
 const (
 	letterLocalTree = "B" // nat: dispatch by endpoint address, for hairpin without xt_bpf
 	letterVIPTree   = "C" // both: dispatch by virtual IP
@@ -76,21 +76,23 @@ const (
 )
 
 // hashedName returns the chain name for the parts. A chain name has at most 28 bytes
-// (XT_EXTENSION_MAXNAMELEN without the final zero): 9 for the prefix, 1 for the letter, 1 for the dash and 16
-// for 80 bits of the hash leave one byte. Apart from comments, this is the only way for a name that a user
-// chose to get into a rule.
+// (XT_EXTENSION_MAXNAMELEN without the final zero): 9 for the prefix, 1 for the letter, 1 for the
+// dash and 16 for 80 bits of the hash leave one byte. Apart from comments, this is the only way for
+// a name that a user chose to get into a rule.
 func hashedName(letter string, parts ...string) string {
 	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
 	return chainPrefix + letter + "-" + base32.StdEncoding.EncodeToString(sum[:10])
 }
 
-// portName names a chain of a service port of one family. what distinguishes the chains with the same letter.
+// portName names a chain of a service port of one family. what distinguishes the chains with the
+// same letter.
 func portName(letter string, p fwd.ServicePort, f fwd.Family, what string) string {
 	return hashedName(letter, p.Namespace, p.Name, p.Port, p.Proto.String(), f.String(), what)
 }
 
-// commentOf is the comment of a rule of a service port: namespace/name:port. Objects can come from files, so
-// characters that the API server would refuse are replaced. Long names are cut: iptables accepts 255 bytes.
+// commentOf is the comment of a rule of a service port: namespace/name:port. Objects can come from
+// files, so characters that the API server would refuse are replaced. Long names are cut: iptables
+// accepts 255 bytes.
 func commentOf(p fwd.ServicePort) string {
 	s := strings.Map(func(r rune) rune {
 		switch {
@@ -105,8 +107,8 @@ func commentOf(p fwd.ServicePort) string {
 	return `-m comment --comment "` + s + `"`
 }
 
-// Rule fragments are written exactly as iptables-save prints them, so that rules that were read compare equal
-// to the desired ones.
+// Rule fragments are written exactly as iptables-save prints them, so that rules that were read
+// compare equal to the desired ones.
 
 func hostPrefix(a netip.Addr) string { return netip.PrefixFrom(a, a.BitLen()).String() }
 

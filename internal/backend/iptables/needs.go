@@ -12,8 +12,8 @@ import (
 // probeChain only exists while Open tests what the kernel supports.
 const probeChain = "FAIRLEAD-PROBE"
 
-// needs are rules like the ones that every node has, without those that depend on FamilyOptions. Only
-// Services with session affinity have a rule like affinityNeed.
+// needs are rules like the ones that every node has, without those that depend on FamilyOptions.
+// Only Services with session affinity have a rule like affinityNeed.
 var (
 	needs = []xtables.Need{
 		{Table: "filter", Rule: "-m conntrack --ctstate NEW -j RETURN", Module: "xt_conntrack"},
@@ -26,10 +26,10 @@ var (
 	affinityNeed = xtables.Need{Table: "nat", Rule: "-m recent --name " + probeChain + " --rcheck --seconds 1 --reap -j RETURN", Module: "xt_recent"}
 )
 
-// tryKernel returns whether the kernel supports session affinity and hairpin by BPF. The error is that of
-// tryNeeds. A kernel with the rules of an earlier run supports what they need, so nothing is written to it:
-// with the legacy userland each test would copy the whole table, and a restart with nothing changed must not
-// write anything.
+// tryKernel returns whether the kernel supports session affinity and hairpin by BPF. The error is
+// that of tryNeeds. A kernel with the rules of an earlier run supports what they need, so nothing
+// is written to it: with the legacy userland each test would copy the whole table, and a restart
+// with nothing changed must not write anything.
 func tryKernel(ctx context.Context, t *xtables.Tables, names xtables.Exchange) (affinity, bpf bool, err error) {
 	// Mode ipvs also has a chain with the first name, but not one with the second.
 	if rules := t.Rules(ctx, NAT.String(), names.Name(chainPostrouting)); len(t.Rules(ctx, Filter.String(), names.Name(chainFilter))) > 0 && len(rules) > 0 {
@@ -38,8 +38,9 @@ func tryKernel(ctx context.Context, t *xtables.Tables, names xtables.Exchange) (
 	return tryNeeds(ctx, xtables.Exchanged(t, names))
 }
 
-// tryNeeds tests which modules userland and kernel support: affinity for session affinity, bpf for hairpin
-// connections by xt_bpf. The error names the missing modules without which mode iptables cannot work.
+// tryNeeds tests which modules userland and kernel support: affinity for session affinity, bpf for
+// hairpin connections by xt_bpf. The error names the missing modules without which mode iptables
+// cannot work.
 func tryNeeds(ctx context.Context, t xtables.Interface) (affinity, bpf bool, err error) {
 	lacking, err := xtables.Lacking(ctx, t, probeChain, append(needs[:len(needs):len(needs)], affinityNeed, xtables.NeedBPF))
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables/rulesim"
 )
 
-// lackingTables is tables of a kernel that lacks some matches.
+// lackingTables are the tables of a kernel without some matches.
 type lackingTables struct {
 	*rulesim.Tables
 	matches []string

@@ -9,14 +9,15 @@ import (
 
 // The order of chains in the input of a restore.
 //
-// Both userlands need a chain to be declared before a rule jumps to it. The order also decides the speed of
-// the nft userland (1.8.9, nft-cache.c). For each command it looks up the names of the chain and of the
-// target in a sorted list of all names so far, starting at the front. With 10,000 Services in one input,
-// these lookups took 30 of 35 seconds. They take no time if names come in descending order, each chain with
-// its rules, because the name is then the first in the list. For this reason the letters of chains are in
-// the order of dependence, and rules mark packets by a jump to FAIRLEAD-ADD-MARK, the smallest name, instead
-// of the target MARK, which sorts after all of them. What remains is a dispatch rule's frontend, somewhere in
-// the list. Limiting the number of chains in a restore limits that.
+// Both userlands need a chain to be declared before a rule jumps to it. The order also decides the
+// speed of the nft userland (1.8.9, nft-cache.c). For each command it looks up the names of the
+// chain and of the target in a sorted list of all names so far, starting at the front. With 10,000
+// Services in one input, these lookups took 30 of 35 seconds. They take no time if names come in
+// descending order, each chain with its rules, because the name is then the first in the list. For
+// this reason the letters of chains are in the order of dependence, and rules mark packets by a
+// jump to FAIRLEAD-ADD-MARK, the smallest name, instead of the target MARK, which sorts after all
+// of them. What remains is a dispatch rule's frontend, somewhere in the list. Limiting the number
+// of chains in a restore limits that.
 
 // step is the input of one restore and the chains that are complete after it.
 type step struct {
@@ -24,9 +25,9 @@ type step struct {
 	completes          []ChainID
 }
 
-// split divides a plan into steps. No packet enters a new chain until a chain in use jumps to it, so new
-// chains can be written in advance, in any number of steps. In the same way, chains that are no longer used
-// can be deleted afterwards.
+// split divides a plan into steps. No packet enters a new chain until a chain in use jumps to it,
+// so new chains can be written in advance, in any number of steps. In the same way, chains that are
+// no longer used can be deleted afterwards.
 func split(p plan, maxChains int) []step {
 	if maxChains == 0 || len(p.Upserts)+len(p.Deletes) <= maxChains {
 		return []step{switchOver(p)}
@@ -41,7 +42,8 @@ func split(p plan, maxChains int) []step {
 	for piece := range slices.Chunk(ahead, maxChains) {
 		part := plan{Upserts: make(map[ChainID]Chain), Actual: p.Actual}
 		for _, id := range piece {
-			// The chains that it jumps to are in this step, in an earlier one, or already in the kernel.
+			// The chains that it jumps to are in this step, in an earlier one, or already in the
+			// kernel.
 			part.Upserts[id] = p.Upserts[id]
 			delete(last.Upserts, id)
 		}
@@ -110,8 +112,8 @@ func switchOver(p plan) step {
 	return s
 }
 
-// input is the text of the restore. If the nat table does not change, the two parts of the filter table
-// become one.
+// input is the text of the restore. If the nat table does not change, the two parts of the filter
+// table become one.
 func (s step) input() []byte {
 	var b bytes.Buffer
 	b.Grow(s.before.size() + s.nat.size() + s.after.size())
@@ -137,8 +139,8 @@ func compareIDs(a, b ChainID) int {
 	return strings.Compare(a.Name, b.Name)
 }
 
-// inOrder returns the chains in descending order of names, with the ones that every node has at the end.
-// A chain comes after the chains in the map that its rules jump to.
+// inOrder returns the chains in descending order of names, with the ones that every node has at the
+// end. A chain comes after the chains in the map that its rules jump to.
 func inOrder(chains map[ChainID]Chain) []ChainID {
 	ids := slices.SortedFunc(maps.Keys(chains), func(a, b ChainID) int {
 		if x, y := many(a.Name), many(b.Name); x != y {
@@ -188,9 +190,9 @@ func ruleTarget(rule string) string {
 	return rule[i+1:]
 }
 
-// compare returns whether rules are lost and gained between two versions of a chain, and the new rules
-// followed by the lost ones. The rules of a chain of the filter table match different frontends, so their
-// order does not matter.
+// compare returns whether rules are lost and gained between two versions of a chain, and the new
+// rules followed by the lost ones. The rules of a chain of the filter table match different
+// frontends, so their order does not matter.
 func compare(have, want Chain) (union Chain, lost, gained bool) {
 	old, now := have.lines(), want.lines()
 	both := slices.Clone(now)
@@ -230,8 +232,8 @@ func (s *section) size() int {
 	return n + 20
 }
 
-// replace sets the rules of a chain. Declaring an existing chain empties it. In a built-in chain, our jumps
-// are removed and inserted at the top.
+// replace sets the rules of a chain. Declaring an existing chain empties it. In a built-in chain,
+// our jumps are removed and inserted at the top.
 func (s *section) replace(name string, have, want Chain) {
 	if !builtin(name) {
 		s.chains = append(s.chains, chainText{name, want.Rules})

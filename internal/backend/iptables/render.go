@@ -7,10 +7,10 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// renderer turns changes of the table into desired chains of one family. Its state is derived from the
-// table: the dispatch trees, and the fragments, which it renders again when the header changes. To find
-// what a Service no longer needs, it renders the old fragment again: that is a pure function, and the
-// chains and entries are not held twice.
+// renderer turns changes of the table into desired chains of one family. Its state is derived from
+// the table: the dispatch trees, and the fragments, which it renders again when the header changes.
+// To find what a Service no longer needs, it renders the old fragment again: that is a pure
+// function, and the chains and entries are not held twice.
 type renderer struct {
 	opt       options
 	family    fwd.Family

@@ -12,12 +12,12 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Chain is the content of a chain: its rules without the leading "-A NAME", joined by newlines. For a built-in
-// chain, these are only our rules.
+// Chain is the content of a chain: its rules without the leading "-A NAME", joined by newlines. For
+// a built-in chain, these are only our rules.
 type Chain struct {
 	Rules string
-	// Owner is the Service that the chain belongs to. It is zero for shared chains and for chains that were
-	// read from the kernel.
+	// Owner is the Service that the chain belongs to. It is zero for shared chains and for chains
+	// that were read from the kernel.
 	Owner fwd.Service
 }
 
@@ -79,8 +79,8 @@ type writer struct {
 	out    program
 }
 
-// programOf renders a Service for one family, without the service ports that skip selects. It is pure: the same
-// fragment, header and options give the same program.
+// programOf renders a Service for one family, without the service ports that skip selects. It is
+// pure: the same fragment, header and options give the same program.
 func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment, skip func(fwd.ServicePort) bool) program {
 	if f == nil {
 		return program{}
@@ -101,7 +101,8 @@ func programOf(opt *options, family fwd.Family, h *fwd.Header, f *fwd.Fragment, 
 	return w.out
 }
 
-// byPort yields the frontends of one family grouped by service port, in the order in which the ports first occur.
+// byPort yields the frontends of one family grouped by service port, in the order in which the
+// ports first occur.
 func byPort(all []fwd.Frontend, family fwd.Family) func(func([]*fwd.Frontend) bool) {
 	var ports []fwd.ServicePort
 	groups := make(map[fwd.ServicePort][]*fwd.Frontend)
@@ -157,13 +158,14 @@ func (w *writer) chain(t Table, name string, rules []string) {
 type group struct {
 	routes    [fwd.NumClasses]fwd.Route
 	frontends []*fwd.Frontend
-	// name distinguishes the groups of a service port: the kind of the first frontend, and a number if several
-	// groups start with the same kind. It does not depend on the routes, so that a change of routes only
-	// changes one chain.
+	// name distinguishes the groups of a service port: the kind of the first frontend, and a number
+	// if several groups start with the same kind. It does not depend on the routes, so that a
+	// change of routes only changes one chain.
 	name string
 }
 
-// groupsOf groups the frontends by routes, ignoring the reasons of the routes. It does not change the frontends.
+// groupsOf groups the frontends by routes, ignoring the reasons of the routes. It does not change
+// the frontends.
 func groupsOf(fes []*fwd.Frontend) []*group {
 	fes = slices.Clone(fes)
 	slices.SortStableFunc(fes, func(a, b *fwd.Frontend) int { return int(a.Kind) - int(b.Kind) })
@@ -224,9 +226,9 @@ func (w *writer) poolChain(p fwd.ServicePort, s fwd.Scope) string {
 // detector returns the match of local pods, empty if there is none.
 func (w *writer) detector() string { return matchPod(w.header.Detector[w.family.Index()]) }
 
-// uniform returns whether all source classes that can occur have the same route, apart from masquerading, and
-// which rule marks connections for masquerading: those of all sources, of none, or of all but pods. Other
-// combinations are not uniform.
+// uniform returns whether all source classes that can occur have the same route, apart from
+// masquerading, and which rule marks connections for masquerading: those of all sources, of none,
+// or of all but pods. Other combinations are not uniform.
 func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
 	pods := w.detector() != ""
 	out, pod, host := r[fwd.Outside], r[fwd.Pod], r[fwd.Host]
@@ -247,10 +249,12 @@ func (w *writer) uniform(r [fwd.NumClasses]fwd.Route) (mark string, ok bool) {
 	return "", false
 }
 
-// addMark marks for masquerading. It is a jump instead of the target MARK because of the nft userland (order.go).
+// addMark marks for masquerading. It is a jump instead of the target MARK because of the nft
+// userland (order.go).
 const addMark = "-j " + chainAddMark
 
-// scopes returns the pool at the end of the group's chain, if any, and the pools that the chain jumps to before.
+// scopes returns the pool at the end of the group's chain, if any, and the pools that the chain
+// jumps to before.
 func (w *writer) scopes(r [fwd.NumClasses]fwd.Route) (tail *fwd.Scope, jumps []fwd.Scope) {
 	if out := r[fwd.Outside]; out.Action == fwd.Forward {
 		tail = &out.Scope
@@ -272,8 +276,8 @@ type classMatch struct {
 	match string
 }
 
-// special returns the source classes other than Outside that can occur, in the order in which they are
-// tested. A node address that the detector matches counts as a pod.
+// special returns the source classes other than Outside that can occur, in the order in which they
+// are tested. A node address that the detector matches counts as a pod.
 func (w *writer) special() []classMatch {
 	if d := w.detector(); d != "" {
 		return []classMatch{{fwd.Pod, d}, {fwd.Host, matchHostSource}}
@@ -281,8 +285,8 @@ func (w *writer) special() []classMatch {
 	return []classMatch{{fwd.Host, matchHostSource}}
 }
 
-// stop ends the traversal of the nat table for a connection without a pool, which the filter table rejects or
-// drops. Without it, the packet could still match a node port.
+// stop ends the traversal of the nat table for a connection without a pool, which the filter table
+// rejects or drops. Without it, the packet could still match a node port.
 const stop = "-j ACCEPT"
 
 // nat renders the group's chain in the nat table and the entries of its frontends.
@@ -323,8 +327,8 @@ func (w *writer) dispatch(vips, ports int, f *fwd.Frontend, target string) {
 	w.enter(vips, frontendKey(k), and("-d "+hostPrefix(k.Addr), dport(k.Proto, k.Port, k.Port), commentOf(f.Owner), target))
 }
 
-// gate renders a chain with one target for the frontend's Sources and another for other sources, and returns
-// its name. Frontends of a group with the same Sources share it.
+// gate renders a chain with one target for the frontend's Sources and another for other sources,
+// and returns its name. Frontends of a group with the same Sources share it.
 func (w *writer) gate(t Table, letter string, port fwd.ServicePort, g *group, f *fwd.Frontend, admitted, refused string) string {
 	rules := make([]string, 0, len(f.Sources)+1)
 	key := g.name
@@ -370,9 +374,10 @@ func (w *writer) routes(port fwd.ServicePort, r [fwd.NumClasses]fwd.Route, uses 
 	return append(rules, w.pool(port, out.Scope)...)
 }
 
-// filter enters the group's frontends into the filter table if they reject or drop connections. The rules
-// there do not rely on other connections having been translated: an endpoint can have the same address and
-// port as the frontend, and connection tracking does not count that as translation.
+// filter enters the group's frontends into the filter table if they reject or drop connections. The
+// rules there do not rely on other connections having been translated: an endpoint can have the
+// same address and port as the frontend, and connection tracking does not count that as
+// translation.
 func (w *writer) filter(port fwd.ServicePort, g *group) {
 	target := w.verdicts(port, g)
 	for _, f := range g.frontends {
@@ -386,7 +391,8 @@ func (w *writer) filter(port fwd.ServicePort, g *group) {
 	}
 }
 
-// verdicts returns the target in the filter table for a group's frontends: a chain if it differs by source class.
+// verdicts returns the target in the filter table for a group's frontends: a chain if it differs by
+// source class.
 func (w *writer) verdicts(port fwd.ServicePort, g *group) string {
 	outside := w.verdict(port.Proto, g.routes[fwd.Outside])
 	var rules []string
@@ -439,9 +445,9 @@ func (w *writer) verdict(proto fwd.Proto, r fwd.Route) string {
 	return drop
 }
 
-// maxFlatPool is the size up to which a pool is one list of rules. For a larger pool, the rules choose a group
-// and then an endpoint of the group, so that a first packet does not traverse a thousand rules for a thousand
-// endpoints.
+// maxFlatPool is the size up to which a pool is one list of rules. For a larger pool, the rules
+// choose a group and then an endpoint of the group, so that a first packet does not traverse a
+// thousand rules for a thousand endpoints.
 const maxFlatPool = 32
 
 // pool renders the choice of an endpoint.
@@ -458,8 +464,8 @@ func (w *writer) pool(port fwd.ServicePort, s fwd.Scope) []string {
 	if len(p.Endpoints) <= maxFlatPool {
 		return append(rules, w.spread(p, p.Endpoints)...)
 	}
-	// An endpoint's group depends on the endpoint and on the number of groups, which is a power of two. So
-	// adding one endpoint rewrites one group.
+	// An endpoint's group depends on the endpoint and on the number of groups, which is a power of
+	// two. So adding one endpoint rewrites one group.
 	n := 1
 	for n*n*2 < len(p.Endpoints) {
 		n *= 2
@@ -505,8 +511,8 @@ func total(eps []fwd.Endpoint) uint64 {
 	return sum
 }
 
-// remembered are the rules of session affinity, which send a client to its previous endpoint: one for each
-// endpoint, in the order of the pool. A match refreshes the record.
+// remembered are the rules of session affinity, which send a client to its previous endpoint: one
+// for each endpoint, in the order of the pool. A match refreshes the record.
 func (w *writer) remembered(p *fwd.Pool) []string {
 	rules := make([]string, len(p.Endpoints))
 	for i, e := range p.Endpoints {
@@ -516,7 +522,8 @@ func (w *writer) remembered(p *fwd.Pool) []string {
 	return rules
 }
 
-// affinityList is the name of the xt_recent list of an endpoint. All frontends and pools of a service port share it.
+// affinityList is the name of the xt_recent list of an endpoint. All frontends and pools of a
+// service port share it.
 func (w *writer) affinityList(p *fwd.Pool, e fwd.Endpoint) string {
 	return portName(letterAffinity, p.Key.Port, w.family, e.Addr.String())
 }
@@ -545,8 +552,8 @@ func (w *writer) spread(p *fwd.Pool, eps []fwd.Endpoint) []string {
 	return rules
 }
 
-// chances returns the matches that make each rule of a list apply in proportion to its weight, if the first
-// matching rule applies: its share of the remaining weight. The last rule always matches.
+// chances returns the matches that make each rule of a list apply in proportion to its weight, if
+// the first matching rule applies: its share of the remaining weight. The last rule always matches.
 func chances(weights []uint64) []string {
 	out := make([]string, len(weights))
 	var left uint64
@@ -564,8 +571,8 @@ func chances(weights []uint64) []string {
 	return out
 }
 
-// chance is the match with a probability, rounded to 31 bits as in the kernel (xt_statistic) and printed as
-// iptables-save prints it.
+// chance is the match with a probability, rounded to 31 bits as in the kernel (xt_statistic) and
+// printed as iptables-save prints it.
 func chance(p float64) string {
 	return "-m statistic --mode random --probability " + strconv.FormatFloat(math.Round(p*(1<<31))/(1<<31), 'f', 11, 64)
 }

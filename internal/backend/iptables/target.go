@@ -102,12 +102,13 @@ func jumpsToOurs(rule string) bool {
 	return strings.HasPrefix(rule, "-j "+chainPrefix) || strings.Contains(rule, " -j "+chainPrefix) || strings.Contains(rule, " -g "+chainPrefix)
 }
 
-// Write implements backend.Target. It writes new chains in advance, at most maxChains per restore, then
-// everything else in one restore, then deletes what is left. If maxChains is 0, it is one restore.
+// Write implements backend.Target. It writes new chains in advance, at most maxChains per restore,
+// then everything else in one restore, then deletes what is left. If maxChains is 0, it is one
+// restore.
 //
-// Each table is committed atomically, one after the other. Rules of the filter table only reject or drop
-// connections that the nat table did not forward. So they may come too early, but must not be removed too
-// early:
+// Each table is committed atomically, one after the other. Rules of the filter table only reject or
+// drop connections that the nat table did not forward. So they may come too early, but must not be
+// removed too early:
 //
 //	filter  with the new rules and the old ones
 //	nat     pools, frontends and dispatch in one step
@@ -156,8 +157,8 @@ func parseRule(line string) (ChainID, string, bool) {
 	return ChainID{Name: name}, rule, true
 }
 
-// bisect finds the Services whose chains the kernel refuses, by writing the chains of smaller and smaller
-// groups of Services. No packet enters a new chain; a chain in use gets its desired rules.
+// bisect finds the Services whose chains the kernel refuses, by writing the chains of smaller and
+// smaller groups of Services. No packet enters a new chain; a chain in use gets its desired rules.
 func (t *target) bisect(ctx context.Context, p plan) []fwd.Service {
 	owned := make(map[fwd.Service][]ChainID)
 	for id, c := range p.Upserts {
@@ -172,8 +173,8 @@ func (t *target) bisect(ctx context.Context, p plan) []fwd.Service {
 				part.Upserts[id] = p.Upserts[id]
 			}
 		}
-		// Chains of a Service jump to shared ones, which exist after the first successful write. Before that,
-		// declare them empty.
+		// Chains of a Service jump to shared ones, which exist after the first successful write.
+		// Before that, declare them empty.
 		for id, c := range p.Upserts {
 			if _, there := p.Actual(id); !there && c.Owner == (fwd.Service{}) && !builtin(id.Name) {
 				part.Upserts[id] = Chain{}

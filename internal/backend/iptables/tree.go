@@ -10,13 +10,14 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// maxLinear limits the length of the chains of a dispatch tree: up to this many entries are in one chain. More
-// are split by the next four bits of their keys, into at most sixteen jumps. So a packet traverses some tens of
-// rules, however many frontends there are, and a changed frontend rewrites one short chain.
+// maxLinear limits the length of the chains of a dispatch tree: up to this many entries are in one
+// chain. More are split by the next four bits of their keys, into at most sixteen jumps. So a
+// packet traverses some tens of rules, however many frontends there are, and a changed frontend
+// rewrites one short chain.
 const maxLinear = 16
 
-// treeKey is the key of a tree entry as a string of 4-bit digits: the address (not in a tree by port), one digit
-// for the protocol and four for the port (not in a tree by address only).
+// treeKey is the key of a tree entry as a string of 4-bit digits: the address (not in a tree by
+// port), one digit for the protocol and four for the port (not in a tree by address only).
 type treeKey string
 
 var protoDigit = map[fwd.Proto]byte{fwd.TCP: 0, fwd.UDP: 1, fwd.SCTP: 2}
@@ -49,9 +50,9 @@ type entry struct {
 	owner fwd.Service
 }
 
-// tree dispatches to entries by key: a compressed radix tree over the digits, in which subtrees of up to
-// maxLinear entries are written as one chain. Its chains depend on its entries, not on the order in which they
-// were added.
+// tree dispatches to entries by key: a compressed radix tree over the digits, in which subtrees of
+// up to maxLinear entries are written as one chain. Its chains depend on its entries, not on the
+// order in which they were added.
 type tree struct {
 	table  Table
 	root   string // the first chain, which always exists
@@ -64,8 +65,8 @@ type tree struct {
 	head, tail []string
 
 	top *treeNode
-	// changed is whether there was a change since the last edits. dirty holds the prefixes of chains that may
-	// have changed.
+	// changed is whether there was a change since the last edits. dirty holds the prefixes of
+	// chains that may have changed.
 	changed bool
 	dirty   map[treeKey]struct{}
 }
@@ -74,8 +75,8 @@ func newTree(table Table, root, letter string, addrDigits int) *tree {
 	return &tree{table: table, root: root, letter: letter, addrDigits: addrDigits, port: dport, dirty: make(map[treeKey]struct{})}
 }
 
-// treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf, and its prefix is
-// the key.
+// treeNode is a set of entries with their longest common prefix. A node with one entry is a leaf,
+// and its prefix is the key.
 type treeNode struct {
 	prefix   treeKey
 	count    int
@@ -90,8 +91,9 @@ func (t *tree) set(k treeKey, e entry) {
 	t.touch(k)
 }
 
-// remove removes an entry of a Service. It does nothing if there is none or if it belongs to another Service: if
-// a key passes from one Service to another, set and remove may come in either order.
+// remove removes an entry of a Service. It does nothing if there is none or if it belongs to
+// another Service: if a key passes from one Service to another, set and remove may come in either
+// order.
 func (t *tree) remove(k treeKey, owner fwd.Service) {
 	if leaf := t.leaf(k); leaf == nil || leaf.entry.owner != owner {
 		return
@@ -112,8 +114,9 @@ func (t *tree) leaf(k treeKey) *treeNode {
 	return n
 }
 
-// touch marks all chains whose rules may change with an entry: the chains on the path to it, and all chains of a
-// subtree that is so small that it is written as one chain, or was before the change.
+// touch marks all chains whose rules may change with an entry: the chains on the path to it, and
+// all chains of a subtree that is so small that it is written as one chain, or was before the
+// change.
 func (t *tree) touch(k treeKey) {
 	t.changed = true
 	for n := t.top; n != nil && strings.HasPrefix(string(k), string(n.prefix)); {
@@ -213,8 +216,8 @@ func commonPrefix(a, b treeKey) int {
 	return n
 }
 
-// edits calls set for each chain whose rules may have changed since the last call, and remove for each chain that
-// no longer exists. If all is true, it calls set for every chain.
+// edits calls set for each chain whose rules may have changed since the last call, and remove for
+// each chain that no longer exists. If all is true, it calls set for every chain.
 func (t *tree) edits(all bool, set func(ChainID, []string), remove func(ChainID)) {
 	if all {
 		t.touchAll(t.top)
@@ -235,8 +238,8 @@ func (t *tree) edits(all bool, set func(ChainID, []string), remove func(ChainID)
 	set(ChainID{t.table, t.root}, slices.Concat(t.head, t.rootRules(), t.tail))
 }
 
-// rootRules are the rules of the root chain: all entries if there are few, otherwise one jump, so that a packet
-// for none of the entries only takes one comparison.
+// rootRules are the rules of the root chain: all entries if there are few, otherwise one jump, so
+// that a packet for none of the entries only takes one comparison.
 func (t *tree) rootRules() []string {
 	switch {
 	case t.top == nil:
@@ -318,7 +321,8 @@ func (t *tree) owner(rule string) (fwd.Service, bool) {
 	return fwd.Service{}, false
 }
 
-// name is the chain of a prefix: its digits if they fit into 16 bytes, as for IPv4, otherwise a hash.
+// name is the chain of a prefix: its digits if they fit into 16 bytes, as for IPv4, otherwise a
+// hash.
 func (t *tree) name(p treeKey) string {
 	if len(p) <= 16 {
 		digits := make([]byte, len(p))

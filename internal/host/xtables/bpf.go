@@ -2,9 +2,10 @@ package xtables
 
 import "fmt"
 
-// SourceIsDestination matches packets whose source address is their destination address. It is a classic BPF program
-// that loads a word of the source, copies it to X, loads the word of the destination and compares them: once for IPv4,
-// four times for IPv6, with addresses at offsets 8 and 24. The kernel needs xt_bpf (NeedBPF).
+// SourceIsDestination matches packets whose source address is their destination address. It is a
+// classic BPF program that loads a word of the source, copies it to X, loads the word of the
+// destination and compares them: once for IPv4, four times for IPv6, with addresses at offsets 8
+// and 24. The kernel needs xt_bpf (NeedBPF).
 func SourceIsDestination(ipv6 bool) string {
 	src, dst, words := 12, 16, 1
 	if ipv6 {

@@ -6,9 +6,10 @@ import (
 	"strings"
 )
 
-// Exchange swaps two prefixes of names: names of chains, and of the sets and lists in rules. So a program whose rules
-// use one prefix can write them with the other one, and never sees or changes chains that have the first prefix in the
-// kernel. The zero Exchange changes nothing. Applying an Exchange twice gives the original.
+// Exchange swaps two prefixes of names: names of chains, and of the sets and lists in rules. So a
+// program whose rules use one prefix can write them with the other one, and never sees or changes
+// chains that have the first prefix in the kernel. The zero Exchange changes nothing. Applying an
+// Exchange twice gives the original.
 type Exchange struct {
 	a, b     string
 	replacer *strings.Replacer
@@ -69,7 +70,8 @@ func (x Exchange) Table(t Table) Table {
 	return out
 }
 
-// failure exchanges the prefixes in the line of a RestoreError, so that it is the line that the caller wrote.
+// failure exchanges the prefixes in the line of a RestoreError, so that it is the line that the
+// caller wrote.
 func (x Exchange) failure(err error) error {
 	var re *RestoreError
 	if x.replacer != nil && errors.As(err, &re) {

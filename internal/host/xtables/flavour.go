@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// Flavour names a userland. All rules of a node must be written by the same one: the rules of both flavours apply at
-// the same time, and their relative order is not defined by the rules.
+// Flavour names a userland. All rules of a node must be written by the same one: the rules of both
+// flavours apply at the same time, and their relative order is not defined by the rules.
 type Flavour string
 
 // The flavours.
@@ -21,7 +21,8 @@ const (
 	Legacy Flavour = "legacy"
 	// NFT uses nf_tables in the kernel (iptables-nft).
 	NFT Flavour = "nft"
-	// Plain is the userland of a node that only has an iptables without a suffix. It may be either of the others.
+	// Plain is the userland of a node that only has an iptables without a suffix. It may be either
+	// of the others.
 	Plain Flavour = "plain"
 )
 
@@ -40,8 +41,8 @@ func (f Flavour) command(ipv6 bool, suffix string) string {
 	return name
 }
 
-// Installed returns the flavours to use for finding everything that is in the kernel. If the others are installed, an
-// iptables without a suffix is one of them.
+// Installed returns the flavours to use for finding everything that is in the kernel. If the others
+// are installed, an iptables without a suffix is one of them.
 func Installed() []Flavour {
 	for _, fl := range []Flavour{NFT, Legacy} {
 		if installed(Host{}, fl, false) == nil {
@@ -55,7 +56,8 @@ func Installed() []Flavour {
 type Finder interface {
 	// LookPath returns the path of a program. The error is exec.ErrNotFound if there is none.
 	LookPath(name string) (string, error)
-	// Run runs a program and writes its output to stdout. The error contains its messages on stderr.
+	// Run runs a program and writes its output to stdout. The error contains its messages on
+	// stderr.
 	Run(ctx context.Context, stdout io.Writer, path string, args ...string) error
 }
 
@@ -76,11 +78,13 @@ var ErrNotInstalled = errors.New("no iptables found: install the iptables packag
 
 // Detect finds the flavour that this node uses. why gives the reason in a few words.
 //
-// If only one userland is installed and can read its rules, it is that one. Otherwise it is, in this order: the flavour
-// with kubelet's hint chain in table mangle (KEP-3178), nft first; the flavour with more rules, counting both families;
-// nft. The container in which this runs may have both flavours, whatever the node has.
+// If only one userland is installed and can read its rules, it is that one. Otherwise it is, in
+// this order: the flavour with kubelet's hint chain in table mangle (KEP-3178), nft first; the
+// flavour with more rules, counting both families; nft. The container in which this runs may have
+// both flavours, whatever the node has.
 func Detect(ctx context.Context, f Finder) (flavour Flavour, why string, err error) {
-	// Reading all rules of the nft flavour takes seconds if there are many, so read only its table mangle first.
+	// Reading all rules of the nft flavour takes seconds if there are many, so read only its table
+	// mangle first.
 	nft, nftErr := look(ctx, f, NFT, "-t", "mangle")
 	if nftErr == nil && nft.hint != "" {
 		return NFT, "it has kubelet's chain " + nft.hint, nil
@@ -146,8 +150,8 @@ type survey struct {
 	rules   int
 }
 
-// look reads what one flavour has; args limit it to a table. It must not be called with a legacy table, which the
-// kernel would create.
+// look reads what one flavour has; args limit it to a table. It must not be called with a legacy
+// table, which the kernel would create.
 func look(ctx context.Context, f Finder, fl Flavour, args ...string) (survey, error) {
 	s := survey{flavour: fl}
 	if err := installed(f, fl, false); err != nil {

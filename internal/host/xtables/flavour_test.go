@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// userland is what each save program prints; "!" in front makes it fail. Programs of a flavour come in threes.
+// userland is the output of each save program, with "!" in front if it fails. All three programs of
+// a flavour exist.
 type userland map[string]string
 
 func (u userland) LookPath(name string) (string, error) {

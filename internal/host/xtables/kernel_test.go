@@ -15,7 +15,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// need lets a test with a flavour run where the kernel has it.
+// need skips a test of a flavour that the kernel does not support.
 func need(t *testing.T, fl Flavour) {
 	t.Helper()
 	if fl == NFT {
@@ -32,7 +32,7 @@ func saved(t *testing.T, x Interface, table string) Table {
 	return chains
 }
 
-// A table that is only looked at must not come to be: each one costs every packet a little.
+// Reading a table must not create it: each table costs every packet a little.
 func TestReadingMakesNoTable(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		t.Run(Legacy.command(ipv6, ""), func(t *testing.T) {
@@ -172,7 +172,8 @@ func TestLockIsAwaited(t *testing.T) {
 func TestPermission(t *testing.T) {
 	hosttest.Netns(t, "iptables-legacy", "iptables-nft", "setpriv")
 	for _, fl := range []Flavour{Legacy, NFT} {
-		// setpriv takes the place of the program, so that the real program runs without the capability.
+		// setpriv takes the place of the program, so that the real program runs without the
+		// capability.
 		dir := t.TempDir()
 		path, err := exec.LookPath(fl.command(false, ""))
 		if err != nil {

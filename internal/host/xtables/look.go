@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shape is what the kernel returns about a legacy table without listing its rules (struct ipt_getinfo in
-// linux/netfilter_ipv4/ip_tables.h; IPv6 has the same). Nearly every change of a table changes its shape, but replacing
-// a rule by one of the same size does not.
+// shape is what the kernel returns about a legacy table without listing its rules (struct
+// ipt_getinfo in linux/netfilter_ipv4/ip_tables.h; IPv6 has the same). Nearly every change of a
+// table changes its shape, but replacing a rule by one of the same size does not.
 type shape struct {
 	// entries counts the rules, policies and chain heads; size is their size in bytes.
 	entries, size uint32
@@ -38,8 +38,8 @@ type shapes struct {
 	names *os.File
 }
 
-// openShapes opens shapes for the network namespace of the calling thread. It returns nil if the kernel has no legacy
-// tables.
+// openShapes opens shapes for the network namespace of the calling thread. It returns nil if the
+// kernel has no legacy tables.
 func openShapes(ipv6 bool) (*shapes, error) {
 	s := &shapes{level: unix.IPPROTO_IP}
 	domain, path := unix.AF_INET, "/proc/thread-self/net/ip_tables_names"
@@ -106,7 +106,8 @@ func (s *shapes) table(name string) (shape, error) {
 // lookEvery is the polling interval for legacy tables. A look takes some microseconds per table.
 const lookEvery = time.Second
 
-// looker detects changes of legacy tables by other processes from the shapes: the kernel sends no notifications.
+// looker detects changes of legacy tables by other processes from the shapes: the kernel sends no
+// notifications.
 type looker struct {
 	watched []string
 	// report is called with a table that another process has changed. It must not block.
@@ -116,8 +117,9 @@ type looker struct {
 	mu sync.Mutex
 	// kernel reads the shapes; nil when the watch has ended.
 	kernel shaper
-	// known are the shapes at the last look, or after our last write. After a failed look it is empty, so that every table
-	// counts as changed at the next look: changes in between are not known.
+	// known are the shapes at the last look, or after our last write. After a failed look it is
+	// empty, so that every table counts as changed at the next look: changes in between are not
+	// known.
 	known map[string]shape
 }
 
@@ -149,7 +151,8 @@ func (l *looker) end() {
 	l.kernel = nil
 }
 
-// around runs one of our own writes. It reports changes that others made before it, but not the write itself.
+// around runs one of our own writes. It reports changes that others made before it, but not the
+// write itself.
 func (l *looker) around(write func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -18,9 +18,9 @@ type Need struct {
 // NeedBPF is a rule with the match bpf, as in SourceIsDestination.
 var NeedBPF = Need{Table: "nat", Rule: `-m bpf --bytecode "1,6 0 0 65535" -j RETURN`, Module: "xt_bpf"}
 
-// Lacking returns the needs that the userland or the kernel refuses, each with the error. It writes the rules into an
-// unused chain with the given name, and removes the chain. It returns an error if the test cannot be made now. Needs
-// must be sorted by table.
+// Lacking returns the needs that the userland or the kernel refuses, each with the error. It writes
+// the rules into an unused chain with the given name, and removes the chain. It returns an error if
+// the test cannot be made now. Needs must be sorted by table.
 func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (map[Need]error, error) {
 	if err := try(ctx, t, chain, needs); err == nil {
 		return nil, nil
@@ -40,8 +40,8 @@ func Lacking(ctx context.Context, t Interface, chain string, needs []Need) (map[
 	return lacking, nil
 }
 
-// try makes two restores: in a single one, the legacy userland would remove the rules again before the kernel sees them.
-// --test does not involve the kernel in either flavour.
+// try makes two restores: in a single one, the legacy userland would remove the rules again before
+// the kernel sees them. --test does not involve the kernel in either flavour.
 func try(ctx context.Context, t Interface, chain string, needs []Need) error {
 	var write, remove strings.Builder
 	for i, n := range needs {

@@ -22,8 +22,9 @@ type Chain struct {
 // ErrTruncated means that the last table does not end with COMMIT, so rules may be missing.
 var ErrTruncated = errors.New("iptables-save output ends without COMMIT")
 
-// ParseSave parses the output of iptables-save for one or more tables. It reads a stream and allocates once per rule. It
-// ignores counters. A rule with a comment that contains line breaks, which other programs may write, is one rule.
+// ParseSave parses the output of iptables-save for one or more tables. It reads a stream and
+// allocates once per rule. It ignores counters. A rule with a comment that contains line breaks,
+// which other programs may write, is one rule.
 func ParseSave(r io.Reader) (map[string]Table, error) {
 	p := parser{in: bufio.NewReaderSize(r, 64<<10), tables: make(map[string]Table)}
 	for {
@@ -146,8 +147,8 @@ func (p *parser) commit() {
 	p.table, p.chains, p.chain = "", nil, nil
 }
 
-// quoteOpen returns whether a double quote is open at the end of the text. iptables-save escapes quotes inside quotes
-// with a backslash, and does not escape line breaks.
+// quoteOpen returns whether a double quote is open at the end of the text. iptables-save escapes
+// quotes inside quotes with a backslash, and does not escape line breaks.
 func quoteOpen(s string) bool {
 	i := strings.IndexByte(s, '"')
 	if i < 0 {

@@ -94,7 +94,7 @@ func print(name string, t Table) string {
 	return b.String()
 }
 
-// FuzzParseSave checks that what was read can be printed and read again.
+// FuzzParseSave checks that parsed tables can be printed and parsed again.
 func FuzzParseSave(f *testing.F) {
 	f.Add(sample)
 	f.Add("*nat\n:X - [0:0]\n-A X -m comment --comment \"a\\\nb\" -j Y\nCOMMIT\n")

@@ -17,7 +17,8 @@ import (
 const (
 	// timeout kills a child that hangs. The largest restore measured, 10,000 Services, took 5 s.
 	timeout = 5 * time.Minute
-	// maxStderr limits the stored part of a child's messages: a restore may print one for each line of its input.
+	// maxStderr limits the stored part of a child's messages: a restore may print one for each line
+	// of its input.
 	maxStderr = 64 << 10
 	// maxSave limits the size of a table: about ten times the largest known one.
 	maxSave = 512 << 20
@@ -56,7 +57,8 @@ func runRecorded(ctx context.Context, w *writers, stdin io.Reader, stdout io.Wri
 	cmd.Stdin, cmd.Stdout = stdin, stdout
 	stderr := &limited{max: maxStderr}
 	cmd.Stderr = stderr
-	// Kill the child when this process ends, however that happens. For the kernel the parent is a thread.
+	// Kill the child when this process ends, however that happens. For the kernel the parent is a
+	// thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -72,7 +74,8 @@ func runRecorded(ctx context.Context, w *writers, stdin io.Reader, stdout io.Wri
 	return result{path: path, stderr: strings.TrimSpace(stderr.buf.String()), cause: err}
 }
 
-// limited keeps the first max bytes. If fail is set it refuses more, which ends the child by a broken pipe.
+// limited keeps the first max bytes. If fail is set it refuses more, which ends the child by a
+// broken pipe.
 type limited struct {
 	buf  bytes.Buffer
 	max  int
@@ -103,7 +106,8 @@ func (r result) transient() bool {
 			return true
 		}
 	}
-	// The exit status is not enough: nft exits with 4 for a lock, for lack of memory and for a refused rule.
+	// The exit status is not enough: nft exits with 4 for a lock, for lack of memory and for a
+	// refused rule.
 	for _, text := range []string{
 		"xtables lock",
 		"Resource temporarily unavailable", // EAGAIN

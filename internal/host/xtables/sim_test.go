@@ -86,7 +86,7 @@ func TestExchangedHidesTheOtherPrefix(t *testing.T) {
 	if d := fake.Save(); strings.Contains(d, "B-1") || !strings.Contains(d, "-A PREROUTING -j A-1") {
 		t.Errorf("after the removal:\n%s", d)
 	}
-	// An error speaks of the line as the caller wrote it, by which it finds whose it is.
+	// An error has the line as the caller wrote it, so that the caller can find the owner.
 	err = tables.Restore(t.Context(), []byte("*nat\n:A-1 - [0:0]\n-A A-1 -j A-nowhere\nCOMMIT\n"))
 	var refused *xtables.RestoreError
 	if !errors.As(err, &refused) || strings.Contains(refused.LineText, "B-") {

@@ -22,13 +22,13 @@ import (
 type Interface interface {
 	// Read returns one table, or nil if the kernel does not have it. Restore creates it.
 	Read(ctx context.Context, table string) (Table, error)
-	// Restore executes input in the format of iptables-restore --noflush. An error caused by the input or the state of
-	// the tables is a *RestoreError.
+	// Restore executes input in the format of iptables-restore --noflush. An error caused by the
+	// input or the state of the tables is a *RestoreError.
 	Restore(ctx context.Context, input []byte) error
 }
 
-// Tables are the tables of one family in this network namespace, for one flavour. It is safe for concurrent use: the
-// kernel and the xtables lock serialise writers.
+// Tables are the tables of one family in this network namespace, for one flavour. It is safe for
+// concurrent use: the kernel and the xtables lock serialise writers.
 type Tables struct {
 	flavour             Flavour
 	main, save, restore string // paths
@@ -41,7 +41,8 @@ type Tables struct {
 // ErrNotFound means that a program of a flavour is not installed.
 var ErrNotFound = exec.ErrNotFound
 
-// New finds the programs of a flavour for one family. The error is ErrNotFound if one of them is missing.
+// New finds the programs of a flavour for one family. The error is ErrNotFound if one of them is
+// missing.
 func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 	t := &Tables{flavour: flavour}
 	for suffix, path := range map[string]*string{"": &t.main, "save": &t.save, "restore": &t.restore} {
@@ -60,7 +61,8 @@ func New(flavour Flavour, ipv6 bool) (*Tables, error) {
 		return nil, fmt.Errorf("ask %s for its version: %w", t.main, err)
 	}
 	t.info = info
-	// iptables-restore can wait for the lock since 1.6.2. An older one could lose rules of other programs.
+	// iptables-restore can wait for the lock since 1.6.2. An older one could lose rules of other
+	// programs.
 	if major, minor, patch := info.GetIptablesVersion(); major*10000+minor*100+patch < 10602 {
 		return nil, fmt.Errorf("%s is version %s: want at least 1.6.2", t.main, t.Version())
 	}
@@ -81,8 +83,9 @@ func (t *Tables) Version() string {
 // RandomFully returns whether the userland supports --random-fully for MASQUERADE and SNAT.
 func (t *Tables) RandomFully() bool { return t.info.HasRandomFully() }
 
-// Read runs iptables-save for one table. It does not if the kernel does not have the table, because iptables-save would
-// create it in the legacy flavour. The output, which can be large, is parsed as a stream.
+// Read runs iptables-save for one table. It does not if the kernel does not have the table, because
+// iptables-save would create it in the legacy flavour. The output, which can be large, is parsed as
+// a stream.
 func (t *Tables) Read(ctx context.Context, table string) (Table, error) {
 	if !t.exists(table) {
 		return nil, nil
@@ -121,13 +124,14 @@ func (t *Tables) exists(table string) bool {
 		names = "/proc/thread-self/net/ip6_tables_names"
 	}
 	list, err := os.ReadFile(names)
-	// Without the file the kernel has no legacy tables at all. If it cannot be read, assume the table exists.
+	// Without the file the kernel has no legacy tables at all. If it cannot be read, assume the
+	// table exists.
 	return err == nil && slices.Contains(strings.Fields(string(list)), table) || err != nil && !errors.Is(err, os.ErrNotExist) ||
 		t.flavour == Plain
 }
 
-// Restore runs iptables-restore --noflush once. It waits up to 5 seconds for the lock. The end of the context kills the
-// child, which leaves each table either written or not.
+// Restore runs iptables-restore --noflush once. It waits up to 5 seconds for the lock. The end of
+// the context kills the child, which leaves each table either written or not.
 func (t *Tables) Restore(ctx context.Context, input []byte) error {
 	var res result
 	write := func() {
@@ -144,8 +148,8 @@ func (t *Tables) Restore(ctx context.Context, input []byte) error {
 	return newRestoreError(res, input)
 }
 
-// Rules lists the rules of one chain, each the text after "-A CHAIN ". It returns nil if there is no such chain or it
-// cannot be read. For a large table it is cheaper than Read.
+// Rules lists the rules of one chain, each the text after "-A CHAIN ". It returns nil if there is
+// no such chain or it cannot be read. For a large table it is cheaper than Read.
 func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 	out := &limited{max: maxSave, fail: true}
 	if run(ctx, nil, out, t.main, "--wait", "5", "-t", table, "-S", chain).cause != nil {
@@ -163,7 +167,8 @@ func (t *Tables) Rules(ctx context.Context, table, chain string) []string {
 // ErrPermission means that the process may not use iptables.
 var ErrPermission = errors.New("iptables is not permitted: need root or CAP_NET_ADMIN")
 
-// errTransient means that a program failed for a reason that may pass, such as a lock that another program holds.
+// errTransient means that a program failed for a reason that may pass, such as a lock that another
+// program holds.
 var errTransient = errors.New("may succeed later")
 
 // IsTransient reports whether an error of Usable or Restore may pass by itself.
@@ -172,14 +177,15 @@ func IsTransient(err error) bool {
 	return errors.Is(err, errTransient) || errors.As(err, &re) && re.Transient
 }
 
-// Usable retries after transient errors, such as a lock that another program holds, because it is only called at
-// startup.
+// Usable retries after transient errors, such as a lock that another program holds, because it is
+// only called at startup.
 const (
 	usableTries = 4
 	usablePause = time.Second
 )
 
-// Usable returns an error if the tables cannot be used: ErrPermission if the process lacks the permission.
+// Usable returns an error if the tables cannot be used: ErrPermission if the process lacks the
+// permission.
 func (t *Tables) Usable(ctx context.Context) error {
 	var res result
 	for try := 1; ; try++ {
@@ -209,15 +215,15 @@ func (t *Tables) Usable(ctx context.Context) error {
 
 // RestoreError is a restore that failed.
 type RestoreError struct {
-	// Line is the number of the input line that failed, from 1, or 0 if it is not known. If LineText is COMMIT, the whole
-	// table was refused, and the faulty line is not known: legacy reports everything that the kernel refuses in this way,
-	// nft a jump to a missing chain.
+	// Line is the number of the input line that failed, from 1, or 0 if it is not known. If
+	// LineText is COMMIT, the whole table was refused, and the faulty line is not known: legacy
+	// reports everything that the kernel refuses in this way, nft a jump to a missing chain.
 	Line     int
 	LineText string
 	// Stderr is what the program printed, at most 64 KiB.
 	Stderr string
-	// Transient means that the same input may succeed later: the lock was held, memory was short, or the child was killed.
-	// Otherwise the input is refused.
+	// Transient means that the same input may succeed later: the lock was held, memory was short,
+	// or the child was killed. Otherwise the input is refused.
 	Transient bool
 	// Err is how the program ended.
 	Err error
@@ -234,9 +240,9 @@ func (e *RestoreError) Error() string {
 // Unwrap returns how the program ended.
 func (e *RestoreError) Unwrap() error { return e.Err }
 
-// failedLine matches the line number in the messages of both flavours:
-// "Error occurred at line: 3", "iptables-restore: line 7 failed", "COMMIT expected at line 3",
-// "line 6: RULE_APPEND failed (Too many links)".
+// failedLine matches the line number in the messages of both flavours: "Error occurred at line: 3",
+// "iptables-restore: line 7 failed", "COMMIT expected at line 3", "line 6: RULE_APPEND failed (Too
+// many links)".
 var failedLine = regexp.MustCompile(`(?m)(?:at line: |at line |line )(\d+)(?:$| failed|: \w+ failed)`)
 
 func newRestoreError(res result, input []byte) *RestoreError {

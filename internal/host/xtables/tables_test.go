@@ -158,8 +158,8 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestUsableOutlastsALock: a family whose tables another program holds for a moment at startup is not left out, since
-// nobody asks again.
+// TestUsableOutlastsALock checks that a lock that another program holds at startup for a moment
+// does not disable a family: Usable is only called once.
 func TestUsableOutlastsALock(t *testing.T) {
 	scripted(t, "iptables v1.8.9 (nf_tables)", "", "")
 	x, err := New(NFT, false)

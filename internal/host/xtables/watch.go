@@ -13,11 +13,13 @@ import (
 	"github.com/fairlead/fairlead/internal/host/nft"
 )
 
-// Watch reports that another process may have changed chains with the prefix in their names, or rules that jump to them,
-// in the given tables. It returns at once and watches until the context ends. report must not block. In the nft flavour
-// the kernel sends a notification for each transaction, and report gets the process, such as "iptables (pid 4711)", if it
-// is known. Legacy tables are polled once a second: report is called for each change of the number or size of their
-// rules, whatever the rules are. Changes by Restore are not reported. Watch may only be called once.
+// Watch reports that another process may have changed chains with the prefix in their names, or
+// rules that jump to them, in the given tables. It returns at once and watches until the context
+// ends. report must not block. In the nft flavour the kernel sends a notification for each
+// transaction, and report gets the process, such as "iptables (pid 4711)", if it is known. Legacy
+// tables are polled once a second: report is called for each change of the number or size of their
+// rules, whatever the rules are. Changes by Restore are not reported. Watch may only be called
+// once.
 func (t *Tables) Watch(ctx context.Context, tables []string, prefix string, report func(table, process string)) error {
 	if t.flavour != NFT {
 		s, err := openShapes(t.ipv6())
@@ -56,14 +58,16 @@ func (t *Tables) Watch(ctx context.Context, tables []string, prefix string, repo
 	}, func() {})
 }
 
-// writers records our own processes, so that their changes of nf_tables are not reported. The address of iptables-nft's
-// netlink socket is its process ID, unless a process in another PID namespace already has that address. Then our own
-// write counts as a change by another process, which costs an extra read.
+// writers records our own processes, so that their changes of nf_tables are not reported. The
+// address of iptables-nft's netlink socket is its process ID, unless a process in another PID
+// namespace already has that address. Then our own write counts as a change by another process,
+// which costs an extra read.
 type writers struct {
-	// mu guards the fields. It is held while a process starts, so that own does not miss a process whose ID is not
-	// recorded yet.
+	// mu guards the fields. It is held while a process starts, so that own does not miss a process
+	// whose ID is not recorded yet.
 	mu sync.Mutex
-	// recent is a ring of the last process IDs: a notification may come after the process has ended.
+	// recent is a ring of the last process IDs: a notification may come after the process has
+	// ended.
 	recent [64]uint32
 	next   int
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// scriptedShapes answers with one shape of table nat after another; 0 entries stand for a look that fails.
+// scriptedShapes returns one shape of table nat after another; 0 entries stand for a failed look.
 type scriptedShapes struct{ entries []uint32 }
 
 func (s *scriptedShapes) of([]string) (map[string]shape, error) {
@@ -27,7 +27,8 @@ func (s *scriptedShapes) of([]string) (map[string]shape, error) {
 
 func (s *scriptedShapes) Close() error { return nil }
 
-// TestLookerTellsOthersWritesFromOurs: each look is one before a write of ours and one after it.
+// TestLookerTellsOthersWritesFromOurs checks which changes are reported. Each step is a look before
+// one of our writes and a look after it.
 func TestLookerTellsOthersWritesFromOurs(t *testing.T) {
 	tests := []struct {
 		name    string
@@ -53,8 +54,9 @@ func TestLookerTellsOthersWritesFromOurs(t *testing.T) {
 	}
 }
 
-// TestKernelWatch: what others do to our chains and to the rules that lead to them is noticed, in both flavours and
-// families; our own writes are not, nor, where the kernel tells, what others do to their own rules.
+// TestKernelWatch checks that changes by others to our chains and to the rules that jump to them
+// are reported, in both flavours and families. Our own writes are not reported, and in the nft
+// flavour neither are changes by others to their own rules.
 func TestKernelWatch(t *testing.T) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		for _, ipv6 := range []bool{false, true} {
@@ -125,7 +127,8 @@ func testWatch(t *testing.T, tables *Tables) {
 		other("-t", "nat", "-F", "OURS-A")
 		expect("another chain")
 	}
-	// A look of legacy tables follows each write of ours at once, so that nothing of ours can be heard later.
+	// A look at legacy tables follows each of our writes at once, so our write is not reported
+	// later.
 	var rest []change
 	for len(heard) > 0 {
 		rest = append(rest, <-heard)

@@ -12,7 +12,8 @@ import (
 // maxBPF is XT_BPF_MAX_NUM_INSTR.
 const maxBPF = 64
 
-// The opcodes of classic BPF that are simulated: those of xtables.SourceIsDestination. See linux/filter.h.
+// The opcodes of classic BPF that are simulated: those of xtables.SourceIsDestination. See
+// linux/filter.h.
 const (
 	ldWord = 0x20
 	tax    = 0x07

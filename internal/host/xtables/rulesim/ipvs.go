@@ -27,8 +27,8 @@ type Real struct {
 	Weight uint32
 }
 
-// chances are the real servers that may be chosen, with their shares of new connections as weights. Schedulers that use
-// the load are simulated as if all connections had the same duration.
+// chances are the real servers that may be chosen, with their shares of new connections as weights.
+// Schedulers that use the load are simulated as if all connections had the same duration.
 func (s *Server) chances() ([]Real, error) {
 	var out []Real
 	var best uint32
@@ -53,12 +53,13 @@ func (s *Server) chances() ([]Real, error) {
 	return out, nil
 }
 
-// rewritten is the path of a packet that IPVS has sent to another host: it traverses OUTPUT, even if it was received, but
-// no nat chain that can change its destination.
+// rewritten is the path of a packet that IPVS has sent to another host: it traverses OUTPUT, even
+// if it was received, but no nat chain that can change its destination.
 var rewritten = []stage{{"mangle", "OUTPUT"}, {"filter", "OUTPUT"}, {"mangle", "POSTROUTING"}, {"nat", "POSTROUTING"}}
 
-// atIPVS is the stage at which IPVS handles a packet. If it has a virtual server, the walk continues to one of its real
-// servers, and fork gets the others. over is whether the path ends here, with a verdict.
+// atIPVS is the stage at which IPVS handles a packet. If it has a virtual server, the walk
+// continues to one of its real servers, and fork gets the others. over is whether the path ends
+// here, with a verdict.
 func (w *walk) atIPVS(fork func(*walk)) (v fwd.Verdict, over bool, err error) {
 	s, there := w.host.Servers[ServerKey{w.proto, w.dst}]
 	if !there || w.byIPVS {
@@ -104,7 +105,8 @@ func (w *walk) choose(at string, r Real) {
 	}
 }
 
-// ipvsMatch is -m ipvs with --ipvs, or --vdir and --vmethod, which only match packets that IPVS has rewritten.
+// ipvsMatch is -m ipvs with --ipvs, or --vdir and --vmethod, which only match packets that IPVS has
+// rewritten.
 type ipvsMatch struct {
 	property      bool
 	dir, method   string

@@ -354,7 +354,8 @@ func (m *addrtypeMatch) matches(w *walk) (float64, error) {
 	return certain(ok)
 }
 
-// statisticMatch is -m statistic --mode random. The kernel compares 31 random bits with a whole number.
+// statisticMatch is -m statistic --mode random. The kernel compares 31 random bits with a whole
+// number.
 type statisticMatch struct {
 	random bool
 	// probability is in units of 2^-31; negative if not given.

@@ -26,9 +26,9 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return fmt.Sprintf("line %d %q: %v", r.Line, r.Text, r.Err) }
 
-// Restore does what `iptables-restore --noflush` does with text. Declaring a chain creates it, or empties it if it exists
-// and is not built in; other rules stay. Each section takes effect at its COMMIT. After an error, the sections committed
-// before it remain. The error is a *Refusal.
+// Restore does what `iptables-restore --noflush` does with text. Declaring a chain creates it, or
+// empties it if it exists and is not built in; other rules stay. Each section takes effect at its
+// COMMIT. After an error, the sections committed before it remain. The error is a *Refusal.
 func (rs *Ruleset) Restore(text string) error {
 	var cur *table
 	for i, line := range strings.Split(text, "\n") {

@@ -13,7 +13,7 @@ import (
 	"github.com/fairlead/fairlead/internal/host/hosttest"
 )
 
-// deep returns input whose jumps put a packet into n chains at once.
+// deep returns input with jumps that are n chains deep.
 func deep(n int) []string {
 	var out []string
 	for i := 2; i <= n; i++ {
@@ -27,8 +27,9 @@ func deep(n int) []string {
 	return out
 }
 
-// restoreCases is input of one section each, and whether it must be refused. TestRealRefusals gives the same input to
-// iptables: what one of the userlands refuses must be refused here. ours marks what is refused here beyond that.
+// restoreCases are inputs of one section each, and whether they must be refused. TestRealRefusals
+// gives the same input to iptables: what one of the userlands refuses must be refused here. ours
+// marks what is only refused here.
 var restoreCases = []struct {
 	name    string
 	table   string
@@ -191,7 +192,7 @@ func TestRestoreKeepsEarlierSections(t *testing.T) {
 	}
 }
 
-// saveInput holds every match, target and option in spellings other than those that iptables-save prints.
+// saveInput contains every match, target and option, not spelled as iptables-save prints them.
 var saveInput = map[fwd.Family]string{
 	fwd.IPv4: `*mangle
 -A PREROUTING -j MARK --set-xmark 16
@@ -259,8 +260,8 @@ func TestSaveIsStable(t *testing.T) {
 	}
 }
 
-// inUserNamespace runs a shell script with iptables of its own, or skips the test where that is not possible, unless kernel tests
-// were asked for.
+// inUserNamespace runs a shell script with iptables in a user namespace. If that is not possible it
+// skips the test, or fails it if kernel tests were requested.
 func inUserNamespace(t *testing.T, script string) string {
 	t.Helper()
 	if testing.Short() {

@@ -30,7 +30,8 @@ type rule struct {
 type extension interface {
 	// option parses one option. The error is errUnknown if the extension does not have it.
 	option(a *args, opt string, neg bool) error
-	// done is called after the last option. It refuses an incomplete extension, or one that does not fit the rule.
+	// done is called after the last option. It refuses an incomplete extension, or one that does
+	// not fit the rule.
 	done(r *rule) error
 	// String is the extension as iptables-save prints it, without "-m " or "-j ".
 	String() string
@@ -148,7 +149,8 @@ func (p *parser) option(opt string, neg bool) error {
 	return p.extensionOption(opt, neg)
 }
 
-// extensionOption passes an option to the last extension. If that does not know it, -p loads the match of its protocol.
+// extensionOption passes an option to the last extension. If that does not know it, -p loads the
+// match of its protocol.
 func (p *parser) extensionOption(opt string, neg bool) error {
 	if p.last != nil {
 		err := p.last.option(&p.args, opt, neg)
@@ -332,7 +334,8 @@ func protoName(n uint8) string {
 	return strconv.Itoa(int(n))
 }
 
-// hasPorts returns whether the rule is for one protocol with ports, so that its target may change a port.
+// hasPorts returns whether the rule is for one protocol with ports, so that its target may change a
+// port.
 func (r *rule) hasPorts() bool {
 	return r.proto != nil && !r.proto.neg && slices.Contains([]string{"tcp", "udp", "sctp"}, protoName(r.proto.number))
 }

@@ -22,10 +22,11 @@ var hooks = map[string][]string{
 	"nat":    {"PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"},
 }
 
-// Ruleset is all tables of one address family. Make one with Parse or New. Several goroutines may read it, but not during
-// a Restore.
+// Ruleset is all tables of one address family. Make one with Parse or New. Several goroutines may
+// read it, but not during a Restore.
 type Ruleset struct {
-	// HaveSet returns whether a set exists; Restore refuses rules with other sets. If it is nil, all sets exist.
+	// HaveSet returns whether a set exists; Restore refuses rules with other sets. If it is nil,
+	// all sets exist.
 	HaveSet func(name string) bool
 
 	family fwd.Family
@@ -66,7 +67,8 @@ func newTable(name string) *table {
 	return t
 }
 
-// Parse returns the Ruleset after iptables-restore of text on a host without rules. text may be iptables-save output.
+// Parse returns the Ruleset after iptables-restore of text on a host without rules. text may be
+// iptables-save output.
 func Parse(f fwd.Family, text string) (*Ruleset, error) {
 	rs := New(f)
 	return rs, rs.Restore(text)
@@ -90,7 +92,8 @@ func (rs *Ruleset) Chains(table string) []string {
 	return names
 }
 
-// Rules returns the rules of a chain as iptables-save prints them, without "-A CHAIN "; nil if there is no such chain.
+// Rules returns the rules of a chain as iptables-save prints them, without "-A CHAIN "; nil if
+// there is no such chain.
 func (rs *Ruleset) Rules(table, chain string) []string {
 	t := rs.tables[table]
 	if t == nil || t.chains[chain] == nil {
@@ -103,8 +106,8 @@ func (rs *Ruleset) Rules(table, chain string) []string {
 	return out
 }
 
-// Save prints tables as iptables-save does, without its two comment lines. Without arguments it prints all tables, sorted
-// by name.
+// Save prints tables as iptables-save does, without its two comment lines. Without arguments it
+// prints all tables, sorted by name.
 func (rs *Ruleset) Save(tables ...string) string {
 	if len(tables) == 0 {
 		tables = slices.Sorted(maps.Keys(rs.tables))
@@ -207,8 +210,8 @@ func (t *table) unref(r *rule) {
 	}
 }
 
-// check refuses what the kernel refuses when a table is committed: loops, jumps that are too deep, and targets in chains
-// that are reachable from a hook in which the target is not allowed.
+// check refuses what the kernel refuses when a table is committed: loops, jumps that are too deep,
+// and targets in chains that are reachable from a hook in which the target is not allowed.
 func (t *table) check() error {
 	height := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(t.chains)) {
@@ -228,7 +231,8 @@ func (t *table) check() error {
 	return nil
 }
 
-// height is the length of the longest path of chains that begins at name; -1 in known means that the chain is being visited.
+// height is the length of the longest path of chains that begins at name; -1 in known means that
+// the chain is being visited.
 func (t *table) height(name string, known map[string]int) (int, error) {
 	if h, ok := known[name]; ok {
 		if h < 0 {

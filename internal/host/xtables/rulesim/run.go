@@ -16,8 +16,8 @@ type Host struct {
 	Local []netip.Addr
 	// LocalPrefixes are networks in which every address is local.
 	LocalPrefixes []netip.Prefix
-	// DivertMark is a bit of the packet mark for which a routing rule delivers packets to this host, whatever their
-	// destination; 0 for none.
+	// DivertMark is a bit of the packet mark for which a routing rule delivers packets to this
+	// host, whatever their destination; 0 for none.
 	DivertMark uint32
 	// Mark is the mark that other programs have set on the packet.
 	Mark uint32
@@ -29,7 +29,8 @@ type Host struct {
 	Servers map[ServerKey]Server
 }
 
-// RecentState holds, for the name of each list and each address in it, the seconds since it was last seen.
+// RecentState holds, for the name of each list and each address in it, the seconds since it was
+// last seen.
 type RecentState map[string]map[netip.Addr]uint32
 
 func (h *Host) isLocal(a netip.Addr) bool {
@@ -39,7 +40,8 @@ func (h *Host) isLocal(a netip.Addr) bool {
 
 // Result is one possible outcome for a packet.
 type Result struct {
-	// Verdict is forward if the destination was rewritten, by a rule or by IPVS, and the packet not dropped or rejected.
+	// Verdict is forward if the destination was rewritten, by a rule or by IPVS, and the packet not
+	// dropped or rejected.
 	Verdict fwd.Verdict
 	// Endpoint is the new destination, for forward alone.
 	Endpoint   netip.AddrPort
@@ -52,16 +54,18 @@ type Result struct {
 	Probability float64
 	// Trace are the rules that matched, with table and chain, on the first path with this outcome.
 	Trace []string
-	// Recent are the names of the xt_recent lists that record the packet's address on any path with this outcome, sorted.
+	// Recent are the names of the xt_recent lists that record the packet's address on any path with
+	// this outcome, sorted.
 	Recent []string
 }
 
 // stage is one base chain on the path of a packet, or IPVS.
 type stage struct{ table, chain string }
 
-// The paths of a packet; see the figure of netfilter's hooks. A packet that this host sends to itself comes in again on
-// the loopback interface. Its address translation is already decided, so it does not traverse the nat table again.
-// IPVS comes after the rules of INPUT, and for packets of this host between nat OUTPUT and filter OUTPUT.
+// The paths of a packet; see the figure of netfilter's hooks. A packet that this host sends to
+// itself comes in again on the loopback interface. Its address translation is already decided, so
+// it does not traverse the nat table again. IPVS comes after the rules of INPUT, and for packets of
+// this host between nat OUTPUT and filter OUTPUT.
 var (
 	pathIn      = []stage{{"mangle", "PREROUTING"}, {"nat", "PREROUTING"}}
 	pathLocal   = []stage{{"mangle", "INPUT"}, {"filter", "INPUT"}, ipvsStage, {"nat", "INPUT"}}
@@ -110,7 +114,8 @@ type walk struct {
 	byIPVS, lost bool
 	recent       []recentEntry
 
-	// stages are the current stage and the remaining ones. routed is whether the routing decision was made.
+	// stages are the current stage and the remaining ones. routed is whether the routing decision
+	// was made.
 	stages []stage
 	stack  []frame
 	policy string
@@ -120,8 +125,9 @@ type walk struct {
 	trace []string
 }
 
-// Run returns all possible outcomes for the first packet of a connection: one Result per verdict, endpoint and
-// masquerading, sorted by these. A packet of the other family, or a rule that needs what is not simulated, is an error.
+// Run returns all possible outcomes for the first packet of a connection: one Result per verdict,
+// endpoint and masquerading, sorted by these. A packet of the other family, or a rule that needs
+// what is not simulated, is an error.
 func (rs *Ruleset) Run(h Host, p fwd.Packet) ([]Result, error) {
 	type key struct {
 		verdict    fwd.Verdict
@@ -229,7 +235,8 @@ func (w *walk) run(fork func(*walk)) (fwd.Verdict, error) {
 // diverted returns whether the mark of the packet delivers it to this host.
 func (w *walk) diverted() bool { return w.mark&w.host.DivertMark != 0 }
 
-// route chooses the second part of the path by the current destination. It returns false if there is none.
+// route chooses the second part of the path by the current destination. It returns false if there
+// is none.
 func (w *walk) route() bool {
 	local := w.host.isLocal(w.dst.Addr()) || w.diverted()
 	switch {
@@ -263,7 +270,8 @@ func (w *walk) enter() {
 	}
 }
 
-// hook takes the packet through one base chain, or through the rest of it if the walk was forked there.
+// hook takes the packet through one base chain, or through the rest of it if the walk was forked
+// there.
 func (w *walk) hook(fork func(*walk)) (fate, error) {
 	if len(w.stack) == 0 {
 		w.enter()
@@ -317,8 +325,8 @@ func (w *walk) follow(r *rule) fate {
 	return f
 }
 
-// eval returns whether a rule matches. If that is random, the walk continues as the one in which the rule matches, and
-// fork gets the other one.
+// eval returns whether a rule matches. If that is random, the walk continues as the one in which
+// the rule matches, and fork gets the other one.
 func (w *walk) eval(r *rule, fork func(*walk)) (bool, error) {
 	if !r.src.ok(w.src) || !r.dst.ok(w.dst.Addr()) || !r.in.ok(w.in) || !r.proto.ok(w.proto) {
 		return false, nil

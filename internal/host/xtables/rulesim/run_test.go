@@ -20,10 +20,10 @@ func packet(src, dst, iface string) fwd.Packet {
 	return fwd.Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddrPort(dst), Proto: fwd.TCP, InInterface: iface}
 }
 
-// outside is a packet from another host that is to be forwarded.
+// outside is a packet from another host to a Service.
 var outside = packet("198.51.100.7", "10.96.0.1:80", "eth0")
 
-// res writes a Result; endpoint "" means none.
+// res returns a Result; endpoint "" means none.
 func res(v fwd.Verdict, endpoint string, masq bool, p float64) Result {
 	r := Result{Verdict: v, Masquerade: masq, Probability: p}
 	if endpoint != "" {
@@ -217,7 +217,7 @@ func TestRecent(t *testing.T) {
 	both[0].Recent, both[1].Recent = []string{"A"}, []string{"B"}
 	onlyB := []Result{both[1]}
 	onlyB[0].Probability = 1
-	noted := func(rs []Result, lists ...string) []Result {
+	recorded := func(rs []Result, lists ...string) []Result {
 		out := append([]Result(nil), rs...)
 		out[0].Recent = lists
 		return out
@@ -233,18 +233,18 @@ func TestRecent(t *testing.T) {
 		{"just in time", affinity, state("B", "198.51.100.7", 10), onlyB},
 		{"too late", affinity, state("B", "198.51.100.7", 11), both},
 		{"another client", affinity, state("B", "198.51.100.8", 1), both},
-		{"a rule sees what an earlier one noted", one("-A PREROUTING -m recent --set --name X", "-A PREROUTING -p tcp -m recent --rcheck --seconds 1 --name X"+dnatA), nil,
-			noted(to("10.0.0.1:8080"), "X")},
-		{"lists are apart", one("-A PREROUTING -m recent --set --name X", "-A PREROUTING -p tcp -m recent --rcheck --name Y"+dnatA), nil, noted(passes, "X")},
-		{"! set never matches", one("-A PREROUTING -p tcp -m recent ! --set --name X" + dnatA), nil, noted(passes, "X")},
+		{"a rule sees what an earlier one recorded", one("-A PREROUTING -m recent --set --name X", "-A PREROUTING -p tcp -m recent --rcheck --seconds 1 --name X"+dnatA), nil,
+			recorded(to("10.0.0.1:8080"), "X")},
+		{"lists are apart", one("-A PREROUTING -m recent --set --name X", "-A PREROUTING -p tcp -m recent --rcheck --name Y"+dnatA), nil, recorded(passes, "X")},
+		{"! set never matches", one("-A PREROUTING -p tcp -m recent ! --set --name X" + dnatA), nil, recorded(passes, "X")},
 		{"! rcheck", one("-A PREROUTING -p tcp -m recent ! --rcheck --name X" + dnatA), nil, to("10.0.0.1:8080")},
-		{"update refreshes", one("-A PREROUTING -p tcp -m recent --update --name X" + dnatA), state("X", "198.51.100.7", 1000), noted(to("10.0.0.1:8080"), "X")},
+		{"update refreshes", one("-A PREROUTING -p tcp -m recent --update --name X" + dnatA), state("X", "198.51.100.7", 1000), recorded(to("10.0.0.1:8080"), "X")},
 		{"update does not add", one("-A PREROUTING -p tcp -m recent --update --name X" + dnatA), nil, passes},
 		{"mask", one("-A PREROUTING -p tcp -m recent --rcheck --name X --mask 255.255.255.0" + dnatA), state("X", "198.51.100.0", 1), to("10.0.0.1:8080")},
-		{"a match that fails earlier notes nothing", one("-A PREROUTING -p tcp -m mark --mark 1 -m recent --set --name X" + dnatA), nil, passes},
-		{"chance before set notes half of the time", one("-A PREROUTING -m statistic --mode random --probability 0.5 -m recent --set --name X",
+		{"a match that fails earlier records nothing", one("-A PREROUTING -p tcp -m mark --mark 1 -m recent --set --name X" + dnatA), nil, passes},
+		{"chance before set records half of the time", one("-A PREROUTING -m statistic --mode random --probability 0.5 -m recent --set --name X",
 			"-A PREROUTING -p tcp -m recent --rcheck --name X"+dnatA), nil,
-			[]Result{res(fwd.VerdictPass, "", false, 0.5), noted([]Result{res(fwd.VerdictForward, "10.0.0.1:8080", false, 0.5)}, "X")[0]}},
+			[]Result{res(fwd.VerdictPass, "", false, 0.5), recorded([]Result{res(fwd.VerdictForward, "10.0.0.1:8080", false, 0.5)}, "X")[0]}},
 	}
 	withRecent := append(append([]cmp.Option(nil), comparer[:3]...), cmpopts.IgnoreFields(Result{}, "Trace"))
 	for _, tc := range tests {

@@ -23,7 +23,8 @@ type Element struct {
 	Addr  netip.Addr
 	Proto fwd.Proto
 	Port  uint16
-	// Third is the third dimension: a prefix for hash:ip,port,net and one address for hash:ip,port,ip.
+	// Third is the third dimension: a prefix for hash:ip,port,net and one address for
+	// hash:ip,port,ip.
 	Third netip.Prefix
 }
 
@@ -38,7 +39,8 @@ func NewSet(typ string, f fwd.Family) (*Set, error) {
 	return &Set{typ: typ, family: f, elements: make(map[Element][]netip.Prefix)}, nil
 }
 
-// Add adds an element. An element that exists already changes nothing. What the kernel refuses is an error.
+// Add adds an element. An element that exists already changes nothing. What the kernel refuses is
+// an error.
 func (s *Set) Add(e Element) error {
 	d := dimensions[s.typ]
 	third := e.Third.IsValid()

@@ -35,7 +35,7 @@ func elem(addr string, port uint16, third string) Element {
 	return e
 }
 
-// testSets are asked by packets from 198.51.100.7 to 10.96.0.1:80.
+// testSets are for packets from 198.51.100.7 to 10.96.0.1:80.
 func testSets(t *testing.T) map[string]*Set {
 	udp := elem("10.96.0.1", 80, "")
 	udp.Proto = fwd.UDP

@@ -10,9 +10,11 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// Tables is an xtables.Interface with a Ruleset in place of the kernel. It is safe for concurrent use.
+// Tables is an xtables.Interface with a Ruleset in place of the kernel. It is safe for concurrent
+// use.
 type Tables struct {
-	// Hook, if set, is called at the start of each Restore. If it returns an error, nothing is written.
+	// Hook, if set, is called at the start of each Restore. If it returns an error, nothing is
+	// written.
 	Hook func(input []byte) error
 	// Rules are the tables.
 	Rules *Ruleset

@@ -11,8 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/host/xtables"
 )
 
-// realities are inputs whose effect all flavours and Tables must agree on. They run one after another on one set of
-// tables.
+// realities are inputs that must have the same effect in all flavours and in Tables. They run in
+// order on the same tables.
 var realities = []struct {
 	name  string
 	input string
@@ -56,7 +56,7 @@ var realities = []struct {
 	{"mark and comment", "*nat\n:W - [0:0]\n-A W -m comment --comment \"a -j NOPE \\\"b\\\" c\" -j MARK --set-xmark 0x4000/0x4000\nCOMMIT\n", false},
 }
 
-// TestTables holds Tables to the outcomes that TestRealities checks on a kernel.
+// TestTables checks Tables without a kernel, for the outcomes that TestRealities checks with one.
 func TestTables(t *testing.T) {
 	tables := &Tables{Rules: New(fwd.IPv4)}
 	for _, r := range realities {
