@@ -29,21 +29,16 @@ type bpfInstr struct {
 
 // bpfMatch is -m bpf --bytecode: a program that reads the packet from its network header on. It
 // matches unless it returns 0.
-type bpfMatch struct{ program []bpfInstr }
+type bpfMatch struct {
+	plain
+	program []bpfInstr
+}
 
-func (m *bpfMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--bytecode" {
-		return errUnknown
-	}
-	s, err := a.next(opt)
-	if err != nil {
+func (m *bpfMatch) options(fwd.Family) []option {
+	return []option{{name: "--bytecode", words: 1, required: true, set: func(s string, _ bool) (err error) {
+		m.program, err = parseBPF(s)
 		return err
-	}
-	if neg || m.program != nil {
-		return errors.New("--bytecode: once, without !")
-	}
-	m.program, err = parseBPF(s)
-	return err
+	}}}
 }
 
 // parseBPF reads "count,code jt jf k,..." and refuses what the kernel's checker refuses.
@@ -51,27 +46,27 @@ func parseBPF(s string) ([]bpfInstr, error) {
 	parts := strings.Split(s, ",")
 	n, err := number(parts[0], 16)
 	if err != nil || n < 1 || n > maxBPF || int(n) != len(parts)-1 {
-		return nil, fmt.Errorf("--bytecode: count %q for %d instructions, at most %d", parts[0], len(parts)-1, maxBPF)
+		return nil, fmt.Errorf("count %q for %d instructions, at most %d", parts[0], len(parts)-1, maxBPF)
 	}
 	prog := make([]bpfInstr, n)
 	for pc, part := range parts[1:] {
 		f := strings.Fields(part)
 		if len(f) != 4 {
-			return nil, fmt.Errorf("--bytecode: instruction %q", part)
+			return nil, fmt.Errorf("instruction %q", part)
 		}
 		var v [4]uint64
 		for i, bits := range [4]int{16, 8, 8, 32} {
 			if v[i], err = number(f[i], bits); err != nil {
-				return nil, fmt.Errorf("--bytecode: instruction %q: %w", part, err)
+				return nil, fmt.Errorf("instruction %q: %w", part, err)
 			}
 		}
 		prog[pc] = bpfInstr{uint16(v[0]), uint8(v[1]), uint8(v[2]), uint32(v[3])}
 		if err := prog[pc].check(int(n) - pc - 1); err != nil {
-			return nil, fmt.Errorf("--bytecode: instruction %d %q: %w", pc, part, err)
+			return nil, fmt.Errorf("instruction %d %q: %w", pc, part, err)
 		}
 	}
 	if prog[n-1].code != retK {
-		return nil, errors.New("--bytecode: does not end with a return")
+		return nil, errors.New("does not end with a return")
 	}
 	return prog, nil
 }
@@ -87,13 +82,6 @@ func (i bpfInstr) check(after int) error {
 	case ldWord, tax, retK:
 	default:
 		return errors.New("unknown opcode")
-	}
-	return nil
-}
-
-func (m *bpfMatch) done(*rule) error {
-	if m.program == nil {
-		return errors.New("match bpf: --bytecode missing")
 	}
 	return nil
 }

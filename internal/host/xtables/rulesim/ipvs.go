@@ -113,34 +113,22 @@ type ipvsMatch struct {
 	neg, negVMeth bool
 }
 
-func (m *ipvsMatch) option(a *args, opt string, neg bool) error {
-	if opt == "--ipvs" {
-		if m.property {
-			return errors.New("--ipvs: given twice")
+func (m *ipvsMatch) options(fwd.Family) []option {
+	oneOf := func(dst *string, known ...string) func(string, bool) error {
+		return func(s string, neg bool) error {
+			*dst = s
+			if !slices.Contains(known, s) {
+				return fmt.Errorf("want one of %v", known)
+			}
+			return nil
 		}
-		m.property, m.neg = true, neg
-		return nil
 	}
-	var dst *string
-	var known []string
-	switch opt {
-	case "--vdir":
-		dst, known = &m.dir, []string{"ORIGINAL", "REPLY"}
-	case "--vmethod":
-		dst, known = &m.method, []string{"GATE", "IPIP", "MASQ"}
-		m.negVMeth = neg
-	default:
-		return errUnknown
+	method := oneOf(&m.method, "GATE", "IPIP", "MASQ")
+	return []option{
+		{name: "--ipvs", invertible: true, set: func(_ string, neg bool) error { m.property, m.neg = true, neg; return nil }},
+		{name: "--vdir", words: 1, set: oneOf(&m.dir, "ORIGINAL", "REPLY")},
+		{name: "--vmethod", words: 1, invertible: true, set: func(s string, neg bool) error { m.negVMeth = neg; return method(s, neg) }},
 	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	if *dst != "" || !slices.Contains(known, s) || neg && opt == "--vdir" {
-		return fmt.Errorf("%s %q: once, one of %v, --vdir without !", opt, s, known)
-	}
-	*dst = s
-	return nil
 }
 
 func (m *ipvsMatch) done(*rule) error {

@@ -52,7 +52,7 @@ func (m *protoMatch) ok(p fwd.Proto) bool {
 }
 
 // newMatch returns an empty match, or nil if there is none of that name.
-func newMatch(name string) match {
+func newMatch(name string, f fwd.Family) match {
 	switch name {
 	case "tcp", "udp", "sctp":
 		return &portMatch{proto: name}
@@ -65,9 +65,9 @@ func newMatch(name string) match {
 	case "addrtype":
 		return &addrtypeMatch{}
 	case "statistic":
-		return &statisticMatch{probability: -1}
+		return &statisticMatch{}
 	case "recent":
-		return &recentMatch{list: "DEFAULT"}
+		return &recentMatch{list: "DEFAULT", family: f, bits: f.Bits()}
 	case "bpf":
 		return &bpfMatch{}
 	case "set":
@@ -111,34 +111,26 @@ func (r *portRange) String() string {
 	return fmt.Sprintf("%d:%d", r.lo, r.hi)
 }
 
-func (m *portMatch) option(a *args, opt string, neg bool) error {
-	var dst **portRange
-	switch opt {
-	case "--sport", "--source-port":
-		dst = &m.src
-	case "--dport", "--destination-port":
-		dst = &m.dst
-	default:
-		return errUnknown
+func (m *portMatch) options(fwd.Family) []option {
+	ports := func(dst **portRange) func(string, bool) error {
+		return func(s string, neg bool) error {
+			lo, hi, isRange := strings.Cut(s, ":")
+			if !isRange {
+				hi = lo
+			}
+			l, errLo := strconv.ParseUint(lo, 10, 16)
+			h, errHi := strconv.ParseUint(hi, 10, 16)
+			if errLo != nil || errHi != nil || l > h {
+				return errors.New("want a port or a range of ports")
+			}
+			*dst = &portRange{lo: uint16(l), hi: uint16(h), neg: neg}
+			return nil
+		}
 	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
+	return []option{
+		{name: "--sport", words: 1, invertible: true, set: ports(&m.src)},
+		{name: "--dport", words: 1, invertible: true, set: ports(&m.dst)},
 	}
-	if *dst != nil {
-		return fmt.Errorf("%s: given twice", opt)
-	}
-	lo, hi, isRange := strings.Cut(s, ":")
-	if !isRange {
-		hi = lo
-	}
-	l, errLo := strconv.ParseUint(lo, 10, 16)
-	h, errHi := strconv.ParseUint(hi, 10, 16)
-	if errLo != nil || errHi != nil || l > h {
-		return fmt.Errorf("%s: ports %q", opt, s)
-	}
-	*dst = &portRange{lo: uint16(l), hi: uint16(h), neg: neg}
-	return nil
 }
 
 func (m *portMatch) done(r *rule) error {
@@ -171,77 +163,46 @@ func (m *portMatch) matches(w *walk) (float64, error) {
 }
 
 type commentMatch struct {
-	text  string
-	given bool
+	plain
+	text string
 }
 
-func (m *commentMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--comment" {
-		return errUnknown
-	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	if neg || m.given || len(s) > 255 {
-		return errors.New("--comment: once, without !, up to 255 bytes")
-	}
-	m.text, m.given = s, true
-	return nil
+func (m *commentMatch) options(fwd.Family) []option {
+	return []option{{name: "--comment", words: 1, required: true, set: func(s string, _ bool) error {
+		if len(s) > 255 {
+			return errors.New("more than 255 bytes")
+		}
+		m.text = s
+		return nil
+	}}}
 }
 
-func (m *commentMatch) done(*rule) error {
-	if !m.given {
-		return errors.New("match comment: --comment missing")
-	}
-	return nil
-}
 func (m *commentMatch) String() string                 { return "comment --comment " + quote(m.text) }
 func (m *commentMatch) matches(*walk) (float64, error) { return 1, nil }
 
 type markMatch struct {
+	plain
 	value, mask uint32
-	neg, given  bool
+	neg         bool
 }
 
-func (m *markMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--mark" {
-		return errUnknown
-	}
-	if m.given {
-		return errors.New("--mark: given twice")
-	}
-	m.neg, m.given = neg, true
-	var err error
-	m.value, m.mask, err = valueMask(a, opt)
-	return err
+func (m *markMatch) options(fwd.Family) []option {
+	return []option{{name: "--mark", words: 1, required: true, invertible: true, set: func(s string, neg bool) (err error) {
+		m.neg = neg
+		m.value, m.mask, err = valueMask(s)
+		return err
+	}}}
 }
 
 // valueMask parses "value" or "value/mask".
-func valueMask(a *args, opt string) (value, mask uint32, err error) {
-	s, err := a.next(opt)
-	if err != nil {
-		return 0, 0, err
-	}
+func valueMask(s string) (value, mask uint32, err error) {
 	vs, ms, masked := strings.Cut(s, "/")
 	v, err := number(vs, 32)
-	if err != nil {
-		return 0, 0, fmt.Errorf("%s: %w", opt, err)
-	}
 	m := uint64(math.MaxUint32)
-	if masked {
-		if m, err = number(ms, 32); err != nil {
-			return 0, 0, fmt.Errorf("%s: %w", opt, err)
-		}
+	if masked && err == nil {
+		m, err = number(ms, 32)
 	}
-	return uint32(v), uint32(m), nil
-}
-
-func (m *markMatch) done(*rule) error {
-	if !m.given {
-		return errors.New("match mark: --mark missing")
-	}
-	return nil
+	return uint32(v), uint32(m), err
 }
 
 func (m *markMatch) String() string {
@@ -260,41 +221,23 @@ func (m *markMatch) matches(w *walk) (float64, error) {
 var ctStates = []string{"INVALID", "NEW", "RELATED", "ESTABLISHED", "UNTRACKED", "SNAT", "DNAT"}
 
 type conntrackMatch struct {
+	plain
 	states []string
 	neg    bool
 }
 
-func (m *conntrackMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--ctstate" {
-		return errUnknown
-	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	if m.states != nil {
-		return errors.New("--ctstate: given twice")
-	}
-	asked := strings.Split(strings.ToUpper(s), ",")
-	for _, st := range asked {
-		if !slices.Contains(ctStates, st) {
-			return fmt.Errorf("--ctstate: unknown state %q", st)
+func (m *conntrackMatch) options(fwd.Family) []option {
+	return []option{{name: "--ctstate", words: 1, required: true, invertible: true, set: func(s string, neg bool) error {
+		m.states, m.neg = strings.Split(strings.ToUpper(s), ","), neg
+		for _, st := range m.states {
+			if !slices.Contains(ctStates, st) {
+				return fmt.Errorf("unknown state %q", st)
+			}
 		}
-	}
-	m.neg = neg
-	for _, st := range ctStates {
-		if slices.Contains(asked, st) {
-			m.states = append(m.states, st)
-		}
-	}
-	return nil
-}
-
-func (m *conntrackMatch) done(*rule) error {
-	if m.states == nil {
-		return errors.New("match conntrack: --ctstate missing")
-	}
-	return nil
+		slices.SortFunc(m.states, func(a, b string) int { return slices.Index(ctStates, a) - slices.Index(ctStates, b) })
+		m.states = slices.Compact(m.states)
+		return nil
+	}}}
 }
 
 func (m *conntrackMatch) String() string {
@@ -310,25 +253,20 @@ func (m *conntrackMatch) matches(w *walk) (float64, error) {
 
 type addrtypeMatch struct{ src, dst *bool }
 
-func (m *addrtypeMatch) option(a *args, opt string, neg bool) error {
-	var dst **bool
-	switch opt {
-	case "--src-type":
-		dst = &m.src
-	case "--dst-type":
-		dst = &m.dst
-	default:
-		return errUnknown
+func (m *addrtypeMatch) options(fwd.Family) []option {
+	local := func(dst **bool) func(string, bool) error {
+		return func(s string, neg bool) error {
+			*dst = &neg
+			if s != "LOCAL" {
+				return errors.New("only LOCAL is simulated")
+			}
+			return nil
+		}
 	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
+	return []option{
+		{name: "--src-type", words: 1, invertible: true, set: local(&m.src)},
+		{name: "--dst-type", words: 1, invertible: true, set: local(&m.dst)},
 	}
-	if *dst != nil || s != "LOCAL" {
-		return fmt.Errorf("%s %q: once, and only LOCAL is known", opt, s)
-	}
-	*dst = &neg
-	return nil
 }
 
 func (m *addrtypeMatch) done(*rule) error {
@@ -357,40 +295,29 @@ func (m *addrtypeMatch) matches(w *walk) (float64, error) {
 // statisticMatch is -m statistic --mode random. The kernel compares 31 random bits with a whole
 // number.
 type statisticMatch struct {
-	random bool
-	// probability is in units of 2^-31; negative if not given.
+	plain
+	// probability is in units of 2^-31.
 	probability int64
 	neg         bool
 }
 
-func (m *statisticMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--mode" && opt != "--probability" {
-		return errUnknown
+func (m *statisticMatch) options(fwd.Family) []option {
+	return []option{
+		{name: "--mode", words: 1, required: true, set: func(s string, _ bool) error {
+			if s != "random" {
+				return errors.New("only random is simulated")
+			}
+			return nil
+		}},
+		{name: "--probability", words: 1, required: true, invertible: true, set: func(s string, neg bool) error {
+			p, err := strconv.ParseFloat(s, 64)
+			if err != nil || !(p >= 0 && p <= 1) {
+				return errors.New("want a number from 0 to 1")
+			}
+			m.probability, m.neg = int64(math.Round(p*(1<<31))), neg
+			return nil
+		}},
 	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	if opt == "--mode" {
-		if s != "random" || neg || m.random {
-			return fmt.Errorf("--mode %q: once, without !, and only random is known", s)
-		}
-		m.random = true
-		return nil
-	}
-	p, err := strconv.ParseFloat(s, 64)
-	if err != nil || !(p >= 0 && p <= 1) || m.probability >= 0 {
-		return fmt.Errorf("--probability %q: once, from 0 to 1", s)
-	}
-	m.probability, m.neg = int64(math.Round(p*(1<<31))), neg
-	return nil
-}
-
-func (m *statisticMatch) done(*rule) error {
-	if !m.random || m.probability < 0 {
-		return errors.New("match statistic: --mode random and --probability missing")
-	}
-	return nil
 }
 
 func (m *statisticMatch) share() float64 { return float64(m.probability) / (1 << 31) }
@@ -412,66 +339,49 @@ type recentMatch struct {
 	neg         bool
 	seconds     uint32
 	reap        bool
-	named       bool
-	// bits is the prefix length that --mask stands for, valid if masked.
+	// bits is the prefix length that --mask stands for.
 	bits   int
-	masked bool
 	family fwd.Family
 }
 
-func (m *recentMatch) option(a *args, opt string, neg bool) error {
-	m.family = a.family
-	switch opt {
-	case "--set", "--rcheck", "--update":
-		if m.check != "" {
-			return fmt.Errorf("%s: cannot be used with %s", opt, m.check)
-		}
-		m.check, m.neg = opt, neg
-		return nil
-	case "--rsource", "--reap", "--seconds", "--name", "--mask":
-	default:
-		return errUnknown
+func (m *recentMatch) options(f fwd.Family) []option {
+	check := func(name string) option {
+		return option{name: name, invertible: true, set: func(_ string, neg bool) error {
+			if m.check != "" {
+				return fmt.Errorf("cannot be used with %s", m.check)
+			}
+			m.check, m.neg = name, neg
+			return nil
+		}}
 	}
-	if neg {
-		return fmt.Errorf("! before %s", opt)
+	return []option{
+		check("--set"), check("--rcheck"), check("--update"),
+		{name: "--rsource", set: func(string, bool) error { return nil }}, // the default
+		{name: "--reap", set: func(string, bool) error { m.reap = true; return nil }},
+		{name: "--seconds", words: 1, set: func(s string, _ bool) error {
+			n, err := number(s, 32)
+			if err != nil || n == 0 {
+				return errors.New("want a number from 1")
+			}
+			m.seconds = uint32(n)
+			return nil
+		}},
+		{name: "--name", words: 1, set: func(s string, _ bool) error {
+			if s == "" || len(s) > 199 || strings.ContainsAny(s, "/ ") || s == "." || s == ".." {
+				return errors.New("want a file name of up to 199 bytes")
+			}
+			m.list = s
+			return nil
+		}},
+		{name: "--mask", words: 1, set: func(s string, _ bool) error {
+			mask, err := parseAddr(f, s)
+			if err != nil {
+				return err
+			}
+			m.bits, err = parseMask(f, mask.String())
+			return err
+		}},
 	}
-	switch opt {
-	case "--rsource": // the default
-		return nil
-	case "--reap":
-		m.reap = true
-		return nil
-	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	return m.value(opt, s)
-}
-
-func (m *recentMatch) value(opt, s string) error {
-	switch opt {
-	case "--seconds":
-		n, err := number(s, 32)
-		if err != nil || n == 0 || m.seconds != 0 {
-			return fmt.Errorf("--seconds %q: once, from 1", s)
-		}
-		m.seconds = uint32(n)
-	case "--name":
-		if m.named || s == "" || len(s) > 199 || strings.ContainsAny(s, "/ ") || s == "." || s == ".." {
-			return fmt.Errorf("--name %q: once, a file name of up to 199 bytes", s)
-		}
-		m.named, m.list = true, s
-	case "--mask":
-		mask, err := parseAddr(m.family, s)
-		if err != nil || m.masked {
-			return fmt.Errorf("--mask %q: once, a mask of the family", s)
-		}
-		m.masked = true
-		m.bits, err = parseMask(m.family, mask.String())
-		return err
-	}
-	return nil
 }
 
 func (m *recentMatch) done(*rule) error {
@@ -483,9 +393,6 @@ func (m *recentMatch) done(*rule) error {
 		return fmt.Errorf("match recent: --seconds with %s", m.check)
 	case m.reap && m.seconds == 0:
 		return errors.New("match recent: --reap without --seconds")
-	}
-	if !m.masked {
-		m.bits = m.family.Bits()
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package rulesim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,16 +27,34 @@ type rule struct {
 	text string
 }
 
-// extension is a match or a target. It parses its own options.
+// extension is a match or a target.
 type extension interface {
-	// option parses one option. The error is errUnknown if the extension does not have it.
-	option(a *args, opt string, neg bool) error
-	// done is called after the last option. It refuses an incomplete extension, or one that does
-	// not fit the rule.
+	// options are the options that the extension has; set stores the value in it.
+	options(family fwd.Family) []option
+	// done is called after the last option. It refuses an extension that does not fit the rule.
 	done(r *rule) error
 	// String is the extension as iptables-save prints it, without "-m " or "-j ".
 	String() string
 }
+
+// option is an option of an extension. It may be given once.
+type option struct {
+	name string
+	// words is the number of words that follow the option.
+	words int
+	// required options must be given. Only invertible ones may follow "!".
+	required, invertible bool
+	// set gets the words that follow, joined by a space.
+	set func(value string, neg bool) error
+}
+
+// plain is an extension without options.
+type plain struct{}
+
+func (plain) options(fwd.Family) []option { return nil }
+func (plain) done(*rule) error            { return nil }
+func (plain) table() string               { return "" }
+func (plain) hooks() []string             { return nil }
 
 type match interface {
 	extension
@@ -58,8 +77,6 @@ var errUnknown = errors.New("unknown option")
 type args struct {
 	family fwd.Family
 	words  []string
-	// haveSet is Ruleset.HaveSet.
-	haveSet func(string) bool
 }
 
 func (a *args) next(opt string) (string, error) {
@@ -86,15 +103,23 @@ func number(s string, bits int) (uint64, error) {
 // parser parses one rule.
 type parser struct {
 	args
-	t     *table
-	chain string
-	r     rule
-	last  extension
-	tgt   string
+	haveSet func(string) bool // Ruleset.HaveSet
+	t       *table
+	chain   string
+	r       rule
+	last    extension
+	tgt     string
+	given   map[given]bool
+}
+
+// given is an option of an extension of the rule.
+type given struct {
+	ext  extension
+	name string
 }
 
 func (rs *Ruleset) parseRule(t *table, chain string, w []string) (*rule, error) {
-	p := parser{args: args{family: rs.family, words: w, haveSet: rs.HaveSet}, t: t, chain: chain, r: rule{family: rs.family}}
+	p := parser{haveSet: rs.HaveSet, args: args{family: rs.family, words: w}, t: t, chain: chain, r: rule{family: rs.family}, given: make(map[given]bool)}
 	for len(p.words) > 0 {
 		opt, neg := p.words[0], false
 		p.words = p.words[1:]
@@ -110,12 +135,12 @@ func (rs *Ruleset) parseRule(t *table, chain string, w []string) (*rule, error) 
 		}
 	}
 	for _, m := range p.r.matches {
-		if err := m.done(&p.r); err != nil {
+		if err := p.done(m); err != nil {
 			return nil, err
 		}
 	}
 	if p.r.target != nil {
-		if err := p.r.target.done(&p.r); err != nil {
+		if err := p.done(p.r.target); err != nil {
 			return nil, err
 		}
 	}
@@ -149,26 +174,65 @@ func (p *parser) option(opt string, neg bool) error {
 	return p.extensionOption(opt, neg)
 }
 
-// extensionOption passes an option to the last extension. If that does not know it, -p loads the
+// extensionOption passes an option to the last extension. If that does not have it, -p loads the
 // match of its protocol.
 func (p *parser) extensionOption(opt string, neg bool) error {
 	if p.last != nil {
-		err := p.last.option(&p.args, opt, neg)
-		if !errors.Is(err, errUnknown) {
+		if err := p.give(p.last, opt, neg); !errors.Is(err, errUnknown) {
 			return err
 		}
 	}
-	if p.r.proto != nil && !p.r.proto.neg && p.tgt == "" {
+	if p.r.hasPorts() && p.tgt == "" {
 		loaded := slices.ContainsFunc(p.r.matches, func(m match) bool { _, ok := m.(*portMatch); return ok })
-		if name := protoName(p.r.proto.number); !loaded && (name == "tcp" || name == "udp" || name == "sctp") {
-			m := &portMatch{proto: name}
-			if err := m.option(&p.args, opt, neg); !errors.Is(err, errUnknown) {
-				p.r.matches, p.last = append(p.r.matches, m), m
-				return err
-			}
+		m := &portMatch{proto: protoName(p.r.proto.number)}
+		if err := p.give(m, opt, neg); !loaded && !errors.Is(err, errUnknown) {
+			p.r.matches, p.last = append(p.r.matches, m), m
+			return err
 		}
 	}
 	return fmt.Errorf("%w %q", errUnknown, opt)
+}
+
+// give sets an option of an extension. The error is errUnknown if the extension does not have it.
+func (p *parser) give(e extension, opt string, neg bool) error {
+	opt = cmp.Or(aliases[opt], opt)
+	options := e.options(p.family)
+	i := slices.IndexFunc(options, func(o option) bool { return o.name == opt })
+	if i < 0 {
+		return errUnknown
+	}
+	o := options[i]
+	if neg && !o.invertible {
+		return fmt.Errorf("! before %s", opt)
+	}
+	if p.given[given{e, opt}] {
+		return fmt.Errorf("%s: given twice", opt)
+	}
+	p.given[given{e, opt}] = true
+	words := make([]string, o.words)
+	for i := range words {
+		var err error
+		if words[i], err = p.next(opt); err != nil {
+			return err
+		}
+	}
+	value := strings.Join(words, " ")
+	if err := o.set(value, neg); err != nil {
+		return fmt.Errorf("%s %q: %w", opt, value, err)
+	}
+	return nil
+}
+
+var aliases = map[string]string{"--source-port": "--sport", "--destination-port": "--dport"}
+
+// done completes an extension after the last option.
+func (p *parser) done(e extension) error {
+	for _, o := range e.options(p.family) {
+		if o.required && !p.given[given{e, o.name}] {
+			return fmt.Errorf("%s: %s missing", e, o.name)
+		}
+	}
+	return e.done(&p.r)
 }
 
 func (p *parser) match(opt string, neg bool) error {
@@ -179,9 +243,12 @@ func (p *parser) match(opt string, neg bool) error {
 	if neg {
 		return errors.New("! before -m")
 	}
-	m := newMatch(name)
+	m := newMatch(name, p.family)
 	if m == nil {
 		return fmt.Errorf("unknown match %q", name)
+	}
+	if s, ok := m.(*setMatch); ok {
+		s.exists = p.haveSet
 	}
 	p.r.matches, p.last = append(p.r.matches, m), m
 	return nil

@@ -62,6 +62,10 @@ func (s *Set) Add(e Element) error {
 
 // setMatch is -m set --match-set.
 type setMatch struct {
+	plain
+	// exists is Ruleset.HaveSet.
+	exists func(string) bool
+
 	name string
 	dims []string
 	neg  bool
@@ -73,37 +77,19 @@ const (
 	maxDims    = 3
 )
 
-func (m *setMatch) option(a *args, opt string, neg bool) error {
-	if opt != "--match-set" {
-		return errUnknown
-	}
-	if m.name != "" {
-		return errors.New("--match-set: given twice")
-	}
-	name, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	dims, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	m.name, m.dims, m.neg = name, strings.Split(dims, ","), neg
-	bad := slices.ContainsFunc(m.dims, func(d string) bool { return d != "src" && d != "dst" })
-	if len(name) > maxSetName || len(m.dims) > maxDims || bad {
-		return fmt.Errorf("--match-set %s %s: want a name of at most %d bytes and up to %d of src and dst", name, dims, maxSetName, maxDims)
-	}
-	if a.haveSet != nil && !a.haveSet(name) {
-		return fmt.Errorf("--match-set %s: no such set", name)
-	}
-	return nil
-}
-
-func (m *setMatch) done(*rule) error {
-	if m.name == "" {
-		return errors.New("match set: --match-set missing")
-	}
-	return nil
+func (m *setMatch) options(fwd.Family) []option {
+	return []option{{name: "--match-set", words: 2, required: true, invertible: true, set: func(s string, neg bool) error {
+		name, dims, _ := strings.Cut(s, " ")
+		m.name, m.dims, m.neg = name, strings.Split(dims, ","), neg
+		bad := slices.ContainsFunc(m.dims, func(d string) bool { return d != "src" && d != "dst" })
+		if name == "" || len(name) > maxSetName || len(m.dims) > maxDims || bad {
+			return fmt.Errorf("want a name of at most %d bytes and up to %d of src and dst", maxSetName, maxDims)
+		}
+		if m.exists != nil && !m.exists(name) {
+			return errors.New("no such set")
+		}
+		return nil
+	}}}
 }
 
 func (m *setMatch) String() string {

@@ -28,11 +28,11 @@ const (
 func newTarget(name string) target {
 	switch name {
 	case "ACCEPT":
-		return verdictTarget{name, accept}
+		return verdictTarget{plain{}, name, accept}
 	case "DROP":
-		return verdictTarget{name, drop}
+		return verdictTarget{plain{}, name, drop}
 	case "RETURN":
-		return verdictTarget{name, leave}
+		return verdictTarget{plain{}, name, leave}
 	case "REJECT":
 		return &rejectTarget{}
 	case "DNAT":
@@ -50,18 +50,18 @@ func newTarget(name string) target {
 func isTarget(name string) bool { return newTarget(name) != nil || name == "QUEUE" }
 
 type verdictTarget struct {
+	plain
 	name string
 	fate fate
 }
 
-func (t verdictTarget) option(*args, string, bool) error { return errUnknown }
-func (t verdictTarget) done(*rule) error                 { return nil }
-func (t verdictTarget) String() string                   { return t.name }
-func (t verdictTarget) table() string                    { return "" }
-func (t verdictTarget) hooks() []string                  { return nil }
-func (t verdictTarget) apply(*walk) fate                 { return t.fate }
+func (t verdictTarget) String() string   { return t.name }
+func (t verdictTarget) apply(*walk) fate { return t.fate }
 
-type rejectTarget struct{ with string }
+type rejectTarget struct {
+	plain
+	with string
+}
 
 var rejectTypes = map[fwd.Family][]string{
 	fwd.IPv4: {"icmp-port-unreachable", "icmp-net-unreachable", "icmp-host-unreachable", "icmp-proto-unreachable",
@@ -70,19 +70,14 @@ var rejectTypes = map[fwd.Family][]string{
 		"icmp6-policy-fail", "icmp6-reject-route", "tcp-reset"},
 }
 
-func (t *rejectTarget) option(a *args, opt string, neg bool) error {
-	if opt != "--reject-with" {
-		return errUnknown
-	}
-	s, err := a.next(opt)
-	if err != nil {
-		return err
-	}
-	if neg || t.with != "" || !slices.Contains(rejectTypes[a.family], s) {
-		return fmt.Errorf("--reject-with %q: once, a type of %s", s, a.family)
-	}
-	t.with = s
-	return nil
+func (t *rejectTarget) options(f fwd.Family) []option {
+	return []option{{name: "--reject-with", words: 1, set: func(s string, _ bool) error {
+		t.with = s
+		if !slices.Contains(rejectTypes[f], s) {
+			return fmt.Errorf("not a type of %s", f)
+		}
+		return nil
+	}}}
 }
 
 func (t *rejectTarget) done(r *rule) error {
@@ -95,9 +90,8 @@ func (t *rejectTarget) done(r *rule) error {
 	return nil
 }
 
-func (t *rejectTarget) String() string  { return "REJECT --reject-with " + t.with }
-func (t *rejectTarget) table() string   { return "filter" }
-func (t *rejectTarget) hooks() []string { return nil }
+func (t *rejectTarget) String() string { return "REJECT --reject-with " + t.with }
+func (t *rejectTarget) table() string  { return "filter" }
 func (t *rejectTarget) apply(w *walk) fate {
 	w.reset = t.with == "tcp-reset"
 	return reject
@@ -110,32 +104,19 @@ type dnatTarget struct {
 	port uint16
 }
 
-func (t *dnatTarget) option(a *args, opt string, neg bool) error {
-	if opt != "--to-destination" {
-		return errUnknown
-	}
-	s, err := a.next(opt)
-	if err != nil {
+func (t *dnatTarget) options(f fwd.Family) []option {
+	return []option{{name: "--to-destination", words: 1, required: true, set: func(s string, _ bool) (err error) {
+		if ap, err := netip.ParseAddrPort(s); err == nil && fwd.FamilyOf(ap.Addr()) == f && ap.Addr().Zone() == "" && ap.Port() != 0 {
+			t.addr, t.port = ap.Addr(), ap.Port()
+			return nil
+		}
+		t.addr, err = parseAddr(f, strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
 		return err
-	}
-	if neg || t.addr.IsValid() {
-		return errors.New("--to-destination: once, without !")
-	}
-	if ap, err := netip.ParseAddrPort(s); err == nil && fwd.FamilyOf(ap.Addr()) == a.family && ap.Addr().Zone() == "" && ap.Port() != 0 {
-		t.addr, t.port = ap.Addr(), ap.Port()
-		return nil
-	}
-	if t.addr, err = parseAddr(a.family, strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err != nil {
-		return fmt.Errorf("--to-destination: %q is not one address of %s with or without a port", s, a.family)
-	}
-	return nil
+	}}}
 }
 
 func (t *dnatTarget) done(r *rule) error {
-	switch {
-	case !t.addr.IsValid():
-		return errors.New("target DNAT: --to-destination missing")
-	case t.port != 0 && !r.hasPorts():
+	if t.port != 0 && !r.hasPorts() {
 		return errors.New("target DNAT: a port needs -p tcp, udp or sctp")
 	}
 	return nil
@@ -160,21 +141,17 @@ func (t *dnatTarget) apply(w *walk) fate {
 	return accept
 }
 
-type masqueradeTarget struct{ random, fully bool }
-
-func (t *masqueradeTarget) option(_ *args, opt string, neg bool) error {
-	switch {
-	case opt == "--random" && !neg:
-		t.random = true
-	case opt == "--random-fully" && !neg:
-		t.fully = true
-	default:
-		return errUnknown
-	}
-	return nil
+type masqueradeTarget struct {
+	plain
+	random, fully bool
 }
 
-func (t *masqueradeTarget) done(*rule) error { return nil }
+func (t *masqueradeTarget) options(fwd.Family) []option {
+	return []option{
+		{name: "--random", set: func(string, bool) error { t.random = true; return nil }},
+		{name: "--random-fully", set: func(string, bool) error { t.fully = true; return nil }},
+	}
+}
 
 func (t *masqueradeTarget) String() string {
 	s := "MASQUERADE"
@@ -200,28 +177,11 @@ type snatTarget struct {
 	masqueradeTarget
 }
 
-func (t *snatTarget) option(a *args, opt string, neg bool) error {
-	if opt != "--to-source" {
-		return t.masqueradeTarget.option(a, opt, neg)
-	}
-	s, err := a.next(opt)
-	if err != nil {
+func (t *snatTarget) options(f fwd.Family) []option {
+	return append(t.masqueradeTarget.options(f), option{name: "--to-source", words: 1, required: true, set: func(s string, _ bool) (err error) {
+		t.addr, err = parseAddr(f, s)
 		return err
-	}
-	if neg || t.addr.IsValid() {
-		return errors.New("--to-source: once, without !")
-	}
-	if t.addr, err = parseAddr(a.family, s); err != nil {
-		return fmt.Errorf("--to-source: %w", err)
-	}
-	return nil
-}
-
-func (t *snatTarget) done(*rule) error {
-	if !t.addr.IsValid() {
-		return errors.New("target SNAT: --to-source missing")
-	}
-	return nil
+	}})
 }
 
 func (t *snatTarget) String() string {
@@ -235,36 +195,21 @@ func (t *snatTarget) apply(w *walk) fate {
 
 // markTarget is -j MARK: mark = (mark &^ mask) ^ value.
 type markTarget struct {
+	plain
 	value, mask uint32
-	given       bool
 }
 
-func (t *markTarget) option(a *args, opt string, neg bool) error {
-	if opt != "--set-xmark" {
-		return errUnknown
-	}
-	if neg || t.given {
-		return fmt.Errorf("%s: once, without !", opt)
-	}
-	t.given = true
-	var err error
-	t.value, t.mask, err = valueMask(a, opt)
-	return err
-}
-
-func (t *markTarget) done(*rule) error {
-	if !t.given {
-		return errors.New("target MARK: option missing")
-	}
-	return nil
+func (t *markTarget) options(fwd.Family) []option {
+	return []option{{name: "--set-xmark", words: 1, required: true, set: func(s string, _ bool) (err error) {
+		t.value, t.mask, err = valueMask(s)
+		return err
+	}}}
 }
 
 // String prints a value of zero as iptables-save does, with 0x.
 func (t *markTarget) String() string {
 	return fmt.Sprintf("MARK --set-xmark 0x%x/0x%x", t.value, t.mask)
 }
-func (t *markTarget) table() string   { return "" }
-func (t *markTarget) hooks() []string { return nil }
 
 func (t *markTarget) apply(w *walk) fate {
 	w.mark = w.mark&^t.mask ^ t.value
