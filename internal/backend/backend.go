@@ -12,38 +12,40 @@ import (
 
 // Backend programs the dataplane of one address family; Families is the one of a whole node.
 type Backend interface {
-	// Update takes in changes of the table, in memory.
+	// Update accepts changes of the table, in memory.
 	Update(fwd.Changes)
-	// Apply writes what is pending. The Result counts what was written, also where an error is returned; what failed stays
-	// pending. The error is a *FamilyError, or joins several.
+	// Apply writes what is pending. The Result counts what was written even if there is an error;
+	// what failed stays pending. The error is a *FamilyError, or joins several.
 	Apply(context.Context) (Result, error)
-	// Observe replaces what is believed to be in the kernel with what is there. It returns how many objects differ from
-	// what was believed to have been written.
+	// Observe reads the kernel and replaces the actual state by it. It returns how many objects
+	// differ from what was written.
 	Observe(context.Context) (drifted int, err error)
-	// Bare says that the kernel is believed to hold nothing but what is wanted now: what is wanted later can be written in
-	// any order and in pieces, since no packet depends on anything that a piece would change.
+	// Bare reports whether the kernel has nothing except what is desired now. What comes later can
+	// then be written in any order and in batches, since no packet depends on anything that a batch
+	// changes.
 	Bare() bool
-	// Begin begins an Observe in a way that does not hold up Update and Apply.
+	// Begin starts an Observe that does not block Update and Apply.
 	Begin() Reading
-	// Cleanup removes from the kernel all that is ours. It is harmless to call it twice.
+	// Cleanup removes all our objects from the kernel. It may be called twice.
 	Cleanup(context.Context) error
 }
 
-// Tender is a Backend that has work to do as time passes, whether or not anything changes. A Backend need not be one.
+// Tender is a Backend that also has work to do as time passes.
 type Tender interface {
-	// Tend does what is due and returns when it is to be called next, the zero Time for not before the next Apply. It is
-	// called after each Apply too, in the Backend's goroutine. What fails it tries again by itself.
+	// Tend does what is due and returns when it is to be called next, the zero Time for not before
+	// the next Apply. It is also called after each Apply, in the Backend's goroutine. It retries
+	// what fails by itself.
 	Tend(ctx context.Context, now time.Time) (next time.Time)
 }
 
-// Reading is a reading of the kernel beside ongoing work. A Backend has one at a time: a later Begin or Observe makes an
-// earlier Reading void.
+// Reading is a reading of the kernel in the background. A Backend has one at a time: a later Begin
+// or Observe makes an earlier Reading void.
 type Reading interface {
 	// Read reads the kernel. It may run in another goroutine than the Backend's.
 	Read(context.Context) error
-	// Accept takes in what was read, except what was written since Begin, and returns how many objects differ from what
-	// was believed. It runs in the Backend's goroutine, after Read. ok is false if the Reading is void or Read failed: then
-	// nothing is known.
+	// Accept makes what was read the actual state, except what was written since Begin, and returns
+	// how many objects differ from what was written. It runs in the Backend's goroutine, after
+	// Read. ok is false if the Reading is void or Read failed.
 	Accept() (drifted int, ok bool)
 }
 
@@ -60,10 +62,10 @@ func (r Result) Add(o Result) Result {
 // FamilyError is the failure of one family.
 type FamilyError struct {
 	Family fwd.Family
-	// Refused says that the kernel or its tools will not accept what was written, however often it is tried; otherwise
-	// the failure may pass.
+	// Refused says that the kernel or its tools will refuse the same write again; otherwise the
+	// failure may pass.
 	Refused bool
-	// Culprits are the Services whose objects were refused, where that is known.
+	// Culprits are the Services whose objects were refused, if known.
 	Culprits []fwd.Service
 	Err      error
 }
@@ -73,36 +75,39 @@ func (e *FamilyError) Error() string { return fmt.Sprintf("%s: %v", e.Family, e.
 // Unwrap returns the cause.
 func (e *FamilyError) Unwrap() error { return e.Err }
 
-// Edit is what a Renderer wants of one object.
+// Edit is a change of one desired object.
 type Edit[K comparable, V any] struct {
 	Key    K
 	Value  V
 	Delete bool
 }
 
-// Renderer turns changes of the table into wanted objects. It may keep an index of its own, but has no effects.
+// Renderer turns changes of the table into desired objects. It may keep an index, but has no
+// effects.
 type Renderer[K comparable, V any] interface {
-	// Render takes in changes. They may be those of many operations on the table, in order, so that a Service may occur more
-	// than once; the header, if there is one, is the last. Of edits with the same key the last counts.
+	// Render returns the edits for changes, which may come from many operations on the table, in
+	// order: a Service may occur more than once. If several edits have the same key the last one
+	// counts.
 	Render(fwd.Changes) []Edit[K, V]
 }
 
-// Plan is what a Target is to write, in no order.
+// Plan is what a Target is to write, in no particular order.
 type Plan[K comparable, V any] struct {
-	// Upserts are objects to make or to change.
+	// Upserts are objects to create or change.
 	Upserts map[K]V
-	// Deletes are objects to remove, with the value that they are believed to have.
+	// Deletes are objects to remove, with their actual value.
 	Deletes map[K]V
-	// Actual returns the value that an object is believed to have.
+	// Actual returns the actual value of an object.
 	Actual func(K) (V, bool)
 }
 
 // Target reads and writes the kernel.
 type Target[K comparable, V any] interface {
-	// Read returns all objects in the kernel that are ours, and no others.
+	// Read returns exactly our objects in the kernel.
 	Read(context.Context) (map[K]V, error)
-	// Write carries out a plan in an order in which every state between forwards correctly or rejects. It calls done for
-	// each key that was written, also where it returns an error. An error is a *FamilyError or counts as one that may pass.
+	// Write executes a plan in an order in which each intermediate state forwards correctly or
+	// rejects. It calls done for each key that was written, even if it returns an error. An error
+	// that is no *FamilyError counts as transient.
 	Write(ctx context.Context, plan Plan[K, V], done func(K)) error
 }
 
@@ -115,24 +120,24 @@ type Engine[K comparable, V any] struct {
 	// queue is what was not rendered yet, with that many frontends.
 	queue     fwd.Changes
 	frontends int
-	// unsure holds the keys of writes that failed somewhere on their way: whether the kernel has them is not known, so that it
-	// is read before one of them is written again.
+	// unsure are keys of failed writes. It is not known whether the kernel has them, so that it is
+	// read before one of them is written again.
 	unsure map[K]struct{}
-	// reading is the one that was begun last, nil if it was accepted or is void.
+	// reading is the last one, nil if it was accepted or is void.
 	reading *reading[K, V]
 }
 
-// NewEngine returns an Engine that believes the kernel to hold nothing of ours.
+// NewEngine returns an Engine for which the kernel has none of our objects until it is read.
 func NewEngine[K comparable, V any](f fwd.Family, r Renderer[K, V], t Target[K, V], equal func(a, b V) bool) *Engine[K, V] {
 	return &Engine[K, V]{family: f, renderer: r, target: t, tracker: delta.New[K, V](equal), unsure: make(map[K]struct{})}
 }
 
-// renderAtOnce is how many frontends are rendered together, or more where one Service has them: what is rendered is in
-// memory twice for a moment.
+// renderAtOnce is how many frontends are rendered together, or more where one Service has them:
+// what is rendered is in memory twice for a moment.
 const renderAtOnce = 2000
 
-// Update takes in changes. They are rendered when they are needed or many, those of many Updates together, so that an object
-// in which many Services share is rendered once, or few times.
+// Update implements Backend for one family. Changes are rendered when they are needed or there are
+// many, so that an object that many Services share is rendered only a few times.
 func (e *Engine[K, V]) Update(ch fwd.Changes) {
 	if ch.Header != nil {
 		e.queue.Header = ch.Header
@@ -165,7 +170,7 @@ func (e *Engine[K, V]) render() {
 	e.queue, e.frontends = fwd.Changes{}, 0
 }
 
-// Pending is the number of objects that differ from what is wanted.
+// Pending is the number of objects that differ from the desired state.
 func (e *Engine[K, V]) Pending() int {
 	e.render()
 	_, _, n := e.tracker.Len()
@@ -227,7 +232,7 @@ func (e *Engine[K, V]) Apply(ctx context.Context) (res Result, err error) {
 	return res, e.wrap(err)
 }
 
-// pendingUnsure says whether something is to be written of which it is not known what the kernel has.
+// pendingUnsure reports whether an unsure key is to be written.
 func (e *Engine[K, V]) pendingUnsure() bool {
 	if len(e.unsure) == 0 {
 		return false
@@ -241,7 +246,8 @@ func (e *Engine[K, V]) pendingUnsure() bool {
 	return false
 }
 
-// Observe implements Backend for one family. After the first Observe the number that it returns says nothing.
+// Observe implements Backend for one family. The number returned by the first Observe has no
+// meaning.
 func (e *Engine[K, V]) Observe(ctx context.Context) (int, error) {
 	r := e.Begin()
 	if err := r.Read(ctx); err != nil {
@@ -260,7 +266,7 @@ func (e *Engine[K, V]) Begin() Reading {
 type reading[K comparable, V any] struct {
 	engine *Engine[K, V]
 	actual map[K]V
-	// written are the keys that were written, or were tried to be, since the reading began.
+	// written are the keys of all writes, failed ones included, since the reading began.
 	written map[K]struct{}
 }
 
@@ -283,7 +289,7 @@ func (r *reading[K, V]) Accept() (drifted int, ok bool) {
 			delete(r.actual, k)
 		}
 	}
-	// What a failed write of our own left is not drift.
+	// The effect of a failed write of our own is not drift.
 	for k := range e.unsure {
 		if _, ok := r.written[k]; ok {
 			continue
@@ -300,8 +306,7 @@ func (r *reading[K, V]) Accept() (drifted int, ok bool) {
 	return max(0, e.Pending()-before), true
 }
 
-// Cleanup reads the kernel and removes all that is ours. The renderer's wishes are kept in the renderer alone: an Engine
-// that cleaned up is not used again.
+// Cleanup reads the kernel and removes all our objects. The Engine cannot be used afterwards.
 func (e *Engine[K, V]) Cleanup(ctx context.Context) error {
 	if _, err := e.Observe(ctx); err != nil {
 		return err

@@ -8,12 +8,13 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Families holds the Backends of a node by fwd.Family.Index; nil for a family that the node does not serve. The loop drives
-// each by itself. As a Backend, for tests and tools, it does with all what it is asked for, and goes on where one fails.
+// Families holds the Backends of a node by fwd.Family.Index; nil for a family that the node does
+// not serve. The loop drives each separately. As a Backend, for tests and tools, Families forwards
+// each call to all of them, even if one fails.
 type Families [2]Backend
 
-// of are those that the node serves.
-func (f Families) of() []Backend {
+// served returns the Backends of the families that the node serves.
+func (f Families) served() []Backend {
 	var out []Backend
 	for _, b := range f {
 		if b != nil {
@@ -23,31 +24,31 @@ func (f Families) of() []Backend {
 	return out
 }
 
-// Served says by fwd.Family.Index which families the node serves.
+// Served returns, by fwd.Family.Index, which families the node serves.
 func (f Families) Served() [2]bool { return [2]bool{f[0] != nil, f[1] != nil} }
 
 // Update implements Backend.
 func (f Families) Update(ch fwd.Changes) {
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		b.Update(ch)
 	}
 }
 
-// Apply implements Backend. It plans each family when the one before it is written, so that there are never two plans in
-// memory.
+// Apply implements Backend. It plans each family after the previous one is written, so that only
+// one plan is in memory.
 func (f Families) Apply(ctx context.Context) (Result, error) {
 	var sum Result
 	var errs []error
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		res, err := b.Apply(ctx)
 		sum, errs = sum.Add(res), append(errs, err)
 	}
 	return sum, errors.Join(errs...)
 }
 
-// Tend implements Tender for those that are one.
+// Tend implements Tender.
 func (f Families) Tend(ctx context.Context, now time.Time) (next time.Time) {
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		if t, ok := b.(Tender); ok {
 			if at := t.Tend(ctx, now); next.IsZero() || !at.IsZero() && at.Before(next) {
 				next = at
@@ -61,7 +62,7 @@ func (f Families) Tend(ctx context.Context, now time.Time) (next time.Time) {
 func (f Families) Observe(ctx context.Context) (int, error) {
 	drifted := 0
 	var errs []error
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		n, err := b.Observe(ctx)
 		drifted, errs = drifted+n, append(errs, err)
 	}
@@ -70,7 +71,7 @@ func (f Families) Observe(ctx context.Context) (int, error) {
 
 // Bare implements Backend.
 func (f Families) Bare() bool {
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		if !b.Bare() {
 			return false
 		}
@@ -81,7 +82,7 @@ func (f Families) Bare() bool {
 // Begin implements Backend.
 func (f Families) Begin() Reading {
 	var out readings
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		out = append(out, b.Begin())
 	}
 	return out
@@ -90,7 +91,7 @@ func (f Families) Begin() Reading {
 // Cleanup implements Backend.
 func (f Families) Cleanup(ctx context.Context) error {
 	var errs []error
-	for _, b := range f.of() {
+	for _, b := range f.served() {
 		errs = append(errs, b.Cleanup(ctx))
 	}
 	return errors.Join(errs...)

@@ -6,22 +6,23 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Finder can tell which frontends a process before this one left in the kernel.
+// Finder returns the frontends that an earlier process left in the kernel.
 type Finder interface {
-	// Found returns the UDP frontends that the first reading of each family found, those of each family in one call only. It
-	// may be called by any goroutine.
+	// Found returns the UDP frontends in the first reading of each family, once per family. It is
+	// safe for concurrent use.
 	Found() []fwd.Key
 }
 
-// Found collects for a Finder what its Targets read. The zero Found is ready to use, and safe for concurrent use.
+// Found collects what Targets read, for a Finder. The zero Found is ready to use, and safe for
+// concurrent use.
 type Found struct {
 	mu   sync.Mutex // guards what follows
 	seen [2]bool    // by fwd.Family.Index
 	keys []fwd.Key
 }
 
-// Record takes in what was read of a family; only the first call for each counts. It calls yield for each frontend, of
-// which only those of UDP are kept.
+// Record stores the UDP frontends of a family's first reading; later calls are ignored. It calls
+// frontends with a yield.
 func (f *Found) Record(family fwd.Family, frontends func(yield func(fwd.Key))) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

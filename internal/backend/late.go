@@ -11,9 +11,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Open opens the families of a node. One that the kernel or its tools do not support is left out, with a warning. One that
-// fails for a reason that may pass (transient) is opened later, by a reading of the kernel, so that the loop retries it. At
-// least one family must open.
+// Open opens the families of a node. One that the kernel or its tools do not support is left out,
+// with a warning. One that fails for a reason that may pass (transient) is opened later, by a
+// reading of the kernel, so that the loop retries it. At least one family must open.
 func Open(ctx context.Context, log *slog.Logger, open func(context.Context, fwd.Family) (Backend, error), transient func(error) bool) (Families, error) {
 	var out Families
 	var errs []error
@@ -46,7 +46,8 @@ func Open(ctx context.Context, log *slog.Logger, open func(context.Context, fwd.
 type late struct {
 	family fwd.Family
 	open   func(context.Context, fwd.Family) (Backend, error)
-	// backend is nil until a reading was accepted; until then the other fields hold what it has to know.
+	// backend is nil until a reading was accepted; until then the other fields hold what it has to
+	// know.
 	backend  Backend
 	header   *fwd.Header
 	services map[fwd.Service]*fwd.Fragment

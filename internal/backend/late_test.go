@@ -41,8 +41,8 @@ func (m memory) engine(f fwd.Family) Backend {
 
 var errBusy = errors.New("lock held")
 
-// TestOpen: a family that cannot be opened yet is opened by a later reading and then gets what it missed; one that the
-// machine does not have is left out; there must be one.
+// TestOpen: a family that cannot be opened yet is opened by a later reading and then gets what it
+// missed; one that the machine does not have is left out; there must be one.
 func TestOpen(t *testing.T) {
 	ctx, log := t.Context(), &strings.Builder{}
 	kernels := [2]memory{{}, {{Name: "left"}: "rules"}}

@@ -7,22 +7,24 @@ import (
 
 // Tracker holds desired and actual values. Make one with New.
 //
-// A key is in agreed alone, or in wanted, there, or both: what is as it should be, which is nearly all of it, is held once.
+// A key is either in agreed, or in wanted, there, or both: values that are as desired, nearly all,
+// are stored once.
 type Tracker[K comparable, V any] struct {
 	agreed map[K]V
-	// wanted and there hold what is desired and what is actual of the keys that are pending.
+	// wanted and there hold the desired and actual values of pending keys.
 	wanted, there map[K]V
-	// most is the greatest length that wanted and there had since they were made.
+	// most is the maximum length of wanted and there since they were made.
 	most  int
 	equal func(a, b V) bool
 }
 
-// New returns a Tracker that wants nothing and believes that nothing is there. equal compares two values.
+// New returns a Tracker without desired and actual values. equal compares two values.
 func New[K comparable, V any](equal func(a, b V) bool) *Tracker[K, V] {
 	return &Tracker[K, V]{agreed: make(map[K]V), wanted: make(map[K]V), there: make(map[K]V), equal: equal}
 }
 
-// shrinkAbove is the length from which on maps are given back when they have become empty: a map never shrinks.
+// shrinkAbove is the length above which maps are replaced when they become empty: a map never
+// shrinks.
 const shrinkAbove = 1024
 
 func (t *Tracker[K, V]) shrink() {
@@ -32,8 +34,8 @@ func (t *Tracker[K, V]) shrink() {
 	}
 }
 
-// SetDesired wants the key to have the value. Where that is actual already the Tracker keeps the new value: one that was
-// read may be without what the Renderer put beside it.
+// SetDesired sets the desired value of a key. If it equals the actual value the Tracker keeps the
+// new one, since a value that was read may lack fields that only the Renderer sets.
 func (t *Tracker[K, V]) SetDesired(k K, v V) {
 	have, there := t.Actual(k)
 	switch {
@@ -51,7 +53,7 @@ func (t *Tracker[K, V]) SetDesired(k K, v V) {
 	t.shrink()
 }
 
-// DeleteDesired wants the key to be gone.
+// DeleteDesired removes the desired value of a key.
 func (t *Tracker[K, V]) DeleteDesired(k K) {
 	if v, ok := t.agreed[k]; ok {
 		t.there[k] = v
@@ -61,7 +63,7 @@ func (t *Tracker[K, V]) DeleteDesired(k K) {
 	t.shrink()
 }
 
-// ClearDesired wants nothing any more: everything actual is to be deleted.
+// ClearDesired removes all desired values: everything actual is to be deleted.
 func (t *Tracker[K, V]) ClearDesired() {
 	maps.Copy(t.there, t.agreed)
 	t.agreed, t.wanted = make(map[K]V), make(map[K]V)
@@ -96,8 +98,8 @@ func (t *Tracker[K, V]) DeleteActual(k K) {
 	t.shrink()
 }
 
-// ReplaceActual records what was read: what the map does not hold is not there. The Tracker keeps the map; nil means that
-// nothing is there.
+// ReplaceActual replaces all actual values by what was read. The Tracker keeps the map, which may
+// be nil.
 func (t *Tracker[K, V]) ReplaceActual(m map[K]V) {
 	if m == nil {
 		m = make(map[K]V)
@@ -122,7 +124,7 @@ func (t *Tracker[K, V]) ReplaceActual(m map[K]V) {
 	t.shrink()
 }
 
-// Desired returns the wanted value of a key.
+// Desired returns the desired value of a key.
 func (t *Tracker[K, V]) Desired(k K) (V, bool) {
 	if v, ok := t.agreed[k]; ok {
 		return v, true
@@ -131,7 +133,7 @@ func (t *Tracker[K, V]) Desired(k K) (V, bool) {
 	return v, ok
 }
 
-// Actual returns the value that a key is believed to have.
+// Actual returns the actual value of a key.
 func (t *Tracker[K, V]) Actual(k K) (V, bool) {
 	if v, ok := t.agreed[k]; ok {
 		return v, true
@@ -156,10 +158,12 @@ func (t *Tracker[K, V]) Pending() iter.Seq[K] {
 	}
 }
 
-// Covered says that all that is actual is wanted just so: what is pending is only missing.
+// Covered reports whether all actual values are as desired, so that pending keys are only missing
+// ones.
 func (t *Tracker[K, V]) Covered() bool { return len(t.there) == 0 }
 
-// Len returns the numbers of desired, actual and pending keys. Its cost is that of what is pending.
+// Len returns the numbers of desired, actual and pending keys. It takes time in proportion to the
+// pending keys.
 func (t *Tracker[K, V]) Len() (desired, actual, pending int) {
 	pending = len(t.wanted)
 	for k := range t.there {

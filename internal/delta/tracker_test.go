@@ -92,9 +92,9 @@ func TestTrackerRandom(t *testing.T) {
 	}
 }
 
-// TestWritingAllThatIsPendingSettles is what the tracker is for: whatever was believed, after writing what is pending
-// nothing is, and actual is what is desired.
-// TestMapsAreGivenBack: what many keys needed while they were pending is free when none is.
+// TestWritingAllThatIsPendingSettles is what the tracker is for: whatever was believed, after
+// writing what is pending nothing is, and actual is what is desired. TestMapsAreGivenBack: what
+// many keys needed while they were pending is free when none is.
 func TestMapsAreGivenBack(t *testing.T) {
 	tr := New[int](sameN)
 	full := func() map[int]value {
@@ -149,8 +149,8 @@ func TestWritingAllThatIsPendingSettles(t *testing.T) {
 	}
 }
 
-// TestEqualValuesAreHeldOnce pins that the desired value replaces an equal actual one, so that memory they refer to is
-// not held twice.
+// TestEqualValuesAreHeldOnce pins that the desired value replaces an equal actual one, so that
+// memory they refer to is not held twice.
 func TestEqualValuesAreHeldOnce(t *testing.T) {
 	tr := New[int](sameN)
 	tr.SetDesired(1, value{1, 1})

@@ -64,7 +64,8 @@ func compareServing(a, b *ServingPort) int {
 	return cmp.Or(a.Port.Compare(b.Port), cmp.Compare(a.Family, b.Family))
 }
 
-// merge calls yield for each element of two sorted lists, with equal ones together; nil stands for none.
+// merge calls yield for each element of two sorted lists, with equal ones together; nil stands for
+// none.
 func merge[T any](a, b []T, compare func(a, b *T) int, yield func(a, b *T)) {
 	for len(a) > 0 || len(b) > 0 {
 		var order int
@@ -87,10 +88,10 @@ func merge[T any](a, b []T, compare func(a, b *T) int, yield func(a, b *T)) {
 	}
 }
 
-// Step returns a fragment on the way from one fragment of a Service to another, so that a large change can be written
-// in several transactions. Some service ports that differ are those of to, at least one and not many more frontends and
-// endpoints than size; the other ports are those of from. A change of up to twice the size is one step. done says that
-// the result is to.
+// Step returns a fragment on the way from one fragment of a Service to another, so that a large
+// change can be written in several transactions. Some service ports that differ are those of to, at
+// least one and not many more frontends and endpoints than size; the other ports are those of from.
+// A change of up to twice the size is one step. done says that the result is to.
 func Step(from, to *Fragment, size int) (next *Fragment, done bool) {
 	ports := comparePorts(from, to)
 	var changed []ServicePort

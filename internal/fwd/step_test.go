@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// portsFragment is a Service with a pool and some frontends for each of the ports, by name; the port number is the index.
+// portsFragment is a Service with a pool and some frontends for each of the ports, by name; the
+// port number is the index.
 func portsFragment(frontends, endpoint int, names ...string) *Fragment {
 	f := &Fragment{Owner: Service{"ns", "svc"}}
 	all := Route{Action: Forward}
@@ -26,8 +27,8 @@ func portsFragment(frontends, endpoint int, names ...string) *Fragment {
 	return f
 }
 
-// TestStep: steps lead from one fragment to another, each is bounded, has whole service ports, and loses no frontend
-// that both have.
+// TestStep: steps lead from one fragment to another, each is bounded, has whole service ports, and
+// loses no frontend that both have.
 func TestStep(t *testing.T) {
 	empty := &Fragment{Owner: Service{"ns", "svc"}}
 	for _, tc := range []struct {

@@ -86,7 +86,8 @@ func TestDropsLast(t *testing.T) {
 	})
 }
 
-// TestRestartKeepsAll: with rules of an earlier run in the kernel nothing is removed and nothing is written in pieces.
+// TestRestartKeepsAll: with rules of an earlier run in the kernel nothing is removed and nothing is
+// written in pieces.
 func TestRestartKeepsAll(t *testing.T) {
 	for _, mode := range []string{"nftables", "iptables", "ipvs"} {
 		t.Run(mode, func(t *testing.T) {

@@ -22,8 +22,9 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// turn makes what a test changes visible to the loop that runs next. Test and loop take turns, and synctest.Wait makes
-// what the loop did visible to the test; in the other direction, a timer of the bubble does not count as synchronization.
+// turn makes what a test changes visible to the loop that runs next. Test and loop take turns, and
+// synctest.Wait makes what the loop did visible to the test; in the other direction, a timer of the
+// bubble does not count as synchronization.
 var turn atomic.Int64
 
 // fakeFeed is a Feed that the test fills.
@@ -77,10 +78,12 @@ type fakePlan struct{ upserts, deletes []fwd.Service }
 // fakeKernel is one family's kernel: one object for each Service that has a frontend of the family.
 type fakeKernel struct {
 	family fwd.Family
-	// mu guards all that follows between Read and Write, which can run at the same time; a test looks at it when neither runs.
+	// mu guards all that follows between Read and Write, which can run at the same time; a test
+	// looks at it when neither runs.
 	mu      sync.Mutex
 	objects map[fwd.Service]string
-	// fail is returned by the next writes and reads, refuse by writes that hold one of the Services.
+	// fail is returned by the next writes and reads, refuse by writes that hold one of the
+	// Services.
 	failWrite, failRead error
 	refuse              map[fwd.Service]bool
 	// lose is how many readings miss one of the objects.
@@ -89,8 +92,8 @@ type fakeKernel struct {
 	slow time.Duration
 	// slowRead is how long a read takes, after which it returns what was there at its beginning.
 	slowRead time.Duration
-	// reads and writes count calls; at is when writes began, plans are what they were to write. failAt is the number of
-	// a write that fails, from 1 on.
+	// reads and writes count calls; at is when writes began, plans are what they were to write.
+	// failAt is the number of a write that fails, from 1 on.
 	reads, writes, failAt int
 	at                    []time.Time
 	plans                 []fakePlan
@@ -200,7 +203,8 @@ type follower struct {
 	syncs  []Sync
 	nodes  int
 	events []string
-	// verified counts, by fwd.Family.Index, the readings that found everything; configs the new configurations.
+	// verified counts, by fwd.Family.Index, the readings that found everything; configs the new
+	// configurations.
 	verified [2]int
 	configs  int
 	// flows records the arguments of Submit.

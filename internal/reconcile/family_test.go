@@ -10,8 +10,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// A family whose kernel cannot be read when the process starts delays itself alone: nothing is told of it that follows a
-// write, and it comes by itself.
+// A family whose kernel cannot be read when the process starts delays itself alone: nothing is told
+// of it that follows a write, and it comes by itself.
 func TestUnreadFamilyDelaysItselfAlone(t *testing.T) {
 	for i, f := range fwd.Families {
 		t.Run(f.String(), func(t *testing.T) {
@@ -53,7 +53,8 @@ func TestUnreadFamilyDelaysItselfAlone(t *testing.T) {
 	}
 }
 
-// A reading that hangs delays the other family by a few seconds when the process starts, and not at all later.
+// A reading that hangs delays the other family by a few seconds when the process starts, and not at
+// all later.
 func TestHungReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

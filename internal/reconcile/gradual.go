@@ -6,23 +6,24 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// stepSize is how many frontends and endpoints of one Service a sync writes at most, apart from a service port that has
-// more. That takes about half a second in mode nftables.
+// stepSize is how many frontends and endpoints of one Service a sync writes at most, apart from a
+// service port that has more. That takes about half a second in mode nftables.
 const stepSize = 20_000
 
-// gradual is a Service whose change is so large that it is written in steps, each in a sync of its own, so that changes of
-// other Services do not wait for it. The table holds what has been written so far.
+// gradual is a Service whose change is so large that it is written in steps, each in a sync of its
+// own, so that changes of other Services do not wait for it. The table holds what has been written
+// so far.
 type gradual struct {
 	target *fwd.Fragment
-	// outdated says that the Service has changed since target was compiled. It is compiled again when target is complete:
-	// a Service that changes all the time would never be.
+	// outdated says that the Service has changed since target was compiled. It is compiled again
+	// when target is complete: a Service that changes all the time would never be.
 	outdated bool
 }
 
-// stepwise reports whether large changes can be written in steps. What an earlier process left must serve until all is
-// known, so that its first sync writes everything at once.
+// stepwise reports whether large changes can be written in steps. What an earlier process left must
+// serve until all is known, so that its first sync writes everything at once.
 func (l *Loop) stepwise() bool {
-	return l.piece() > 0 && !slices.ContainsFunc(l.families, func(f *family) bool {
+	return l.batch() > 0 && !slices.ContainsFunc(l.families, func(f *family) bool {
 		return !f.written && !(f.read && f.backend.Bare())
 	})
 }
@@ -31,7 +32,8 @@ func (w *wanted) gradualIndex(owner fwd.Service) int {
 	return slices.IndexFunc(w.gradual, func(g *gradual) bool { return g.target.Owner == owner })
 }
 
-// postpone reports whether a Service is being written in steps; if so it is compiled again after the last one.
+// postpone reports whether a Service is being written in steps; if so it is compiled again after
+// the last one.
 func (w *wanted) postpone(owner fwd.Service) bool {
 	i := w.gradualIndex(owner)
 	if i >= 0 {
@@ -40,7 +42,8 @@ func (w *wanted) postpone(owner fwd.Service) bool {
 	return i >= 0
 }
 
-// step puts the next step of the first gradual Service into the table. It reports whether anything changed.
+// step puts the next step of the first gradual Service into the table. It reports whether anything
+// changed.
 func (l *Loop) step() bool {
 	w := &l.wanted
 	if len(w.gradual) == 0 {

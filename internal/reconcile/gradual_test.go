@@ -15,8 +15,8 @@ import (
 
 const largeID = 99
 
-// large puts an IPv4 Service of 12 ports on 61 addresses with 100 endpoints, which takes three steps. version changes its
-// ports.
+// large puts an IPv4 Service of 12 ports on 61 addresses with 100 endpoints, which takes three
+// steps. version changes its ports.
 func large(version int) func(*cluster.Store) {
 	return func(s *cluster.Store) {
 		v := &cluster.Service{Name: name(largeID), ClusterIPs: [2]netip.Addr{netip.MustParseAddr("10.96.9.9")}}
@@ -54,8 +54,8 @@ func (h *house) largeFrontends() int {
 
 const largeSize = 12 * 60
 
-// TestLargeServiceDelaysNobody: a Service with very many frontends is written in steps, and a change of another Service that
-// comes meanwhile is written before the large one is complete.
+// TestLargeServiceDelaysNobody: a Service with very many frontends is written in steps, and a
+// change of another Service that comes meanwhile is written before the large one is complete.
 func TestLargeServiceDelaysNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -88,7 +88,8 @@ func TestLargeServiceDelaysNobody(t *testing.T) {
 	})
 }
 
-// TestLargeServiceChangesMeanwhile: one that changes all the time is complete now and then, and in the end as it should be.
+// TestLargeServiceChangesMeanwhile: one that changes all the time is complete now and then, and in
+// the end as it should be.
 func TestLargeServiceChangesMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -124,8 +125,8 @@ func TestLargeServiceChangesMeanwhile(t *testing.T) {
 	})
 }
 
-// TestLargeServiceAtStart: on a node without rules the others come first and nothing counts as written before all is; what
-// an earlier process wrote is changed in one write.
+// TestLargeServiceAtStart: on a node without rules the others come first and nothing counts as
+// written before all is; what an earlier process wrote is changed in one write.
 func TestLargeServiceAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -161,7 +162,8 @@ func TestLargeServiceAtStart(t *testing.T) {
 	})
 }
 
-// TestLargeServiceRefused: a large Service that the kernel refuses half-way is set aside as a whole.
+// TestLargeServiceRefused: a large Service that the kernel refuses half-way is set aside as a
+// whole.
 func TestLargeServiceRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

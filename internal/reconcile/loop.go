@@ -13,59 +13,61 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Feed collects changes of the cluster's objects from other goroutines.
+// Feed collects changes of the cluster's objects, made by other goroutines.
 type Feed interface {
-	// Wake receives when there is something to drain, and when Synced becomes true.
+	// Wake signals that there is something to drain, and that Synced became true.
 	Wake() <-chan struct{}
-	// Drain moves what was collected into the store.
+	// Drain moves the collected changes into the store.
 	Drain(*cluster.Store) cluster.Drained
-	// Synced says that the first lists of Services, EndpointSlices and the node are complete.
+	// Synced reports whether the first lists of Services, EndpointSlices and the node are complete.
 	Synced() bool
 }
 
-// Flows removes connection-tracking entries that lead elsewhere than the rules do.
+// Flows removes connection-tracking entries that contradict the rules.
 type Flows interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Submit asks for removal according to all updates so far; it does not wait. written says by fwd.Family.Index where the
-	// kernel has the rules by now; what is to be removed in the other family waits. all says that also flows may be stale
-	// whose Services did not change since the last Submit.
+	// Submit requests removal according to all updates so far; it does not block. written says, by
+	// fwd.Family.Index, which kernels have the rules; removal in the other family waits. all says
+	// that flows of Services that did not change since the last Submit may be stale too.
 	Submit(written [2]bool, all bool)
 }
 
-// Checks answers load balancers that ask whether a Service has endpoints on this node.
+// Checks answers health checks of load balancers: whether a Service has endpoints on this node.
 type Checks interface {
 	// Update takes in changes of the table, in memory.
 	Update(fwd.Changes)
-	// Programmed says that the kernel has the rules of all updates so far in one family. It does not wait.
+	// Programmed reports that one family's kernel has the rules of all updates so far. It does not
+	// block.
 	Programmed(fwd.Family)
 }
 
-// Events tells users about their Services. It does not wait.
+// Events reports problems of Services to their users. It does not block.
 type Events interface {
 	// Warn makes a Warning event on a Service; reason is one word in CamelCase.
 	Warn(s fwd.Service, reason, message string)
 }
 
-// Monitor follows what the loop does, for metrics and health. It does not wait.
+// Monitor follows the loop, for metrics and health. Its methods do not block.
 type Monitor interface {
-	// Queued says that a change waits to be written, since then.
+	// Queued reports that a change has been waiting to be written since then.
 	Queued(since time.Time)
-	// Synced reports a sync, also one that took events in and had nothing to write.
+	// Synced reports a sync, including one that took in events and had nothing to write.
 	Synced(Sync)
-	// Verified says that a reading of the kernel found all that is wanted in one family, and nothing to repair.
+	// Verified reports that a reading of one family's kernel found everything, with nothing to
+	// repair.
 	Verified(f fwd.Family, at time.Time)
 	// Node reports new facts about the node.
 	Node(cluster.Node)
-	// Configured says that the Config is another one from now on.
+	// Configured reports a new Config.
 	Configured(*config.Config)
 }
 
-// Options are what a Loop works with. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift, OnWritten and OnVerified
-// may be nil.
+// Options configure a Loop. Flows, Checks, Events, Monitor, LocalAddrs, AddrChanges, Drift,
+// OnWritten and OnVerified may be nil.
 type Options struct {
 	Config *config.Config
-	// Configs receives a Config to go on with, made by Apply of the one before; it may be nil.
+	// Configs delivers new Configs, each made by Apply of the previous one; it may be nil.
 	Configs  <-chan *config.Config
 	Feed     Feed
 	Backends backend.Families
@@ -73,14 +75,16 @@ type Options struct {
 	Checks   Checks
 	Events   Events
 	Monitor  Monitor
-	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges receives when they may have changed.
+	// LocalAddrs lists the addresses of the node's interfaces; AddrChanges signals that they may
+	// have changed.
 	LocalAddrs  func() ([]netip.Addr, error)
 	AddrChanges <-chan struct{}
-	// Drift receives when others may have changed what a Backend wrote; the family is read back soon.
+	// Drift signals that other programs may have changed what a Backend wrote; the family is read
+	// back soon.
 	Drift <-chan backend.Drift
-	// OnWritten is called once for each family, after everything was written for the first time. OnVerified is called once for
-	// each family, after a reading of the kernel has found all of it: only then nothing else is needed to forward. Both run in
-	// the loop's goroutine.
+	// OnWritten is called once for each family, after everything was written for the first time.
+	// OnVerified is called once for each family, after a reading of the kernel found all of it, so
+	// that other dataplanes are no longer needed. Both run in the loop's goroutine.
 	OnWritten, OnVerified func(fwd.Family)
 	Logger                *slog.Logger
 }
@@ -94,21 +98,21 @@ type Loop struct {
 	families []*family
 	// news is what came in and is not in the table yet.
 	news news
-	// podCIDRs are what detect-local mode NodeCIDR works with.
+	// podCIDRs follows the node's podCIDRs for detect-local mode NodeCIDR.
 	podCIDRs podCIDRs
 	// wanted is what the kernel is to hold.
 	wanted     wanted
 	quarantine quarantine
 	reports    reports
-	// readings receives the readings that have ended; readers are the goroutines that make them.
+	// readings delivers finished readings; readers are the goroutines that make them.
 	readings chan *reading
 	readers  sync.WaitGroup
-	// knownAt is when the feed and the node first said enough to decide about packets, lastEnd the end of the last sync that
-	// changed something; both are zero before.
+	// knownAt is when the feed and the node were first complete, lastEnd the end of the last sync
+	// that changed something; both are zero before.
 	knownAt, lastEnd time.Time
 }
 
-// New returns a Loop that has done nothing yet.
+// New returns a Loop. Call Run to start it.
 func New(o Options) *Loop {
 	l := &Loop{Options: o, log: o.Logger, news: news{any: true, addrs: true, header: true}}
 	for i, b := range o.Backends {
@@ -122,7 +126,8 @@ func New(o Options) *Loop {
 	return l
 }
 
-// Run works until the context ends, which is no error. An error means that the process must be restarted to go on.
+// Run runs the loop until the context ends, which is no error. After an error the process must be
+// restarted.
 func (l *Loop) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer l.readers.Wait()
@@ -164,7 +169,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	}
 }
 
-// act does what is due at that time.
+// act does what is due now.
 func (l *Loop) act(ctx context.Context, now time.Time) error {
 	if at, due := l.podCIDRs.next(); due && !now.Before(at) {
 		if err := l.podCIDRs.check(l, now); err != nil {
@@ -190,7 +195,7 @@ func (l *Loop) act(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// next is when act has to be called again without news, if ever.
+// next is when act has to be called again if nothing comes in before; ok is false for never.
 func (l *Loop) next() (next time.Time, ok bool) {
 	consider := func(at time.Time, due bool) {
 		if due && (!ok || at.Before(next)) {
@@ -208,7 +213,7 @@ func (l *Loop) next() (next time.Time, ok bool) {
 	return next, ok
 }
 
-// family returns a family that the node serves, or nil.
+// family returns a family, or nil if the node does not serve it.
 func (l *Loop) family(f fwd.Family) *family {
 	for _, fam := range l.families {
 		if fam.Family == f {
@@ -218,7 +223,7 @@ func (l *Loop) family(f fwd.Family) *family {
 	return nil
 }
 
-// configure goes on with another Config. A shorter SyncPeriod counts from the next verification on.
+// configure applies a new Config. A shorter SyncPeriod takes effect after the next verification.
 func (l *Loop) configure(c *config.Config) {
 	l.Config = c
 	if l.Monitor != nil {

@@ -195,8 +195,11 @@ func TestBackoff(t *testing.T) {
 		if n := h.count("sync failed"); n < 5 || n > 11 {
 			t.Errorf("logged %d times in five minutes, want at most once in 30s", n)
 		}
-		// Changes neither shorten the wait nor make anybody read: they go to the other family alone, and the next attempt takes
-		// all of them.
+		// Changes neither shorten the wait nor make anybody read: they go to the other family
+		// alone, and the next attempt takes all of them.
+		for n := k[0].writes; k[0].writes == n; { // the next attempt is then half a minute away
+			h.after(time.Second)
+		}
 		attempts, reads := k[0].writes, k[0].reads+k[1].reads
 		for i := range 5 {
 			h.feed.put(service(3, i))
@@ -249,7 +252,8 @@ func TestVerifyUnderConstantChange(t *testing.T) {
 	})
 }
 
-// One failed verification is no failed sync: no update waits for another reading. Many in a row are.
+// One failed verification is no failed sync: no update waits for another reading. Many in a row
+// are.
 func TestFailedVerify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -296,8 +300,8 @@ func TestDriftIsRepairedWhenTold(t *testing.T) {
 		if k[1].reads != others {
 			t.Error("the other family was read too")
 		}
-		// Whoever changes the rules all the time cannot make us read all the time: pauses double until a fiftieth of the time
-		// goes into it.
+		// Whoever changes the rules all the time cannot make us read all the time: pauses double
+		// until a fiftieth of the time goes into it.
 		reads := k[0].reads
 		for range 600 {
 			h.drift <- hint
@@ -317,7 +321,8 @@ func TestDriftIsRepairedWhenTold(t *testing.T) {
 	})
 }
 
-// A reading that takes long neither holds up a change nor takes what was written meanwhile for drift.
+// A reading that takes long neither holds up a change nor takes what was written meanwhile for
+// drift.
 func TestSlowVerify(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -403,7 +408,7 @@ func TestNodeCIDR(t *testing.T) {
 				t.Errorf("podCIDR %q: pods are known by %s, want %s", step.cidr, got, step.want)
 			}
 		}
-		if n := h.count("the node has other podCIDRs"); n != 2 {
+		if n := h.count("the node's podCIDRs changed"); n != 2 {
 			t.Errorf("%d lines:\n%s", n, h.log)
 		}
 		if err := h.stop(t); err != nil {
@@ -541,7 +546,8 @@ func TestReports(t *testing.T) {
 	})
 }
 
-// A change of endpoints that asks for nothing new is in the kernel at once: it does not wait for the next one that does.
+// A change of endpoints that asks for nothing new is in the kernel at once: it does not wait for
+// the next one that does.
 func TestTriggersOfAChangeWithoutAMeaning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := running(t, &[2]fakeKernel{})
@@ -583,8 +589,9 @@ func TestTriggersByFamily(t *testing.T) {
 	})
 }
 
-// Verified waits for a reading of the kernel after the first complete write, which follows at once; a kernel that has
-// everything already is verified by the reading before the write that is not needed.
+// Verified waits for a reading of the kernel after the first complete write, which follows at once;
+// a kernel that has everything already is verified by the reading before the write that is not
+// needed.
 func TestVerified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -618,7 +625,8 @@ func TestVerified(t *testing.T) {
 	})
 }
 
-// What a reading finds missing after the first write is written again, and only the reading after that verifies.
+// What a reading finds missing after the first write is written again, and only the reading after
+// that verifies.
 func TestNotVerifiedWhatIsMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}
@@ -689,7 +697,8 @@ func TestSlowBackendEndsWithContext(t *testing.T) {
 	})
 }
 
-// A changed Config is in force without a restart: Services are compiled again where it matters to them, and only then.
+// A changed Config is in force without a restart: Services are compiled again where it matters to
+// them, and only then.
 func TestConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

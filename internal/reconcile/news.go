@@ -11,19 +11,21 @@ import (
 	"github.com/fairlead/fairlead/internal/config"
 )
 
-// news says what came in since the table was last brought up to date.
+// news is what came in since the table was last updated.
 type news struct {
-	// any says that there is something, addrs that the node's addresses may be others, and header that what depends on the
-	// node or the Config has to be worked out again.
+	// any says that there is something, addrs that the node's addresses may have changed, and
+	// header that the table's header has to be computed again because the node or the Config
+	// changed.
 	any, addrs, header bool
-	// unreported is what was drained and is not reported yet.
+	// unreported is what was drained and has not been reported to the Monitor.
 	unreported cluster.Drained
 }
 
-// firstReadingTimeout is how long the first sync waits for a family whose kernel is still being read.
+// firstReadingTimeout is how long the first sync waits for a family whose kernel is still being
+// read.
 const firstReadingTimeout = 5 * time.Second
 
-// nextChange is when news may be taken in, if there are any.
+// nextChange is when the next sync is due: for news, or for the next step of a large change.
 func (l *Loop) nextChange() (time.Time, bool) {
 	more := len(l.wanted.gradual) > 0 && l.podCIDRs.known(l.Config)
 	if !l.news.any && !more {
@@ -50,7 +52,7 @@ func (l *Loop) nextChange() (time.Time, bool) {
 	return at, true
 }
 
-// takeNews moves the feed's news into the store and, once a kernel was read, writes what follows from them.
+// takeNews drains the feed and, if a kernel was read, writes the changes.
 func (l *Loop) takeNews(ctx context.Context, now time.Time) error {
 	if !l.Feed.Synced() {
 		l.news.any = false
@@ -73,7 +75,7 @@ func (l *Loop) takeNews(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// drain moves the feed's news into the store.
+// drain moves the feed's changes into the store.
 func (l *Loop) drain() {
 	d, sum := l.Feed.Drain(&l.wanted.store), &l.news.unreported
 	sum.Services += d.Services
@@ -89,7 +91,7 @@ func (l *Loop) drain() {
 	}
 }
 
-// queued says that something waits to be written.
+// queued reports that something is waiting to be written.
 func (l *Loop) queued(since time.Time) {
 	if l.Monitor != nil {
 		l.Monitor.Queued(since)
@@ -101,14 +103,14 @@ const podCIDRTimeout = 5 * time.Minute
 
 // podCIDRs follows the node's podCIDRs in mode NodeCIDR.
 type podCIDRs struct {
-	// inForce are those that the mode works with, nil before there were any.
+	// inForce are the podCIDRs in use, nil before there were any.
 	inForce []netip.Prefix
-	// missingSince is when it was first seen that there are none.
+	// missingSince is when the node was first seen without podCIDRs.
 	missingSince time.Time
 }
 
-// check follows the node, and gives up where it has no podCIDR for too long. Other ones than at startup count from now on;
-// where a Node loses them, those that it had stay.
+// check follows the node. It returns an error if the node has had no podCIDR for too long. Changed
+// podCIDRs take effect at once; a Node that loses them keeps the last ones.
 func (p *podCIDRs) check(l *Loop, now time.Time) error {
 	if l.Config.DetectMode != config.DetectNodeCIDR {
 		return nil
@@ -117,27 +119,27 @@ func (p *podCIDRs) check(l *Loop, now time.Time) error {
 	switch {
 	case len(have) > 0:
 		if p.inForce != nil && !slices.Equal(have, p.inForce) {
-			l.log.Warn("the node has other podCIDRs, pods with addresses of the old ones count as sources outside of the cluster",
+			l.log.Warn("the node's podCIDRs changed; pods in the old ones count as sources outside of the cluster",
 				"podCIDRs", have, "before", p.inForce)
 		}
 		p.inForce = have
 	case p.inForce != nil:
 	case p.missingSince.IsZero():
 		p.missingSince = now
-		l.log.Warn("waiting for the node's podCIDR, which --detect-local-mode NodeCIDR needs; nothing is written before",
+		l.log.Warn("waiting for the node's podCIDR, which --detect-local-mode NodeCIDR needs; no rules are written before",
 			"node", l.Config.NodeName, "timeout", podCIDRTimeout)
 	case now.Sub(p.missingSince) >= podCIDRTimeout:
-		return fmt.Errorf("node %q has no podCIDR after %v, which --detect-local-mode NodeCIDR needs: let the controller manager allocate one or choose another mode", l.Config.NodeName, podCIDRTimeout)
+		return fmt.Errorf("node %q has no podCIDR after %v, which --detect-local-mode NodeCIDR needs: let the controller manager allocate one, or choose another mode", l.Config.NodeName, podCIDRTimeout)
 	}
 	return nil
 }
 
-// next is when check has to be called again, if ever.
+// next is when check has to be called again; ok is false for never.
 func (p *podCIDRs) next() (time.Time, bool) {
 	return p.missingSince.Add(podCIDRTimeout), !p.missingSince.IsZero() && p.inForce == nil
 }
 
-// known says that the mode has what it needs.
+// known reports whether the mode has what it needs.
 func (p *podCIDRs) known(c *config.Config) bool {
 	return c.DetectMode != config.DetectNodeCIDR || p.inForce != nil
 }

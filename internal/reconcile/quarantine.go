@@ -10,24 +10,26 @@ import (
 )
 
 const (
-	// firstTrial is the wait before a refused Service is tried again if its objects change. It doubles up to the SyncPeriod.
+	// firstTrial is the wait before a refused Service is tried again if its objects change. It
+	// doubles up to the SyncPeriod.
 	firstTrial = time.Second
-	// longestTrial is, in SyncPeriods, the longest wait before one is tried again that did not change.
+	// longestTrial is, in SyncPeriods, the longest wait before one is tried again that did not
+	// change.
 	longestTrial = 10
-	// relapse is how long an accepted Service is remembered: refused again within that time it is the same trouble, of which
-	// users have been told.
+	// relapse is how long an accepted Service is remembered: if it is refused again within that
+	// time, users are not told again.
 	relapse = 10 * time.Minute
 )
 
-// standing is where a Service stands that the kernel refused.
+// standing is the state of a Service that the kernel refused.
 type standing uint8
 
 const (
-	// leftOut is one that is not in the table.
+	// leftOut: it is not in the table.
 	leftOut standing = iota
-	// onTrial is one that is in the table again, and not written to all families yet.
+	// onTrial: it is in the table again, and not written to all families yet.
 	onTrial
-	// accepted is one that is in the kernel.
+	// accepted: it is in the kernel.
 	accepted
 )
 
@@ -37,7 +39,7 @@ type refusal struct {
 	// by is the family that refused it last; since is when that was, or when it was accepted.
 	by    *family
 	since time.Time
-	// asked says that a reading was asked for, after which it can be tried again.
+	// asked says that a reading was requested, after which it can be tried again.
 	asked bool
 	// count is the number of refusals.
 	count int
@@ -53,8 +55,8 @@ func (r *refusal) trialAt(period time.Duration) time.Time {
 	return r.since.Add(doubled(period, r.count, longestTrial*period))
 }
 
-// quarantine keeps the Services that the kernel refuses from standing in the way of the others. Each is tried again by
-// itself, at growing distances, so that what is wrong with it delays nobody.
+// quarantine holds the Services that the kernel refuses, so that they do not block the others. Each
+// is tried again alone, at growing intervals.
 type quarantine struct {
 	refusals map[fwd.Service]*refusal
 }
@@ -69,7 +71,8 @@ func (q *quarantine) len() (n int) {
 	return n
 }
 
-// holdsBack says that a Service whose objects changed stays out of the table until it is tried again.
+// holdsBack reports whether a Service whose objects changed stays out of the table until it is
+// tried again.
 func (l *Loop) holdsBack(owner fwd.Service) bool {
 	r := l.quarantine.refusals[owner]
 	if r != nil && l.wanted.store.Service(owner) == nil {
@@ -83,8 +86,8 @@ func (l *Loop) holdsBack(owner fwd.Service) bool {
 	return true
 }
 
-// setAside takes a refused Service out of the table. It reports whether it was in there. Users are told once, however often
-// it changes and is refused again.
+// setAside takes a refused Service out of the table and reports whether it was there. Users are
+// told once, however often it changes and is refused again.
 func (l *Loop) setAside(owner fwd.Service, by *family, answer error) bool {
 	if !l.update(l.wanted.table.Remove(owner)) {
 		return false
@@ -104,7 +107,7 @@ func (l *Loop) setAside(owner fwd.Service, by *family, answer error) bool {
 	return true
 }
 
-// nextTrial is which Service is tried again next, and when, if any.
+// nextTrial returns which Service is tried again next, and when; due is false for none.
 func (l *Loop) nextTrial() (owner fwd.Service, at time.Time, due bool) {
 	for o, r := range l.quarantine.refusals {
 		if r.standing != leftOut || !r.by.read || r.asked && !r.known() {
@@ -117,11 +120,12 @@ func (l *Loop) nextTrial() (owner fwd.Service, at time.Time, due bool) {
 	return owner, at, due
 }
 
-// known says that the kernel was read since it refused the Service: it may have taken a part.
+// known reports whether the kernel was read since it refused the Service, of which it may have
+// taken a part.
 func (r *refusal) known() bool { return r.by.readAt.After(r.since) }
 
-// try puts one refused Service into the table again and writes it, after everything else was written. Where the kernel has
-// to be read first, that is asked for.
+// try puts a refused Service into the table again and writes it. If the kernel has to be read
+// first, try requests a reading.
 func (l *Loop) try(ctx context.Context, owner fwd.Service) {
 	rep, r := Sync{Start: time.Now()}, l.quarantine.refusals[owner]
 	if !r.known() {

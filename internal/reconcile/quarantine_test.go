@@ -79,8 +79,8 @@ func TestRefusedServiceIsDeleted(t *testing.T) {
 	})
 }
 
-// TestQuarantineDelaysNobody: a refused Service whose endpoints churn neither makes the loop read the kernel, nor is it written
-// together with others; users are told once.
+// TestQuarantineDelaysNobody: a refused Service whose endpoints churn neither makes the loop read
+// the kernel, nor is it written together with others; users are told once.
 func TestQuarantineDelaysNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := &[2]fakeKernel{}

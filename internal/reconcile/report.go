@@ -12,43 +12,48 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// Sync is the report of one attempt to bring the kernel up to date, in one family or in both.
+// Sync is the report of one attempt to update the kernel, in one family or both.
 type Sync struct {
 	Start, End time.Time
-	// Families tells by fwd.Family.Index how it went there.
+	// Families has the result of each family, by fwd.Family.Index.
 	Families [2]FamilySync
-	// Services, Frontends and Endpoints count what is in the table; an endpoint counts once for each service port that it is
-	// chosen for. Conflicts counts the keys that a Service claims and another one has.
+	// Services, Frontends and Endpoints count what is in the table; an endpoint counts once for
+	// each service port that it is chosen for. Conflicts counts the keys that a Service claims and
+	// another one has.
 	Services, Frontends, Endpoints, Conflicts int
-	// ServiceEvents and SliceEvents count changes of objects that this sync took in.
+	// ServiceEvents and SliceEvents count the changes of objects that this sync took in.
 	ServiceEvents, SliceEvents int
-	// LocalPolicyEmpty counts, by fwd.Family.Index, service ports whose internal (0) or external (1) policy Local has no
-	// endpoint on this node.
+	// LocalPolicyEmpty counts, by fwd.Family.Index, service ports whose internal (0) or external
+	// (1) policy Local has no endpoint on this node.
 	LocalPolicyEmpty [2][2]int
 	// Quarantined counts the Services that the kernel refuses.
 	Quarantined int
 }
 
-// FamilySync is the part of a Sync that one family has.
+// FamilySync is the result of a Sync in one family.
 type FamilySync struct {
-	// Tried says that the kernel was read or written, or would have been if something had been pending. It is false where the
-	// family waits for its next attempt, or has no part in this sync.
+	// Tried says that the kernel was read or written, or would have been if something had been
+	// pending. It is false where the family waits for its next attempt, or has no part in this
+	// sync.
 	Tried bool
 	// End is when that was done.
 	End time.Time
-	// Failed says that not everything wanted is in the kernel, since this attempt failed, or an earlier one if Tried is false.
+	// Failed says that the kernel lacks something because this attempt failed, or an earlier one if
+	// Tried is false.
 	Failed bool
-	// Unread says that it failed since the kernel could not be read, so that nothing was written.
+	// Unread says that the kernel could not be read, so that nothing was written.
 	Unread bool
-	// Full says that the kernel was read before it was written: at the start, after a failure, and to verify.
+	// Full says that the kernel was read before it was written: at the start, after a failure, and
+	// to verify.
 	Full bool
 	// Applying is how long the backend took to write.
 	Applying time.Duration
-	// Triggers are the times of the endpoint changes that are in the kernel since this sync.
+	// Triggers are the times of the endpoint changes that this sync completed.
 	Triggers []time.Time
 	// Result counts what was written.
 	Result backend.Result
-	// Drifted counts objects that others had changed, Drift is the hint that led to finding them, nil if none did.
+	// Drifted counts objects that other programs had changed; Drift is the hint that led to them,
+	// nil for none.
 	Drifted int
 	Drift   *backend.Drift
 
@@ -56,17 +61,19 @@ type FamilySync struct {
 	verified bool
 }
 
-// eventful says that something was written, or failed to be read or written.
+// eventful reports whether something was written, or could not be read or written.
 func (s *Sync) eventful() bool {
 	return slices.ContainsFunc(s.Families[:], func(p FamilySync) bool { return p.Result != backend.Result{} || p.Tried && p.Failed })
 }
 
 // outcome is what a sync has achieved, for those who follow the loop.
 type outcome struct {
-	// written are the families in which everything in the table is in the kernel; first are those in which it is so for the
-	// first time, verified those in which a reading found all of it, and nothing had to be repaired.
+	// written are the families in which everything in the table is in the kernel; first are those
+	// in which it is so for the first time, verified those in which a reading found all of it, and
+	// nothing had to be repaired.
 	written, first, verified []*family
-	// recovered says that a family works again, suspect that flows of Services that did not change may be stale.
+	// recovered says that a family works again, suspect that flows of Services that did not change
+	// may be stale.
 	recovered, suspect bool
 }
 
@@ -164,7 +171,7 @@ func (l *Loop) verified(f *family, at time.Time) {
 	}
 }
 
-// monitor completes a report and hands it on.
+// monitor completes a report and passes it to the Monitor.
 func (l *Loop) monitor(rep *Sync) {
 	if l.Monitor == nil {
 		l.news.unreported = cluster.Drained{}
@@ -240,7 +247,7 @@ func (l *Loop) warn(owner fwd.Service, reason, message string) {
 	}
 }
 
-// reportProblems tells of what could not be honoured in a Service, when that changed.
+// reportProblems reports what cannot be honoured in a Service, when that changed.
 func (l *Loop) reportProblems(owner fwd.Service, problems []compile.Problem) {
 	if len(problems) == 0 {
 		l.reports.forget(owner)
@@ -259,7 +266,7 @@ func (l *Loop) reportProblems(owner fwd.Service, problems []compile.Problem) {
 	l.warn(owner, "NotHonoured", text)
 }
 
-// reportConflicts tells of keys that two Services claim, when that changed.
+// reportConflicts reports keys that two Services claim, when that changed.
 func (l *Loop) reportConflicts() {
 	now := make(map[fwd.Conflict]struct{})
 	for _, c := range l.wanted.table.Conflicts() {
@@ -273,7 +280,7 @@ func (l *Loop) reportConflicts() {
 	l.reports.conflicts = now
 }
 
-// reportWarnings logs what the operator probably did not mean, when it is new.
+// reportWarnings logs new warnings about the configuration.
 func (l *Loop) reportWarnings(warnings []string) {
 	now := make(map[string]struct{})
 	for _, w := range warnings {

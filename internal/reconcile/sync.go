@@ -11,7 +11,8 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// sync writes what follows from news, in the families whose kernel is known. The others get it after their next reading.
+// sync updates the table and writes the families whose kernel is known. The others are written
+// after their next reading.
 func (l *Loop) sync(ctx context.Context) {
 	rep := Sync{Start: time.Now()}
 	changed := false
@@ -31,24 +32,26 @@ func (l *Loop) sync(ctx context.Context) {
 	}
 }
 
-// pieceSize is how many Services are written at once on a node that has no rules. A piece of 10 endpoints each takes
-// about 30 ms, compilation included.
-const pieceSize = 500
+// batchSize is how many Services are written at once on a node without rules. A batch of Services
+// with 10 endpoints each takes about 30 ms, compilation included.
+const batchSize = 500
 
-// piece is how many Services that are not critical one write may hold; 0 stands for all. A restore of iptables costs what
-// there is already, all of it in the legacy userland, so that pieces would make the whole slower.
-func (l *Loop) piece() int {
+// batch is the maximum number of Services that are not critical in one write; 0 means all. The cost
+// of iptables-restore depends on the rules that exist already, so batches would make the whole
+// slower.
+func (l *Loop) batch() int {
 	if l.Config.Mode == config.ModeIPTables {
 		return 0
 	}
-	return pieceSize
+	return batchSize
 }
 
-// load brings up families that have no rules yet: at first what every node has, which includes masquerading, and the critical
-// Services; then the others in pieces, of which the last is left to the caller, who writes to all families.
+// load starts families that have no rules yet: first the rules that every node has, which include
+// masquerading, with the critical Services; then the others in batches. The caller writes the last
+// batch, to all families.
 //
-// Where a kernel holds rules of an earlier run nothing is written: as long as not everything is known, nobody can say which
-// of them are needed, so they serve until the caller writes the difference.
+// On a kernel with rules of an earlier process load writes nothing: those rules serve until
+// everything is known and the caller writes the difference.
 func (l *Loop) load(ctx context.Context, rep *Sync) (changed bool) {
 	changed = l.refreshHeader(false)
 	bare := slices.DeleteFunc(l.writable(), func(f *family) bool { return !f.backend.Bare() })
@@ -67,10 +70,10 @@ func (l *Loop) load(ctx context.Context, rep *Sync) (changed bool) {
 	}
 	if urgent > 0 && urgent < len(names) {
 		if put(urgent); len(bare) > 0 {
-			l.log.Info("critical Services are in force", "services", urgent, "left", len(left), "duration", time.Since(rep.Start))
+			l.log.Info("critical Services are programmed", "services", urgent, "left", len(left), "duration", time.Since(rep.Start))
 		}
 	}
-	for n := l.piece(); n > 0 && len(left) > n && len(bare) > 0 && ctx.Err() == nil; {
+	for n := l.batch(); n > 0 && len(left) > n && len(bare) > 0 && ctx.Err() == nil; {
 		put(n)
 	}
 	return l.take(left) || changed
@@ -84,8 +87,8 @@ func (l *Loop) rank(name fwd.Service) int {
 	return 1
 }
 
-// write writes what is pending in the families that are due. Where a kernel refuses a Service, it is set aside and what is
-// left is written, in all of the others too that are writable.
+// write writes what is pending in the families that are due. If a kernel refuses a Service, the
+// Service is quarantined and what is left is written, in all writable families.
 func (l *Loop) write(ctx context.Context, rep *Sync, due, writable []*family) {
 	for len(due) > 0 {
 		refused := false
@@ -98,7 +101,8 @@ func (l *Loop) write(ctx context.Context, rep *Sync, due, writable []*family) {
 	}
 }
 
-// writeFamily writes what is pending in one family. It reports whether Services were set aside, so that not all is written.
+// writeFamily writes what is pending in one family. It reports whether Services were quarantined,
+// so that the rest is still to be written.
 func (l *Loop) writeFamily(ctx context.Context, f *family, part *FamilySync) (refused bool) {
 	start := time.Now()
 	err := l.apply(ctx, f, part)
@@ -115,8 +119,8 @@ func (l *Loop) writeFamily(ctx context.Context, f *family, part *FamilySync) (re
 	return refused
 }
 
-// apply writes what is pending in one family. The kernel may refuse something because others changed what is in it: it is read
-// before anybody is blamed who was not blamed before.
+// apply writes what is pending in one family. A kernel may refuse something because other programs
+// changed its content: it is read before a Service is blamed for the first time.
 func (l *Loop) apply(ctx context.Context, f *family, part *FamilySync) error {
 	res, err := f.backend.Apply(ctx)
 	part.Result = part.Result.Add(res)
@@ -132,7 +136,7 @@ func (l *Loop) apply(ctx context.Context, f *family, part *FamilySync) error {
 	return err
 }
 
-// culprits are the Services that were refused.
+// culprits returns the Services that were refused.
 func culprits(err error) []fwd.Service {
 	var fe *backend.FamilyError
 	if errors.As(err, &fe) && fe.Refused {

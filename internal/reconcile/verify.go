@@ -7,28 +7,31 @@ import (
 	"github.com/fairlead/fairlead/internal/backend"
 )
 
-// verifyShare bounds what verification costs: it takes at most one part in so many of the time. Reading back what
-// 10,000 Services need takes seconds with iptables' nft userland.
+// verifyShare limits the cost of verification to one part in so many of the time. Reading the rules
+// of 10,000 Services takes seconds with iptables' nft userland.
 const verifyShare = 50
 
-// verifyTries is how often in a row reading back may fail before it counts as failure of a sync. A reading fails now and
-// then while others write.
+// verifyTries is how many readings in a row may fail before that counts as a failed sync. A reading
+// fails now and then while other programs write.
 const verifyTries = 3
 
-// hintDelay is the time between a hint and the reading that it asks for: whoever changes something changes more.
+// hintDelay is the time between a hint and its reading: one change of another program is often
+// followed by more.
 const hintDelay = 50 * time.Millisecond
 
 // verifyPlan says when one family's kernel is read back.
 type verifyPlan struct {
-	// at is when it is due whether or not there is a hint.
+	// at is when a reading is due without a hint.
 	at time.Time
-	// drift is the first hint since the last reading began, nil for none; hintAt is when it makes a reading due.
+	// drift is the first hint since the last reading began, nil for none; hintAt is when its
+	// reading is due.
 	drift  *backend.Drift
 	hintAt time.Time
-	// pause is the time between two readings that hints ask for, and rest the end of the one that goes on. It doubles, so
-	// that a fight with another program ends in few readings, and is forgotten after as long a time without a hint.
-	pause time.Duration
-	rest  time.Time
+	// pause is the time between two readings for hints, and pauseEnd the end of the present pause.
+	// It doubles, so that a fight with another program costs few readings, and is reset after as
+	// long a time without a hint.
+	pause    time.Duration
+	pauseEnd time.Time
 	// failed counts readings in a row that failed.
 	failed int
 }
@@ -38,23 +41,23 @@ func (p *verifyPlan) hint(d backend.Drift, now time.Time) {
 	if p.drift != nil {
 		return
 	}
-	if now.After(p.rest.Add(p.pause)) {
+	if now.After(p.pauseEnd.Add(p.pause)) {
 		p.pause = 0
 	}
 	p.drift, p.hintAt = &d, now.Add(hintDelay)
 }
 
-// soon makes a reading due at once, or when the pause between readings is over.
+// soon makes a reading due now, or at the end of the pause.
 func (p *verifyPlan) soon(now time.Time) {
-	p.at = later(now, p.rest)
+	p.at = later(now, p.pauseEnd)
 }
 
-// next is when the kernel is to be read back.
+// next is when the kernel is to be read again.
 func (p *verifyPlan) next() time.Time {
 	if p.drift == nil {
 		return p.at
 	}
-	return earlier(p.at, later(p.hintAt, p.rest))
+	return earlier(p.at, later(p.hintAt, p.pauseEnd))
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -71,31 +74,31 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// ended plans the next reading, after one that took so long and was asked for by a hint or not.
+// ended plans the next reading after one that took that long; hinted says that a hint caused it.
 func (p *verifyPlan) ended(now time.Time, took, period time.Duration, hinted bool) {
 	share := verifyShare * took
 	p.at = now.Add(max(period, share))
 	if hinted {
 		p.pause = min(max(2*p.pause, took, hintDelay), max(share, time.Second))
-		p.rest = now.Add(p.pause)
+		p.pauseEnd = now.Add(p.pause)
 	}
 }
 
-// reading is a reading of one family's kernel, made beside the loop's work: no update waits for it.
+// reading is a reading of one family's kernel, in a goroutine: no update waits for it.
 type reading struct {
 	backend.Reading
 	family *family
-	// drift is the hint that asked for it, nil if none did.
+	// drift is the hint that caused it, nil for none.
 	drift *backend.Drift
-	// void says that a write has failed since it began.
+	// void says that a write failed since it began.
 	void  bool
 	began time.Time
 	took  time.Duration
 	err   error
 }
 
-// nextReading is when a family's kernel is to be read, if at all: before the first write, before the retry after a failure,
-// and to verify.
+// nextReading is when a family's kernel is to be read: before the first write, before the retry
+// after a failure, and to verify. ok is false for never.
 func (l *Loop) nextReading(f *family) (time.Time, bool) {
 	switch {
 	case f.reading != nil || l.knownAt.IsZero():
@@ -117,8 +120,8 @@ func (l *Loop) beginReading(ctx context.Context, f *family) {
 	})
 }
 
-// endReading takes in what was read and repairs what is not as it should be. What was written since the reading began is
-// left out of it.
+// endReading accepts what was read, except what was written since the reading began, and repairs
+// the differences.
 func (l *Loop) endReading(ctx context.Context, r *reading) {
 	f, now := r.family, time.Now()
 	f.reading = nil
@@ -130,7 +133,7 @@ func (l *Loop) endReading(ctx context.Context, r *reading) {
 	part := &rep.Families[f.Index()]
 	if r.err != nil {
 		if f.plan.failed++; f.read && f.plan.failed < verifyTries {
-			l.log.Warn("cannot read the kernel back, trying again", "family", f.String(), "error", r.err, "at", f.plan.at)
+			l.log.Warn("cannot read the kernel back, retrying", "family", f.String(), "error", r.err, "at", f.plan.at)
 			return
 		}
 		l.fail(f, r.err)
@@ -140,7 +143,7 @@ func (l *Loop) endReading(ctx context.Context, r *reading) {
 	}
 	drifted, ok := r.Accept()
 	if !ok {
-		f.plan.soon(now) // meanwhile the kernel was read to find out whose rules it refuses
+		f.plan.soon(now) // the kernel was read meanwhile to find out whose rules it refuses
 		return
 	}
 	f.read, f.readAt, f.plan.failed = true, r.began, 0

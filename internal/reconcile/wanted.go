@@ -8,29 +8,30 @@ import (
 	"github.com/fairlead/fairlead/internal/fwd"
 )
 
-// wanted is what the cluster asks for: its objects, and the table that follows from them.
+// wanted is what the cluster asks for: its objects and the table made from them.
 type wanted struct {
 	store cluster.Store
 	table fwd.Table
 	facts compile.Facts
-	// addrs are those of the node's interfaces.
+	// addrs are the addresses of the node's interfaces.
 	addrs []netip.Addr
-	// gradual are the Services whose change is too large for one sync, in the order in which they are written.
+	// gradual are the Services whose change is too large for one sync, in the order in which they
+	// are written.
 	gradual []*gradual
-	// headerSent says that the backends know the header, loaded that all Services are in the table.
+	// headerSent says that the backends have the header, loaded that all Services were compiled.
 	headerSent, loaded bool
 	// localPolicyEmpty and endpoints are sums over the table.
 	localPolicyEmpty [2][2]int
 	endpoints        int
 }
 
-// refresh brings table and backends up to date with the store. It reports whether anything changed in them.
+// refresh updates the table and the backends from the store. It reports whether anything changed.
 func (l *Loop) refresh() bool {
 	changed := l.refreshHeader(true)
 	return l.take(l.wanted.store.TakeDirty()) || changed
 }
 
-// take brings the table up to date with some Services. It reports whether anything changed.
+// take updates the table for some Services. It reports whether anything changed.
 func (l *Loop) take(names []fwd.Service) (changed bool) {
 	for _, name := range names {
 		if !l.holdsBack(name) {
@@ -43,7 +44,7 @@ func (l *Loop) take(names []fwd.Service) (changed bool) {
 	return changed
 }
 
-// compile brings the table up to date with one Service. It reports whether anything changed.
+// compile updates the table for one Service. It reports whether anything changed.
 func (l *Loop) compile(owner fwd.Service) bool {
 	if l.wanted.postpone(owner) {
 		return false
@@ -63,13 +64,13 @@ func (l *Loop) compile(owner fwd.Service) bool {
 	return l.update(l.wanted.table.Put(target))
 }
 
-// refreshHeader works out the header and the facts again if what they come from changed. all says that all Services follow
-// before anything is written.
+// refreshHeader computes the header and the facts again if the node, its addresses or the Config
+// changed. all says that all Services are compiled before anything is written.
 func (l *Loop) refreshHeader(all bool) bool {
 	w := &l.wanted
 	if l.news.addrs && l.LocalAddrs != nil {
 		if addrs, err := l.LocalAddrs(); err != nil {
-			l.log.Warn("cannot list the node's addresses, working with those known before", "error", err)
+			l.log.Warn("cannot list the node's addresses, keeping the last known ones", "error", err)
 		} else {
 			w.addrs = addrs
 		}
@@ -86,7 +87,7 @@ func (l *Loop) refreshHeader(all bool) bool {
 	}
 	h := l.Config.Header(node, w.addrs)
 	l.Config.SetServiceCIDRs(&h, w.store.ServiceCIDRs())
-	if !all { // who is not in the table yet may still be served, by a kube-proxy whose place this takes
+	if !all { // a kube-proxy that this replaces may serve Services that are not in the table yet
 		h.DropUnallocated = false
 	}
 	ch := w.table.SetHeader(h)
@@ -97,7 +98,7 @@ func (l *Loop) refreshHeader(all bool) bool {
 	return l.update(ch)
 }
 
-// update hands changes of the table on.
+// update passes changes of the table to the backends and others.
 func (l *Loop) update(ch fwd.Changes) bool {
 	if ch.Empty() {
 		return false
