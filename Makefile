@@ -45,7 +45,7 @@ manifests: ## Render the kustomize directories and the chart into manifests/test
 
 # Separate targets, so that "make -k" continues after one fails.
 .PHONY: lint lint-vet lint-staticcheck lint-format lint-tidy lint-complexity lint-deadcode lint-width
-lint: lint-vet lint-staticcheck lint-format lint-tidy ## Run go vet, staticcheck, gofmt and go mod tidy
+lint: lint-vet lint-staticcheck lint-complexity lint-deadcode lint-format lint-width lint-tidy ## Run go vet, staticcheck, gofmt, go mod tidy; limit complexity and width; find dead code
 lint-vet:
 	go vet ./...
 	for module in hack/manifests hack/bench/plot; do GOFLAGS= go -C $$module vet ./...; done

@@ -30,7 +30,8 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestWhereToLook checks that the functions in a table of architecture.md are in the files next to them.
+// TestWhereToLook checks that the functions in a table of architecture.md are in the files next to
+// them.
 func TestWhereToLook(t *testing.T) {
 	row := regexp.MustCompile(`(?m)^\| .* \| \[.*\]\((.*)\) \| (.*) \|$`)
 	rows := row.FindAllStringSubmatch(read(t, "architecture.md"), -1)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestWatchSurvivesItsDirectory proves that changes are reported after the directory of the file was
-// removed and created again.
+// TestWatchSurvivesItsDirectory proves that changes are reported after the directory of the file
+// was removed and created again.
 func TestWatchSurvivesItsDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "dir")
 	path := filepath.Join(dir, "file")

@@ -107,7 +107,8 @@ func usable(f fwd.Family, check func([]Op) error) error {
 	return nil
 }
 
-// IsTransient reports whether an error of Usable may pass by itself. A feature that the kernel lacks does not.
+// IsTransient reports whether an error of Usable may pass by itself. A feature that the kernel
+// lacks does not.
 func IsTransient(err error) bool {
 	return slices.ContainsFunc([]error{
 		unix.ENOMEM, unix.ENOBUFS, unix.EINTR, unix.EAGAIN, unix.EBUSY, unix.ETIMEDOUT, os.ErrDeadlineExceeded,
