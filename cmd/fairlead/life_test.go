@@ -439,6 +439,6 @@ func TestInitOnly(t *testing.T) {
 		t.Errorf("nothing guards loopback addresses:\n%s", rules)
 	}
 	if v := strings.TrimSpace(hosttest.Run(t, "cat", "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait")); v != "3600" {
-		t.Errorf("the time-out of CLOSE_WAIT is %q", v)
+		t.Errorf("the timeout of CLOSE_WAIT is %q", v)
 	}
 }

@@ -62,7 +62,7 @@ type Service struct {
 	ExternalLocal bool
 	// HealthCheckNodePort is the field, 0 for none, whether or not it applies to this Service.
 	HealthCheckNodePort uint16
-	// AffinitySec is the time-out of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for
+	// AffinitySec is the timeout of sessionAffinity ClientIP in seconds, from 1 to 86400; 0 for
 	// none.
 	AffinitySec uint32
 	// Scheduler is the IPVS scheduler that an annotation asks for, empty for the node's default.

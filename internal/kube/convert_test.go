@@ -252,7 +252,7 @@ func TestConvertService(t *testing.T) {
 			"spec.internalTrafficPolicy", "spec.healthCheckNodePort"}},
 		{name: "affinity without config", edit: func(s *svc) { s.Spec.SessionAffinity = "ClientIP" },
 			want: plain(func(v *out) { v.AffinitySec = 10800 })},
-		{name: "affinity without time-out", edit: affinityOf(nil), want: plain(func(v *out) { v.AffinitySec = 10800 })},
+		{name: "affinity without timeout", edit: affinityOf(nil), want: plain(func(v *out) { v.AffinitySec = 10800 })},
 		{name: "affinity", edit: affinityOf(ptr.To(int32(86400))), want: plain(func(v *out) { v.AffinitySec = 86400 })},
 		{name: "affinity of 0", edit: affinityOf(ptr.To(int32(0))), want: plain(func(v *out) { v.AffinitySec = 10800 }),
 			problems: []string{"spec.sessionAffinityConfig.clientIP.timeoutSeconds"}},

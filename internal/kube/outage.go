@@ -49,7 +49,7 @@ func (o *outage) isAbsent(err error) bool {
 }
 
 // waitIfAbsent delays the next attempt if the resource is absent. Otherwise all nodes of a cluster
-// would ask in vain every few seconds.
+// would send useless requests every few seconds.
 func (o *outage) waitIfAbsent(ctx context.Context, err error) {
 	if o.isAbsent(err) {
 		sleep(ctx, o.pause, nil)

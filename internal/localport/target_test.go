@@ -246,7 +246,7 @@ func TestChooseWithAffinity(t *testing.T) {
 	}{
 		{"the first choice stays", []step{{0, &minute, 2, 2}, {time.Second, nil, 0, 2}, {2 * time.Second, nil, 1, 2}}},
 		{"each connection prolongs", []step{{0, &minute, 1, 1}, {59 * time.Second, nil, 0, 1}, {118 * time.Second, nil, 0, 1}}},
-		{"it ends with the time-out", []step{{0, &minute, 1, 1}, {time.Minute, nil, 0, 0}, {61 * time.Second, nil, 2, 0}}},
+		{"it ends with the timeout", []step{{0, &minute, 1, 1}, {time.Minute, nil, 0, 0}, {61 * time.Second, nil, 2, 0}}},
 		{"other endpoints come and go", []step{{0, &minute, 2, 2}, {1, to(makeTarget("p", time.Minute, 0, 0, 1, 1)), 1, 2}}},
 		{"its endpoint goes and comes back", []step{
 			{0, &minute, 2, 2}, {1, to(makeTarget("p", time.Minute, 1, 1)), 0, 0},
@@ -255,7 +255,7 @@ func TestChooseWithAffinity(t *testing.T) {
 			{0, &minute, 2, 2}, {1, to(makeTarget("p", time.Minute, 1, 1)), 0, -1}, {2, &minute, 0, 0}}},
 		{"it is switched off and on", []step{
 			{0, &minute, 2, 2}, {1, to(makeTarget("p", 0, 1, 1, 1)), 0, 0}, {2, &minute, 1, 1}}},
-		{"a shorter time-out holds at once", []step{{0, &minute, 2, 2}, {30 * time.Second, to(makeTarget("p", 10*time.Second, 1, 1, 1)), 0, 0}}},
+		{"a shorter timeout applies at once", []step{{0, &minute, 2, 2}, {30 * time.Second, to(makeTarget("p", 10*time.Second, 1, 1, 1)), 0, 0}}},
 		{"another service port", []step{{0, &minute, 2, 2}, {1, to(makeTarget("q", time.Minute, 1, 1, 1)), 0, 0}}},
 	}
 	for _, tt := range tests {

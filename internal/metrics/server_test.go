@@ -122,7 +122,7 @@ func TestAuth(t *testing.T) {
 		{"an unknown token", "GET", "/metrics", "Bearer c", nil, 401, 1},
 		{"no token", "GET", "/metrics", "", nil, 401, 0},
 		{"an empty token", "GET", "/metrics", "Bearer ", nil, 401, 0},
-		{"a token without an end", "GET", "/metrics", "Bearer " + strings.Repeat("a", maxToken+1), nil, 401, 0},
+		{"an overlong token", "GET", "/metrics", "Bearer " + strings.Repeat("a", maxToken+1), nil, 401, 0},
 		{"another scheme", "GET", "/metrics", "Basic a", nil, 401, 0},
 		{"API server away", "GET", "/metrics", "Bearer a", errors.New("away"), 503, 1},
 		{"API server away, health", "GET", "/healthz", "", errors.New("away"), 200, 0},

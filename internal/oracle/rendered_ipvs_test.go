@@ -73,7 +73,7 @@ func resultsText(h fwd.Header, p fwd.Packet, results []rulesim.Result) string {
 }
 
 // TestRenderedVirtualServersAgree compares an interpretation of what mode ipvs would make of the
-// kernel with the oracle, but for the differences that are documented.
+// kernel with the oracle, except for the documented differences.
 func TestRenderedVirtualServersAgree(t *testing.T) {
 	judged := 0
 	for seed := range seeds(300) {

@@ -67,7 +67,7 @@ type Subject interface {
 	// Foreign puts objects into the kernel that are not ours, of the kinds that ours could be
 	// confused with.
 	Foreign()
-	// ForeignIntact says how the foreign objects are otherwise than Foreign made them.
+	// ForeignIntact describes how the foreign objects differ from what Foreign made.
 	ForeignIntact() error
 }
 

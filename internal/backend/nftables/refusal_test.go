@@ -207,8 +207,8 @@ func TestKernelManyFrontends(t *testing.T) {
 		}
 		t.Logf("%s: %v", what, time.Since(start))
 	}
-	// expect checks that frontends are there or not. To list the map would take the kernel a
-	// minute; whether an element could be deleted it says at once.
+	// expect checks that frontends are there or not. Listing the map would take a minute; a
+	// transaction that deletes an element and is then aborted answers at once.
 	expect := func(want error, keys ...fwd.Key) {
 		t.Helper()
 		for _, k := range keys {
