@@ -15,7 +15,7 @@ import (
 
 const largeID = 99
 
-// large puts an IPv4 Service of 12 ports on 61 addresses with 100 endpoints, which takes three
+// large puts an IPv4 Service of 12 ports on 61 addresses with 50 endpoints, which takes three
 // steps. version changes its ports.
 func large(version int) func(*cluster.Store) {
 	return func(s *cluster.Store) {
@@ -29,7 +29,7 @@ func large(version int) func(*cluster.Store) {
 		for i := range 60 {
 			v.ExternalIPs = append(v.ExternalIPs, netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}))
 		}
-		for i := range 100 {
+		for i := range 50 {
 			slice.Endpoints = append(slice.Endpoints, cluster.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), Ready: true, Serving: true})
 		}
 		s.SetService(v)
@@ -71,6 +71,11 @@ func TestLargeServiceDelaysNobody(t *testing.T) {
 		h.after(2500 * time.Millisecond) // the second step has ended
 		if h.has(2) != both || h.largeFrontends() == largeSize {
 			t.Errorf("small Service in the kernel: %v, want it before the last of %d frontends; there are %d", h.has(2), largeSize, h.largeFrontends())
+		}
+		for _, i := range h.plansOf(2) {
+			if p := h.kernels[0].plans[i]; len(p.upserts) != 1 {
+				t.Errorf("the small Service was written together with a step of the large one: %v", p.upserts)
+			}
 		}
 		for _, s := range h.follow.syncs {
 			if len(s.Families[0].Triggers) > 0 {

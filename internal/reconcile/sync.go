@@ -20,7 +20,9 @@ func (l *Loop) sync(ctx context.Context) {
 		changed = l.load(ctx, &rep)
 	}
 	changed = l.refresh() || changed
-	changed = l.step() || changed
+	if l.stepDue(changed && l.wanted.loaded) {
+		changed = l.step() || changed
+	}
 	l.wanted.loaded = true
 	if changed {
 		l.queued(rep.Start)

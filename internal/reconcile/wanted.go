@@ -18,6 +18,8 @@ type wanted struct {
 	// gradual are the Services whose change is too large for one sync, in the order in which they
 	// are written.
 	gradual []*gradual
+	// stepSkipped says that the last sync wrote changes of other Services instead of a step.
+	stepSkipped bool
 	// headerSent says that the backends have the header, loaded that all Services were compiled.
 	headerSent, loaded bool
 	// localPolicyEmpty and endpoints are sums over the table.
