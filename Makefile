@@ -48,7 +48,7 @@ manifests: ## Render the kustomize directories and the chart into manifests/test
 lint: lint-vet lint-staticcheck lint-complexity lint-deadcode lint-format lint-width lint-tidy ## Run go vet, staticcheck, gofmt, go mod tidy; limit complexity and width; find dead code
 lint-vet:
 	go vet ./...
-	for module in hack/manifests hack/bench/plot; do GOFLAGS= go -C $$module vet ./...; done
+	for module in hack/manifests hack/bench/plot e2e/tools/balancer; do GOFLAGS= go -C $$module vet ./...; done
 lint-staticcheck:
 	$(TOOL) staticcheck ./...
 # A function with more branches has "gocyclo:ignore" above it, and the reason in its comment.
@@ -60,7 +60,7 @@ lint-deadcode:
 lint-width:
 	hack/width
 lint-tidy:
-	hack/tidy . hack/tools hack/manifests hack/bench/plot e2e/tools
+	hack/tidy . hack/tools hack/manifests hack/bench/plot e2e/tools e2e/tools/balancer e2e/tools/containerd e2e/tools/coredns
 lint-format:
 	@unformatted=$$(gofmt -l .); if [[ -n $$unformatted ]]; then echo "gofmt -l:" $$unformatted; exit 1; fi
 
@@ -93,6 +93,13 @@ test-ipvs: build ## Run the tests with IPVS, on this kernel or in user-mode Linu
 .PHONY: test-vm
 test-vm: build ## Run the tests that need IPVS and nf_tables on one kernel, in an emulated machine
 	hack/vm/tests $(VM_PACKAGES)
+
+INSTALL ?= kubeadm
+FOCUS ?=
+.PHONY: conformance
+conformance: ## Run upstream's tests of Services on nodes with real kubelets (root); MODE=, INSTALL=kubeadm|drop-in|helm|kube-proxy, FOCUS=
+	hack/deps.sh cluster
+	go run ./e2e/conformance -mode $(MODE) -install $(INSTALL) -focus '$(FOCUS)' -update docs/conformance.md
 
 .PHONY: bench
 bench: ## Compare Fairlead with kube-proxy in all modes (root); FORM=short, half an hour, or full, hours

@@ -15,7 +15,7 @@
 //     only: firewalls, refusals, sources.
 //
 // The packages below do not depend on this one: lab (namespaces), probe (packets), apiserver,
-// daemon.
+// daemon. Package cluster has nodes with real kubelets, for command conformance.
 //
 // Tests never sleep to let the daemon catch up. After writing objects they call settle, which adds
 // a Service and waits until both daemons serve it: watches deliver in order, so everything written

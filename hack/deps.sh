@@ -2,8 +2,10 @@
 # Installs the programs that kernel tests, demo and benchmark run, except Go. It starts no service, and returns quickly if
 # everything is installed.
 #
-# Usage: hack/deps.sh [demo|uml|vm]  programs of the benchmark; "demo" omits those that only inspect Fairlead's results; "uml"
-#                                    adds user-mode Linux, a kernel with IPVS; "vm" adds an emulator for other kernels.
+# Usage: hack/deps.sh [demo|uml|vm|cluster]
+#                                    programs of the benchmark; "demo" omits those that only inspect Fairlead's results; "uml"
+#                                    adds user-mode Linux, a kernel with IPVS; "vm" adds an emulator for other kernels;
+#                                    "cluster" adds the container runtime of real nodes.
 #        hack/deps.sh path           programs of the kernel tests; makes bin/path, a directory with links to these programs and to
 #                                    go, and prints its name.
 #
@@ -51,13 +53,19 @@ uml='
 vm='
 	qemu-system-x86 qemu-system-x86_64
 '
+# A node with real kubelets needs a runtime and the plugins that connect pods.
+cluster='
+	runc                       runc
+	containernetworking-plugins /usr/lib/cni/ptp /usr/lib/cni/portmap /usr/lib/cni/host-local /usr/lib/cni/loopback
+'
 case ${1:-} in
 '') list=$everywhere$inspect ;;
 path) list=$everywhere$inspect$tests ;;
 demo) list=$everywhere ;;
 uml) list=$everywhere$inspect$uml ;;
 vm) list=$everywhere$inspect$vm ;;
-*) echo "hack/deps.sh: want demo, uml, vm or path" >&2; exit 2 ;;
+cluster) list=$everywhere$inspect$cluster ;;
+*) echo "hack/deps.sh: want demo, uml, vm, cluster or path" >&2; exit 2 ;;
 esac
 
 PATH=$PATH:/usr/sbin:/sbin

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -41,12 +42,22 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// RBAC enables authorization by RBAC objects; otherwise everything is allowed.
 	RBAC bool
+	// Pods enables service account tokens for pods.
+	Pods bool
+	// Users are additional users; the token is the name.
+	Users []User
 	// Flags are additional flags of kube-apiserver.
 	Flags []string
 }
 
-// The users of the apiserver; the token is the name. Admin is in group system:masters. Daemon has
-// no permissions without RBAC objects.
+// User is a user of the apiserver.
+type User struct {
+	Name   string
+	Groups []string
+}
+
+// The users that every apiserver has; the token is the name. Admin is in group system:masters.
+// Daemon has no permissions without RBAC objects.
 const (
 	Admin  = "admin"
 	Daemon = "system:serviceaccount:kube-system:fairlead"
@@ -140,9 +151,9 @@ func (s *Server) apiserverArgs() []string {
 	}
 	mode := "AlwaysAllow"
 	if s.cfg.RBAC {
-		mode = "RBAC"
+		mode = "Node,RBAC"
 	}
-	return append([]string{
+	args := append([]string{
 		"--etcd-servers=http://127.0.0.1:2379",
 		"--bind-address=" + s.cfg.Addr.String(), "--advertise-address=" + s.cfg.Addr.String(),
 		fmt.Sprintf("--secure-port=%d", securePort), "--cert-dir=" + s.path("certs"),
@@ -150,8 +161,12 @@ func (s *Server) apiserverArgs() []string {
 		"--authorization-mode=" + mode, "--token-auth-file=" + s.path("tokens.csv"),
 		"--service-account-issuer=https://fairlead.test", "--service-account-key-file=" + s.path("sa.key"),
 		"--service-account-signing-key-file=" + s.path("sa.key"),
-		"--disable-admission-plugins=ServiceAccount", "--enable-priority-and-fairness=false",
+		"--enable-priority-and-fairness=false",
 	}, s.cfg.Flags...)
+	if !s.cfg.Pods {
+		args = append(args, "--disable-admission-plugins=ServiceAccount")
+	}
+	return args
 }
 
 func (s *Server) path(name string) string { return filepath.Join(s.cfg.Dir, name) }
@@ -171,6 +186,9 @@ func (s *Server) writeFiles() error {
 		return err
 	}
 	users := fmt.Sprintf("%s,%s,1,\"system:masters\"\n%s,%s,2,\"system:serviceaccounts\"\n", Admin, Admin, Daemon, Daemon)
+	for i, u := range s.cfg.Users {
+		users += fmt.Sprintf("%s,%s,%d,%q\n", u.Name, u.Name, 3+i, strings.Join(u.Groups, ","))
+	}
 	return os.WriteFile(s.path("tokens.csv"), []byte(users), 0o600)
 }
 
