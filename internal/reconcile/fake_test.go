@@ -135,6 +135,7 @@ func (k *fakeKernel) Write(ctx context.Context, plan backend.Plan[fwd.Service, s
 	if k.slow > 0 {
 		select {
 		case <-time.After(k.slow):
+			turn.Load() // the test may have looked meanwhile
 		case <-ctx.Done():
 			return ctx.Err()
 		}
