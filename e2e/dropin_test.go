@@ -53,7 +53,7 @@ COMMIT
 
 // expected are warnings about the connection-tracking table: its size belongs to the machine and
 // not to the lab's node.
-var expected = []string{"parameters of connection tracking stay as they are"}
+var expected = []string{"cannot set parameters of connection tracking"}
 
 // dropIn is one way to replace kube-proxy by Fairlead.
 type dropIn struct {
