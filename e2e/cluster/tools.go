@@ -3,6 +3,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -53,7 +54,7 @@ var proxyPackages = []string{"conntrack", "ipset", "iptables", "kmod", "nftables
 
 // recipe says how to fill an image's file system.
 type recipe struct {
-	file     string
+	name     string
 	image    Image
 	packages []string
 	// programs are copied to these paths.
@@ -88,12 +89,12 @@ func recipes(tools string) ([]recipe, error) {
 	commands := map[string]string{"usr/bin/nc": "nc.openbsd", "usr/bin/awk": "gawk"}
 	return []recipe{
 		{
-			file:     "pause.tar",
+			name:     "pause",
 			image:    Image{Names: []string{pauseImage}, Entrypoint: []string{"/pause"}},
 			programs: map[string]string{"pause": tool("pause")},
 		},
 		{
-			file: "agnhost.tar",
+			name: "agnhost",
 			image: Image{
 				Names: []string{
 					"registry.k8s.io/e2e-test-images/agnhost:2.63.0", "registry.k8s.io/e2e-test-images/agnhost:2.55",
@@ -110,7 +111,7 @@ func recipes(tools string) ([]recipe, error) {
 			links: commands,
 		},
 		{
-			file: "busybox.tar",
+			name: "busybox",
 			image: Image{
 				Names: []string{"registry.k8s.io/e2e-test-images/busybox:1.36.1-1", "registry.k8s.io/e2e-test-images/busybox:1.37.0-1"},
 				Cmd:   []string{"sh"},
@@ -120,17 +121,17 @@ func recipes(tools string) ([]recipe, error) {
 			links:    commands,
 		},
 		{
-			file:     "regression.tar",
+			name:     "regression",
 			image:    Image{Names: []string{"registry.k8s.io/e2e-test-images/regression-issue-74839:1.4"}, Entrypoint: []string{"/regression-issue-74839"}},
 			programs: map[string]string{"regression-issue-74839": tool("regression-issue-74839")},
 		},
 		{
-			file:     "coredns.tar",
+			name:     "coredns",
 			image:    Image{Names: []string{dnsImage}, Entrypoint: []string{"/coredns"}},
 			programs: map[string]string{"coredns": tool("coredns")},
 		},
 		{
-			file:     "kube-proxy.tar",
+			name:     "kube-proxy",
 			image:    Image{Names: []string{ProxyImage}, Entrypoint: []string{"/usr/local/bin/kube-proxy"}},
 			packages: proxyPackages,
 			programs: map[string]string{"usr/local/bin/kube-proxy": tool("kube-proxy")},
@@ -169,13 +170,15 @@ func Images(ctx context.Context) ([]string, error) {
 	}
 	var paths []string
 	for _, r := range all {
-		path := filepath.Join(tools, r.file)
+		// A changed recipe makes a new archive.
+		sum := sha256.Sum256(fmt.Appendf(nil, "%v", r))
+		path := filepath.Join(tools, fmt.Sprintf("%s-%x.tar", r.name, sum[:4]))
 		paths = append(paths, path)
 		if _, err := os.Stat(path); err == nil {
 			continue
 		}
 		if err := r.make(ctx, dir, path); err != nil {
-			return nil, fmt.Errorf("make %s: %w", r.file, err)
+			return nil, fmt.Errorf("make the image %s: %w", r.name, err)
 		}
 	}
 	return paths, nil
