@@ -45,7 +45,7 @@ func Tools(ctx context.Context, more ...string) (string, error) {
 
 // testPackages are what upstream's tests run in their containers.
 var testPackages = []string{
-	"bash", "bind9-dnsutils", "conntrack", "coreutils", "curl", "dash", "findutils", "gawk", "grep", "hostname", "iproute2", "iputils-ping",
+	"bash", "bind9-dnsutils", "conntrack", "coreutils", "curl", "dash", "debianutils", "findutils", "gawk", "grep", "hostname", "iproute2", "iputils-ping",
 	"libc-bin", "netcat-openbsd", "procps", "sed", "util-linux", "wget",
 }
 
@@ -113,8 +113,11 @@ func recipes(tools string) ([]recipe, error) {
 		{
 			name: "busybox",
 			image: Image{
-				Names: []string{"registry.k8s.io/e2e-test-images/busybox:1.36.1-1", "registry.k8s.io/e2e-test-images/busybox:1.37.0-1"},
-				Cmd:   []string{"sh"},
+				Names: []string{
+					"registry.k8s.io/e2e-test-images/busybox:1.36.1-1", "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
+					"registry.k8s.io/build-image/distroless-iptables:v0.9.6",
+				},
+				Cmd: []string{"sh"},
 			},
 			packages: testPackages,
 			files:    users,
