@@ -49,7 +49,7 @@ func (o options) runTests(ctx context.Context, c *cluster.Cluster, tools string)
 		"--kubeconfig="+config, "--kubectl-path="+filepath.Join(tools, "kubectl"), "--provider=skeleton", fmt.Sprintf("--num-nodes=%d", o.nodes),
 		"--dump-logs-on-failure=false", "--disable-log-dump", "--prepull-images=false", "--report-dir="+report)
 	cmd.Stdout, cmd.Stderr = log, log
-	// Ginkgo ends its processes when it is interrupted; one that was killed would leave them behind.
+	// Ginkgo ends its processes when it is interrupted. If it were killed, they would go on.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = time.Minute
 	failure := cmd.Run()
