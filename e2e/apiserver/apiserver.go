@@ -116,21 +116,36 @@ func (s *Server) start(ctx context.Context) error {
 	return s.awaitReady(ctx)
 }
 
-// Binary returns the path of etcd, kube-apiserver or kube-proxy. If necessary it is built with
-// hack/build-servers.sh, which takes minutes.
+// Binary returns the path of a program that hack/build-servers.sh builds. If it is not built yet,
+// that takes minutes.
 func Binary(name string) (string, error) {
+	dir, err := Programs(context.Background(), name)
+	return filepath.Join(dir, name), err
+}
+
+// Programs has hack/build-servers.sh build the programs that are not built yet, and returns the
+// directory of all of them.
+func Programs(ctx context.Context, names ...string) (string, error) {
+	module, err := Module()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(module, "hack", "build-servers.sh"), names...)
+	cmd.Stderr = os.Stderr
+	dir, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("build %s: %w", strings.Join(names, ", "), err)
+	}
+	return string(bytes.TrimSpace(dir)), nil
+}
+
+// Module returns the directory of this module's source.
+func Module() (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the module's directory: %w", err)
 	}
-	script := filepath.Join(string(bytes.TrimSpace(out)), "hack", "build-servers.sh")
-	cmd := exec.Command(script, name)
-	cmd.Stderr = os.Stderr
-	dir, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("build %s: %w", name, err)
-	}
-	return filepath.Join(string(bytes.TrimSpace(dir)), name), nil
+	return string(bytes.TrimSpace(out)), nil
 }
 
 func (s *Server) etcdArgs() []string {

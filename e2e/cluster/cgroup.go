@@ -102,7 +102,8 @@ func mountCgroups(root string, all []hierarchy) error {
 	return mountAll(mounts)
 }
 
-// removeCgroups removes a node's cgroups after its last process has ended.
+// removeCgroups removes the cgroups of nodes after their last processes have ended; name may be a
+// pattern.
 func removeCgroups(name string) error {
 	all, err := hierarchies()
 	if err != nil {
@@ -110,7 +111,11 @@ func removeCgroups(name string) error {
 	}
 	var errs []error
 	for _, h := range all {
-		errs = append(errs, removeTree(filepath.Join(cgroupRoot, h.name, name)))
+		dirs, err := filepath.Glob(filepath.Join(cgroupRoot, h.name, name))
+		errs = append(errs, err)
+		for _, dir := range dirs {
+			errs = append(errs, removeTree(dir))
+		}
 	}
 	return errors.Join(errs...)
 }

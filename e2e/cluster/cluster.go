@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,13 +30,34 @@ var dnsAddr = netip.MustParseAddr("10.96.0.10")
 type Config struct {
 	// Nodes is the number of nodes, 1 to 9.
 	Nodes int
-	// Dir is where the cluster's directory is made; it has to be on a disk, not in memory, and not
-	// below /tmp or /run, which nodes have of their own.
+	// Dir is for the cluster's files, made by MakeDir; Close removes it.
 	Dir string
 	// Images are loaded into every node: archives in OCI layout.
 	Images []string
 	// Log takes a line for each step, and may be nil.
 	Log func(format string, args ...any)
+}
+
+// dirPrefix begins the names of clusters' directories and cgroups; the owner's process ID follows.
+const dirPrefix = "fairlead-cluster-"
+
+// MakeDir makes a directory for a cluster below parent, which must be on a disk and not below /tmp
+// or /run: nodes have their own. It removes what clusters of processes that were killed left there.
+func MakeDir(parent string) (string, error) {
+	old, err := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range old {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if _, err := os.Stat(filepath.Join("/proc", owner)); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := errors.Join(removeCgroups(filepath.Base(dir)+"-*"), os.RemoveAll(dir)); err != nil {
+			return "", fmt.Errorf("remove what an earlier cluster left: %w", err)
+		}
+	}
+	return os.MkdirTemp(parent, fmt.Sprintf("%s%d-", dirPrefix, os.Getpid()))
 }
 
 // Cluster is a running cluster.
@@ -56,7 +78,7 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = func(string, ...any) {}
 	}
-	c := &Cluster{}
+	c := &Cluster{dir: cfg.Dir}
 	if err := c.up(ctx, cfg); err != nil {
 		return nil, errors.Join(fmt.Errorf("build the cluster: %w", err), c.Close())
 	}
@@ -66,9 +88,6 @@ func Up(ctx context.Context, cfg Config) (*Cluster, error) {
 func (c *Cluster) up(ctx context.Context, cfg Config) error {
 	var err error
 	if c.tools, err = Tools(ctx); err != nil {
-		return err
-	}
-	if c.dir, err = os.MkdirTemp(cfg.Dir, "fairlead-cluster-"); err != nil {
 		return err
 	}
 	if c.Lab, err = lab.New(cfg.Nodes, 0); err != nil {

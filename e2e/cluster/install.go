@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/fairlead/fairlead/e2e/apiserver"
 	"github.com/fairlead/fairlead/e2e/lab"
 )
 
@@ -82,6 +84,17 @@ const (
 	Helm Installation = "helm"
 )
 
+// Check reports whether a way can be installed in a mode on these nodes.
+func (way Installation) Check(mode string) error {
+	if !slices.Contains([]Installation{KubeProxy, DropIn, Kubeadm, Helm}, way) {
+		return fmt.Errorf("unknown way to install a proxy: %q, want %s, %s, %s or %s", way, Kubeadm, DropIn, Helm, KubeProxy)
+	}
+	if mode != "iptables" && mode != "nftables" {
+		return fmt.Errorf("mode %q: want iptables or nftables; mode ipvs needs a kernel of its own", mode)
+	}
+	return nil
+}
+
 // InstallProxy installs a proxy in a mode and waits until it is ready on all nodes.
 func (c *Cluster) InstallProxy(ctx context.Context, way Installation, mode string) error {
 	objects, err := c.proxyObjects(ctx, way, mode)
@@ -100,7 +113,7 @@ func (c *Cluster) InstallProxy(ctx context.Context, way Installation, mode strin
 }
 
 func (c *Cluster) proxyObjects(ctx context.Context, way Installation, mode string) (string, error) {
-	module, err := source()
+	module, err := apiserver.Module()
 	if err != nil {
 		return "", err
 	}
@@ -139,7 +152,7 @@ func (c *Cluster) proxyObjects(ctx context.Context, way Installation, mode strin
 		}
 		return render(ctx, module, "chart", "manifests/chart", values)
 	}
-	return "", fmt.Errorf("unknown way to install a proxy: %q", way)
+	return "", way.Check(mode)
 }
 
 // apiServerPort is the port of the API server in the lab's fabric.

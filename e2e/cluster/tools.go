@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+
+	"github.com/fairlead/fairlead/e2e/apiserver"
 )
 
 // programs are what a cluster runs, beside what the machine has.
@@ -18,29 +20,10 @@ var programs = []string{
 	"balancer", "containerd", "containerd-shim-runc-v2", "ctr", "coredns", "agnhost", "regression-issue-74839",
 }
 
-// source returns the module's directory.
-func source() (string, error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the module's directory: %w", err)
-	}
-	return string(bytes.TrimSpace(out)), nil
-}
-
 // Tools builds the programs that a cluster needs, and those named, where they are not built yet,
 // which takes minutes, and returns their directory.
 func Tools(ctx context.Context, more ...string) (string, error) {
-	dir, err := source()
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "hack/build-servers.sh"), append(more, programs...)...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return "", fmt.Errorf("build the programs of a cluster: %w", err)
-	}
-	return string(bytes.TrimSpace(out)), nil
+	return apiserver.Programs(ctx, append(more, programs...)...)
 }
 
 // testPackages are what upstream's tests run in their containers.
@@ -68,7 +51,7 @@ const skipAlways = "debconf|dpkg|perl.*|tar"
 func recipes(tools string) ([]recipe, error) {
 	tool := func(name string) string { return filepath.Join(tools, name) }
 	kubernetes := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes")
-	dir, err := source()
+	dir, err := apiserver.Module()
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +141,7 @@ func Images(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := source()
+	dir, err := apiserver.Module()
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +217,7 @@ func (i Image) replace(path string) error {
 
 // FairleadArchive makes the archive of Fairlead's image from this source, in the directory.
 func FairleadArchive(ctx context.Context, dir string) (string, error) {
-	module, err := source()
+	module, err := apiserver.Module()
 	if err != nil {
 		return "", err
 	}

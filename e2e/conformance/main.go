@@ -43,7 +43,10 @@ func main() {
 	flag.StringVar(&o.update, "update", "", "Markdown file whose table of results to update after a run of all tests")
 	flag.BoolVar(&o.keep, "keep", false, "keep the cluster until an interrupt, and print how to reach it")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A reader of the output that goes away must not leave the cluster behind. Ignoring the signal
+	// instead would make containers ignore it, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	if err := o.run(ctx); err != nil {
 		fmt.Fprintf(os.Stderr, "conformance: %v\n", err)
@@ -59,19 +62,25 @@ func progress(format string, args ...any) {
 }
 
 func (o options) run(ctx context.Context) (err error) {
+	if err := cluster.Installation(o.install).Check(o.mode); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("nodes are made of namespaces: run it as root")
+	}
 	if err := os.MkdirAll(o.report, 0o755); err != nil {
 		return err
 	}
-	scratch, err := os.MkdirTemp(o.dir, "fairlead-conformance-")
+	dir, err := cluster.MakeDir(o.dir)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(scratch)) }()
-	tools, images, err := build(ctx, scratch)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	tools, images, err := build(ctx, dir)
 	if err != nil {
 		return err
 	}
-	c, err := cluster.Up(ctx, cluster.Config{Nodes: o.nodes, Dir: o.dir, Images: images, Log: progress})
+	c, err := cluster.Up(ctx, cluster.Config{Nodes: o.nodes, Dir: dir, Images: images, Log: progress})
 	if err != nil {
 		return err
 	}
@@ -79,6 +88,11 @@ func (o options) run(ctx context.Context) (err error) {
 	if err := o.installAll(ctx, c); err != nil {
 		return err
 	}
+	return o.test(ctx, c, tools)
+}
+
+// test runs the tests and reports what came of them.
+func (o options) test(ctx context.Context, c *cluster.Cluster, tools string) error {
 	version, err := c.Client.Discovery().ServerVersion()
 	if err != nil {
 		return err
@@ -87,6 +101,9 @@ func (o options) run(ctx context.Context) (err error) {
 	results, err := o.runTests(ctx, c, tools)
 	if err != nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("the tests were interrupted: %w", ctx.Err())
 	}
 	unexpected := results.judge(o.install + " " + o.mode)
 	results.print(os.Stdout)
@@ -99,7 +116,7 @@ func (o options) run(ctx context.Context) (err error) {
 			c.Lab.Fabric.Name, filepath.Join(tools, "kubectl"), config)
 		<-ctx.Done()
 	}
-	if o.update != "" && o.focus == "" {
+	if o.update != "" && o.focus == "" && o.skip == defaultSkip {
 		if err := updateTable(o.update, results.row(o.install, o.mode, version.GitVersion)); err != nil {
 			return err
 		}
