@@ -24,10 +24,10 @@
 //     everything is known.
 //  3. Between the end of a sync and the next one for a change there is at least MinSyncPeriod; the
 //     changes until then are one sync. The first change after a quiet time is applied at once. A
-//     change of one Service that is too large for a sync is written in steps, each in a sync that
-//     also takes the changes of other Services. The table holds the steps taken so far. A family
-//     that has never been written counts as written, and endpoint changes are reported as
-//     programmed, when no step is left.
+//     change of one Service that is too large for a sync is written in steps, each in a sync of its
+//     own; a sync with changes of other Services leaves the step to the next one. The table holds
+//     the steps taken so far. A family that has never been written counts as written, and endpoint
+//     changes are reported as programmed, when no step is left.
 //  4. The families fail independently. What failed stays pending. It is retried after a back-off
 //     that doubles, which changes do not shorten, and after reading the kernel, which may not be as
 //     expected. The other family's changes, verification and reports go on.
@@ -38,7 +38,8 @@
 //     changed. A hint of such a change starts a reading at once; hints that follow each other start
 //     readings at doubling intervals. The first verification follows the first complete write at
 //     once: only what it finds counts as in the kernel for readiness and for OnVerified, which
-//     removes other dataplanes.
+//     removes other dataplanes. While a Service is written in steps, a verification without a hint
+//     may be two minutes late.
 //  7. When Run ends, the kernel is left as it is.
 //
 // Where to look: Loop.nextChange and takeNews decide when a change is applied, sync what is

@@ -189,3 +189,25 @@ func TestLargeServiceRefused(t *testing.T) {
 		}
 	})
 }
+
+// TestVerificationWaitsForSteps: a verification that becomes due while a large Service is written
+// follows the last step.
+func TestVerificationWaitsForSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &[2]fakeKernel{}
+		h := running(t, k, "--proxy-mode=nftables", "--iptables-sync-period=30s")
+		defer h.stop(t)
+		h.after(20 * time.Second) // a reading is due in 5 s
+		before := k[0].reads
+		k[0].slow = 6 * time.Second
+		h.feed.put(large(0))
+		h.after(16 * time.Second) // two of three steps
+		if n := h.largeFrontends(); n == 0 || n == largeSize || k[0].reads != before {
+			t.Errorf("%d of %d frontends, %d readings, want part of them and %d", n, largeSize, k[0].reads, before)
+		}
+		h.after(10 * time.Second)
+		if n := h.largeFrontends(); n != largeSize || k[0].reads != before+1 {
+			t.Errorf("%d of %d frontends, %d readings, want all and %d", n, largeSize, k[0].reads, before+1)
+		}
+	})
+}

@@ -11,6 +11,10 @@ import (
 // of 10,000 Services takes seconds with iptables' nft userland.
 const verifyShare = 50
 
+// verifyGrace is how much later a reading without a hint is due while a very large Service is
+// written in steps: reading its rules takes longer than a step, and slows the steps down.
+const verifyGrace = 2 * time.Minute
+
 // verifyTries is how many readings in a row may fail before that counts as a failed sync. A reading
 // fails now and then while other programs write.
 const verifyTries = 3
@@ -106,7 +110,11 @@ func (l *Loop) nextReading(f *family) (time.Time, bool) {
 	case !f.read:
 		return f.failure.retryAt, true
 	}
-	return f.plan.next(), f.written
+	at := f.plan.next()
+	if len(l.wanted.gradual) > 0 && f.verified && f.plan.drift == nil {
+		at = at.Add(verifyGrace)
+	}
+	return at, f.written
 }
 
 // beginReading reads the kernel in the background.
