@@ -91,10 +91,10 @@ func merge[T any](a, b []T, compare func(a, b *T) int, yield func(a, b *T)) {
 // Step returns a fragment on the way from one fragment of a Service to another, so that a large
 // change can be written in several transactions. Some service ports that differ are those of to, at
 // least one and not many more frontends and endpoints than size; the other ports are those of from.
-// A change of up to twice the size is one step. done says that the result is to.
+// done says that the result is to.
 func Step(from, to *Fragment, size int) (next *Fragment, done bool) {
 	// Nearly all changes are small, which is found out without comparing anything.
-	if (len(from.Frontends)+len(to.Frontends))*(1+from.endpoints()+to.endpoints()) <= 2*size {
+	if (len(from.Frontends)+len(to.Frontends))*(1+from.endpoints()+to.endpoints()) <= size {
 		return to, true
 	}
 	ports := comparePorts(from, to)
@@ -106,7 +106,7 @@ func Step(from, to *Fragment, size int) (next *Fragment, done bool) {
 			work += c.work()
 		}
 	}
-	if work <= 2*size {
+	if work <= size {
 		return to, true
 	}
 	slices.SortFunc(changed, ServicePort.Compare)

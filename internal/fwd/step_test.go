@@ -36,10 +36,10 @@ func TestStep(t *testing.T) {
 		from, to *Fragment
 		steps    int
 	}{
-		{"small", empty, portsFragment(4, 1, "a", "b"), 1},
-		{"new", empty, portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), 5},
-		{"deleted", portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), empty, 5},
-		{"another endpoint", portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), portsFragment(4, 2, "a", "b", "c", "d", "e", "f"), 5},
+		{"small", empty, portsFragment(2, 1, "a", "b"), 1},
+		{"new", empty, portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), 6},
+		{"deleted", portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), empty, 6},
+		{"another endpoint", portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), portsFragment(4, 2, "a", "b", "c", "d", "e", "f"), 6},
 		{"one port", portsFragment(4, 1, "a", "b", "c", "d", "e"), portsFragment(4, 1, "a", "b", "c", "d", "e", "f"), 1},
 		{"renamed", portsFragment(4, 1, "a", "b", "c", "d"), portsFragment(4, 1, "A", "B", "C", "D"), 4},
 		{"one large port", portsFragment(200, 1, "a"), portsFragment(200, 2, "a"), 1},

@@ -59,7 +59,7 @@ func (l *Loop) compile(owner fwd.Service) bool {
 		target, problems = compile.Compile(svc, l.wanted.store.Slices(owner), &l.wanted.facts)
 		l.reportProblems(owner, problems)
 	}
-	if _, small := fwd.Step(l.wanted.table.Claimed(owner), target, stepSize); !small && l.stepwise() {
+	if _, small := fwd.Step(l.wanted.table.Claimed(owner), target, 2*stepSize); !small && l.stepwise() {
 		l.wanted.gradual = append(l.wanted.gradual, &gradual{target: target})
 		return false
 	}
